@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that turns masks and counts into weights: loss = Σ_t weight_t · ℓ_t.
+
+Whatever an algorithm divides by (tokens, sequences, a constant; of a micro-batch, an accumulation
+window or all ranks) is in the weight before any kernel runs. No loss divides by a count.
+"""
+
+import torch
+from torch import Tensor
+
+from rlkern.ops import check
+
+MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum")
+
+
+def _default_count(mask: Tensor, mode: str) -> Tensor:
+    if mode == "token_mean":
+        return mask.sum()
+    return mask.any(-1).sum()
+
+
+def token_weight(
+    mask: Tensor,
+    mode: str = "token_mean",
+    *,
+    count: float | Tensor | None = None,
+    constant: float | None = None,
+) -> Tensor:
+    """Returns the weight of each token in the loss; 0 where mask is False.
+
+        token_mean           1 / count                      count: tokens       DAPO
+        sequence_token_mean  1 / (tokens of its row·count)  count: sequences    GRPO
+        sequence_token_sum   1 / (constant·count)           count: sequences    Dr. GRPO
+
+    Arguments
+        mask      (B, T) bool, True counts
+        mode      one of the three
+        count     tokens or sequences of the whole batch (all micro-batches, all ranks), a number or a
+                  tensor; by default those of this mask, rows without a token not counted
+        constant  divisor of sequence_token_sum, such as the longest allowed answer; 1 by default
+    Returns
+        (B, T) float32; all zeros for a mask without a True
+    Raises
+        TypeError, ValueError  for a mask that is not (B, T) bool, or an unknown mode
+
+    >>> mask = torch.tensor([[True, True], [True, False]])
+    >>> token_weight(mask, "sequence_token_mean").tolist()
+    [[0.25, 0.25], [0.5, 0.0]]
+    """
+    op = "token_weight"
+    check.tensor(op, "mask", mask, (torch.bool,))
+    if mask.ndim != 2:
+        raise ValueError(f"{op}: mask must be (B, T), got {check.describe(mask)}")
+    if mode not in MODES:
+        raise ValueError(f"{op}: mode must be one of {', '.join(MODES)}, got {mode!r}")
+    if constant is not None and mode != "sequence_token_sum":
+        raise ValueError(f"{op}: constant belongs to mode 'sequence_token_sum', got mode {mode!r}")
+    total = torch.as_tensor(_default_count(mask, mode) if count is None else count)
+    divisor = total.to(mask.device, torch.float32).expand(mask.shape[0], 1)
+    if mode == "sequence_token_mean":
+        divisor = divisor * mask.sum(-1, keepdim=True)
+    elif mode == "sequence_token_sum" and constant is not None:
+        divisor = divisor * constant
+    return torch.where(mask, 1.0 / divisor.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean of x where mask is True, and 0 where nothing is.
+
+    >>> masked_mean(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([True, True, False])).item()
+    2.0
+    """
+    return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def whiten(x: Tensor, mask: Tensor, *, eps: float = 1e-8, ddof: int = 1) -> Tensor:
+    """Returns x with mean 0 and variance 1 over the counted elements; 0 elsewhere.
+
+    >>> mask = torch.tensor([True, True, True, False])
+    >>> whiten(torch.tensor([1.0, 3.0, 5.0, torch.nan]), mask).round(decimals=4).tolist()
+    [-1.0, 0.0, 1.0, 0.0]
+    """
+    centered = torch.where(mask, x - masked_mean(x, mask), 0.0)
+    variance = centered.square().sum() / (mask.sum() - ddof).clamp(min=1)
+    return centered * (variance + eps).rsqrt()

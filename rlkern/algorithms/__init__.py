@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One algorithm, one file: equation, paper, defaults with their source, and a declaration."""
+
+from rlkern.algorithms.registry import Algorithm, algorithm, algorithms
+
+__all__ = ["Algorithm", "algorithm", "algorithms"]

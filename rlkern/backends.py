@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses which backend serves a raw operation, and says why.
+
+A backend is a module of functions named as in rlkern.reference, plus
+    unavailable() -> str | None                      why it cannot serve at all
+    unsupported(stem, device, dtype) -> str | None   why it cannot serve this call
+A function it does not have, or a call it does not support, falls to the next in ORDER. A backend
+asked for by name that cannot serve raises.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+
+ORDER = ("triton", "cpu", "eager")
+MODULES = {"triton": "rlkern.kernels", "cpu": "rlkern.native", "eager": "rlkern.reference"}
+STEMS = (
+    "token_logprob",
+    "token_logprob_backward",
+    "token_objective",
+    "policy_loss",
+    "scale_",
+    "reverse_scan",
+    "group_advantage",
+)
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot serve the call."""
+
+
+@lru_cache(maxsize=None)
+def _load(name: str) -> tuple[ModuleType | None, str | None]:
+    try:
+        module = importlib.import_module(MODULES[name])
+    except ImportError as error:
+        return None, f"{MODULES[name]} cannot be imported: {error}"
+    return module, module.unavailable()
+
+
+def _refusal(name: str, stem: str, device: str, dtype: torch.dtype) -> str | None:
+    module, reason = _load(name)
+    if reason is not None or module is None:
+        return reason
+    if not hasattr(module, stem):
+        return f"has no {stem}"
+    return module.unsupported(stem, device, dtype)
+
+
+def _chosen_by_environment() -> str | None:
+    name = os.environ.get("RLKERN_BACKEND") or None
+    if name is not None and name not in ORDER:
+        raise ValueError(f"RLKERN_BACKEND must be one of {', '.join(ORDER)}, got {name!r}")
+    return name
+
+
+_chosen: str | None = _chosen_by_environment()
+
+
+@lru_cache(maxsize=None)
+def _resolve(chosen: str | None, stem: str, device: str, dtype: torch.dtype) -> str:
+    for name in ORDER if chosen is None else (chosen,):
+        refusal = _refusal(name, stem, device, dtype)
+        if refusal is None:
+            return name
+    raise BackendUnavailable(f"{stem}: backend {chosen!r} cannot serve {dtype} on {device}: {refusal}")
+
+
+def backend_name(stem: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """Returns the name of the backend that serves stem for tensors of this device type and dtype.
+
+    >>> with use_backend("eager"):
+    ...     backend_name("policy_loss")
+    'eager'
+    """
+    return _resolve(_chosen, stem, device, dtype)
+
+
+def implementation(stem: str, tensor: torch.Tensor):
+    """Returns the function that serves stem for tensors like this one."""
+    module, _ = _load(_resolve(_chosen, stem, tensor.device.type, tensor.dtype))
+    return getattr(module, stem)
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Makes one backend serve every operation inside the with block; it raises where it cannot.
+
+    >>> with use_backend("numpy"):
+    ...     pass
+    Traceback (most recent call last):
+    ValueError: use_backend: name must be one of triton, cpu, eager, got 'numpy'
+    """
+    global _chosen
+    if name not in ORDER:
+        raise ValueError(f"use_backend: name must be one of {', '.join(ORDER)}, got {name!r}")
+    _, reason = _load(name)
+    if reason is not None:
+        raise BackendUnavailable(f"use_backend: {name!r} cannot serve here: {reason}")
+    previous, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = previous
+
+
+def explain(dtype: torch.dtype = torch.float32) -> str:
+    """Returns a table: for each operation and device, the backend that serves it and why others do not."""
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    lines = []
+    for device in devices:
+        for stem in STEMS:
+            name = backend_name(stem, device, dtype)
+            refusals = [(other, _refusal(other, stem, device, dtype)) for other in ORDER]
+            why = "; ".join(f"{other}: {text}" for other, text in refusals if text is not None)
+            lines.append(f"{stem:<24}{device:<6}{name:<8}{why}".rstrip())
+    return "\n".join([f"{'operation':<24}{'device':<6}{'served':<8}why not the others", *lines])

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of arguments at the public door: one sentence naming argument, expected and got.
+
+Checks of values would cost a synchronisation on a GPU, so they run only under RLKERN_CHECK_VALUES=1.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int64, torch.int32)
+
+
+def describe(x: object) -> str:
+    """Returns '(2, 3) float32 on cpu' for a tensor, its type's name for anything else."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
+
+
+def _fail(error: type[Exception], op: str, name: str, expected: str, x: object) -> None:
+    raise error(f"{op}: {name} must be {expected}, got {describe(x)}")
+
+
+def tensor(op: str, name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raises TypeError unless x is a tensor of one of the dtypes."""
+    if not isinstance(x, Tensor) or x.dtype not in dtypes:
+        _fail(TypeError, op, name, " or ".join(str(d).removeprefix("torch.") for d in dtypes), x)
+
+
+def like(
+    op: str, name: str, x: object, shape: torch.Size, other: Tensor, dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Raises unless x is a tensor of this shape and one of these dtypes on other's device."""
+    tensor(op, name, x, dtypes)
+    if x.shape != shape or x.device != other.device:  # type: ignore[union-attr]
+        _fail(ValueError, op, name, f"{tuple(shape)} on {other.device}", x)
+
+
+def logits(op: str, x: object) -> None:
+    """Raises unless x is (..., V) floating point, V ≥ 1 contiguous, with rows that are a plain grid."""
+    tensor(op, "logits", x, FLOATS)
+    if x.ndim < 2 or x.shape[-1] == 0:  # type: ignore[union-attr]
+        _fail(ValueError, op, "logits", "(..., V) with at least two dimensions and V > 0", x)
+    if x.stride(-1) != 1 and x.shape[-1] > 1:  # type: ignore[union-attr]
+        raise ValueError(
+            f"{op}: logits must be contiguous in their last dimension (call .contiguous() "
+            f"if a copy is what you want), got strides {tuple(x.stride())}"  # type: ignore[union-attr]
+        )
+
+
+def token_values(op: str, token: Tensor, mask: Tensor | None, vocabulary: int) -> None:
+    """Raises ValueError if a counted token is outside the vocabulary; under RLKERN_CHECK_VALUES=1."""
+    if not checks_values():
+        return
+    outside = (token < 0) | (token >= vocabulary)
+    if mask is not None:
+        outside &= mask
+    if outside.any():
+        worst = token[outside][0].item()
+        raise ValueError(f"{op}: token must be in [0, {vocabulary}) where mask is True, got {worst}")
+
+
+def finite_values(op: str, name: str, x: Tensor | None, mask: Tensor) -> None:
+    """Raises ValueError if a counted element is NaN or infinite; under RLKERN_CHECK_VALUES=1."""
+    if x is not None and checks_values() and not x[mask].isfinite().all():
+        raise ValueError(f"{op}: {name} must be finite where mask is True, got NaN or inf")
+
+
+def checks_values() -> bool:
+    """Returns whether checks of values are on."""
+    return os.environ.get("RLKERN_CHECK_VALUES") == "1" and not torch.compiler.is_compiling()

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dispatcher library that every rlkern operation is registered in."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("rlkern", "DEF")
+
+
+def register(schema: str, kernel: Callable, fake: Callable):
+    """Defines an operation with one implementation for all devices and returns its overload."""
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"rlkern::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.rlkern, name).default
+
+
+def bump_version_of_first_argument(op) -> None:
+    """Makes a mutating operation bump its first argument's version counter, also when compiled.
+
+    Without it a second use of an overwritten tensor would give silently wrong gradients.
+    """
+    after = torch._C._after_ADInplaceOrView_keyset
+
+    def bump(keyset, tensor: Tensor, *args):
+        torch.autograd.graph.increment_version(tensor)
+        return op.redispatch(keyset & after, tensor, *args)
+
+    name = op.name().split("::")[1].split(".")[0]
+    LIBRARY.impl(name, bump, "ADInplaceOrView", with_keyset=True)
+
+
+def refuse_double_backward(stem: str) -> None:
+    """Raises inside a backward that is itself being differentiated."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{stem}: double backward (create_graph=True) is not supported")

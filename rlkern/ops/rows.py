@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings (..., V) logits and (...) row vectors into the one form the backends take."""
+
+import torch
+from torch import Tensor
+
+from rlkern.ops import check
+
+
+def as_grid(op: str, logits: Tensor) -> Tensor:
+    """Returns logits as a (B, T, V) view, never a copy; slices such as logits[:, :-1] keep their strides."""
+    if logits.ndim == 2:
+        return logits.unsqueeze(0)
+    if logits.ndim == 3:
+        return logits
+    try:
+        return logits.view(1, -1, logits.shape[-1])
+    except RuntimeError:
+        raise ValueError(
+            f"{op}: logits of more than three dimensions must be contiguous, "
+            f"got shape {tuple(logits.shape)} with strides {logits.stride()}"
+        ) from None
+
+
+def row_vector(x: Tensor, grid: Tensor) -> Tensor:
+    """Returns a row vector as a contiguous (B, T) tensor in the accumulation dtype of the logits."""
+    dtype = torch.float64 if grid.dtype == torch.float64 else torch.float32
+    return x.detach().to(dtype).reshape(grid.shape[:2]).contiguous()
+
+
+def token_vector(token: Tensor, grid: Tensor) -> Tensor:
+    """Returns tokens as a contiguous (B, T) int64 tensor."""
+    return token.to(torch.int64).reshape(grid.shape[:2]).contiguous()
+
+
+def inverse_temperature(
+    op: str, temperature: float | Tensor, shape: torch.Size, grid: Tensor
+) -> Tensor | None:
+    """Returns 1 / temperature per row, or None where it is 1 everywhere by construction."""
+    if isinstance(temperature, Tensor):
+        check.tensor(op, "temperature", temperature, check.FLOATS)
+        try:
+            rows = temperature.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{op}: temperature must broadcast to {tuple(shape)}, got {tuple(temperature.shape)}"
+            ) from None
+        return row_vector(rows, grid).reciprocal()
+    if not temperature > 0:
+        raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")
+    if temperature == 1:
+        return None
+    dtype = torch.float64 if grid.dtype == torch.float64 else torch.float32
+    return torch.full(grid.shape[:2], 1.0 / temperature, dtype=dtype, device=grid.device)

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that a person can act on."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """One sentence for the person at the terminal; the command line prints it without a traceback."""

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks: an endless stream of training items, and held-out items that never occur in it."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlkern.trainer.errors import UserError
+
+# Give up when this many stream items in a row were held out: the family has no other items.
+_MOST_SKIPS = 10_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: the text the model continues, the right answer, and what else rewards may read."""
+
+    prompt: str
+    answer: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: item i of the stream, its identity, the held-out items, the scorer and the text format.
+
+    `item(i)` depends on i and the seed alone, so the position in the data is one integer.
+    """
+
+    name: str
+    item: Callable[[int], Item]
+    key: Callable[[Item], Any]
+    held_out: list[Item]
+    score: Callable[[str, Item], float]
+    stop: str
+    max_new_tokens: int
+    alphabet: str
+
+    def next_items(self, position: int, count: int) -> tuple[list[Item], int]:
+        """Return the next training items from `position` on, and the position after them."""
+        barred = {self.key(item) for item in self.held_out}
+        items: list[Item] = []
+        skipped = 0
+        while len(items) < count:
+            item = self.item(position)
+            position += 1
+            if self.key(item) not in barred:
+                items.append(item)
+                skipped = 0
+            elif (skipped := skipped + 1) >= _MOST_SKIPS:
+                raise UserError(f"task {self.name}: every item is held out; lower eval_items")
+        return items, position
+
+
+def make_task(
+    name: str, *, seed: int, eval_items: int, shots: int = 0, template: str | None = None, options: dict | None = None
+) -> Task:
+    """Return the task called `name`; raise one sentence when there is none."""
+    if name == "addition":
+        if shots or template or options:
+            raise UserError("task addition takes no shots, prompt_template or task_options")
+        return addition(seed=seed, eval_items=eval_items)
+    family = "basic_arithmetic" if name == "arithmetic" else name
+    settings = dict(_ARITHMETIC, **(options or {})) if name == "arithmetic" else dict(options or {})
+    return reasoning(
+        name, family, settings, seed=seed, eval_items=eval_items, shots=shots, template=template or _TEMPLATE
+    )
+
+
+def addition(*, seed: int, eval_items: int) -> Task:
+    """Return two-digit addition in characters, `12+34=` to `046`.
+
+    Operands and sum are zero-padded, which a tiny model learns many times faster. A pair is held out in both orders.
+    """
+    pairs = [(a, b) for a in range(100) for b in range(100)]
+    random.Random(seed).shuffle(pairs)
+    if eval_items > len(pairs) // 2:
+        raise UserError(f"task addition: eval_items must be at most {len(pairs) // 2}, got {eval_items}")
+    items = [Item(f"{a:02d}+{b:02d}=", f"{a + b:03d}") for a, b in pairs]
+
+    def key(item: Item) -> tuple[str, ...]:
+        return tuple(sorted(item.prompt.rstrip("=").split("+")))
+
+    return Task(
+        name="addition",
+        item=_epochs(items[eval_items:], seed),
+        key=key,
+        held_out=items[:eval_items],
+        score=lambda text, item: float(first_line(text) == item.answer),
+        stop="",
+        max_new_tokens=4,
+        alphabet="0123456789+=",
+    )
+
+
+def _epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
+    """Return the item at a position of an endless stream that visits all items in a new order each epoch."""
+    orders: dict[int, list[int]] = {}
+
+    def item(position: int) -> Item:
+        epoch, index = divmod(position, len(items))
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = random.Random(f"{seed}/{epoch}").sample(range(len(items)), len(items))
+        return items[orders[epoch][index]]
+
+    return item
+
+
+_TEMPLATE = "Q: {question}\nA: "
+_ARITHMETIC = {
+    "min_terms": 2,
+    "max_terms": 2,
+    "min_digits": 1,
+    "max_digits": 2,
+    "operators": ["+"],
+    "allow_parentheses": False,
+    "allow_negation": False,
+}
+# Training, held-out and example items come from streams of their own.
+_STREAM_SIZE = 1_000_000_000
+
+
+def reasoning(
+    name: str, family: str, settings: dict, *, seed: int, eval_items: int, shots: int, template: str
+) -> Task:
+    """Return a reasoning-gym family as a task whose held-out questions are never trained on."""
+    stream = _dataset(name, family, settings, 3 * seed)
+    examples = _questions(_dataset(name, family, settings, 3 * seed + 2), shots, name, barred=set())
+    head = "".join(template.format(question=e["question"]) + f"{e['answer']}\n" for e in examples)
+
+    def make(entry: dict) -> Item:
+        prompt = head + template.format(question=entry["question"])
+        return Item(prompt, str(entry["answer"]), {"question": entry["question"], "entry": entry})
+
+    barred = {question_key(e["question"]) for e in examples}
+    held = _questions(_dataset(name, family, settings, 3 * seed + 1), eval_items, name, barred=barred)
+    return Task(
+        name=name,
+        item=lambda position: make(stream[position]),
+        key=lambda item: question_key(item.columns["question"]),
+        held_out=[make(entry) for entry in held],
+        score=lambda text, item: float(stream.score_answer(first_line(text), item.columns["entry"]) >= 1.0),
+        stop="\n",
+        max_new_tokens=4 if family == "basic_arithmetic" else 16,
+        alphabet=string.printable[:96],
+    )
+
+
+def question_key(question: str) -> Any:
+    """Return what makes a question the same one: its text, or for a sum of two terms its unordered operands.
+
+    >>> question_key("Calculate 3 + 14.") == question_key("Calculate 14 + 3.")
+    True
+    """
+    words = question.removesuffix(".").split()
+    if len(words) == 4 and words[0] == "Calculate" and words[2] in "+*":
+        return (words[2], *sorted((words[1], words[3])))
+    return question
+
+
+def first_line(text: str) -> str:
+    """Return the first line of an answer without the blanks around it: what a verifier may read.
+
+    A family's own scorer gives partial credit to text around the right answer.
+    """
+    return text.strip().split("\n", 1)[0].strip()
+
+
+def _dataset(name: str, family: str, settings: dict, seed: int) -> Any:
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise UserError(f"task {name} needs the package reasoning-gym: {error}") from error
+    if family not in DATASETS:
+        raise UserError(f"there is no task {name!r}: use addition, arithmetic or a reasoning-gym family")
+    try:
+        return reasoning_gym.create_dataset(family, size=_STREAM_SIZE, seed=seed, **settings)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"task {name}: task_options {settings} do not fit: {error}") from error
+
+
+def _questions(dataset: Any, count: int, name: str, *, barred: set) -> list[dict]:
+    """Return `count` entries with different keys, none of them barred."""
+    seen, entries = set(barred), []
+    for index in range(50 * count + 100):
+        if len(entries) == count:
+            return entries
+        entry = dataset[index]
+        key = question_key(entry["question"])
+        if key not in seen:
+            seen.add(key)
+            entries.append(entry)
+    raise UserError(f"task {name}: only {len(entries)} different questions found, {count} asked; lower eval_items")
