@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One algorithm, one file: equation, paper, defaults with their source, and a declaration."""
 
-from rlkern.algorithms.registry import Algorithm, algorithm, algorithms
+from rlkern.algorithms.registry import Algorithm, algorithm, algorithms, scan
+
+scan(__name__, __path__)
 
 __all__ = ["Algorithm", "algorithm", "algorithms"]

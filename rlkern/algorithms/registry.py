@@ -3,8 +3,8 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class Algorithm:
     sources: dict[str, str] = field(default_factory=dict)
 
 
-@lru_cache(maxsize=None)
-def _scan() -> dict[str, Algorithm]:
-    package = importlib.import_module("rlkern.algorithms")
-    modules = [importlib.import_module(f"rlkern.algorithms.{m.name}")
-               for m in pkgutil.iter_modules(package.__path__)]  # fmt: skip
-    found = [m.ALGORITHM for m in modules if hasattr(m, "ALGORITHM")]
-    return {algorithm.name: algorithm for algorithm in sorted(found, key=lambda a: a.name)}
+_FOUND: dict[str, Algorithm] = {}
+
+
+def scan(package: str, path: Iterable[str]) -> None:
+    """Registers the ALGORITHM of every module in a package."""
+    modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(path)]
+    declared = [m.ALGORITHM for m in modules if hasattr(m, "ALGORITHM")]
+    _FOUND.update((a.name, a) for a in sorted(declared, key=lambda a: a.name))
 
 
 def algorithms() -> dict[str, Algorithm]:
@@ -48,7 +49,7 @@ def algorithms() -> dict[str, Algorithm]:
     >>> algorithms()["grpo"].aggregation
     'sequence_token_mean'
     """
-    return dict(_scan())
+    return dict(_FOUND)
 
 
 def algorithm(name: str) -> Algorithm:
@@ -58,8 +59,6 @@ def algorithm(name: str) -> Algorithm:
     Traceback (most recent call last):
     ValueError: algorithm must be one of grpo, ppo, reinforce, got 'gpro'
     """
-    try:
-        return _scan()[name]
-    except KeyError:
-        known = ", ".join(_scan())
-        raise ValueError(f"algorithm must be one of {known}, got {name!r}") from None
+    if name not in _FOUND:
+        raise ValueError(f"algorithm must be one of {', '.join(_FOUND)}, got {name!r}")
+    return _FOUND[name]

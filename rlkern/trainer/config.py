@@ -35,7 +35,7 @@ class Config:
         max_new_tokens: Longest completion in tokens; 0 takes the task's own.
         temperature: Sampling temperature, used by the sampler and by the loss.
         shots: Solved examples before each question (reasoning-gym tasks).
-        prompt_template: Text around a question, with {question}; null takes the task's own.
+        prompt_template: Text that ends where the answer starts, with {question} or other fields of the family; null takes the task's own.
         task_options: Settings handed to the reasoning-gym family; empty takes the task's own.
         reward: Reward function as module:function, several with commas; null takes the task's own.
         updates_per_rollout: Optimizer steps on each rollout; above 1 the old log-probabilities are scored first.
@@ -139,8 +139,6 @@ def validate(config: Config) -> None:
     _require(0 <= config.adam_beta2 < 1, config, "adam_beta2", "at least 0 and below 1")
     _require(config.micro_batches <= config.prompts, config, "micro_batches", "at most prompts")
     _require(len(config.eval_modes) >= 1, config, "eval_modes", "at least one of sampled, greedy")
-    if config.prompt_template is not None:
-        _require("{question}" in config.prompt_template, config, "prompt_template", "text with {question}")
     if config.name is not None:
         plain = config.name not in ("", ".", "..") and Path(config.name).name == config.name
         _require(plain, config, "name", "a folder name without slashes")

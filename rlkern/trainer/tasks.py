@@ -131,11 +131,11 @@ def reasoning(
     """Return a reasoning-gym family as a task whose held-out questions are never trained on."""
     stream = _dataset(name, family, settings, 3 * seed)
     examples = _questions(_dataset(name, family, settings, 3 * seed + 2), shots, name, barred=set())
-    head = "".join(template.format(question=e["question"]) + f"{e['answer']}\n" for e in examples)
+    head = "".join(render(template, e) + f"{e['answer']}\n" for e in examples)
 
     def make(entry: dict) -> Item:
-        prompt = head + template.format(question=entry["question"])
-        return Item(prompt, str(entry["answer"]), {"question": entry["question"], "entry": entry})
+        columns = {"question": entry["question"], "entry": entry}
+        return Item(head + render(template, entry), str(entry["answer"]), columns)
 
     barred = {question_key(e["question"]) for e in examples}
     held = _questions(_dataset(name, family, settings, 3 * seed + 1), eval_items, name, barred=barred)
@@ -149,6 +149,20 @@ def reasoning(
         max_new_tokens=4 if family == "basic_arithmetic" else 16,
         alphabet=string.printable[:96],
     )
+
+
+def render(template: str, entry: dict) -> str:
+    """Return the text around one question; {question} and the family's own metadata may be named.
+
+    >>> render("{expression} = ", {"question": "Calculate 1 + 2.", "metadata": {"expression": "1 + 2"}})
+    '1 + 2 = '
+    """
+    fields = {**entry["metadata"], "question": entry["question"]}
+    try:
+        return template.format(**fields)
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(sorted(fields))
+        raise UserError(f"prompt_template must name only {known}, got {template!r}: {error}") from error
 
 
 def question_key(question: str) -> Any:

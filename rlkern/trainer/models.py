@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies: a causal language model with its tokenizer, made here, unpacked from a package, or read from a folder."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlkern.trainer import smollm2
+from rlkern.trainer.errors import UserError
+
+
+@dataclass
+class Policy:
+    """A model, its tokenizer, where it runs, and whether matrix products run in bfloat16."""
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    mixed: bool = False
+
+    @property
+    def context(self) -> int:
+        """Return the longest sequence in tokens that the model was made for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+
+    def precision(self) -> contextlib.AbstractContextManager:
+        """Return the context in which the model's forward pass runs."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the weights that are trained, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device a run uses; raise one sentence for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch sees no GPU; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def check_model_name(name: str) -> None:
+    """Return nothing; raise one sentence, before any work, for a model that is not there."""
+    if name == "smollm2":
+        smollm2.weights_file()
+    elif name != "tiny" and not (Path(name) / "config.json").is_file():
+        raise UserError(
+            f"there is no model {name!r}: use tiny, smollm2 or a directory that holds config.json"
+            " (nothing is downloaded)"
+        )
+
+
+def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dtype: str) -> Policy:
+    """Return the policy called `name`: fresh for tiny, else with its stored weights."""
+    check_model_name(name)
+    if name == "tiny":
+        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        model, tokenizer = tiny(alphabet, seed)
+        return Policy(model.to(device, weights).eval(), tokenizer, device, mixed=dtype == "mixed")
+    return load_policy(smollm2.converted() if name == "smollm2" else Path(name), device=device, dtype=dtype)
+
+
+def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
+    """Return the policy stored in a folder in Hugging Face format; only safetensors are read, no code is run."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=weights, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"model {str(directory)!r} cannot be loaded: {first}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model {str(directory)!r}: its tokenizer must name an eos token, it has none")
+    if tokenizer.pad_token_id is None:
+        # Padding is always masked by position, never by its id, so any id serves.
+        tokenizer.pad_token = tokenizer.eos_token
+    return Policy(model.to(device).eval(), tokenizer, device, mixed=dtype == "mixed")
+
+
+def train_last_layers(model: Any, count: int) -> None:
+    """Freeze all but the last `count` transformer layers; 0 leaves every weight trainable."""
+    if count == 0:
+        return
+    layers = model.get_decoder().layers
+    if count > len(layers):
+        raise UserError(f"train_layers must be at most the model's {len(layers)} layers, got {count}")
+    model.requires_grad_(False)
+    for layer in layers[-count:]:
+        layer.requires_grad_(True)
+
+
+def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
+    """Return a 0.4M-parameter Llama-shaped character model with random weights, and its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = character_tokenizer(alphabet)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config), tokenizer
+
+
+def character_tokenizer(alphabet: str) -> Any:
+    """Return a tokenizer with one token for each character of the alphabet, plus pad, eos and unknown."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys(alphabet)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )

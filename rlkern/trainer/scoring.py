@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that shifts: logits whose position t scores completion token t."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import rlkern
+from rlkern.trainer.models import Policy
+from rlkern.trainer.rollout import Rollout, positions
+
+
+def score_positions(policy: Policy, rollout: Rollout, *, share_prompts: bool) -> Tensor:
+    """Return logits (B, T, V) with logits[b, t] scoring rollout.token[b, t].
+
+    share_prompts runs each prompt once and lets its completions attend to the cached keys and values; gradients
+    flow through the cache, so the result is that of whole rows at a fraction of the tokens.
+    """
+    if share_prompts and rollout.prompts.token.shape[1] > 1:
+        return _shared(policy, rollout)
+    return _whole_rows(policy, rollout)
+
+
+def _whole_rows(policy: Policy, rollout: Rollout) -> Tensor:
+    prompt = rollout.prompts.token.repeat_interleave(rollout.group_size, 0)
+    seen = torch.cat([rollout.prompts.mask.repeat_interleave(rollout.group_size, 0), rollout.mask], 1)
+    with policy.precision():
+        output = policy.model(
+            input_ids=torch.cat([prompt, rollout.token], 1),
+            attention_mask=seen.long(),
+            position_ids=positions(seen),
+            use_cache=False,
+            logits_to_keep=rollout.token.shape[1] + 1,
+        )
+    return output.logits[:, :-1]
+
+
+def _shared(policy: Policy, rollout: Rollout) -> Tensor:
+    prompt, known = rollout.prompts.token, rollout.prompts.mask
+    seen = torch.cat([known.repeat_interleave(rollout.group_size, 0), rollout.mask[:, :-1]], 1)
+    last = prompt[:, -1:].repeat_interleave(rollout.group_size, 0)
+    cache = DynamicCache()
+    with policy.precision():
+        policy.model.get_decoder()(
+            input_ids=prompt[:, :-1],
+            attention_mask=known[:, :-1].long(),
+            position_ids=positions(known)[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_repeat_interleave(rollout.group_size)
+        output = policy.model(
+            input_ids=torch.cat([last, rollout.token[:, :-1]], 1),
+            attention_mask=seen.long(),
+            position_ids=positions(seen)[:, prompt.shape[1] - 1 :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return output.logits
+
+
+@torch.no_grad()
+def score(
+    policy: Policy, rollout: Rollout, *, temperature: float, share_prompts: bool, pieces: list[tuple[int, int]]
+) -> Tensor:
+    """Return the log-probabilities (B, T) of a rollout's tokens under a policy, without gradient."""
+    found = []
+    for first, last in pieces:
+        part = rollout.piece(first, last)
+        logits = score_positions(policy, part, share_prompts=share_prompts)
+        found.append(
+            rlkern.token_logprob(
+                logits, part.token, temperature=temperature, mask=part.mask, inplace=True
+            ).logprob
+        )
+    return torch.cat(found)

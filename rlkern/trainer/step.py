@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimizer step: micro-batches through the model and the policy loss, then clip and AdamW."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import rlkern
+from rlkern.trainer.config import Config
+from rlkern.trainer.models import Policy
+from rlkern.trainer.rollout import Rollout
+from rlkern.trainer.scoring import score_positions
+
+
+@dataclass
+class Batch:
+    """A rollout with what the loss needs: advantage (B,), weight (B, T) and the scored log-probabilities."""
+
+    rollout: Rollout
+    advantage: Tensor
+    weight: Tensor
+    old_logprob: Tensor | None = None
+    ref_logprob: Tensor | None = None
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step did; `skipped` when a loss or gradient was not finite."""
+
+    loss: float
+    grad_norm: float
+    metrics: Tensor
+    skipped: bool
+    loss_seconds: float
+    step_seconds: float
+    differences: dict[str, float] = field(default_factory=dict)
+
+
+def pieces(prompts: int, count: int) -> list[tuple[int, int]]:
+    """Return the prompt ranges of the micro-batches, as even as they can be.
+
+    >>> pieces(5, 2)
+    [(0, 2), (2, 5)]
+    """
+    edges = [prompts * i // count for i in range(count + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def accumulate(policy: Policy, batch: Batch, config: Config, coefficients: dict) -> tuple[Tensor, Tensor, dict]:
+    """Add the gradients of a batch to the weights; return the loss, the metrics vector and the differences.
+
+    batch.weight holds the counts of the whole batch, so the sum over micro-batches is the same for every split.
+    """
+    group = batch.rollout.group_size
+    losses, metrics, differences = [], [], {}
+    for first, last in pieces(batch.rollout.prompts.token.shape[0], config.micro_batches):
+        part, rows = batch.rollout.piece(first, last), slice(first * group, last * group)
+        logits = score_positions(policy, part, share_prompts=config.share_prompts)
+        arguments = {
+            "token": part.token,
+            "advantage": batch.advantage[rows],
+            "mask": part.mask,
+            "old_logprob": None if batch.old_logprob is None else batch.old_logprob[rows],
+            "ref_logprob": None if batch.ref_logprob is None else batch.ref_logprob[rows],
+            "weight": batch.weight[rows],
+            "temperature": config.temperature,
+            "algorithm": config.algorithm,
+            **coefficients,
+        }
+        if config.compare:
+            found = compare(logits, arguments, config.compare)
+            differences = {key: max(value, differences.get(key, 0.0)) for key, value in found.items()}
+        chosen = rlkern.use_backend("eager") if config.loss == "eager" else contextlib.nullcontext()
+        with chosen:
+            output = rlkern.policy_loss(logits, **arguments, inplace=config.loss == "fused")
+            output.loss.backward()
+        losses.append(output.loss.detach())
+        metrics.append(output.metrics)
+    return torch.stack(losses).sum(), rlkern.merge_metrics(metrics), differences
+
+
+def compare(logits: Tensor, arguments: dict, backend: str) -> dict[str, float]:
+    """Return how far the fused loss is from another backend's on copies of the same logits.
+
+    The copies leave the training untouched. Differences are relative to the other backend's value.
+    """
+    results = []
+    for name in (None, backend):
+        copy = logits.detach().clone().requires_grad_()
+        with rlkern.use_backend(name) if name else contextlib.nullcontext():
+            output = rlkern.policy_loss(copy, **arguments, inplace=name is None)
+            (gradient,) = torch.autograd.grad(output.loss, copy)
+        results.append((output.loss.item(), gradient.float().norm().item()))
+    (loss, norm), (other_loss, other_norm) = results
+    return {
+        "compare/loss_difference": abs(loss - other_loss),
+        "compare/grad_norm_difference": abs(norm - other_norm) / max(other_norm, 1e-30),
+    }
+
+
+def optimizer_step(
+    policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, config: Config, coefficients: dict, *, lr: float
+) -> StepResult:
+    """Return what one step did; the weights stay as they are when loss or gradient is not finite."""
+    started = time.perf_counter()
+    optimizer.zero_grad(set_to_none=True)
+    loss, metrics, differences = accumulate(policy, batch, config, coefficients)
+    loss_value = loss.item()
+    scored = time.perf_counter()
+    limit = config.max_grad_norm or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(list(policy.parameters().values()), limit).item()
+    finite = math.isfinite(loss_value) and math.isfinite(norm)
+    if finite:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    done = time.perf_counter()
+    return StepResult(loss_value, norm, metrics, not finite, scored - started, done - scored, differences)
+
+
+def make_optimizer(policy: Policy, config: Config, *, lr: float) -> torch.optim.AdamW:
+    """Return AdamW over the trained weights; weight decay touches matrices only."""
+    trained = list(policy.parameters().values())
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.adam_beta2), fused=True)
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 0.
+
+    >>> learning_rate(Config(lr=1.0, warmup_steps=4), 1)
+    0.5
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.lr_decay == "none":
+        return config.lr
+    total = config.steps * config.updates_per_rollout
+    done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
+    fall = done if config.lr_decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
+    return config.lr * (1.0 - (1.0 - config.lr_floor) * fall)
