@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds `rlkern._C`: one binary with the CPU kernels of several instruction sets.
+
+RLKERN_BUILD says what to build: `auto` (the default: the extension if a C++ compiler is there),
+`cpu` (the extension, or an error), `none`. Everything else about the package is in pyproject.toml.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CHOICES = ("auto", "cpu", "cuda", "none")
+# No -ffast-math: it would let the compiler drop the NaN and inf that masked rows may hold.
+FLAGS = "-std=c++17 -O3 -fPIC -fno-math-errno -fno-trapping-math".split()
+FLAGS += "-fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra".split()
+AVX2 = "-mavx2 -mfma -mf16c".split()
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c".split()
+# Ascending. The linker keeps the first copy of an inline function that several objects hold, so
+# linked in this order a machine never meets an instruction of a set above its own.
+ISAS = {
+    "baseline": [],
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512_bf16": [*AVX512, "-mavx512bf16"],
+}
+HEADER_PROBE = "#include <Python.h>\n#include <atomic>\nint main() { return 0; }\n"
+
+
+def say(sentence):
+    """Writes to stderr, where pip shows it with -v and always when the build fails."""
+    print(f"rlkern: {sentence}", file=sys.stderr, flush=True)
+
+
+def find_compiler():
+    """Returns the C++ compiler's command as a list, or None."""
+    named = os.environ.get("CXX")
+    for command in [named] if named else ["c++", "g++", "clang++"]:
+        words = shlex.split(command)
+        if shutil.which(words[0]):
+            return words
+    return None
+
+
+def compiles(compiler, *flags, source="int main() { return 0; }\n"):
+    """Returns whether the compiler accepts these flags for this source."""
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder, "probe.cpp")
+        probe.write_text(source)
+        command = [*compiler, "-std=c++17", "-Werror", *flags, "-c", str(probe)]
+        return not subprocess.run([*command, "-o", f"{probe}.o"], capture_output=True).returncode
+
+
+def python_include():
+    return f"-I{sysconfig.get_path('include')}"
+
+
+def obstacle():
+    """Returns why the extension cannot be built here, in a sentence, or None."""
+    if not (ROOT / "csrc" / "registration.cpp").is_file():
+        return "csrc/registration.cpp is not there"
+    compiler = find_compiler()
+    if compiler is None:
+        return f"no C++ compiler found (CXX={os.environ.get('CXX', '')!r}, nor c++, g++, clang++)"
+    if not compiles(compiler):
+        return f"{shlex.join(compiler)} cannot compile C++17"
+    if not compiles(compiler, python_include(), source=HEADER_PROBE):
+        return f"Python.h is not in {python_include()[2:]} (on Debian: apt install python3-dev)"
+    return None
+
+
+def wanted():
+    """Returns whether to build the extension; ends with one sentence if it cannot be had."""
+    choice = os.environ.get("RLKERN_BUILD", "auto")
+    if choice not in CHOICES:
+        raise SystemExit(
+            f"rlkern: RLKERN_BUILD must be one of {', '.join(CHOICES)}, got {choice!r}"
+        )
+    if choice == "cuda":
+        raise SystemExit(
+            "rlkern: RLKERN_BUILD=cuda has nothing to build: there are no CUDA C++ sources yet, "
+            "GPUs are served by Triton"
+        )
+    if choice == "none":
+        return False
+    reason = obstacle()
+    if reason and choice == "cpu":
+        raise SystemExit(f"rlkern: RLKERN_BUILD=cpu, but {reason}")
+    if reason:
+        say(f"installing without the native extension, because {reason}; the eager backend serves")
+    return reason is None
+
+
+def supported_isas(compiler):
+    """Returns {name: flags} of the instruction sets that this compiler can emit."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return {"baseline": []}
+    found = {name: flags for name, flags in ISAS.items() if compiles(compiler, *flags)}
+    for name in ISAS.keys() - found.keys():
+        say(f"{shlex.join(compiler)} cannot compile for {name}, left out")
+    return found
+
+
+def openmp_flags(compiler):
+    if compiles(compiler, "-fopenmp", source="#include <omp.h>\nint main() { return 0; }\n"):
+        return ["-fopenmp"]
+    say(f"{shlex.join(compiler)} has no OpenMP, so the CPU kernels use one thread")
+    return []
+
+
+def common_sources():
+    """Returns what is compiled once, for any machine."""
+    found = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    return sorted(path for path in found if path.name != "kernels.cpp")
+
+
+def isa_sources():
+    """Returns what is compiled once for each instruction set, with RLKERN_ISA its name."""
+    return sorted([*ROOT.glob("csrc/cpu/kernels.cpp"), *ROOT.glob("csrc/cpu/isa/*.cpp")])
+
+
+def escape(path):
+    """Returns a path as build.ninja spells it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def ninja_file(compiler, target, isas):
+    """Returns the text of build.ninja: an object per source and instruction set, then the link."""
+    import pybind11
+
+    openmp = openmp_flags(compiler)
+    include = [python_include(), f"-I{pybind11.get_include()}", f"-I{ROOT / 'csrc'}"]
+    have = [f"-DRLKERN_HAVE_{name.upper()}=1" for name in isas]
+    command = shlex.join([*compiler, *FLAGS, *openmp, *include, *have])
+    edges, objects = [], []
+
+    def compile_edge(source, prefix, flags):
+        objects.append(f"{prefix}.{source.stem}.o")
+        edges.append(f"build {objects[-1]}: cxx {escape(source)}\n  extra = {shlex.join(flags)}\n")
+
+    for source in common_sources():
+        compile_edge(source, "common", [])
+    for name, flags in isas.items():
+        for source in isa_sources():
+            compile_edge(source, name, [*flags, f"-DRLKERN_ISA={name}"])
+    link = shlex.join([*compiler, "-shared", *openmp])
+    return (
+        f"rule cxx\n  command = {command} $extra -MMD -MF $out.d -c $in -o $out\n"
+        "  deps = gcc\n  depfile = $out.d\n  description = CXX $out\n"
+        f"rule link\n  command = {link} $in -o $out\n  description = LINK $out\n"
+        + "".join(edges)
+        + f"build {escape(target)}: link {' '.join(objects)}\n"
+    )
+
+
+def ninja_command():
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR, "ninja"))
+    except ImportError:
+        found = shutil.which("ninja")
+    if not found:
+        raise SystemExit("rlkern: ninja is needed to build the extension: pip install ninja")
+    return found
+
+
+class NinjaBuild(build_ext):
+    """Compiles with ninja in build/native/, which outlives pip's own temporary folders."""
+
+    def build_extension(self, ext):
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        folder = ROOT / "build" / "native" / sysconfig.get_config_var("SOABI")
+        folder.mkdir(parents=True, exist_ok=True)
+        compiler = find_compiler()
+        text = ninja_file(compiler, f"_C{suffix}", supported_isas(compiler))
+        (folder / "build.ninja").write_text(text)
+        subprocess.run([ninja_command(), "-C", str(folder)], check=True)
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Replace, never overwrite: a process that has the old one loaded keeps it.
+        shutil.copy2(folder / f"_C{suffix}", f"{target}.new")
+        os.replace(f"{target}.new", target)
+
+
+def extensions():
+    sources = [str(path.relative_to(ROOT)) for path in [*common_sources(), *isa_sources()]]
+    return [Extension("rlkern._C", sources)] if wanted() else []
+
+
+setup(
+    packages=[
+        *find_packages(include=["rlkern", "rlkern.*"]),
+        "rlkern.kernels",
+        *(f"rlkern.kernels.{name}" for name in find_packages("kernels")),
+    ],
+    package_dir={"rlkern.kernels": "kernels"},
+    package_data={"": ["py.typed", "*.json"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": NinjaBuild},
+)
