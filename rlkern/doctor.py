@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says what rlkern found on this machine: versions, compiler, instruction set, GPUs, who serves what."""
+
+import importlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import rlkern
+
+PACKAGES = ("torch", "triton", "transformers", "numpy")
+Rows = list[tuple[str, str]]
+
+
+def version_of(package: str) -> str:
+    """Returns a package's version, or that it is not installed.
+
+    >>> version_of("no-such-package")
+    'not installed'
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def compiler() -> str:
+    """Returns the C++ compiler that a build would use, with the first line it says of itself."""
+    named = os.environ.get("CXX")
+    for command in [named] if named else ["c++", "g++", "clang++"]:
+        words = shlex.split(command)
+        if words and shutil.which(words[0]):
+            said = subprocess.run([*words, "--version"], capture_output=True, text=True).stdout
+            return f"{shutil.which(words[0])}: {said.strip().splitlines()[0] if said else '?'}"
+    return f"none found (CXX={named})" if named else "none found"
+
+
+def extension() -> tuple[ModuleType | None, str]:
+    """Returns the compiled module, or None, and where it is or why it is not there."""
+    try:
+        module = importlib.import_module("rlkern._C")
+    except ImportError as error:
+        return None, f"not there ({error}); the CPU is served by eager PyTorch"
+    return module, str(module.__file__)
+
+
+def instruction_sets(module: ModuleType | None) -> Rows:
+    """Returns which instruction sets are compiled in, which one runs here, and why that one."""
+    if module is None or not hasattr(module, "isa_names"):
+        return []
+    forced = os.environ.get("RLKERN_ISA")
+    why = f"because RLKERN_ISA={forced}" if forced else "the best that this processor has"
+    try:
+        chosen = f"{module.isa_chosen()}, {why}"
+    except (RuntimeError, ValueError) as error:
+        chosen = f"none: {error}"
+    return [("compiled for", ", ".join(module.isa_names())), ("runs", chosen)]
+
+
+def threads() -> str:
+    """Returns how many threads torch computes with, of how many cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    variable = os.environ.get("OMP_NUM_THREADS", "not set")
+    return f"{torch.get_num_threads()} of {cores} cores (OMP_NUM_THREADS {variable})"
+
+
+def gpus() -> Rows:
+    """Returns a row for each GPU that torch sees, or one that says it sees none."""
+    if not torch.cuda.is_available():
+        return [("GPU", f"none that torch {torch.__version__} can see")]
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        memory_gib = found.total_memory / 2**30
+        rows.append(
+            (f"GPU {index}", f"{found.name}, sm_{found.major}{found.minor}, {memory_gib:.0f} GiB")
+        )
+    return rows
+
+
+def recorded_runs() -> str:
+    """Returns the devices with a committed benchmark and conformance record, in a checkout."""
+    folder = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+    return (
+        ", ".join(sorted(path.stem for path in folder.glob("*.jsonl"))) or "none in this checkout"
+    )
+
+
+def folder_size(folder: Path) -> str:
+    """Returns a folder's path with what it holds in MB, or that it is empty."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    return f"{folder} ({sum(sizes) / 1e6:.1f} MB)" if sizes else f"{folder} (empty)"
+
+
+def caches() -> Rows:
+    """Returns where converted models and compiled Triton kernels are kept, and how much that is."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    models = Path(os.environ.get("RLKERN_CACHE") or home / "rlkern")
+    kernels = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    return [("model cache", folder_size(models)), ("triton cache", folder_size(kernels))]
+
+
+def report() -> Rows:
+    """Returns everything but the backend table, as (name, value) rows."""
+    module, where = extension()
+    settings = [
+        f"{name}={os.environ[name]}" for name in sorted(os.environ) if name[:7] == "RLKERN_"
+    ]
+    return [
+        ("rlkern", f"{rlkern.__version__} in {Path(rlkern.__file__).parent}"),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        *((package, version_of(package)) for package in PACKAGES),
+        ("C++ compiler", compiler()),
+        ("extension", where),
+        *instruction_sets(module),
+        ("threads", threads()),
+        *gpus(),
+        ("recorded runs", recorded_runs()),
+        *caches(),
+        ("settings", ", ".join(settings) or "no RLKERN_ variable is set"),
+    ]
+
+
+def show(rows: Rows) -> None:
+    """Prints the rows, through rich where it is installed."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print("\n".join(f"{name:<15}{value}" for name, value in rows))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/bold]", value.replace("[", r"\["))
+    Console(highlight=False).print(table)
+
+
+def main() -> int:
+    """Prints the report and the table of backends; returns the exit code, 0."""
+    show(report())
+    print(f"\n{rlkern.explain()}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
