@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what rlkern found on this machine: versions, compiler, instruction set, GPUs, who serves what."""
+"""Says what rlkern found here: versions, compiler, instruction set, GPUs, who serves what."""
 
 import importlib
 import os
@@ -7,7 +7,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -129,13 +131,13 @@ def report() -> Rows:
 
 
 def show(rows: Rows) -> None:
-    """Prints the rows, through rich where it is installed."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
+    """Prints the rows; on a terminal through rich, where it is installed."""
+    if not (sys.stdout.isatty() and find_spec("rich")):
         print("\n".join(f"{name:<15}{value}" for name, value in rows))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         table.add_row(f"[bold]{name}[/bold]", value.replace("[", r"\["))
