@@ -111,7 +111,9 @@ class Config:
     sft_batch: int = 64
     eval_items: int = 200
     eval_every: int = 0
-    eval_modes: list[Literal["sampled", "greedy"]] = field(default_factory=lambda: ["sampled", "greedy"])
+    eval_modes: list[Literal["sampled", "greedy"]] = field(
+        default_factory=lambda: ["sampled", "greedy"]
+    )
     eval_batch: int = 256
     log_every: int = 1
     sample_every: int = 0
@@ -121,10 +123,16 @@ class Config:
 
 # Keys that may change when a run is resumed: none of them alters what an earlier step computed.
 RESUMABLE = frozenset("name runs_dir compare sample_every save_every keep_checkpoints".split())
-_AT_LEAST_ONE = "steps prompts group_size updates_per_rollout micro_batches sft_batch eval_items".split()
+_AT_LEAST_ONE = (
+    "steps prompts group_size updates_per_rollout micro_batches sft_batch eval_items".split()
+)
 _AT_LEAST_ONE += "eval_batch log_every keep_checkpoints".split()
-_NOT_NEGATIVE = "threads train_layers max_new_tokens shots warmup_steps weight_decay max_grad_norm".split()
-_NOT_NEGATIVE += "degenerate_limit sft_steps eval_every sample_every save_every seed lr_floor".split()
+_NOT_NEGATIVE = (
+    "threads train_layers max_new_tokens shots warmup_steps weight_decay max_grad_norm".split()
+)
+_NOT_NEGATIVE += (
+    "degenerate_limit sft_steps eval_every sample_every save_every seed lr_floor".split()
+)
 _POSITIVE = "temperature lr sft_lr".split()
 
 

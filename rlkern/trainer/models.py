@@ -64,7 +64,9 @@ def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dt
         weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         model, tokenizer = tiny(alphabet, seed)
         return Policy(model.to(device, weights).eval(), tokenizer, device, mixed=dtype == "mixed")
-    return load_policy(smollm2.converted() if name == "smollm2" else Path(name), device=device, dtype=dtype)
+    return load_policy(
+        smollm2.converted() if name == "smollm2" else Path(name), device=device, dtype=dtype
+    )
 
 
 def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
@@ -81,7 +83,9 @@ def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
         first = str(error).strip().split("\n")[0]
         raise UserError(f"model {str(directory)!r} cannot be loaded: {first}") from error
     if tokenizer.eos_token_id is None:
-        raise UserError(f"model {str(directory)!r}: its tokenizer must name an eos token, it has none")
+        raise UserError(
+            f"model {str(directory)!r}: its tokenizer must name an eos token, it has none"
+        )
     if tokenizer.pad_token_id is None:
         # Padding is always masked by position, never by its id, so any id serves.
         tokenizer.pad_token = tokenizer.eos_token
@@ -94,7 +98,9 @@ def train_last_layers(model: Any, count: int) -> None:
         return
     layers = model.get_decoder().layers
     if count > len(layers):
-        raise UserError(f"train_layers must be at most the model's {len(layers)} layers, got {count}")
+        raise UserError(
+            f"train_layers must be at most the model's {len(layers)} layers, got {count}"
+        )
     model.requires_grad_(False)
     for layer in layers[-count:]:
         layer.requires_grad_(True)

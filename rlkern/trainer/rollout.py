@@ -70,7 +70,13 @@ def stop_tokens(policy: Policy, stop: str) -> Tensor:
     """Return the ids that end a completion: eos, and every token whose text contains `stop`."""
     ids = {policy.tokenizer.eos_token_id}
     configured = policy.model.generation_config.eos_token_id
-    ids.update(configured if isinstance(configured, list) else [configured] if configured is not None else [])
+    ids.update(
+        configured
+        if isinstance(configured, list)
+        else [configured]
+        if configured is not None
+        else []
+    )
     if stop:
         texts = policy.tokenizer.batch_decode([[i] for i in range(len(policy.tokenizer))])
         ids.update(i for i, text in enumerate(texts) if stop in text)
@@ -118,7 +124,9 @@ def sample(
     return Rollout(prompts, torch.stack(tokens, 1), torch.stack(masks, 1), torch.stack(logprobs, 1))
 
 
-def _forward(policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cache: DynamicCache) -> Tensor:
+def _forward(
+    policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cache: DynamicCache
+) -> Tensor:
     """Return the logits (B, V) after the last token, and grow the cache."""
     with policy.precision():
         output = policy.model(
@@ -132,7 +140,9 @@ def _forward(policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cach
     return output.logits[:, -1].float()
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _draw(
+    logits: Tensor, temperature: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
     """Return a token for each row and its log-probability under the sampler."""
     logprob = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
     if temperature > 0:
@@ -144,5 +154,8 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator | None)
 
 def texts(policy: Policy, rollout: Rollout) -> list[str]:
     """Return the completions as text, special tokens left out."""
-    rows = [row[keep].tolist() for row, keep in zip(rollout.token.cpu(), rollout.mask.cpu(), strict=True)]
+    rows = [
+        row[keep].tolist()
+        for row, keep in zip(rollout.token.cpu(), rollout.mask.cpu(), strict=True)
+    ]
     return policy.tokenizer.batch_decode(rows, skip_special_tokens=True)

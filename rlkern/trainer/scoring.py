@@ -25,7 +25,9 @@ def score_positions(policy: Policy, rollout: Rollout, *, share_prompts: bool) ->
 
 def _whole_rows(policy: Policy, rollout: Rollout) -> Tensor:
     prompt = rollout.prompts.token.repeat_interleave(rollout.group_size, 0)
-    seen = torch.cat([rollout.prompts.mask.repeat_interleave(rollout.group_size, 0), rollout.mask], 1)
+    seen = torch.cat(
+        [rollout.prompts.mask.repeat_interleave(rollout.group_size, 0), rollout.mask], 1
+    )
     with policy.precision():
         output = policy.model(
             input_ids=torch.cat([prompt, rollout.token], 1),
@@ -63,7 +65,12 @@ def _shared(policy: Policy, rollout: Rollout) -> Tensor:
 
 @torch.no_grad()
 def score(
-    policy: Policy, rollout: Rollout, *, temperature: float, share_prompts: bool, pieces: list[tuple[int, int]]
+    policy: Policy,
+    rollout: Rollout,
+    *,
+    temperature: float,
+    share_prompts: bool,
+    pieces: list[tuple[int, int]],
 ) -> Tensor:
     """Return the log-probabilities (B, T) of a rollout's tokens under a policy, without gradient."""
     found = []

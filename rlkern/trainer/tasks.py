@@ -57,7 +57,13 @@ class Task:
 
 
 def make_task(
-    name: str, *, seed: int, eval_items: int, shots: int = 0, template: str | None = None, options: dict | None = None
+    name: str,
+    *,
+    seed: int,
+    eval_items: int,
+    shots: int = 0,
+    template: str | None = None,
+    options: dict | None = None,
 ) -> Task:
     """Return the task called `name`; raise one sentence when there is none."""
     if name == "addition":
@@ -67,7 +73,13 @@ def make_task(
     family = "basic_arithmetic" if name == "arithmetic" else name
     settings = dict(_ARITHMETIC, **(options or {})) if name == "arithmetic" else dict(options or {})
     return reasoning(
-        name, family, settings, seed=seed, eval_items=eval_items, shots=shots, template=template or _TEMPLATE
+        name,
+        family,
+        settings,
+        seed=seed,
+        eval_items=eval_items,
+        shots=shots,
+        template=template or _TEMPLATE,
     )
 
 
@@ -79,7 +91,9 @@ def addition(*, seed: int, eval_items: int) -> Task:
     pairs = [(a, b) for a in range(100) for b in range(100)]
     random.Random(seed).shuffle(pairs)
     if eval_items > len(pairs) // 2:
-        raise UserError(f"task addition: eval_items must be at most {len(pairs) // 2}, got {eval_items}")
+        raise UserError(
+            f"task addition: eval_items must be at most {len(pairs) // 2}, got {eval_items}"
+        )
     items = [Item(f"{a:02d}+{b:02d}=", f"{a + b:03d}") for a, b in pairs]
 
     def key(item: Item) -> tuple[str, ...]:
@@ -138,13 +152,17 @@ def reasoning(
         return Item(head + render(template, entry), str(entry["answer"]), columns)
 
     barred = {question_key(e["question"]) for e in examples}
-    held = _questions(_dataset(name, family, settings, 3 * seed + 1), eval_items, name, barred=barred)
+    held = _questions(
+        _dataset(name, family, settings, 3 * seed + 1), eval_items, name, barred=barred
+    )
     return Task(
         name=name,
         item=lambda position: make(stream[position]),
         key=lambda item: question_key(item.columns["question"]),
         held_out=[make(entry) for entry in held],
-        score=lambda text, item: float(stream.score_answer(first_line(text), item.columns["entry"]) >= 1.0),
+        score=lambda text, item: float(
+            stream.score_answer(first_line(text), item.columns["entry"]) >= 1.0
+        ),
         stop="\n",
         max_new_tokens=4 if family == "basic_arithmetic" else 16,
         alphabet=string.printable[:96],
@@ -162,7 +180,9 @@ def render(template: str, entry: dict) -> str:
         return template.format(**fields)
     except (KeyError, IndexError, ValueError) as error:
         known = ", ".join(sorted(fields))
-        raise UserError(f"prompt_template must name only {known}, got {template!r}: {error}") from error
+        raise UserError(
+            f"prompt_template must name only {known}, got {template!r}: {error}"
+        ) from error
 
 
 def question_key(question: str) -> Any:
@@ -192,7 +212,9 @@ def _dataset(name: str, family: str, settings: dict, seed: int) -> Any:
     except ImportError as error:
         raise UserError(f"task {name} needs the package reasoning-gym: {error}") from error
     if family not in DATASETS:
-        raise UserError(f"there is no task {name!r}: use addition, arithmetic or a reasoning-gym family")
+        raise UserError(
+            f"there is no task {name!r}: use addition, arithmetic or a reasoning-gym family"
+        )
     try:
         return reasoning_gym.create_dataset(family, size=_STREAM_SIZE, seed=seed, **settings)
     except (AssertionError, TypeError, ValueError) as error:
@@ -210,4 +232,6 @@ def _questions(dataset: Any, count: int, name: str, *, barred: set) -> list[dict
         if key not in seen:
             seen.add(key)
             entries.append(entry)
-    raise UserError(f"task {name}: only {len(entries)} different questions found, {count} asked; lower eval_items")
+    raise UserError(
+        f"task {name}: only {len(entries)} different questions found, {count} asked; lower eval_items"
+    )

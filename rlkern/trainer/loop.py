@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run from its settings to its summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+import rlkern
+from rlkern.trainer import checkpoint, rundir
+from rlkern.trainer.checkpoint import all_checkpoints
+from rlkern.trainer.config import Config
+from rlkern.trainer.display import Display
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.evaluate import evaluate
+from rlkern.trainer.files import write_text
+from rlkern.trainer.interrupt import Interrupt
+from rlkern.trainer.iteration import iterate
+from rlkern.trainer.logs import Log, read_metrics
+from rlkern.trainer.plot import plot_curves
+from rlkern.trainer.session import Session, attach_reference, build, check
+from rlkern.trainer.sft import supervise
+
+SUMMARY = "summary.json"
+
+
+def train(config: Config, *, resume: bool = False, display: Display | None = None) -> dict:
+    """Return the summary of a whole run, which its directory then holds as summary.json."""
+    check(config)
+    run = rundir.existing_run(config) if resume else rundir.new_run(config)
+    saved = all_checkpoints(run)
+    display = display or Display()
+    display.say(f"run {run}")
+    session = build(config, resume_from=saved[-1] if saved else None)
+    try:
+        with Interrupt() as interrupt, display:
+            rundir.create(run, config)
+            return _run(session, run, display, interrupt)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{run} cannot be written: {error}; {_how_to_go_on(run)}") from error
+    except KeyboardInterrupt:
+        raise UserError(f"stopped; {_how_to_go_on(run)}", code=130) from None
+
+
+def _how_to_go_on(run: Path) -> str:
+    saved = all_checkpoints(run)
+    kept = f"{saved[-1].name} is whole" if saved else "no checkpoint was saved yet"
+    return f"{kept}, go on with: rlkern train --resume {run}"
+
+
+def _run(session: Session, run: Path, display: Display, interrupt: Interrupt) -> dict:
+    config, progress = session.config, session.progress
+    log = Log(run, step=progress.step if all_checkpoints(run) else -1)
+    clock = Clock(progress.seconds)
+    try:
+        if not all_checkpoints(run):
+            _prepare(session, run, log, display, interrupt, clock)
+        attach_reference(session, run)
+        display.begin(config, progress.step)
+        while progress.step < config.steps:
+            _one_step(session, run, log, display, clock)
+            if interrupt.asked and progress.step < config.steps:
+                _save(session, run, clock)
+                raise KeyboardInterrupt
+        return _finish(session, run, display, clock)
+    finally:
+        log.close()
+
+
+class Clock:
+    """Seconds of the run, those before a resume included."""
+
+    def __init__(self, before: float) -> None:
+        self._started = time.perf_counter() - before
+
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return time.perf_counter() - self._started
+
+
+def _prepare(
+    session: Session, run: Path, log: Log, display: Display, interrupt: Interrupt, clock: Clock
+) -> None:
+    """Run what comes before step 1: the supervised stage, the first evaluation, checkpoint-0 if weights changed."""
+
+    def after_step(step: int, loss: float) -> None:
+        display.sft(step, session.config.sft_steps, loss)
+        if interrupt.asked:
+            raise KeyboardInterrupt
+
+    supervise(session.policy, session.task, session.config, after_step=after_step)
+    display.say("evaluating on held-out items")
+    session.progress.before = _evaluate(session)
+    display.evaluation(0, session.progress.before)
+    log.write(0, {**session.progress.before, "seconds": clock.seconds()})
+    if session.config.sft_steps:
+        _save(session, run, clock)
+
+
+def _one_step(session: Session, run: Path, log: Log, display: Display, clock: Clock) -> None:
+    config, progress = session.config, session.progress
+    values, samples = iterate(session, display.warn)
+    step, last = progress.step, progress.step == config.steps
+    if last or (config.eval_every and step % config.eval_every == 0):
+        started = time.perf_counter()
+        accuracy = _evaluate(session)
+        values.update(accuracy, **{"time/eval": time.perf_counter() - started})
+        display.evaluation(step, accuracy)
+    values["seconds"] = clock.seconds()
+    if last or step % config.log_every == 0 or "eval/accuracy" in values:
+        log.write(step, values)
+        display.step(step, values)
+    if config.sample_every and (step % config.sample_every == 0 or step == 1):
+        display.samples(step, samples)
+    if last or (config.save_every and step % config.save_every == 0):
+        log.flush()
+        _save(session, run, clock)
+
+
+def _evaluate(session: Session) -> dict[str, float]:
+    return evaluate(
+        session.policy,
+        session.task,
+        session.config,
+        stop=session.stop,
+        max_new_tokens=session.max_new_tokens,
+    )
+
+
+def _save(session: Session, run: Path, clock: Clock) -> None:
+    session.progress.seconds = clock.seconds()
+    checkpoint.save(
+        run,
+        policy=session.policy,
+        optimizer=session.optimizer,
+        generator=session.generator,
+        progress=session.progress,
+        config=session.config,
+    )
+
+
+def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict:
+    """Return the summary, after writing it and the curves."""
+    config, progress = session.config, session.progress
+    lines = read_metrics(run)
+    after = {key: value for key, value in lines[-1].items() if key.startswith("eval/")}
+    summary = {
+        "name": run.name,
+        **{
+            key: getattr(config, key)
+            for key in ("algorithm", "model", "task", "seed", "steps", "loss")
+        },
+        **{f"{key}_before": value for key, value in progress.before.items()},
+        **{f"{key}_after": value for key, value in after.items()},
+        "wall_seconds": round(clock.seconds(), 3),
+        "backend": served_by(session),
+        "num_tokens": progress.num_tokens,
+        "skipped_updates": progress.skipped_updates,
+        "compare": {
+            key: max(line.get(key) or 0.0 for line in lines)
+            for key in lines[-1]
+            if "compare/" in key
+        },
+    }
+    plot_curves(
+        lines,
+        run / "curves.png",
+        title=f"{run.name}: {config.algorithm}, {config.model}, {config.task}",
+    )
+    write_text(run / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    display.final(run, summary)
+    return summary
+
+
+def served_by(session: Session) -> str:
+    """Return the name of the backend that served policy_loss in this run."""
+    if session.config.loss == "eager":
+        return "eager"
+    policy = session.policy
+    head = policy.model.get_output_embeddings().weight.dtype
+    return rlkern.backend_name(
+        "policy_loss", policy.device.type, torch.bfloat16 if policy.mixed else head
+    )

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards: functions f(prompts, completions, **columns) -> list[float | None], and what becomes of their numbers."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import rlkern
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.tasks import Item, Task
+
+RewardFunction = Callable[..., "list[float | None]"]
+
+
+@dataclass
+class Scored:
+    """Rewards of B completions: reward (B,) float32, NaN where unscorable; by_function (F, B)."""
+
+    reward: Tensor
+    by_function: Tensor
+
+
+def task_reward(task: Task) -> RewardFunction:
+    """Return the task's own reward: 1 for a right answer, 0 otherwise."""
+
+    def exact_match(prompts: list[str], completions: list[str], item: list[Item]) -> list[float]:
+        return [task.score(text, one) for text, one in zip(completions, item, strict=True)]
+
+    return exact_match
+
+
+def load_rewards(names: str | None, task: Task) -> list[RewardFunction]:
+    """Return the functions named as module:function, separated by commas; the task's own for None."""
+    if names is None:
+        return [task_reward(task)]
+    return [_load(name.strip()) for name in names.split(",")]
+
+
+def _load(name: str) -> RewardFunction:
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"reward must be module:function, got {name!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"reward {name!r} cannot be imported: {error}") from error
+    except Exception as error:
+        raise UserError(
+            f"reward {name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(found):
+        raise UserError(f"reward {name!r} must be a function, got {type(found).__name__}")
+    return found
+
+
+def reward_name(function: RewardFunction) -> str:
+    """Return the name a function's rewards are logged under."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def score_completions(
+    functions: list[RewardFunction], items: list[Item], completions: list[str]
+) -> Scored:
+    """Return the sum of all functions' rewards for each completion.
+
+    A function may give None for a completion it cannot score; one that no function scores has reward NaN.
+    """
+    columns = _columns(items)
+    prompts = [item.prompt for item in items]
+    rows = [_call(function, prompts, completions, columns) for function in functions]
+    by_function = torch.tensor(rows, dtype=torch.float32)
+    unscored = by_function.isnan().all(0)
+    return Scored(torch.where(unscored, torch.nan, by_function.nansum(0)), by_function)
+
+
+def _columns(items: list[Item]) -> dict[str, list]:
+    names = {name for item in items for name in item.columns}
+    columns = {name: [item.columns.get(name) for item in items] for name in sorted(names)}
+    return {"answer": [item.answer for item in items], "item": items, **columns}
+
+
+def _call(
+    function: RewardFunction, prompts: list[str], completions: list[str], columns: dict
+) -> list[float]:
+    """Return a function's rewards with NaN for None; raise one sentence that names it for anything else."""
+    name = reward_name(function)
+    try:
+        values = list(
+            function(prompts=prompts, completions=completions, **_wanted(function, columns))
+        )
+    except Exception as error:
+        raise UserError(f"reward function {name} raised {type(error).__name__}: {error}") from error
+    if len(values) != len(completions):
+        raise UserError(
+            f"reward function {name} must return {len(completions)} rewards, got {len(values)}"
+        )
+    return [_number(name, index, value) for index, value in enumerate(values)]
+
+
+def _wanted(function: RewardFunction, columns: dict) -> dict:
+    """Return the columns a function takes: all of them if it has **columns."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return columns
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return columns
+    return {name: values for name, values in columns.items() if name in parameters}
+
+
+def _number(name: str, index: int, value: object) -> float:
+    if value is None:
+        return math.nan
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(
+            f"reward function {name} must return finite numbers or None, got {value!r} for completion {index}"
+        )
+    return number
+
+
+def advantages(reward: Tensor, group_size: int, kind: str) -> Tensor:
+    """Return the advantage (B,) of each completion by an algorithm's kind; 0 where the reward is NaN."""
+    group = torch.arange(reward.shape[0], device=reward.device) // group_size
+    if kind == "batch_centered":
+        return rlkern.group_advantage(reward, torch.zeros_like(group), kind="centered")
+    return rlkern.group_advantage(reward, group, kind=kind)
+
+
+def reward_statistics(
+    scored: Scored, functions: list[RewardFunction], group_size: int
+) -> dict[str, float]:
+    """Return reward, reward_std, frac_reward_zero_std and each function's mean and spread."""
+    groups = scored.reward.view(-1, group_size)
+    spread = _nanstd(groups)
+    values = {
+        "reward": scored.reward.nanmean().nan_to_num().item(),
+        "reward_std": spread.mean().item(),
+        "frac_reward_zero_std": (spread == 0).float().mean().item(),
+        "rewards/unscorable": scored.reward.isnan().float().mean().item(),
+    }
+    for function, row in zip(functions, scored.by_function, strict=True):
+        values[f"rewards/{reward_name(function)}/mean"] = row.nanmean().nan_to_num().item()
+        values[f"rewards/{reward_name(function)}/std"] = _nanstd(row[None])[0].item()
+    return values
+
+
+def _nanstd(x: Tensor) -> Tensor:
+    """Return the standard deviation of each row over its numbers (ddof 1); 0 for fewer than two."""
+    count = (~x.isnan()).sum(-1, keepdim=True)
+    centered = (x - x.nanmean(-1, keepdim=True)).nan_to_num()
+    # Equal rewards must give exactly 0, which rounding of their mean would spoil.
+    same = (x.nan_to_num(nan=torch.inf).amin(-1) == x.nan_to_num(nan=-torch.inf).amax(-1)) | (
+        count[:, 0] < 2
+    )
+    std = (centered.square().sum(-1) / (count[:, 0] - 1).clamp(min=1)).sqrt()
+    return torch.where(same, 0.0, std)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The supervised stage: right answers as rollouts, through the same loss call as the reinforcement learning."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+import rlkern
+from rlkern.trainer.config import Config
+from rlkern.trainer.models import Policy
+from rlkern.trainer.rollout import Rollout, encode
+from rlkern.trainer.step import Batch, make_optimizer, optimizer_step
+from rlkern.trainer.tasks import Item, Task
+
+
+def gold_rollout(policy: Policy, items: list[Item], task: Task) -> Rollout:
+    """Return the right answers of items in the form of a rollout with one completion for each prompt."""
+    end = [] if task.stop else [policy.tokenizer.eos_token_id]
+    rows = [
+        policy.tokenizer.encode(i.answer + task.stop, add_special_tokens=False) + end for i in items
+    ]
+    width = max(map(len, rows))
+    prompts = encode(policy, [item.prompt for item in items], max_new_tokens=width)
+    pad = policy.tokenizer.pad_token_id
+    token = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=policy.device)
+    mask = torch.tensor(
+        [[i < len(row) for i in range(width)] for row in rows], device=policy.device
+    )
+    return Rollout(prompts, token, mask, torch.zeros(mask.shape, device=policy.device))
+
+
+def supervise(
+    policy: Policy, task: Task, config: Config, *, after_step: Callable[[int, float], None]
+) -> None:
+    """Train on right answers of training items; after_step(step, loss) is called after each step.
+
+    REINFORCE with advantage 1 on given answers is maximum likelihood.
+    """
+    settings = dataclasses.replace(
+        config,
+        algorithm="reinforce",
+        temperature=1.0,
+        micro_batches=1,
+        compare=None,
+        max_grad_norm=1.0,
+    )
+    optimizer = make_optimizer(policy, settings, lr=config.sft_lr)
+    position = 0
+    for step in range(config.sft_steps):
+        items, position = task.next_items(position, config.sft_batch)
+        rollout = gold_rollout(policy, items, task)
+        weight = rlkern.aggregate.token_weight(rollout.mask, "token_mean")
+        batch = Batch(rollout, torch.ones(len(items), device=policy.device), weight)
+        result = optimizer_step(policy, optimizer, batch, settings, {}, lr=config.sft_lr)
+        after_step(step + 1, result.loss)
