@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton backend: the reference's functions on NVIDIA and AMD GPUs.
+
+Held to the reference in Triton's interpreter and compiled ahead of time for sm_80, sm_90, sm_100 and
+gfx942. None of these kernels has run on a GPU yet: launch shapes follow register counts, and no speed
+is known.
+"""
+
+import torch
+import triton
+
+from rlkern.kernels.group_advantage import group_advantage
+from rlkern.kernels.policy_loss import policy_loss, policy_loss_kernel, scale_
+from rlkern.kernels.reverse_scan import reverse_scan
+from rlkern.kernels.token_logprob import token_logprob, token_logprob_backward
+from rlkern.kernels.token_objective import token_objective
+
+__all__ = [
+    "group_advantage",
+    "policy_loss",
+    "reverse_scan",
+    "scale_",
+    "token_logprob",
+    "token_logprob_backward",
+    "token_objective",
+]
+
+# The decorator decides at import whether a kernel is compiled or interpreted.
+INTERPRETED = not isinstance(policy_loss_kernel, triton.JITFunction)
+_LOGITS = (torch.float16, torch.bfloat16, torch.float32)
+_DTYPES = {
+    "token_logprob": _LOGITS,
+    "token_logprob_backward": _LOGITS,
+    "policy_loss": _LOGITS,
+    "scale_": _LOGITS,
+}
+
+
+def unavailable() -> str | None:
+    """Returns why this backend cannot serve at all, or None."""
+    if INTERPRETED or torch.cuda.is_available():
+        return None
+    return "no GPU (TRITON_INTERPRET=1, set before Python starts, interprets the kernels on the CPU)"
+
+
+def unsupported(stem: str, device: str, dtype: torch.dtype) -> str | None:
+    """Returns why this backend cannot serve the call, or None."""
+    allowed = _DTYPES.get(stem, (torch.float32,))
+    if dtype not in allowed:
+        return f"{stem} takes {', '.join(str(d).removeprefix('torch.') for d in allowed)} here"
+    if device == "cuda" or (device == "cpu" and INTERPRETED):
+        return None
+    if device == "cpu":
+        return "CPU tensors only under TRITON_INTERPRET=1, which interprets the kernels"
+    return f"no {device} tensors"

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every kernel over the vocabulary shares: launch shapes, row addressing, and the two sweeps.
+
+A row of logits z (already divided by the temperature) is known by three sums in coordinates shifted by
+its maximum m, so that a common offset of the logits costs no digits:
+    s = Σ exp(z − m)        t = Σ exp(z − m)·(z − m)        log_sum = log s        entropy = log s − t/s
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rlkern.kernels._math import expm1
+
+# (largest V, columns per block, warps). A row that fits one block is read once and kept in registers.
+# From register counts of compiled kernels, not from measurements: 8 to 16 columns per thread give
+# 16-byte accesses, no spills, and two resident programs per multiprocessor for long rows.
+SHAPES = ((128, 128, 1), (1024, 1024, 4), (4096, 4096, 8), (1 << 31, 8192, 16))
+
+
+def launch_shape(vocabulary: int) -> tuple[int, int]:
+    """Returns (columns per block, warps) for rows of this length.
+
+    >>> launch_shape(21), launch_shape(151936)
+    ((128, 1), (8192, 16))
+    """
+    return next((block, warps) for limit, block, warps in SHAPES if vocabulary <= limit)
+
+
+def row_strides(x: Tensor) -> tuple[int, int]:
+    """Returns the strides of a (B, T, V) tensor's rows; 0 for a dimension of one, whose stride is arbitrary."""
+    return tuple(0 if x.shape[i] == 1 else x.stride(i) for i in (0, 1))  # type: ignore[return-value]
+
+
+def vector_width(*tensors: Tensor) -> int:
+    """Returns how many elements every row start and row length is a multiple of: those of 16 bytes, or 1.
+
+    The compiler cannot know it of run-time arguments, and without it every access is one element wide.
+    """
+    width = max(16 // x.element_size() for x in tensors)
+    numbers = [n for x in tensors for n in (x.shape[2], *row_strides(x))]
+    return width if all(n % width == 0 for n in numbers) else 1
+
+
+def on_device_of(x: Tensor):
+    """Returns a context in which launches go to the device of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+@triton.jit
+def row_offset(row, T, stride_b, stride_t, VECTOR: tl.constexpr):
+    """Returns where a row begins, in elements: 64 bits, since N·V passes 2³¹."""
+    return tl.multiple_of((row // T) * stride_b + (row % T) * stride_t, VECTOR)
+
+
+@triton.jit
+def counted_row(flag_ptr, row):
+    """Returns whether a row counts; without flags (a mask or weights) every row does."""
+    if flag_ptr is None:
+        return row >= 0
+    else:
+        return tl.load(flag_ptr + row) != 0
+
+
+@triton.jit
+def row_length(counted, V, VECTOR: tl.constexpr):
+    """Returns how many columns to read: none of a row that does not count."""
+    return tl.where(counted, V // VECTOR, 0) * VECTOR
+
+
+@triton.jit
+def row_scalar(ptr, row, counted, absent):
+    """Returns the row's entry of a vector that may be missing; rows that do not count are not read."""
+    if ptr is None:
+        return absent
+    else:
+        return tl.load(ptr + row, mask=counted, other=absent)
+
+
+@triton.jit
+def token_logit(row_ptr, token, counted, V, scale):
+    """Returns the token's own logit; NaN for a token outside the vocabulary, rather than foreign memory."""
+    inside = (token >= 0) & (token < V)
+    z = tl.load(row_ptr + tl.where(inside, token, 0), mask=counted & inside, other=float("nan"))
+    # Another warp must not overwrite the logit in place before every warp has it.
+    tl.debug_barrier()
+    return z.to(tl.float32) * scale
+
+
+@triton.jit
+def load_block(row_ptr, columns, length, scale):
+    """Returns float32 logits of a block; −inf, of probability 0, beyond the length."""
+    z = tl.load(row_ptr + columns, mask=columns < length, other=float("-inf"))
+    return z.to(tl.float32) * scale
+
+
+@triton.jit
+def empty_sums():
+    """Returns (m, s, t) of no logits at all."""
+    zero = tl.zeros((), tl.float32)
+    return zero - float("inf"), zero, zero
+
+
+@triton.jit
+def absorb_block(z, m, s, t):
+    """Returns (m, s, t) after a block more. Nothing but −inf so far leaves m at −inf and s, t at 0."""
+    new_m = tl.maximum(m, tl.max(z, 0))
+    shift = tl.where(new_m == float("-inf"), 0.0, new_m)
+    drop = tl.where(m == float("-inf"), 0.0, m - shift)
+    keep = tl.exp(drop)
+    d = z - shift
+    e = tl.exp(d)
+    block_t = tl.sum(tl.where(e != 0, e * d, 0.0), 0)  # not 0·(−inf), but NaN stays
+    return new_m, s * keep + tl.sum(e, 0), (t + drop * s) * keep + block_t
+
+
+@triton.jit
+def row_sums(row_ptr, length, scale, BLOCK: tl.constexpr):
+    """Returns (m, s, t) of a row in one read."""
+    m, s, t = empty_sums()
+    for start in range(0, length, BLOCK):
+        z = load_block(row_ptr, start + tl.arange(0, BLOCK), length, scale)
+        m, s, t = absorb_block(z, m, s, t)
+    return m, s, t
+
+
+@triton.jit
+def row_results(own, m, s, t, counted):
+    """Returns (logprob, entropy, m, log_sum) from the sums, 0 for a row that does not count."""
+    log_sum = tl.log(s)
+    logprob = tl.where(counted, own - m - log_sum, 0.0)
+    entropy = tl.where(counted, log_sum - t / s, 0.0)
+    return logprob, entropy, tl.where(counted, m, 0.0), tl.where(counted, log_sum, 0.0)
+
+
+@triton.jit
+def gradient_scalars(logprob, entropy, log_sum, scale, d_logprob, d_entropy, d_lse):
+    """Returns (a, b, own): dz_j = exp(z_j − m)·(a + b·(z_j − m)), and the token's element.
+
+    dz_j = p_j·(d_lse − d_logprob − d_entropy·(log p_j + H)) + d_logprob·[j = token], times 1/temperature.
+    At the token the first factor of d_logprob is 1 − p, which cancels: expm1 does not.
+    """
+    p_unit = tl.exp(-log_sum) * scale
+    a = (d_lse - d_logprob - d_entropy * (entropy - log_sum)) * p_unit
+    b = -d_entropy * p_unit
+    p = tl.exp(logprob)
+    # p·log p is 0 for a token of probability 0.
+    own_entropy = tl.where(p > 0, p * (logprob + entropy), 0.0)
+    own = (-d_logprob * expm1(logprob) + d_lse * p - d_entropy * own_entropy) * scale
+    return a, b, own
+
+
+@triton.jit
+def store_gradient(grad_ptr, columns, z, m, token, V, a, b, own, VECTOR: tl.constexpr):
+    """Writes one block of the gradient; probability 0 has gradient 0 whatever a and b are."""
+    d = z - m
+    e = tl.exp(d)
+    grad = tl.where(e != 0, e * (a + b * d), 0.0)
+    grad = tl.where(columns == token, own, grad)
+    inside = columns < V // VECTOR * VECTOR
+    # Nothing reads it again soon: leave the cache to rows that wait for their second sweep.
+    tl.store(grad_ptr + columns, grad.to(grad_ptr.dtype.element_ty), mask=inside, eviction_policy="evict_first")
