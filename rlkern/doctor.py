@@ -54,7 +54,7 @@ def extension() -> tuple[ModuleType | None, str]:
 
 
 def instruction_sets(module: ModuleType | None) -> Rows:
-    """Returns which instruction sets are compiled in, which one runs here, and why that one."""
+    """Returns which compiled instruction sets this processor can run, which one runs, and why."""
     if module is None or not hasattr(module, "isa_names"):
         return []
     forced = os.environ.get("RLKERN_ISA")
@@ -63,7 +63,7 @@ def instruction_sets(module: ModuleType | None) -> Rows:
         chosen = f"{module.isa_chosen()}, {why}"
     except (RuntimeError, ValueError) as error:
         chosen = f"none: {error}"
-    return [("compiled for", ", ".join(module.isa_names())), ("runs", chosen)]
+    return [("can run", ", ".join(module.isa_names())), ("runs", chosen)]
 
 
 def threads() -> str:

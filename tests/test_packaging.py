@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds wheels and the sdist from a copy, installs them elsewhere and imports from outside."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = (
+    "pyproject.toml setup.py MANIFEST.in LICENSE README.md CHANGELOG.md CONTRIBUTING.md Makefile"
+)
+OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
+ISAS = ("common", "baseline", "avx2", "avx512", "avx512_bf16")
+
+IMPORT = """
+import sys
+# An editable install of the checkout would lend its own modules to the package under test.
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+import rlkern, rlkern.doctor, rlkern.kernels
+print(rlkern.__file__, rlkern.kernels.__file__, rlkern.backend_name("policy_loss"), sep="\\n")
+rlkern.doctor.main()
+"""
+
+
+def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Returns the finished process; its stdout holds stderr too."""
+    names = ("RLKERN_BUILD", "RLKERN_BACKEND", "CXX", "PYTHONPATH", "TRITON_INTERPRET")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=clean | variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=170,
+    )
+
+
+def build_wheel(source: Path, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "pip", "wheel", "-v", *OFFLINE, "-w", str(out), str(source))
+    return run(*command, cwd=source, **variables)
+
+
+def only_wheel(out: Path) -> Path:
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def imported_outside(wheel: Path, target: Path) -> list[str]:
+    """Returns what IMPORT prints in an unrelated folder with the wheel installed in target."""
+    command = (sys.executable, "-m", "pip", "install", "-q", *OFFLINE, "--target", str(target))
+    installed = run(*command, str(wheel), cwd=target.parent)
+    assert not installed.returncode, installed.stdout
+    elsewhere = target.parent / "elsewhere"
+    elsewhere.mkdir()
+    done = run(sys.executable, "-c", IMPORT, cwd=elsewhere, PYTHONPATH=str(target))
+    assert not done.returncode, done.stdout
+    return done.stdout.splitlines()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what is packaged, so that no build leaves anything in the checkout."""
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in COPIED.split():
+        if (ROOT / name).is_file():
+            shutil.copy2(ROOT / name, copy)
+    ignore = shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__")
+    for name in ("rlkern", "kernels", "csrc", "requirements"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    return copy
+
+
+def build_sdist(source: Path, out: Path) -> Path:
+    """Returns the folder that the sdist unpacks to."""
+    out.mkdir()
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
+    done = run(sys.executable, "-c", code, cwd=source, RLKERN_BUILD="none")
+    assert not done.returncode, done.stdout
+    (archive,) = out.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(out)
+    return out / archive.name.removesuffix(".tar.gz")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+def test_the_sdist_builds_a_wheel_whose_extension_works_outside_the_checkout(source, tmp_path):
+    unpacked = build_sdist(source, tmp_path / "sdist")
+    built = build_wheel(unpacked, tmp_path / "wheel", RLKERN_BUILD="cpu")
+    assert not built.returncode, built.stdout
+    target = tmp_path / "target"
+    said = imported_outside(only_wheel(tmp_path / "wheel"), target)
+    assert all(line.startswith(str(target)) for line in said[:2])
+    assert said[2] == "cpu"
+    assert re.search(r"can run +.*baseline", "\n".join(said))
+    (extension,) = (target / "rlkern").glob("_C*.so")
+    assert b"libtorch" not in extension.read_bytes(), "one binary must serve every torch"
+    check_linked_objects(next((unpacked / "build" / "native").iterdir()))
+
+
+def check_linked_objects(folder: Path) -> None:
+    """Asserts that no code above baseline can reach a baseline machine through a shared inline.
+
+    The linker keeps the first copy of an inline function, so objects are linked in ascending order
+    of instruction set; those that run everywhere hold no AVX register, and those that do not hold
+    nothing that runs when the extension is loaded.
+    """
+    link = re.search(r"(?m)^build \S+: link (.*)$", (folder / "build.ninja").read_text())
+    objects = link[1].split()
+    ranks = [ISAS.index(name.split(".")[0]) for name in objects]
+    assert ranks == sorted(ranks)
+    if shutil.which("objdump"):
+        split = sum(rank < ISAS.index("avx2") for rank in ranks)
+        everywhere = run("objdump", "-d", *objects[:split], cwd=folder).stdout
+        assert "<" in everywhere and not re.search(r"%[yz]mm", everywhere)
+        above = objects[split:] or ["baseline.kernels.o"]
+        assert ".init_array" not in run("objdump", "-h", *above, cwd=folder).stdout
+
+
+def test_a_wheel_without_the_extension_is_pure_and_holds_only_the_library(source, tmp_path):
+    built = build_wheel(source, tmp_path / "wheel", RLKERN_BUILD="none")
+    assert not built.returncode, built.stdout
+    wheel = only_wheel(tmp_path / "wheel")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "rlkern/kernels/__init__.py" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"rlkern"}
+    assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]
+    kernels = {f"rlkern/{p.relative_to(source).as_posix()}" for p in source.glob("kernels/*.py")}
+    assert kernels <= set(names)
+
+
+def test_without_a_compiler_auto_says_so_and_eager_serves(source, tmp_path):
+    built = build_wheel(source, tmp_path / "wheel", CXX="/nonexistent")
+    assert not built.returncode, built.stdout
+    assert "without the native extension, because no C++ compiler" in built.stdout
+    said = imported_outside(only_wheel(tmp_path / "wheel"), tmp_path / "target")
+    assert said[2] == "eager"
+    assert re.search(r"extension +not there .* eager", "\n".join(said))
+
+
+@pytest.mark.parametrize(
+    ("choice", "sentence"),
+    [
+        ("bogus", "RLKERN_BUILD must be one of auto, cpu, cuda, none, got 'bogus'"),
+        ("cuda", "RLKERN_BUILD=cuda has nothing to build"),
+        ("cpu", "RLKERN_BUILD=cpu, but no C++ compiler found"),
+    ],
+)
+def test_a_build_that_cannot_be_had_ends_in_one_sentence(choice, sentence, source, tmp_path):
+    built = build_wheel(source, tmp_path, RLKERN_BUILD=choice, CXX="/nonexistent")
+    assert built.returncode
+    assert sentence in built.stdout
+    assert "Traceback" not in built.stdout
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def requirements(name: str) -> list[Requirement]:
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    return [Requirement(line) for line in lines if line and line[0] not in "#-"]
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_every_requirement_is_pinned_once_on_every_python(python):
+    here = {"python_version": python}
+    pins = [r for r in requirements("constraints.txt") if not r.marker or r.marker.evaluate(here)]
+    assert all(str(pin.specifier).startswith("==") for pin in pins)
+    names = [pin.name for pin in pins]
+    assert len(names) == len(set(names))
+    for file in ("build.txt", "train.txt", "tasks.txt", "dev.txt"):
+        assert {r.name for r in requirements(file)} <= set(names)
+
+
+def test_what_the_build_needs_has_one_list_of_names():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"(?m)^requires = \[(.*)\]$", text)[1]
+    needed = {Requirement(item).name for item in re.findall(r'"([^"]+)"', listed)}
+    assert needed == {r.name for r in requirements("build.txt")}
