@@ -12,15 +12,18 @@ from pathlib import Path
 
 _USAGE = """usage: rlkern <command> [options]
 
-  train        train a language model: rlkern train --algorithm grpo --model tiny --task addition
-               rlkern train --config configs/tiny_addition.yaml --key value; rlkern train --help lists the keys
+  train        train a language model; rlkern train --help lists the keys
+               rlkern train --algorithm grpo --model tiny --task addition
+               rlkern train --config configs/tiny_addition.yaml --key value
   algorithms   list the registered algorithms with their defaults
   doctor       say which backend serves each operation here, and why
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit code: 0 when all went well, 2 for a mistake that one sentence on stderr explains."""
+    """Return the exit code: 0 when all went well, 2 for a mistake that one sentence on stderr
+    explains.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
@@ -134,15 +137,17 @@ def _take_resume(arguments: list[str]) -> tuple[list[str], bool, Path | None]:
 
 
 def _parse(arguments: list[str], folder: Path | None):
-    """Return the Config of flags over YAML over defaults (those of a run directory if given), or None after help."""
+    """Return the Config of flags over YAML over defaults (those of a run directory if given), or
+    None after help.
+    """
     from jsonargparse import ArgumentParser
 
     from rlkern.trainer.config import Config, from_dict, load_yaml
 
     parser = ArgumentParser(
         prog="rlkern train",
-        description="Train a language model by reinforcement learning. Flags go over the YAML file, that over"
-        " the defaults. --resume [run directory] goes on with a run.",
+        description="Train a language model by reinforcement learning. Flags go over the YAML"
+        " file, that over the defaults. --resume [run directory] goes on with a run.",
         exit_on_error=False,
         print_config="--print_config",
     )

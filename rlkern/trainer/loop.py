@@ -85,7 +85,9 @@ class Clock:
 def _prepare(
     session: Session, run: Path, log: Log, display: Display, interrupt: Interrupt, clock: Clock
 ) -> None:
-    """Run what comes before step 1: the supervised stage, the first evaluation, checkpoint-0 if weights changed."""
+    """Run what comes before step 1: the supervised stage, the first evaluation, checkpoint-0 if
+    weights changed.
+    """
 
     def after_step(step: int, loss: float) -> None:
         display.sft(step, session.config.sft_steps, loss)

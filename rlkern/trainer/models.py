@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies: a causal language model with its tokenizer, made here, unpacked from a package, or read from a folder."""
+"""Policies: a causal language model with its tokenizer, made here, unpacked from a package, or read
+from a folder.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,11 @@ class Policy:
     def precision(self) -> contextlib.AbstractContextManager:
         """Return the context in which the model's forward pass runs."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer in Hugging Face format, weights in safetensors."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the weights that are trained, by name."""
@@ -70,7 +77,9 @@ def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dt
 
 
 def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
-    """Return the policy stored in a folder in Hugging Face format; only safetensors are read, no code is run."""
+    """Return the policy stored in a folder in Hugging Face format; only safetensors are read, no
+    code is run.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -89,7 +98,8 @@ def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
     if tokenizer.pad_token_id is None:
         # Padding is always masked by position, never by its id, so any id serves.
         tokenizer.pad_token = tokenizer.eos_token
-    return Policy(model.to(device).eval(), tokenizer, device, mixed=dtype == "mixed")
+    model = torch.nn.Module.to(model, device).eval()
+    return Policy(model, tokenizer, device, mixed=dtype == "mixed")
 
 
 def train_last_layers(model: Any, count: int) -> None:
@@ -130,7 +140,9 @@ def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
 
 
 def character_tokenizer(alphabet: str) -> Any:
-    """Return a tokenizer with one token for each character of the alphabet, plus pad, eos and unknown."""
+    """Return a tokenizer with one token for each character of the alphabet, plus pad, eos and
+    unknown.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -67,23 +67,23 @@ def _line(axes: Any, lines: list[dict], key: str, color: str, label: str | None 
 
 def _accuracy(axes: Any, lines: list[dict]) -> None:
     axes.set_title("accuracy on held-out items", fontsize=10, loc="left")
-    for mode, color in (("sampled", _BLUE), ("greedy", _ORANGE)):
+    for mode, color, offset in (("sampled", _BLUE, -14), ("greedy", _ORANGE, 8)):
         steps, values = series(lines, f"eval/accuracy_{mode}")
         if not values:
             continue
         axes.plot(steps, values, "o-", color=color, linewidth=1.8, markersize=4, label=mode)
-        for index in {0, len(values) - 1}:
+        for index in sorted({0, len(values) - 1}):
             axes.annotate(
                 f"{values[index]:.2f}",
                 (steps[index], values[index]),
                 textcoords="offset points",
-                xytext=(0, 7),
-                ha="left" if index == 0 else "right",
+                xytext=(-4 if index else 4, offset),
+                ha="right" if index else "left",
                 fontsize=9,
                 color=color,
             )
-    axes.set_ylim(0, 1.05)
-    axes.legend(fontsize=9, frameon=False, loc="lower right")
+    axes.set_ylim(-0.08, 1.08)
+    axes.legend(fontsize=9, frameon=False, loc="upper left")
 
 
 def _reward(axes: Any, lines: list[dict]) -> None:
@@ -111,7 +111,7 @@ def _ratios(axes: Any, lines: list[dict]) -> None:
         axes.set_title("completion length, tokens (no token was clipped)", fontsize=10, loc="left")
         _line(axes, lines, "completions/mean_length", _BLUE, "mean")
         _line(axes, lines, "completions/max_length", _GREY, "longest")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-9))
     axes.legend(fontsize=9, frameon=False)
 
 

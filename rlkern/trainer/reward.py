@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards: functions f(prompts, completions, **columns) -> list[float | None], and what becomes of their numbers."""
+"""Rewards: functions f(prompts, completions, **columns) -> list[float | None], and what becomes of
+their numbers.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Scored:
 def task_reward(task: Task) -> RewardFunction:
     """Return the task's own reward: 1 for a right answer, 0 otherwise."""
 
-    def exact_match(prompts: list[str], completions: list[str], item: list[Item]) -> list[float]:
+    def exact_match(
+        prompts: list[str], completions: list[str], item: list[Item]
+    ) -> list[float | None]:
         return [task.score(text, one) for text, one in zip(completions, item, strict=True)]
 
     return exact_match
@@ -73,7 +77,7 @@ def score_completions(
 ) -> Scored:
     """Return the sum of all functions' rewards for each completion.
 
-    A function may give None for a completion it cannot score; one that no function scores has reward NaN.
+    None means that a function cannot score a completion; the reward is NaN if none of them can.
     """
     columns = _columns(items)
     prompts = [item.prompt for item in items]
@@ -92,7 +96,9 @@ def _columns(items: list[Item]) -> dict[str, list]:
 def _call(
     function: RewardFunction, prompts: list[str], completions: list[str], columns: dict
 ) -> list[float]:
-    """Return a function's rewards with NaN for None; raise one sentence that names it for anything else."""
+    """Return a function's rewards with NaN for None; raise one sentence that names it for anything
+    else.
+    """
     name = reward_name(function)
     try:
         values = list(
@@ -127,13 +133,16 @@ def _number(name: str, index: int, value: object) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise UserError(
-            f"reward function {name} must return finite numbers or None, got {value!r} for completion {index}"
+            f"reward function {name} must return finite numbers or None, got {value!r}"
+            f" for completion {index}"
         )
     return number
 
 
 def advantages(reward: Tensor, group_size: int, kind: str) -> Tensor:
-    """Return the advantage (B,) of each completion by an algorithm's kind; 0 where the reward is NaN."""
+    """Return the advantage (B,) of each completion by an algorithm's kind; 0 where the reward is
+    NaN.
+    """
     group = torch.arange(reward.shape[0], device=reward.device) // group_size
     if kind == "batch_centered":
         return rlkern.group_advantage(reward, torch.zeros_like(group), kind="centered")

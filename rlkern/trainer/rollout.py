@@ -28,7 +28,7 @@ class Prompts:
 class Rollout:
     """B = Q·G completions of Q prompts, the G completions of a prompt in consecutive rows.
 
-    token, mask, rollout_logprob (B, T); mask is True up to and including the token that ended the row.
+    token, mask, rollout_logprob (B, T); mask is True up to the token that ended the row, included.
     """
 
     prompts: Prompts
@@ -49,15 +49,17 @@ class Rollout:
 
 
 def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
-    """Return prompts as rows; raise one sentence for a prompt that leaves no room for its completion."""
+    """Return prompts as rows; raise one sentence for a prompt that leaves no room for its
+    completion.
+    """
     rows = [policy.tokenizer.encode(text, add_special_tokens=False) for text in texts]
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise UserError(f"a prompt must have at least one token, got {text!r}")
         if len(row) + max_new_tokens > policy.context:
             raise UserError(
-                f"a prompt of {len(row)} tokens and {max_new_tokens} new ones do not fit the model's context"
-                f" of {policy.context}: {text[:60]!r}"
+                f"a prompt of {len(row)} tokens and {max_new_tokens} new ones do not fit the"
+                f" model's context of {policy.context}: {text[:60]!r}"
             )
     width = max(map(len, rows))
     pad = policy.tokenizer.pad_token_id

@@ -51,13 +51,17 @@ def new_run(config: Config) -> Path:
 
 
 def create(run: Path, config: Config) -> None:
-    """Make the directory with its config.yaml; on a resume the settings that may change are renewed."""
+    """Make the directory with its config.yaml; on a resume the settings that may change are
+    renewed.
+    """
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / CONFIG, to_yaml(config))
 
 
 def existing_run(config: Config) -> Path:
-    """Return the directory that --resume goes on with; raise one sentence if there is none or it is another run."""
+    """Return the directory that --resume goes on with; raise one sentence if there is none or it is
+    another run.
+    """
     if config.name is not None:
         run = Path(config.runs_dir) / config.name
     else:

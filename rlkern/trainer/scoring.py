@@ -15,8 +15,8 @@ from rlkern.trainer.rollout import Rollout, positions
 def score_positions(policy: Policy, rollout: Rollout, *, share_prompts: bool) -> Tensor:
     """Return logits (B, T, V) with logits[b, t] scoring rollout.token[b, t].
 
-    share_prompts runs each prompt once and lets its completions attend to the cached keys and values; gradients
-    flow through the cache, so the result is that of whole rows at a fraction of the tokens.
+    share_prompts runs each prompt once and lets its completions attend to the cached keys and
+    values; gradients flow through the cache, so the result is that of whole rows.
     """
     if share_prompts and rollout.prompts.token.shape[1] > 1:
         return _shared(policy, rollout)

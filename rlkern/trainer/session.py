@@ -85,7 +85,9 @@ def check(config: Config) -> tuple[Any, dict[str, float]]:
 
 
 def build(config: Config, *, resume_from: Path | None) -> Session:
-    """Return a session, at its start or as a checkpoint left it. Writes nothing into the run directory."""
+    """Return a session, at its start or as a checkpoint left it. Writes nothing into the run
+    directory.
+    """
     algorithm, coefficients = check(config)
     task = make_task(
         config.task,
@@ -145,18 +147,14 @@ def _check_prompts(policy: Policy, task: Task, config: Config, max_new_tokens: i
 
 
 def attach_reference(session: Session, run: Path) -> None:
-    """Freeze a copy of the starting policy if the loss has a KL to it; kept in the run for a resume."""
+    """Freeze a copy of the starting policy if the loss has a KL to it; kept in the run for a
+    resume.
+    """
     if session.kl_coef == 0:
         return
     folder, policy = run / REFERENCE, session.policy
     if not folder.is_dir():
-        publish(
-            folder,
-            lambda target: (
-                policy.model.save_pretrained(target),
-                policy.tokenizer.save_pretrained(target),
-            ),
-        )
+        publish(folder, policy.save)
     if session.progress.step == 0:
         model = copy.deepcopy(policy.model).requires_grad_(False)
         session.reference = Policy(model, policy.tokenizer, policy.device, policy.mixed)

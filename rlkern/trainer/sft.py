@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The supervised stage: right answers as rollouts, through the same loss call as the reinforcement learning."""
+"""The supervised stage: right answers as rollouts, through the same loss call as the reinforcement
+learning.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from rlkern.trainer.tasks import Item, Task
 
 
 def gold_rollout(policy: Policy, items: list[Item], task: Task) -> Rollout:
-    """Return the right answers of items in the form of a rollout with one completion for each prompt."""
+    """Return the right answers of items in the form of a rollout with one completion for each
+    prompt.
+    """
     end = [] if task.stop else [policy.tokenizer.eos_token_id]
     rows = [
         policy.tokenizer.encode(i.answer + task.stop, add_special_tokens=False) + end for i in items

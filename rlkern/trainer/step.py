@@ -20,7 +20,9 @@ from rlkern.trainer.scoring import score_positions
 
 @dataclass
 class Batch:
-    """A rollout with what the loss needs: advantage (B,), weight (B, T) and the scored log-probabilities."""
+    """A rollout with what the loss needs: advantage (B,), weight (B, T) and the scored
+    log-probabilities.
+    """
 
     rollout: Rollout
     advantage: Tensor
@@ -55,12 +57,14 @@ def pieces(prompts: int, count: int) -> list[tuple[int, int]]:
 def accumulate(
     policy: Policy, batch: Batch, config: Config, coefficients: dict
 ) -> tuple[Tensor, Tensor, dict]:
-    """Add the gradients of a batch to the weights; return the loss, the metrics vector and the differences.
+    """Add the gradients of a batch to the weights; return the loss, the metrics vector and the
+    differences.
 
-    batch.weight holds the counts of the whole batch, so the sum over micro-batches is the same for every split.
+    batch.weight holds the counts of the whole batch, so the sum does not depend on the split.
     """
     group = batch.rollout.group_size
-    losses, metrics, differences = [], [], {}
+    losses, metrics = [], []
+    differences: dict[str, float] = {}
     for first, last in pieces(batch.rollout.prompts.token.shape[0], config.micro_batches):
         part, rows = batch.rollout.piece(first, last), slice(first * group, last * group)
         logits = score_positions(policy, part, share_prompts=config.share_prompts)

@@ -26,7 +26,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: item i of the stream, its identity, the held-out items, the scorer and the text format.
+    """A task: item i of the stream, its identity, the held-out items, the scorer and the text
+    format.
 
     `item(i)` depends on i and the seed alone, so the position in the data is one integer.
     """
@@ -86,7 +87,8 @@ def make_task(
 def addition(*, seed: int, eval_items: int) -> Task:
     """Return two-digit addition in characters, `12+34=` to `046`.
 
-    Operands and sum are zero-padded, which a tiny model learns many times faster. A pair is held out in both orders.
+    Operands and sum are zero-padded, which a tiny model learns many times faster. A pair is held
+    out in both orders.
     """
     pairs = [(a, b) for a in range(100) for b in range(100)]
     random.Random(seed).shuffle(pairs)
@@ -112,7 +114,9 @@ def addition(*, seed: int, eval_items: int) -> Task:
 
 
 def _epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
-    """Return the item at a position of an endless stream that visits all items in a new order each epoch."""
+    """Return the item at a position of an endless stream that visits all items in a new order each
+    epoch.
+    """
     orders: dict[int, list[int]] = {}
 
     def item(position: int) -> Item:
@@ -172,8 +176,8 @@ def reasoning(
 def render(template: str, entry: dict) -> str:
     """Return the text around one question; {question} and the family's own metadata may be named.
 
-    >>> render("{expression} = ", {"question": "Calculate 1 + 2.", "metadata": {"expression": "1 + 2"}})
-    '1 + 2 = '
+    >>> render("{question} A: ", {"question": "What is 1 + 2?", "metadata": {}})
+    'What is 1 + 2? A: '
     """
     fields = {**entry["metadata"], "question": entry["question"]}
     try:
@@ -186,7 +190,8 @@ def render(template: str, entry: dict) -> str:
 
 
 def question_key(question: str) -> Any:
-    """Return what makes a question the same one: its text, or for a sum of two terms its unordered operands.
+    """Return what makes a question the same one: its text, or for a sum of two terms its unordered
+    operands.
 
     >>> question_key("Calculate 3 + 14.") == question_key("Calculate 14 + 3.")
     True
@@ -223,7 +228,7 @@ def _dataset(name: str, family: str, settings: dict, seed: int) -> Any:
 
 def _questions(dataset: Any, count: int, name: str, *, barred: set) -> list[dict]:
     """Return `count` entries with different keys, none of them barred."""
-    seen, entries = set(barred), []
+    seen, entries = set(barred), list[dict]()
     for index in range(50 * count + 100):
         if len(entries) == count:
             return entries
@@ -233,5 +238,6 @@ def _questions(dataset: Any, count: int, name: str, *, barred: set) -> list[dict
             seen.add(key)
             entries.append(entry)
     raise UserError(
-        f"task {name}: only {len(entries)} different questions found, {count} asked; lower eval_items"
+        f"task {name}: only {len(entries)} different questions found, {count} asked;"
+        " lower eval_items"
     )
