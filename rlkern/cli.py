@@ -121,7 +121,8 @@ def _dashed(argument: str) -> str:
 
 
 def _take_resume(arguments: list[str]) -> tuple[list[str], bool, Path | None]:
-    """Return the arguments without --resume, whether it was there, and the run directory it named."""
+    """Return the arguments without --resume, whether it was there, and the run directory
+    it named."""
     for index, argument in enumerate(arguments):
         if argument.startswith("--resume="):
             return (

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """One sentence for the person at the terminal; the command line prints it without a traceback."""
+    """One sentence for the person at the terminal; the command line prints it without
+    a traceback."""
 
     def __init__(self, sentence: str, *, code: int = 2) -> None:
         super().__init__(sentence)

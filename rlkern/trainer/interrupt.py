@@ -10,7 +10,8 @@ from typing import Any
 
 
 class Interrupt:
-    """Turns the first Ctrl-C (or SIGTERM) into a question, `asked`; the second one stops at once."""
+    """Turns the first Ctrl-C (or SIGTERM) into a question, `asked`; the second one stops
+    at once."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -29,7 +29,8 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Add the time since the last call to `name`; kernels still running on a GPU belong to it."""
+        """Add the time since the last call to `name`; kernels still running on a GPU belong
+        to it."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()

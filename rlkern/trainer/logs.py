@@ -43,7 +43,8 @@ class Log:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one line and hand it to the system at once, so that a kill loses nothing written."""
+        """Append one line and hand it to the system at once, so that a kill loses
+        nothing written."""
         # JSON has no NaN: what is not finite is null, and skipped_updates tells why.
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")

@@ -117,7 +117,8 @@ def train_last_layers(model: Any, count: int) -> None:
 
 
 def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
-    """Return a 0.4M-parameter Llama-shaped character model with random weights, and its tokenizer."""
+    """Return a 0.4M-parameter Llama-shaped character model with random weights, and
+    its tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = character_tokenizer(alphabet)

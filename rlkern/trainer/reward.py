@@ -42,7 +42,8 @@ def task_reward(task: Task) -> RewardFunction:
 
 
 def load_rewards(names: str | None, task: Task) -> list[RewardFunction]:
-    """Return the functions named as module:function, separated by commas; the task's own for None."""
+    """Return the functions named as module:function, separated by commas; the task's own
+    for None."""
     if names is None:
         return [task_reward(task)]
     return [_load(name.strip()) for name in names.split(",")]

@@ -72,7 +72,8 @@ def score(
     share_prompts: bool,
     pieces: list[tuple[int, int]],
 ) -> Tensor:
-    """Return the log-probabilities (B, T) of a rollout's tokens under a policy, without gradient."""
+    """Return the log-probabilities (B, T) of a rollout's tokens under a policy,
+    without gradient."""
     found = []
     for first, last in pieces:
         part = rollout.piece(first, last)

@@ -34,7 +34,8 @@ REFERENCE = "reference"
 
 @dataclass
 class Session:
-    """The parts of a run; progress is the only one that is not rebuilt from config and checkpoint."""
+    """The parts of a run; progress is the only one that is not rebuilt from config
+    and checkpoint."""
 
     config: Config
     algorithm: Any
@@ -56,7 +57,8 @@ class Session:
 
 
 def check(config: Config) -> tuple[Any, dict[str, float]]:
-    """Return the algorithm and its coefficients; raise one sentence for settings that cannot work."""
+    """Return the algorithm and its coefficients; raise one sentence for settings that
+    cannot work."""
     validate(config)
     known = rlkern.algorithms()
     if config.algorithm not in known:

@@ -121,7 +121,8 @@ def optimizer_step(
     *,
     lr: float,
 ) -> StepResult:
-    """Return what one step did; the weights stay as they are when loss or gradient is not finite."""
+    """Return what one step did; the weights stay as they are when loss or gradient is
+    not finite."""
     started = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
     loss, metrics, differences = accumulate(policy, batch, config, coefficients)

@@ -17,7 +17,8 @@ _MOST_SKIPS = 10_000
 
 @dataclass(frozen=True)
 class Item:
-    """One question: the text the model continues, the right answer, and what else rewards may read."""
+    """One question: the text the model continues, the right answer, and what else rewards
+    may read."""
 
     prompt: str
     answer: str
