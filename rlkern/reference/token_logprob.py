@@ -32,16 +32,19 @@ def differentiable_token_logprob(
     """Returns (logprob, entropy, lse) of each row, differentiable by autograd.
 
     z = logits / temperature;  lse = log Σⱼ exp zⱼ;  logprob = z[token] − lse;
-    entropy = −Σⱼ pⱼ·log pⱼ with p = exp(z − lse) and zero-probability terms dropped.
+    entropy = lse − Σⱼ pⱼ·zⱼ with p = exp(z − lse) and zero-probability terms dropped.
     """
     z = scaled_logits(logits, mask, inv_temperature)
     if mask is not None:
         token = torch.where(mask, token, 0)
     log_p = torch.log_softmax(z, dim=-1)
     logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    row_max = z.detach().amax(-1, keepdim=True)
+    u = z - row_max
+    log_sum = u.exp().sum(-1).log()
     p = log_p.exp()
-    entropy = -(p * torch.where(p > 0, log_p, 0.0)).sum(-1)
-    lse = torch.logsumexp(z, dim=-1)
+    entropy = log_sum - (p * torch.where(p > 0, u, 0.0)).sum(-1)
+    lse = row_max.squeeze(-1) + log_sum
     if mask is None:
         return logprob, entropy, lse
     return tuple(torch.where(mask, x, 0.0) for x in (logprob, entropy, lse))  # type: ignore[return-value]
@@ -56,10 +59,10 @@ def token_logprob(
     logits carry a large common offset, and the backward needs them.
     """
     with torch.no_grad():
-        logprob, entropy, lse = differentiable_token_logprob(logits, token, mask, inv_temperature)
-        row_max = scaled_logits(logits, mask, inv_temperature).amax(-1)
-        z = scaled_logits(logits, mask, inv_temperature) - row_max.unsqueeze(-1)
-        log_sum = z.exp().sum(-1).log()
+        logprob, entropy, _ = differentiable_token_logprob(logits, token, mask, inv_temperature)
+        z = scaled_logits(logits, mask, inv_temperature)
+        row_max = z.amax(-1)
+        log_sum = (z - row_max.unsqueeze(-1)).exp().sum(-1).log()
         if mask is not None:
             log_sum = torch.where(mask, log_sum, 0.0)
     return logprob, entropy, row_max, log_sum

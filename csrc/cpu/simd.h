@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of float32 for whatever instruction set this translation unit is compiled for. Arithmetic is the
+// compiler's vector extension; only what it cannot express well is an intrinsic. Everything has internal
+// linkage: the same names are compiled once per instruction set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace rlkern {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UintVec __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+#define RLKERN_INLINE static inline __attribute__((always_inline))
+
+template <class To, class From>
+RLKERN_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+RLKERN_INLINE Vec splat(float x) {
+  return Vec{} + x;
+}
+
+// The larger lane by lane; b where either is NaN.
+RLKERN_INLINE Vec maximum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (Vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+RLKERN_INLINE float horizontal_max(Vec x) {
+  float result = x[0];
+  for (int i = 1; i < kLanes; ++i) result = x[i] > result ? x[i] : result;
+  return result;
+}
+
+RLKERN_INLINE double horizontal_sum(Vec x) {
+  double result = 0;
+  for (int i = 0; i < kLanes; ++i) result += x[i];
+  return result;
+}
+
+RLKERN_INLINE Vec load(const float* p) {
+  Vec x;
+  std::memcpy(&x, p, sizeof(x));
+  return x;
+}
+
+RLKERN_INLINE void store(float* p, Vec x) {
+  std::memcpy(p, &x, sizeof(x));
+}
+
+RLKERN_INLINE Vec load(const bfloat16* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  HalfVec half;
+  std::memcpy(&half, p, sizeof(half));
+  return bit_cast<Vec>(__builtin_convertvector(half, UintVec) << 16);
+#endif
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+RLKERN_INLINE void store(bfloat16* p, Vec x) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+  std::memcpy(p, &half, sizeof(half));
+#else
+  const UintVec bits = bit_cast<UintVec>(x);
+  const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const UintVec quiet = (bits >> 16) | 0x40u;
+  const HalfVec half = __builtin_convertvector(x == x ? rounded : quiet, HalfVec);
+  std::memcpy(p, &half, sizeof(half));
+#endif
+}
+
+RLKERN_INLINE float to_float(float x) {
+  return x;
+}
+
+RLKERN_INLINE float to_float(bfloat16 x) {
+  return bit_cast<float>(uint32_t(x.bits) << 16);
+}
+
+RLKERN_INLINE float to_float(float16 x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+  // Exponents are moved by a product, which also makes subnormals right; inf and NaN keep theirs.
+  float magnitude = bit_cast<float>(rest << 13) * 0x1p112f;
+  if (rest >= 0x7c00) magnitude = bit_cast<float>((rest << 13) | 0x7f800000u);
+  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | sign);
+}
+
+RLKERN_INLINE float16 to_float16(float x) {
+  const uint32_t bits = bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+  if (rest > 0x7f800000) return {uint16_t(sign | 0x7e00)};
+  if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};
+  if (rest < 0x38800000) {  // subnormal: adding 0.5 lets the hardware round at the right digit
+    const float shifted = bit_cast<float>(rest) + 0.5f;
+    return {uint16_t(sign | (bit_cast<uint32_t>(shifted) - 0x3f000000))};
+  }
+  return {uint16_t(sign | ((rest - 0x38000000 + 0xfff + ((rest >> 13) & 1)) >> 13))};
+}
+
+RLKERN_INLINE Vec load(const float16* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  Vec x;
+  for (int i = 0; i < kLanes; ++i) x[i] = to_float(p[i]);
+  return x;
+#endif
+}
+
+RLKERN_INLINE void store(float16* p, Vec x) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = to_float16(x[i]);
+#endif
+}
+
+// The first n < kLanes elements, the rest −inf: as if the row went on with tokens of probability 0.
+template <class S>
+RLKERN_INLINE Vec load_head(const S* p, int64_t n) {
+  Vec x = splat(-__builtin_inff());
+  for (int64_t i = 0; i < n; ++i) x[i] = to_float(p[i]);
+  return x;
+}
+
+template <class S>
+RLKERN_INLINE void store_head(S* p, Vec x, int64_t n) {
+  S buffer[kLanes];
+  store(buffer, x);
+  std::memcpy(p, buffer, n * sizeof(S));
+}
+
+// 2^n for whole n, times x; n ≥ −126 except where the instruction set scales any n.
+RLKERN_INLINE Vec scale_by_power(Vec x, Vec n) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_scalef_ps((__m512)x, (__m512)n);
+#else
+  const IntVec exponent = __builtin_convertvector(n, IntVec) + 127;
+  return x * bit_cast<Vec>(exponent << 23);
+#endif
+}
+
+// Where exp is 0 in float32 (with subnormals flushed where no instruction scales to them).
+#if defined(__AVX512F__)
+constexpr float kLowest = -150.0f;
+#else
+constexpr float kLowest = -87.3f;
+#endif
+
+// u, with −inf replaced by a number whose exponential is 0: 0·u is then 0 and not NaN. NaN stays.
+RLKERN_INLINE Vec bounded(Vec u) {
+  return maximum(splat(kLowest), u);
+}
+
+// exp(u) for bounded u ≤ 0, and exactly 1 at 0: a token of probability 1 has log-probability 0. Relative
+// error under 3e-7 with DEGREE 5 and 4e-6 with DEGREE 4, which is enough where the result is rounded to
+// 16 bits. Coefficients: iteratively reweighted least squares on [−ln2/2, ln2/2], constant term fixed.
+template <int DEGREE>
+RLKERN_INLINE Vec exponential(Vec u) {
+  const Vec shifted = u * 1.44269504f + 12582912.0f;  // 1.5·2²³: the sum rounds to a whole number
+  const Vec n = shifted - 12582912.0f;
+  Vec r = u - n * 0.693359375f;  // ln 2 in two parts: n times the first is exact
+  r = r - n * -2.12194440e-4f;
+  Vec y;
+  if (DEGREE == 5) {
+    y = r * 0x1.0fa7d8p-7f + 0x1.573ad0p-5f;
+    y = y * r + 0x1.555a6ep-3f;
+    y = y * r + 0x1.fffdc4p-2f;
+    y = y * r + 0x1.fffff6p-1f;
+  } else {
+    y = r * 0x1.541482p-5f + 0x1.57cf54p-3f;
+    y = y * r + 0x1.0003f6p-1f;
+    y = y * r + 0x1.fffba6p-1f;
+  }
+  y = y * r + 1.0f;
+  const Vec e = scale_by_power(y, n);
+#if defined(__AVX512F__)
+  return e;
+#else
+  return u <= kLowest ? Vec{} : e;
+#endif
+}
+
+}  // namespace
+}  // namespace rlkern

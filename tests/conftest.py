@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the whole suite: interpreter for Triton, value checks, NaN in fresh memory."""
+
+import os
+
+import torch
+
+# The decorator of a Triton kernel decides at import, so this comes before any import of rlkern.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("RLKERN_CHECK_VALUES", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+
+CONFORMANCE: list[str] = []
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Makes torch.empty return NaN, so that an element nobody writes is seen."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def conformance_table() -> list[str]:
+    """Lines printed when the suite ends."""
+    return CONFORMANCE
+
+
+def pytest_terminal_summary(terminalreporter):
+    if CONFORMANCE:
+        terminalreporter.section("conformance with float64")
+        terminalreporter.write_line("\n".join(CONFORMANCE))

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every backend × operation × case against float64, next to eager's own error."""
+
+import pytest
+import torch
+
+from rlkern.backends import ORDER, _load
+from rlkern.testing.cases import CASES
+from rlkern.testing.conformance import RUNS, applicable, compare, row
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = [name for name in ORDER if name != "eager" and _load(name)[1] is None]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _device(backend: str) -> str:
+    return DEVICE if backend == "triton" else "cpu"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("operation", RUNS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_error_is_at_most_twice_eagers_own(
+    backend, operation, case, poisoned_memory, conformance_table
+):
+    for dtype in DTYPES:
+        if applicable(operation, case, dtype):
+            result = compare(operation, case, backend, dtype, _device(backend))
+            line = row(backend, operation, case, dtype, result)
+            conformance_table.append(line)
+            assert result.passed, line
+
+
+def test_there_is_a_native_backend_to_compare():
+    assert BACKENDS, "neither the C++ extension nor Triton can serve here: nothing was compared"
