@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton backend: the reference's functions on NVIDIA and AMD GPUs.
 
-Held to the reference in Triton's interpreter and compiled ahead of time for sm_80, sm_90, sm_100 and
-gfx942. None of these kernels has run on a GPU yet: launch shapes follow register counts, and no speed
-is known.
+Held to the reference in Triton's interpreter, and compiled ahead of time for sm_80, sm_90, sm_100
+and gfx942. None of these kernels has run on a GPU yet: launch shapes follow register counts, and no
+speed is known.
 """
 
 import torch
@@ -40,7 +40,9 @@ def unavailable() -> str | None:
     """Returns why this backend cannot serve at all, or None."""
     if INTERPRETED or torch.cuda.is_available():
         return None
-    return "no GPU (TRITON_INTERPRET=1, set before Python starts, interprets the kernels on the CPU)"
+    return (
+        "no GPU (TRITON_INTERPRET=1, set before Python starts, interprets the kernels on the CPU)"
+    )
 
 
 def unsupported(stem: str, device: str, dtype: torch.dtype) -> str | None:

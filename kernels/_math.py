@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton home of every formula: gates, KL estimators and the token objective made of them.
 
-The definitions are rlkern/reference/token_objective.py; a test holds values and derivatives together.
-Gates and estimators are passed to kernels as compile-time constants.
+The definitions are rlkern/reference/token_objective.py; a test holds values and derivatives
+together. Gates and estimators are passed to kernels as compile-time constants.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def expm1(x):
-    """Returns exp(x) − 1 to a few ulp: the subtraction cancels near 0, so a Taylor sum serves there."""
+    """Returns exp(x) − 1 to a few ulp: near 0, where the difference cancels, by a Taylor sum."""
     tail = 1.0 + x * (1.0 / 7) * (1.0 + x * (1.0 / 8) * (1.0 + x * (1.0 / 9)))
     head = 1.0 + x * (1.0 / 4) * (1.0 + x * (1.0 / 5) * (1.0 + x * (1.0 / 6) * tail))
     near = x * (1.0 + x * (1.0 / 2) * (1.0 + x * (1.0 / 3) * head))

@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every kernel over the vocabulary shares: launch shapes, row addressing, and the two sweeps.
 
-A row of logits z (already divided by the temperature) is known by three sums in coordinates shifted by
-its maximum m, so that a common offset of the logits costs no digits:
-    s = Σ exp(z − m)        t = Σ exp(z − m)·(z − m)        log_sum = log s        entropy = log s − t/s
+A row of logits z (already divided by the temperature) is known by its maximum m and two sums in
+coordinates shifted by it, so that a common offset of the logits costs no digits:
+    s = Σ exp(z − m)      t = Σ exp(z − m)·(z − m)      log_sum = log s      entropy = log s − t/s
 """
 
-import contextlib
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from rlkern.kernels._math import expm1
 
-# (largest V, columns per block, warps). A row that fits one block is read once and kept in registers.
+# (largest V, columns per block, warps). A row that fits one block is read once and kept on chip.
 # From register counts of compiled kernels, not from measurements: 8 to 16 columns per thread give
-# 16-byte accesses, no spills, and two resident programs per multiprocessor for long rows.
+# 16-byte accesses, no spills, and three resident programs per multiprocessor for long rows.
 SHAPES = ((128, 128, 1), (1024, 1024, 4), (4096, 4096, 8), (1 << 31, 8192, 16))
 
 
@@ -31,23 +28,18 @@ def launch_shape(vocabulary: int) -> tuple[int, int]:
 
 
 def row_strides(x: Tensor) -> tuple[int, int]:
-    """Returns the strides of a (B, T, V) tensor's rows; 0 for a dimension of one, whose stride is arbitrary."""
+    """Returns the strides of a (B, T, V) tensor's rows; 0 for a dimension of 1 (any would do)."""
     return tuple(0 if x.shape[i] == 1 else x.stride(i) for i in (0, 1))  # type: ignore[return-value]
 
 
 def vector_width(*tensors: Tensor) -> int:
-    """Returns how many elements every row start and row length is a multiple of: those of 16 bytes, or 1.
+    """Returns the elements in 16 bytes if all rows begin and end at a multiple of that, else 1.
 
-    The compiler cannot know it of run-time arguments, and without it every access is one element wide.
+    The compiler cannot know it of run-time arguments; without it each access is one element wide.
     """
     width = max(16 // x.element_size() for x in tensors)
     numbers = [n for x in tensors for n in (x.shape[2], *row_strides(x))]
     return width if all(n % width == 0 for n in numbers) else 1
-
-
-def on_device_of(x: Tensor):
-    """Returns a context in which launches go to the device of x."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 @triton.jit
@@ -73,7 +65,7 @@ def row_length(counted, V, VECTOR: tl.constexpr):
 
 @triton.jit
 def row_scalar(ptr, row, counted, absent):
-    """Returns the row's entry of a vector that may be missing; rows that do not count are not read."""
+    """Returns the row's entry of a vector that may be missing; unread where it does not count."""
     if ptr is None:
         return absent
     else:
@@ -82,7 +74,7 @@ def row_scalar(ptr, row, counted, absent):
 
 @triton.jit
 def token_logit(row_ptr, token, counted, V, scale):
-    """Returns the token's own logit; NaN for a token outside the vocabulary, rather than foreign memory."""
+    """Returns the token's logit; NaN, not foreign memory, for a token outside the vocabulary."""
     inside = (token >= 0) & (token < V)
     z = tl.load(row_ptr + tl.where(inside, token, 0), mask=counted & inside, other=float("nan"))
     # Another warp must not overwrite the logit in place before every warp has it.
@@ -106,7 +98,7 @@ def empty_sums():
 
 @triton.jit
 def absorb_block(z, m, s, t):
-    """Returns (m, s, t) after a block more. Nothing but −inf so far leaves m at −inf and s, t at 0."""
+    """Returns (m, s, t) after a block more; after nothing but −inf still (−inf, 0, 0)."""
     new_m = tl.maximum(m, tl.max(z, 0))
     shift = tl.where(new_m == float("-inf"), 0.0, new_m)
     drop = tl.where(m == float("-inf"), 0.0, m - shift)
@@ -140,7 +132,7 @@ def row_results(own, m, s, t, counted):
 def gradient_scalars(logprob, entropy, log_sum, scale, d_logprob, d_entropy, d_lse):
     """Returns (a, b, own): dz_j = exp(z_j − m)·(a + b·(z_j − m)), and the token's element.
 
-    dz_j = p_j·(d_lse − d_logprob − d_entropy·(log p_j + H)) + d_logprob·[j = token], times 1/temperature.
+    dz_j = (p_j·(d_lse − d_logprob − d_entropy·(log p_j + H)) + d_logprob·[j = token]) · scale.
     At the token the first factor of d_logprob is 1 − p, which cancels: expm1 does not.
     """
     p_unit = tl.exp(-log_sum) * scale
@@ -161,5 +153,6 @@ def store_gradient(grad_ptr, columns, z, m, token, V, a, b, own, VECTOR: tl.cons
     grad = tl.where(e != 0, e * (a + b * d), 0.0)
     grad = tl.where(columns == token, own, grad)
     inside = columns < V // VECTOR * VECTOR
+    grad = grad.to(grad_ptr.dtype.element_ty)
     # Nothing reads it again soon: leave the cache to rows that wait for their second sweep.
-    tl.store(grad_ptr + columns, grad.to(grad_ptr.dtype.element_ty), mask=inside, eviction_policy="evict_first")
+    tl.store(grad_ptr + columns, grad, mask=inside, eviction_policy="evict_first")

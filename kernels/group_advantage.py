@@ -6,8 +6,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.kernels._rows import on_device_of
-
 _BLOCK = 128
 
 
@@ -20,7 +18,9 @@ def _member(reward_ptr, order_ptr, at, end):
     return index, tl.where(known, r, 0.0), known
 
 
-@triton.jit(do_not_specialize_on_alignment=["reward_ptr", "order_ptr", "offset_ptr", "advantage_ptr"])
+@triton.jit(
+    do_not_specialize_on_alignment=["reward_ptr", "order_ptr", "offset_ptr", "advantage_ptr"]
+)
 def group_advantage_kernel(
     reward_ptr, order_ptr, offset_ptr, advantage_ptr, eps: tl.float32, ddof: tl.float32,
     KIND: tl.constexpr, BLOCK: tl.constexpr,
@@ -58,10 +58,10 @@ def group_advantage_kernel(
 def group_advantage(
     reward: Tensor, order: Tensor, offset: Tensor, kind: str, eps: float, ddof: int
 ) -> Tensor:
-    """Returns the advantage of each reward within its group; group i is order[offset[i]:offset[i+1]]."""
+    """Returns each reward's advantage in its group; group i is order[offset[i]:offset[i+1]]."""
     advantage = torch.empty_like(reward)
     if reward.numel():
-        with on_device_of(reward):
+        with torch.cuda.device_of(reward):
             group_advantage_kernel[(reward.numel(),)](
                 reward, order, offset, advantage, eps, float(ddof), KIND=kind, BLOCK=_BLOCK,
                 num_warps=1, enable_fp_fusion=True,

@@ -6,8 +6,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.kernels._rows import on_device_of
-
 # (largest T, steps per block, warps); longer rows carry from block to block.
 _SHAPES = ((64, 64, 1), (1 << 62, 1024, 4))
 
@@ -20,9 +18,11 @@ def _compose(near_decay, near_bias, far_decay, far_bias):
     return tl.where(forgets, 0.0, near_decay * far_decay), bias
 
 
-@triton.jit(do_not_specialize=["T"], do_not_specialize_on_alignment=["bias_ptr", "decay_ptr", "x_ptr"])
+@triton.jit(
+    do_not_specialize=["T"], do_not_specialize_on_alignment=["bias_ptr", "decay_ptr", "x_ptr"]
+)
 def reverse_scan_kernel(bias_ptr, decay_ptr, x_ptr, T: tl.int64, BLOCK: tl.constexpr):
-    """One program per row, in blocks from its end; the scan itself runs forwards over reversed time.
+    """One program per row, in blocks from its end; within them a forward scan of reversed time.
 
     - reads bias and decay once
     - writes x once
@@ -47,7 +47,7 @@ def reverse_scan(bias: Tensor, decay: Tensor) -> Tensor:
     rows, length = bias.shape
     block, warps = next((b, w) for limit, b, w in _SHAPES if length <= limit)
     if bias.numel():
-        with on_device_of(bias):
+        with torch.cuda.device_of(bias):
             reverse_scan_kernel[(rows,)](
                 bias, decay, x, length, BLOCK=block, num_warps=warps, enable_fp_fusion=True
             )

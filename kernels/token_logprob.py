@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-probability of given tokens, with entropy and log-sum-exp: one read; backward one read, one write."""
+"""Log-probability of given tokens, with entropy and log-sum-exp, and the backward."""
 
 import torch
 import triton
@@ -11,7 +11,6 @@ from rlkern.kernels._rows import (
     gradient_scalars,
     launch_shape,
     load_block,
-    on_device_of,
     row_length,
     row_offset,
     row_results,
@@ -25,8 +24,8 @@ from rlkern.kernels._rows import (
 
 _RUN_TIME = ["T", "V", "stride_b", "stride_t", "grad_stride_b", "grad_stride_t"]
 _ROWS = [
-    "token_ptr", "mask_ptr", "scale_ptr", "logprob_ptr", "entropy_ptr", "row_max_ptr", "log_sum_ptr",
-    "grad_logprob_ptr", "grad_entropy_ptr", "grad_lse_ptr",
+    "token_ptr", "mask_ptr", "scale_ptr", "logprob_ptr", "entropy_ptr", "row_max_ptr",
+    "log_sum_ptr", "grad_logprob_ptr", "grad_entropy_ptr", "grad_lse_ptr",
 ]  # fmt: skip
 
 
@@ -98,7 +97,7 @@ def token_logprob(
     outputs = [torch.empty_like(token, dtype=torch.float32) for _ in range(4)]
     block, warps = launch_shape(logits.shape[2])
     if token.numel():
-        with on_device_of(logits):
+        with torch.cuda.device_of(logits):
             token_logprob_forward[(token.numel(),)](
                 logits, token, mask, inv_temperature, *outputs, logits.shape[1], logits.shape[2],
                 *row_strides(logits), VECTOR=vector_width(logits), BLOCK=block,
@@ -124,7 +123,7 @@ def token_logprob_backward(
     if not token.numel():
         return
     block, warps = launch_shape(logits.shape[2])
-    with on_device_of(logits):
+    with torch.cuda.device_of(logits):
         token_logprob_backward_kernel[(token.numel(),)](
             logits, token, mask, inv_temperature, entropy, row_max, log_sum,
             grad_logprob, grad_entropy, grad_lse, grad_logits, logits.shape[1], logits.shape[2],

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The token objective on log-probabilities that are already there: loss, metrics, both gradients."""
+"""The token objective on log-probabilities that are already there: loss, metrics and gradients."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.kernels._math import GATES, KL_ESTIMATORS, policy_change, token_terms
-from rlkern.kernels._metrics import loss_and_metrics, new_statistics, store_statistics
-from rlkern.kernels._rows import on_device_of, row_scalar
+from rlkern.kernels._math import GATES, KL_ESTIMATORS
+from rlkern.kernels._rows import row_scalar
+from rlkern.kernels._score import loss_and_metrics, new_statistics, score_tokens
 from rlkern.reference.token_objective import Objective
 
 _BLOCK = 256
@@ -27,7 +27,7 @@ def token_objective_kernel(
 ):  # fmt: skip
     """One program per block of tokens.
 
-    - reads the scalars of its tokens; nothing but the weight where it is 0
+    - reads the scalars of its tokens; of a token of weight 0 nothing but the weight
     - writes two gradients and eight statistics per token
     - never materialises ratios or KL terms
     """
@@ -38,17 +38,14 @@ def token_objective_kernel(
     logprob = tl.load(logprob_ptr + row, mask=counted, other=0.0)
     entropy = tl.load(entropy_ptr + row, mask=counted, other=0.0)
     advantage = tl.load(advantage_ptr + row, mask=counted, other=0.0)
-    old = row_scalar(old_ptr, row, counted, logprob)
+    old = row_scalar(old_ptr, row, counted, 0.0)
     ref = row_scalar(ref_ptr, row, counted, 0.0)
-    loss, d_logprob, d_entropy, kl = token_terms(
-        logprob, entropy, advantage, old, ref, c0, c1, kl_coef, entropy_coef, GATE, KL, ref_ptr is not None
-    )
-    old_kl, ratio, low, high = policy_change(logprob, old, advantage, c0, c1)
-    store_statistics(
-        stats_ptr, row, N, inside, counted, weight * loss, logprob, entropy, kl, old_kl, ratio, low, high
-    )
-    tl.store(grad_logprob_ptr + row, tl.where(counted, weight * d_logprob, 0.0), mask=inside)
-    tl.store(grad_entropy_ptr + row, tl.where(counted, weight * d_entropy, 0.0), mask=inside)
+    d_logprob, d_entropy = score_tokens(
+        row, inside, N, weight, logprob, entropy, advantage, old, ref, stats_ptr,
+        c0, c1, kl_coef, entropy_coef, GATE, KL, old_ptr is not None, ref_ptr is not None,
+    )  # fmt: skip
+    tl.store(grad_logprob_ptr + row, d_logprob, mask=inside)
+    tl.store(grad_entropy_ptr + row, d_entropy, mask=inside)
 
 
 def token_objective(
@@ -60,15 +57,15 @@ def token_objective(
     ref_logprob: Tensor | None,
     objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns (loss, metrics, grad_logprob, grad_entropy) of loss = Σ weight·ℓ; zero weight is not read."""
+    """Returns (loss, metrics, grad_logprob, grad_entropy) of loss = Σ weight·ℓ."""
     grads = torch.empty_like(logprob), torch.empty_like(entropy)
     statistics = new_statistics(weight)
     N = weight.numel()
-    with on_device_of(logprob):
+    with torch.cuda.device_of(logprob):
         if N:
             token_objective_kernel[(triton.cdiv(N, _BLOCK),)](
-                logprob, entropy, advantage, weight, old_logprob, ref_logprob, statistics, *grads, N,
-                *objective.gate_coef, objective.kl_coef, objective.entropy_coef,
+                logprob, entropy, advantage, weight, old_logprob, ref_logprob, statistics,
+                *grads, N, *objective.gate_coef, objective.kl_coef, objective.entropy_coef,
                 GATE=GATES[objective.gate], KL=KL_ESTIMATORS[objective.kl], BLOCK=_BLOCK,
                 num_warps=4, enable_fp_fusion=True,
             )  # fmt: skip
