@@ -191,7 +191,7 @@ def outside(*places: str) -> Callable[[Path], bool]:
     return lambda path: library(path) and not path.as_posix().startswith(places)
 
 
-SIGNED = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml", ".yaml"}
+SIGNED = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml"}
 KERNEL_TWINS = ("kernels/", "rlkern/reference/", "rlkern/ops/", "rlkern/native.py")
 MAY_ASK_DEVICE = ("rlkern/backends.py", "rlkern/trainer/", "rlkern/doctor.py", "benchmarks/")
 LONG_LIST = ", ".join("abcdefghi")
