@@ -4,7 +4,7 @@
 A backend is a module of functions named as in rlkern.reference, plus
     unavailable() -> str | None                      why it cannot serve at all
     unsupported(stem, device, dtype) -> str | None   why it cannot serve this call
-A function it does not have, or a call it does not support, falls to the next in ORDER. A backend
+A function it does not have, or a call it does not support, falls to the next for its device. A backend
 asked for by name that cannot serve raises.
 """
 
@@ -18,6 +18,8 @@ from types import ModuleType
 import torch
 
 ORDER = ("triton", "cpu", "eager")
+# Triton's interpreter can serve tensors on the CPU, but only where it is asked for by name.
+CHOICES = {"cpu": ("cpu", "eager")}
 MODULES = {"triton": "rlkern.kernels", "cpu": "rlkern.native", "eager": "rlkern.reference"}
 STEMS = (
     "token_logprob",
@@ -64,7 +66,7 @@ _chosen: str | None = _chosen_by_environment()
 
 @lru_cache(maxsize=None)
 def _resolve(chosen: str | None, stem: str, device: str, dtype: torch.dtype) -> str:
-    for name in ORDER if chosen is None else (chosen,):
+    for name in CHOICES.get(device, ORDER) if chosen is None else (chosen,):
         refusal = _refusal(name, stem, device, dtype)
         if refusal is None:
             return name

@@ -127,6 +127,14 @@ def _error(x: Tensor, oracle: Tensor) -> float:
     return torch.where(same, 0.0, (x - oracle).abs().nan_to_num(torch.inf)).max().item()
 
 
+def _scale(name: str, oracle: Outputs) -> float:
+    # A loss is a sum of terms that may cancel; together they are as large as its gradient.
+    terms = [x.abs().sum() for k, x in oracle.items() if name == "loss" and k.startswith("grad_")]
+    finite = oracle[name][oracle[name].isfinite()].abs()
+    largest = finite.max() if finite.numel() else torch.zeros(())
+    return max([largest, *terms]).item()
+
+
 def compare(operation: str, case: Case, backend: str, dtype: torch.dtype, device: str) -> Comparison:
     """Returns the comparison of the output that comes nearest to its bound."""
     run = RUNS[operation]
@@ -141,9 +149,7 @@ def compare(operation: str, case: Case, backend: str, dtype: torch.dtype, device
         if not expected.numel():
             assert got[name].shape == expected.shape
             continue
-        finite = expected[expected.isfinite()].abs()
-        scale = finite.max().item() if finite.numel() else 0.0
-        floor = FLOOR_ULP * torch.finfo(got[name].dtype).eps * scale
+        floor = FLOOR_ULP * torch.finfo(got[name].dtype).eps * _scale(name, oracle)
         eager_error = _error(eager[name], expected)
         bound = 2 * eager_error + floor
         results.append(Comparison(name, _error(got[name], expected), eager_error, bound))
