@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "cpu", "cuda", "none")
 # No -ffast-math: it would let the compiler drop the NaN and inf that masked rows may hold.
-FLAGS = "-std=c++17 -O3 -fPIC -fno-math-errno -fno-trapping-math".split()
+FLAGS = "-std=c++17 -O3 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()
 FLAGS += "-fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra".split()
 AVX2 = "-mavx2 -mfma -mf16c".split()
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c".split()
