@@ -105,7 +105,7 @@ def absorb_block(z, m, s, t):
     keep = tl.exp(drop)
     d = z - shift
     e = tl.exp(d)
-    block_t = tl.sum(tl.where(e != 0, e * d, 0.0), 0)  # not 0·(−inf), but NaN stays
+    block_t = tl.sum(e * tl.where(e != 0, d, 0.0), 0)  # not 0·(−inf)
     return new_m, s * keep + tl.sum(e, 0), (t + drop * s) * keep + block_t
 
 
@@ -122,6 +122,7 @@ def row_sums(row_ptr, length, scale, BLOCK: tl.constexpr):
 @triton.jit
 def row_results(own, m, s, t, counted):
     """Returns (logprob, entropy, m, log_sum) from the sums, 0 for a row that does not count."""
+    s = tl.where(counted, s, 1.0)
     log_sum = tl.log(s)
     logprob = tl.where(counted, own - m - log_sum, 0.0)
     entropy = tl.where(counted, log_sum - t / s, 0.0)
@@ -147,10 +148,10 @@ def gradient_scalars(logprob, entropy, log_sum, scale, d_logprob, d_entropy, d_l
 
 @triton.jit
 def store_gradient(grad_ptr, columns, z, m, token, V, a, b, own, VECTOR: tl.constexpr):
-    """Writes one block of the gradient; probability 0 has gradient 0 whatever a and b are."""
+    """Writes one block of the gradient; a logit of −inf gets 0."""
     d = z - m
     e = tl.exp(d)
-    grad = tl.where(e != 0, e * (a + b * d), 0.0)
+    grad = e * (a + b * tl.where(e != 0, d, 0.0))  # not 0·(−inf)
     grad = tl.where(columns == token, own, grad)
     inside = columns < V // VECTOR * VECTOR
     grad = grad.to(grad_ptr.dtype.element_ty)

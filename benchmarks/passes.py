@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes each Triton kernel moves over the vocabulary, counted in the interpreter.
+
+    python -m benchmarks.passes
+
+One pass is one read or one write of the whole (N, V) tensor. Counted, not timed: no GPU needed.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from rlkern import kernels  # noqa: E402
+from rlkern.reference.token_objective import Objective  # noqa: E402
+from rlkern.testing.traffic import traffic  # noqa: E402
+
+N, LONG, SHORT = 3, 151936, 4096
+OBJECTIVE = Objective("ppo_clip", (0.2, 0.2), "k3", 0.04, 0.01)
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    kernel: str
+    loaded_bytes: int
+    stored_bytes: int
+    passes: float
+    expected: float
+    outside: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it moves what it should: one more element per row, its token's, is allowed."""
+        return not self.outside and 0 <= self.passes - self.expected <= 1 / SHORT
+
+
+def measure(kernel: str, expected: float, V: int, run: Callable[..., object], share: float) -> Row:
+    """Returns the traffic of one call on bfloat16 logits, of whose rows a share counts."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, N, V).bfloat16()
+    token, x = torch.randint(0, V, (1, N)), torch.full((1, N), -5.0)
+    weight = (torch.arange(N) < share * N).float().reshape(1, N)
+    with traffic() as moved:
+        run(logits, token, x, weight)
+    loaded, stored = moved.bytes_loaded(logits), moved.bytes_stored(logits)
+    size = logits.numel() * logits.element_size()
+    return Row(kernel, loaded, stored, (loaded + stored) / size, expected, moved.outside)
+
+
+def forward(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Runs token_logprob."""
+    kernels.token_logprob(z, token, weight != 0, None)
+
+
+def backward(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Runs the backward of token_logprob, in place."""
+    kernels.token_logprob_backward(z, token, weight != 0, None, x, x, x, x, x, x, z)
+
+
+def loss(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Runs policy_loss with its gradient, in place."""
+    kernels.policy_loss(z, token, x, weight, x, x, None, OBJECTIVE, z)
+
+
+def loss_alone(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Runs policy_loss without a gradient."""
+    kernels.policy_loss(z, token, x, weight, x, x, None, OBJECTIVE, None)
+
+
+def scale(factor: float) -> Callable[..., None]:
+    """Returns the run of scale_ by a factor."""
+    return lambda z, token, x, weight: kernels.scale_(z, torch.tensor(factor))
+
+
+def rows() -> Iterator[Row]:
+    """Yields the table."""
+    yield measure("token_logprob", 1, LONG, forward, 1)
+    yield measure("token_logprob, one row in 3 counts", 1 / 3, LONG, forward, 1 / 3)
+    yield measure("token_logprob_backward", 2, LONG, backward, 1)
+    yield measure("policy_loss and gradient", 3, LONG, loss, 1)
+    yield measure("policy_loss and gradient, row on chip", 2, SHORT, loss, 1)
+    yield measure("policy_loss and gradient, no row counts", 1, LONG, loss, 0)
+    yield measure("policy_loss alone", 1, LONG, loss_alone, 1)
+    yield measure("scale_ by 0.5", 2, LONG, scale(0.5), 1)
+    yield measure("scale_ by 1", 0, LONG, scale(1.0), 1)
+
+
+def main() -> None:
+    """Prints the table; exits with 1 if a kernel moves something else than it should."""
+    columns = ("kernel", "bytes loaded", "bytes stored", "passes", "expected")
+    print("{:<40} {:>13} {:>13} {:>8} {:>9}".format(*columns))
+    agree = True
+    for row in rows():
+        agree &= row.agrees
+        note = "" if row.agrees else f"   WRONG ({row.outside} accesses out of bounds)"
+        print(
+            f"{row.kernel:<40} {row.loaded_bytes:>13,} {row.stored_bytes:>13,} "
+            f"{row.passes:>8.4f} {row.expected:>9.4f}{note}"
+        )
+    sys.exit(not agree)
+
+
+if __name__ == "__main__":
+    main()
