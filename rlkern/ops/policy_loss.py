@@ -89,8 +89,10 @@ def _policy_loss_autograd(ctx, grad_loss, grad_metrics, grad_grad):
     refuse_double_backward("policy_loss")
     if grad_loss is None:
         return (None,) * 13
-    (grad_logits,) = ctx.saved_tensors
-    return grad_logits * grad_loss.to(grad_logits.dtype), *(None,) * 12
+    # Not a product in the dtype of the logits: a loss scale of 65536 is inf in float16.
+    grad_logits = ctx.saved_tensors[0].clone()
+    scale_(grad_logits, grad_loss)
+    return grad_logits, *(None,) * 12
 
 
 def _save_gradients(ctx, inputs, output):
@@ -131,7 +133,9 @@ class PolicyLossInPlace(torch.autograd.Function):
     def backward(ctx, grad_loss, grad_metrics):
         (grad_logits,) = ctx.saved_tensors
         others = (None,) * (ctx.arguments - 1)
-        if torch.compiler.is_compiling():  # inductor fuses this product in place; a mutating op it would copy
-            return grad_logits * grad_loss.to(grad_logits.dtype), *others
+        if (
+            torch.compiler.is_compiling()
+        ):  # inductor fuses this product in place; a mutating op it would copy
+            return grad_logits * grad_loss, *others
         scale_(grad_logits, grad_loss)
         return grad_logits, *others

@@ -29,9 +29,7 @@ def _forward(logits, token, mask, inv_temperature):
 
 
 def _forward_fake(logits, token, mask, inv_temperature):
-    return tuple(
-        logits.new_empty(token.shape, dtype=_accumulation_dtype(logits)) for _ in range(4)
-    )
+    return tuple(logits.new_empty(token.shape, dtype=_accumulation_dtype(logits)) for _ in range(4))
 
 
 def _backward(logits, *rows):
@@ -79,7 +77,9 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum):
     # lse = row_max + log_sum: its whole gradient arrives through log_sum, row_max is a constant.
     refuse_double_backward("token_logprob")
-    grads = [None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)]
+    grads = [
+        None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)
+    ]
     if all(g is None for g in grads):
         return None, None, None, None
     return backward(*ctx.saved_tensors, *grads), None, None, None
@@ -101,14 +101,16 @@ class _InPlace(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum):
         grads = [
-            None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)
+            None if g is None else g.contiguous()
+            for g in (grad_logprob, grad_entropy, grad_log_sum)
         ]
         if all(g is None for g in grads):
             return None, None, None, None
+        saved, *rows = ctx.saved_tensors  # once: activation checkpointing refuses a second look
         if torch.compiler.is_compiling():
-            return backward(*ctx.saved_tensors, *grads), None, None, None
-        logits = ctx.saved_tensors[0].detach()
-        backward_(logits, *ctx.saved_tensors[1:], *grads)
+            return backward(saved, *rows, *grads), None, None, None
+        logits = saved.detach()
+        backward_(logits, *rows, *grads)
         return logits, None, None, None
 
 
