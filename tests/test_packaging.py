@@ -187,3 +187,26 @@ def test_what_the_build_needs_has_one_list_of_names():
     listed = re.search(r"(?m)^requires = \[(.*)\]$", text)[1]
     needed = {Requirement(item).name for item in re.findall(r'"([^"]+)"', listed)}
     assert needed == {r.name for r in requirements("build.txt")}
+
+
+def doctor(prelude: str = "", **variables: str) -> str:
+    """Returns what the doctor prints in a process of its own; it must end well."""
+    code = f"import sys\n{prelude}\nfrom rlkern.doctor import main\nsys.exit(main())"
+    done = run(sys.executable, "-c", code, cwd=ROOT, **variables)
+    assert not done.returncode, done.stdout
+    return done.stdout
+
+
+def test_the_doctor_reports_where_triton_and_the_extension_are_missing():
+    said = doctor("sys.modules['triton'] = sys.modules['rlkern._C'] = None")
+    assert re.search(r"(?m)^extension +not there", said)
+    assert re.search(r"(?m)^policy_loss +cpu +eager", said)
+
+
+@pytest.mark.skipif(not list((ROOT / "rlkern").glob("_C*")), reason="the extension is not built")
+@pytest.mark.parametrize(
+    ("isa", "sentence"),
+    [("baseline", "baseline, because RLKERN_ISA=baseline"), ("mmx", "RLKERN_ISA must be one of")],
+)
+def test_the_doctor_says_which_instruction_set_runs_and_why(isa, sentence):
+    assert re.search(rf"(?m)^runs +.*{sentence}", doctor(RLKERN_ISA=isa))
