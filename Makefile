@@ -77,38 +77,42 @@ help:  ## this list
 	@awk 'BEGIN {FS = ":.*  ## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z-]+:.*  ## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# What `make gpu` does, in order.
+# What `make gpu` does, in order: the sanitizer is slow and comes last, when the results are safe.
 GPU_TESTS = $(shell grep -lE 'mark\.(gpu|conformance)' tests/test_*.py 2>/dev/null)
 SANITIZED = $(shell grep -lE 'mark\.sanitize' tests/test_*.py 2>/dev/null)
 SANITIZER = compute-sanitizer --tool memcheck --error-exitcode 1
 OPTIONAL := pytest_benchmark hypothesis transformers triton
+RESULTS := benchmarks/results
 
-.PHONY: gpu-steps gpu-machine gpu-tests gpu-sanitizer gpu-bench
-gpu-steps: gpu-machine gpu-tests gpu-sanitizer gpu-bench
+.PHONY: gpu-steps gpu-machine gpu-tests gpu-bench gpu-sanitizer
+gpu-steps: gpu-machine gpu-tests gpu-bench gpu-sanitizer
 
 gpu-machine: $(NATIVE)
 	@$(PY) -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else \
 	  f"make gpu needs a GPU: torch {torch.__version__} sees none here")'
 	@$(PY) -c 'from importlib.util import find_spec as f; \
 	  lost = [n for n in "$(OPTIONAL)".split() if not f(n)]; \
-	  print("not installed here, so the tests that need them are skipped:", ", ".join(lost)) if lost else None'
+	  print("not installed here, so what needs them is skipped:", ", ".join(lost)) if lost else None'
 	$(PY) -m rlkern.doctor
 
 gpu-tests: gpu-machine
-	@[ -n "$(GPU_TESTS)" ] || { echo "no test is marked gpu or conformance"; exit 1; }
-	timeout 300 $(PY) -m pytest $(GPU_TESTS) -m 'gpu or conformance'
+	@[ -n "$(GPU_TESTS)" ] || { echo "no test is marked gpu or conformance" >&2; exit 1; }
+	@mkdir -p $(RESULTS)
+	name=$$($(PY) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))'); \
+	timeout 240 $(PY) -m pytest -q --no-header $(GPU_TESTS) -m 'gpu or conformance' \
+	  | tee $(RESULTS)/$$name-conformance.txt
+
+gpu-bench: gpu-tests
+	timeout 150 $(PY) -m benchmarks.gpu $(ARGS)
+	@if [ -n "$${OUT:-}" ]; then cp -r $(RESULTS)/. "$$OUT"/; fi
 
 # Not every driver lets the sanitizer in; a probe tells that apart from a finding.
-gpu-sanitizer: gpu-tests
+gpu-sanitizer: gpu-bench
 	@if [ -z "$(SANITIZED)" ]; then echo "compute-sanitizer skipped: no test is marked sanitize"; \
 	elif ! command -v compute-sanitizer >/dev/null; then echo "compute-sanitizer skipped: it is not installed"; \
 	elif ! timeout 60 $(SANITIZER) $(PY) -c 'import torch; torch.ones(1, device="cuda").add_(1).item()' >/dev/null 2>&1; then \
 	  echo "compute-sanitizer skipped: it does not run on this machine"; \
-	else PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 $(SANITIZER) $(PY) -m pytest $(SANITIZED) -m sanitize; fi
-
-gpu-bench: gpu-sanitizer
-	timeout 180 $(PY) -m benchmarks.gpu $(ARGS)
-	@if [ -n "$${OUT:-}" ]; then cp -r benchmarks/results/. "$$OUT"/; fi
+	else PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 $(SANITIZER) $(PY) -m pytest -q --no-header $(SANITIZED) -m sanitize; fi
 
 # PYTHON may itself be a virtual environment, so its folders are named instead of inherited; the
 # new one has no pip and no setuptools that would hide PYTHON's.
