@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// rlkern._C. Tensors arrive as addresses: rlkern/native.py has checked them and holds them alive. No torch
-// header is included, so one binary serves every version of torch.
+// rlkern._C. Tensors arrive as addresses: rlkern/native.py has checked them and holds them alive.
+// No torch header is included, so one binary serves every version of torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -56,8 +56,8 @@ void with_accumulator(bool is_double, const Call& call) {
   }
 }
 
-void bind_token_logprob(const GridTuple& logits, Address token, Address mask, Address inv_temperature,
-                        const Addresses4& out, int threads) {
+void bind_token_logprob(const GridTuple& logits, Address token, Address mask,
+                        Address inv_temperature, const Addresses4& out, int threads) {
   const Grid z = grid(logits);
   with_accumulator(z.dtype == kFloat64, [&](auto zero) {
     using T = decltype(zero);
@@ -66,30 +66,34 @@ void bind_token_logprob(const GridTuple& logits, Address token, Address mask, Ad
   });
 }
 
-void bind_token_logprob_backward(const GridTuple& logits, Address token, Address mask, Address inv_temperature,
-                                 const std::array<Address, 6>& in, const GridTuple& grad_logits, int threads) {
+void bind_token_logprob_backward(const GridTuple& logits, Address token, Address mask,
+                                 Address inv_temperature, const std::array<Address, 6>& in,
+                                 const GridTuple& grad_logits, int threads) {
   const Grid z = grid(logits), g = grid(grad_logits);
   with_accumulator(z.dtype == kFloat64, [&](auto zero) {
     using T = decltype(zero);
     const TokenLogprobGradient<T> rows{at<T>(in[0]), at<T>(in[1]), at<T>(in[2]),
                                        at<T>(in[3]), at<T>(in[4]), at<T>(in[5])};
-    token_logprob_backward<T>(z, at<int64_t>(token), at<bool>(mask), at<T>(inv_temperature), rows, g, threads);
+    token_logprob_backward<T>(z, at<int64_t>(token), at<bool>(mask), at<T>(inv_temperature), rows,
+                              g, threads);
   });
 }
 
-void bind_policy_loss(const GridTuple& logits, Address token, const Addresses4& rows, Address inv_temperature,
-                      const ObjectiveTuple& o, const std::optional<GridTuple>& grad_logits, Address loss,
-                      Address metrics, int threads) {
+void bind_policy_loss(const GridTuple& logits, Address token, const Addresses4& rows,
+                      Address inv_temperature, const ObjectiveTuple& o,
+                      const std::optional<GridTuple>& grad_logits, Address loss, Address metrics,
+                      int threads) {
   const Grid z = grid(logits), g = grad_logits ? grid(*grad_logits) : Grid{};
   with_accumulator(z.dtype == kFloat64, [&](auto zero) {
     using T = decltype(zero);
-    policy_loss<T>(z, at<int64_t>(token), objective_rows<T>(rows), at<T>(inv_temperature), objective<T>(o),
-                   grad_logits ? &g : nullptr, at<T>(loss), at<T>(metrics), threads);
+    policy_loss<T>(z, at<int64_t>(token), objective_rows<T>(rows), at<T>(inv_temperature),
+                   objective<T>(o), grad_logits ? &g : nullptr, at<T>(loss), at<T>(metrics),
+                   threads);
   });
 }
 
-void bind_token_objective(int64_t n, bool is_double, Address logprob, Address entropy, const Addresses4& rows,
-                          const ObjectiveTuple& o, const Addresses4& out) {
+void bind_token_objective(int64_t n, bool is_double, Address logprob, Address entropy,
+                          const Addresses4& rows, const ObjectiveTuple& o, const Addresses4& out) {
   with_accumulator(is_double, [&](auto zero) {
     using T = decltype(zero);
     token_objective<T>(n, at<T>(logprob), at<T>(entropy), objective_rows<T>(rows), objective<T>(o),
@@ -97,20 +101,20 @@ void bind_token_objective(int64_t n, bool is_double, Address logprob, Address en
   });
 }
 
-void bind_reverse_scan(int64_t rows, int64_t time, bool is_double, Address bias, Address decay, Address x,
-                       int threads) {
+void bind_reverse_scan(int64_t rows, int64_t time, bool is_double, Address bias, Address decay,
+                       Address x, int threads) {
   with_accumulator(is_double, [&](auto zero) {
     using T = decltype(zero);
     reverse_scan<T>(rows, time, at<T>(bias), at<T>(decay), at<T>(x), threads);
   });
 }
 
-void bind_group_advantage(int64_t n, bool is_double, Address reward, Address order, Address offset, int kind,
-                          double eps, int64_t ddof, Address advantage) {
+void bind_group_advantage(int64_t n, bool is_double, Address reward, Address order, Address offset,
+                          int kind, double eps, int64_t ddof, Address advantage) {
   with_accumulator(is_double, [&](auto zero) {
     using T = decltype(zero);
-    group_advantage<T>(n, at<T>(reward), at<int64_t>(order), at<int64_t>(offset), AdvantageKind(kind), eps,
-                       ddof, at<T>(advantage));
+    group_advantage<T>(n, at<T>(reward), at<int64_t>(order), at<int64_t>(offset),
+                       AdvantageKind(kind), eps, ddof, at<T>(advantage));
   });
 }
 

@@ -35,8 +35,8 @@ def token_weight(
     Arguments
         mask      (B, T) bool, True counts
         mode      one of the three
-        count     tokens or sequences of the whole batch (all micro-batches, all ranks), a number or a
-                  tensor; by default those of this mask, rows without a token not counted
+        count     tokens or sequences of the whole batch (all micro-batches, all ranks), a number
+                  or a tensor; by default those of this mask, rows without a token not counted
         constant  divisor of sequence_token_sum, such as the longest allowed answer; 1 by default
     Returns
         (B, T) float32; all zeros for a mask without a True

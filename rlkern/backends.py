@@ -4,15 +4,15 @@
 A backend is a module of functions named as in rlkern.reference, plus
     unavailable() -> str | None                      why it cannot serve at all
     unsupported(stem, device, dtype) -> str | None   why it cannot serve this call
-A function it does not have, or a call it does not support, falls to the next for its device. A backend
-asked for by name that cannot serve raises.
+A function it does not have, or a call it does not support, falls to the next for its device. A
+backend asked for by name that cannot serve raises.
 """
 
 import contextlib
 import importlib
 import os
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -36,7 +36,7 @@ class BackendUnavailable(RuntimeError):
     """A backend was asked for by name and cannot serve the call."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(name: str) -> tuple[ModuleType | None, str | None]:
     try:
         module = importlib.import_module(MODULES[name])
@@ -64,13 +64,15 @@ def _chosen_by_environment() -> str | None:
 _chosen: str | None = _chosen_by_environment()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _resolve(chosen: str | None, stem: str, device: str, dtype: torch.dtype) -> str:
     for name in CHOICES.get(device, ORDER) if chosen is None else (chosen,):
         refusal = _refusal(name, stem, device, dtype)
         if refusal is None:
             return name
-    raise BackendUnavailable(f"{stem}: backend {chosen!r} cannot serve {dtype} on {device}: {refusal}")
+    raise BackendUnavailable(
+        f"{stem}: backend {chosen!r} cannot serve {dtype} on {device}: {refusal}"
+    )
 
 
 def backend_name(stem: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
@@ -112,7 +114,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def explain(dtype: torch.dtype = torch.float32) -> str:
-    """Returns a table: for each operation and device, the backend that serves it and why others do not."""
+    """Returns a table: which backend serves each operation on each device, and why not others."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     lines = []
     for device in devices:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cpu backend: hands tensors to the C++ kernels of rlkern._C as addresses.
 
-The functions have the names and signatures of rlkern.reference; the tensors were checked at the door.
+Names and signatures are those of rlkern.reference; the tensors were checked at the door.
 """
 
 import torch
 from torch import Tensor
 
-from rlkern import _C
+from rlkern import _C  # type: ignore[attr-defined]
 from rlkern.reference.group_advantage import KINDS
 from rlkern.reference.token_objective import GATE_INDEX, KL_INDEX, METRICS, Objective
 
@@ -152,7 +152,10 @@ def reverse_scan(bias: Tensor, decay: Tensor) -> Tensor:
     """Returns x with x_t = bias_t + decay_t · x_{t+1} along the rows of (B, T)."""
     x = torch.empty_like(bias)
     _C.reverse_scan(
-        *bias.shape, bias.dtype == torch.float64, *_addresses(bias, decay, x), torch.get_num_threads()
+        *bias.shape,
+        bias.dtype == torch.float64,
+        *_addresses(bias, decay, x),
+        torch.get_num_threads(),
     )
     return x
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scalar losses: an algorithm's declaration, coefficients and weights become one fused call."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlkern import aggregate
-from rlkern.algorithms import Algorithm, algorithm as find_algorithm
+from rlkern.algorithms import Algorithm
+from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.ops import check
 from rlkern.ops import policy_loss as raw
 from rlkern.ops.rows import as_grid, inverse_temperature, row_vector, token_vector
@@ -21,15 +23,15 @@ class LossOutput(NamedTuple):
     metrics: Tensor
 
 
-def make_objective(declared: Algorithm, coefficients: dict[str, object]) -> Objective:
-    """Returns the token objective of an algorithm, with the given coefficients over its defaults."""
-    known = {**declared.defaults, "kl_estimator": declared.kl_estimator}
+def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str]) -> Objective:
+    """Returns the token objective of an algorithm, the coefficients laid over its defaults."""
+    known: dict[str, float | str] = {**declared.defaults, "kl_estimator": declared.kl_estimator}
     for name in coefficients:
         if name not in known:
             raise TypeError(
                 f"{declared.name}: unknown coefficient {name!r}, expected one of {', '.join(known)}"
             )
-    known.update(coefficients)  # type: ignore[arg-type]
+    known.update(coefficients)
     if known["kl_estimator"] not in KL_ESTIMATORS:
         raise ValueError(
             f"{declared.name}: kl_estimator must be one of {', '.join(KL_ESTIMATORS)}, "
@@ -101,7 +103,7 @@ def policy_loss(
     inplace: bool = False,
     **coefficients: float | str,
 ) -> LossOutput:
-    """Returns the loss of a batch of sampled tokens, its gradient made in the same pass over the logits.
+    """Returns the loss of sampled tokens, its gradient made in the same pass over the logits.
 
         loss = Σ_t weight_t · (gate(log π, log π_old, A) + kl_coef·KL(π, π_ref) − entropy_coef·H)
 
@@ -109,21 +111,22 @@ def policy_loss(
     token[b, t]: nothing is shifted here. Without old_logprob the batch is on policy, ratio 1.
 
     Arguments
-        logits        (B, T, V) or (N, V) float16, bfloat16, float32 or float64, last dimension contiguous
+        logits        (B, T, V) or (N, V) float of any width, the last dimension contiguous
         token         (B, T) int64 or int32; any value where mask is False
         advantage     (B, T) or (B,) float
         mask          (B, T) bool, True counts; other rows are not read, whatever they hold
         old_logprob   (B, T) log π_old, of the policy that sampled (or of the last refresh)
         ref_logprob   (B, T) log π_ref; needed when kl_coef is not 0
         temperature   a number > 0, or a float tensor that broadcasts to (B, T)
-        weight        (B, T) weight of each token; by default aggregate.token_weight(mask, mode) with the
-                      algorithm's mode. Give it when the batch is split: it holds the global counts
+        weight        (B, T) weight of each token; by default aggregate.token_weight(mask, mode) with
+                      the algorithm's mode. Give it when the batch is split: it holds the counts
         inplace       write the gradient over the logits (they must not be used afterwards)
         coefficients  clip_low, clip_high, kl_coef, kl_estimator, entropy_coef
     Returns
-        LossOutput(loss, metrics): a float32 scalar (float64 for float64 logits) and a vector for metrics_dict
+        LossOutput(loss, metrics): a float32 scalar (float64 for float64 logits), and a vector
+        that metrics_dict reads
     Raises
-        TypeError, ValueError  for an argument of the wrong dtype, shape or device, or an unknown coefficient
+        TypeError, ValueError  for a wrong dtype, shape or device, or an unknown coefficient
         RuntimeError           on double backward
     Gradient
         to logits alone; all else is constant
@@ -147,7 +150,11 @@ def policy_loss(
     grid = as_grid(op, logits)
     rows = [None if x is None else row_vector(x, grid)
             for x in (advantage, weights, old_logprob, ref_logprob)]  # fmt: skip
-    arguments = (token_vector(token, grid), *rows, inverse_temperature(op, temperature, shape, grid))
+    arguments = (
+        token_vector(token, grid),
+        *rows,
+        inverse_temperature(op, temperature, shape, grid),
+    )
     differentiable = torch.is_grad_enabled() and logits.requires_grad
     if inplace and differentiable:
         return LossOutput(*raw.PolicyLossInPlace.apply(grid, *arguments, *objective))
@@ -169,8 +176,8 @@ def token_objective(
 ) -> LossOutput:
     """Returns the same loss as policy_loss from log-probabilities that are already there.
 
-    The arguments are those of policy_loss with logprob (B, T) in place of logits and token; entropy (B, T)
-    is needed when entropy_coef is not 0.
+    The arguments are those of policy_loss with logprob (B, T) in place of logits and token;
+    entropy (B, T) is needed when entropy_coef is not 0.
 
     Gradient
         to logprob and entropy
@@ -192,7 +199,9 @@ def token_objective(
     objective = make_objective(declared, coefficients)
     _require_reference(op, objective, ref_logprob)
     if objective.entropy_coef != 0 and entropy is None:
-        raise ValueError(f"{op}: entropy_coef is {objective.entropy_coef}, so entropy must be given")
+        raise ValueError(
+            f"{op}: entropy_coef is {objective.entropy_coef}, so entropy must be given"
+        )
     weights = _weights(op, mask, weight, declared)
 
     def flat(x: Tensor | None) -> Tensor | None:
@@ -210,8 +219,8 @@ def token_objective(
 def metrics_dict(metrics: Tensor) -> dict[str, float]:
     """Returns the metrics by name, means over the counted tokens. Reads the vector: synchronises.
 
-    logprob, entropy, kl (to the reference), old_kl (k3 to the old policy), ratio/{mean,min,max} and the
-    share of tokens whose gradient the clip removes on either side: clip_ratio/{low,high,region}_mean.
+    logprob, entropy, kl (to the reference), old_kl (k3 to the old policy), ratio/{mean,min,max},
+    and the share of tokens whose gradient the clip removes: clip_ratio/{low,high,region}_mean.
 
     >>> metrics_dict(torch.tensor([2.0, -3.0, 1.0, 0.0, 0.0, 2.0, 1.0, 0.0, 0.9, 1.1]))["logprob"]
     -1.5

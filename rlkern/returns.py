@@ -29,9 +29,9 @@ def gae(
         δ_t = r_t + discount·V_{t+1} − V_t        A_t = δ_t + discount·gae_lambda·A_{t+1}
         target_t = A_t + V_t
 
-    Paper: arXiv 1506.02438, eq. 16. t + 1 is the next counted token: masked tokens, such as a tool's
-    answer inside a dialogue, are stepped over (as in verl; TRL and OpenRLHF instead multiply by the mask).
-    The value after the last counted token is 0.
+    Paper: arXiv 1506.02438, eq. 16. t + 1 is the next counted token: masked tokens, such as a
+    tool's answer inside a dialogue, are stepped over (as in verl; TRL and OpenRLHF instead multiply
+    by the mask). The value after the last counted token is 0.
 
     Arguments
         reward      (B, T) float32 or float64
@@ -46,8 +46,8 @@ def gae(
     Gradient
         none: both are constants
 
-    >>> out = gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]]), torch.tensor([[True, True]]),
-    ...           discount=1.0, gae_lambda=1.0)
+    >>> reward, value = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
+    >>> out = gae(reward, value, torch.tensor([[True, True]]), gae_lambda=1.0)
     >>> out.advantage.tolist(), out.target.tolist()
     ([[0.5, 0.5]], [[1.0, 1.0]])
     """

@@ -31,6 +31,6 @@ def conformance_table() -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter):
-    if CONFORMANCE:
+    if CONFORMANCE and not terminalreporter.config.option.no_summary:
         terminalreporter.section("conformance with float64")
         terminalreporter.write_line("\n".join(CONFORMANCE))

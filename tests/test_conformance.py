@@ -8,6 +8,7 @@ from rlkern.backends import ORDER, _load
 from rlkern.testing.cases import CASES
 from rlkern.testing.conformance import RUNS, applicable, compare, row
 
+pytestmark = pytest.mark.conformance
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = [name for name in ORDER if name != "eager" and _load(name)[1] is None]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,6 +30,15 @@ def test_the_error_is_at_most_twice_eagers_own(
             line = row(backend, operation, case, dtype, result)
             conformance_table.append(line)
             assert result.passed, line
+
+
+@pytest.mark.sanitize
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+@pytest.mark.parametrize("operation", RUNS)
+def test_small_cases_touch_only_their_own_memory_on_a_gpu(operation):
+    for case in CASES:
+        if case.V < 1100:
+            compare(operation, case, "triton", torch.bfloat16, DEVICE)
 
 
 def test_there_is_a_native_backend_to_compare():

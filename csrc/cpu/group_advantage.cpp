@@ -34,9 +34,9 @@ void group_advantage(int64_t n, const T* reward, const int64_t* order, const int
   }
 }
 
-template void group_advantage(int64_t, const float*, const int64_t*, const int64_t*, AdvantageKind, double,
-                              int64_t, float*);
-template void group_advantage(int64_t, const double*, const int64_t*, const int64_t*, AdvantageKind, double,
-                              int64_t, double*);
+template void group_advantage(int64_t, const float*, const int64_t*, const int64_t*, AdvantageKind,
+                              double, int64_t, float*);
+template void group_advantage(int64_t, const double*, const int64_t*, const int64_t*, AdvantageKind,
+                              double, int64_t, double*);
 
 }  // namespace rlkern

@@ -48,7 +48,8 @@ const Isa& choose() {
     if (std::strcmp(isa->name, name) == 0) return *isa;
     known += (known.empty() ? "" : ", ") + std::string(isa->name);
   }
-  throw std::invalid_argument("RLKERN_ISA must be one of " + known + " on this machine, got '" + name + "'");
+  throw std::invalid_argument("RLKERN_ISA must be one of " + known + " on this machine, got '" +
+                              name + "'");
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once per instruction set, with RLKERN_ISA its name. Two sweeps of one row; the row stays in the
-// L2 cache between them, so memory sees one read and one write.
+// Compiled once per instruction set, with RLKERN_ISA its name. Two sweeps of one row; the row stays
+// in the L2 cache between them, so memory sees one read and one write.
 #include "cpu/kernels.h"
 
 #include <algorithm>
@@ -12,7 +12,8 @@
 namespace rlkern {
 namespace {
 
-// A block is read from memory once and then swept twice in the L1 cache: for its maximum, for its sums.
+// A block is read from memory once and then swept twice in the L1 cache: for its maximum, for its
+// sums.
 constexpr int64_t kBlock = 4096;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -51,9 +52,11 @@ RLKERN_INLINE BlockSums block_sums(const S* x, int64_t n, float max, float inv_t
       accumulate((load(x + i + k * kLanes) - max) * inv_temperature, s[k], t[k]);
     }
   }
-  for (; i + kLanes <= n; i += kLanes) accumulate((load(x + i) - max) * inv_temperature, s[0], t[0]);
+  for (; i + kLanes <= n; i += kLanes)
+    accumulate((load(x + i) - max) * inv_temperature, s[0], t[0]);
   if (i < n) accumulate((load_head(x + i, n - i) - max) * inv_temperature, s[1], t[1]);
-  return {horizontal_sum((s[0] + s[1]) + (s[2] + s[3])), horizontal_sum((t[0] + t[1]) + (t[2] + t[3]))};
+  return {horizontal_sum((s[0] + s[1]) + (s[2] + s[3])),
+          horizontal_sum((t[0] + t[1]) + (t[2] + t[3]))};
 }
 
 template <class S>
@@ -71,8 +74,10 @@ RowSums row_sums(const Row& row) {
       sum *= factor;
       max = larger;
     }
-    // A row that is −inf so far has no maximum to subtract; its sums are 0 (or NaN if it holds one).
-    const BlockSums block = block_sums(x + begin, n, max == -kInfinity ? 0.0f : max, inv_temperature);
+    // A row that is −inf so far has no maximum to subtract; its sums are 0 (or NaN if it holds
+    // one).
+    const BlockSums block =
+        block_sums(x + begin, n, max == -kInfinity ? 0.0f : max, inv_temperature);
     sum += block.sum;
     weighted_sum += block.weighted_sum;
   }
@@ -107,7 +112,8 @@ RLKERN_INLINE void sweep_gradient(const Row& row, S* grad, float max, float a, f
       }
     }
     for (int k = 0; k < 4; ++k) {
-      store(grad + i + k * kLanes, slope<S, LINEAR>(load(x + i + k * kLanes), max, inv_temperature, a, b));
+      store(grad + i + k * kLanes,
+            slope<S, LINEAR>(load(x + i + k * kLanes), max, inv_temperature, a, b));
     }
   }
   for (; i + kLanes <= row.vocab; i += kLanes) {
@@ -125,7 +131,8 @@ RLKERN_INLINE void store_one(S* p, float x) {
 }
 
 template <class S>
-void row_gradient(const Row& row, const RowSums& sums, const RowSlope& slope, int64_t token, void* grad) {
+void row_gradient(const Row& row, const RowSums& sums, const RowSlope& slope, int64_t token,
+                  void* grad) {
   S* g = static_cast<S*>(grad);
   const double scale = row.inv_temperature / sums.sum;
   const float a = float(slope.a * scale), b = float(slope.b * scale), max = float(sums.max);

@@ -11,8 +11,8 @@ namespace rlkern {
 enum Dtype : int { kFloat32, kBfloat16, kFloat16, kFloat64, kDtypes };
 constexpr int kElementSize[kDtypes] = {4, 2, 2, 8};
 
-// One row of V logits. `ahead` is the row this thread reads next, or null: sweeps that find their row in
-// the cache use the idle memory bus to bring it there.
+// One row of V logits. `ahead` is the row this thread reads next, or null: sweeps that find their
+// row in the cache use the idle memory bus to bring it there.
 struct Row {
   const void* logits;
   const void* ahead;
@@ -23,7 +23,8 @@ struct Row {
 struct RowKernels {
   // 1 read. Never materialises probabilities.
   RowSums (*sums)(const Row&);
-  // 1 read (of a row the sums have just brought into the cache), 1 write; grad may be the logits themselves.
+  // 1 read (of a row the sums have just brought into the cache), 1 write; grad may be the logits
+  // themselves.
   void (*gradient)(const Row&, const RowSums&, const RowSlope&, int64_t token, void* grad);
 };
 
@@ -32,7 +33,8 @@ struct Isa {
   RowKernels kernels[kDtypes];
 };
 
-// The instruction sets in this binary that this machine can run, best first; RLKERN_ISA picks one by name.
+// The instruction sets in this binary that this machine can run, best first; RLKERN_ISA picks one
+// by name.
 const Isa& chosen_isa();
 int isa_count();
 const Isa& isa_at(int i);

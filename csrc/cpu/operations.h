@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operations of this backend, named as in rlkern/reference. T is float, or double for double logits.
+// The operations of this backend, named as in rlkern/reference. T is float, or double for double
+// logits.
 #pragma once
 
 #include "cpu/rows.h"
@@ -13,12 +14,12 @@ struct TokenLogprob {
 };
 
 template <class T>
-void token_logprob(const Grid& logits, const int64_t* token, const bool* mask, const T* inv_temperature,
-                   const TokenLogprob<T>& out, int threads);
+void token_logprob(const Grid& logits, const int64_t* token, const bool* mask,
+                   const T* inv_temperature, const TokenLogprob<T>& out, int threads);
 
 template <class T>
 struct TokenLogprobGradient {
-  const T *entropy, *row_max, *log_sum;                // as the forward left them
+  const T *entropy, *row_max, *log_sum;             // as the forward left them
   const T *grad_logprob, *grad_entropy, *grad_lse;  // each may be null
 };
 
@@ -34,12 +35,13 @@ struct ObjectiveRows {
 
 template <class T>
 void policy_loss(const Grid& logits, const int64_t* token, const ObjectiveRows<T>& rows,
-                 const T* inv_temperature, const Objective<T>& objective, const Grid* grad_logits, T* loss,
-                 T* metrics, int threads);
+                 const T* inv_temperature, const Objective<T>& objective, const Grid* grad_logits,
+                 T* loss, T* metrics, int threads);
 
 template <class T>
 void token_objective(int64_t n, const T* logprob, const T* entropy, const ObjectiveRows<T>& rows,
-                     const Objective<T>& objective, T* loss, T* metrics, T* grad_logprob, T* grad_entropy);
+                     const Objective<T>& objective, T* loss, T* metrics, T* grad_logprob,
+                     T* grad_entropy);
 
 template <class T>
 void reverse_scan(int64_t rows, int64_t time, const T* bias, const T* decay, T* x, int threads);

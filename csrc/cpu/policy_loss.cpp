@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads each counted row once, writes its gradient once; never materialises log-probabilities of the
-// vocabulary. Rows of weight 0 are not read.
+// Reads each counted row once, writes its gradient once; never materialises log-probabilities of
+// the vocabulary. Rows of weight 0 are not read.
 #include <cmath>
 #include <limits>
 
@@ -41,22 +41,24 @@ void reduce(const std::vector<TokenResult<T>>& results, T* loss, T* metrics) {
 
 template <class T>
 void policy_loss(const Grid& logits, const int64_t* token, const ObjectiveRows<T>& rows,
-                 const T* inv_temperature, const Objective<T>& objective, const Grid* grad_logits, T* loss,
-                 T* metrics, int threads) {
+                 const T* inv_temperature, const Objective<T>& objective, const Grid* grad_logits,
+                 T* loss, T* metrics, int threads) {
   const RowKernels& kernels = chosen_isa().kernels[logits.dtype];
   const RowOrder order(logits.rows(), [&](int64_t i) { return rows.weight[i] != 0; });
   std::vector<TokenResult<T>> results(order.counted.size());
   parallel(order.counted.size(), logits.vocab, threads, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t i = order.counted[k];
-      const Row row = row_of(logits, order.counted, k, end, inv_temperature ? inv_temperature[i] : 1.0);
+      const Row row =
+          row_of(logits, order.counted, k, end, inv_temperature ? inv_temperature[i] : 1.0);
       const RowSums sums = kernels.sums(row);
       const double u = (logits.element(i, token[i]) - sums.max) * row.inv_temperature;
       const double log_sum = std::log(sums.sum);
       const T logprob = T(u - log_sum), entropy = T(log_sum - sums.weighted_sum / sums.sum);
       results[k] = token_objective(objective, token_at(rows, i, logprob, entropy));
       if (grad_logits) {
-        const RowSlope slope = row_slope(sums, u, results[k].grad_logprob, results[k].grad_entropy, 0);
+        const RowSlope slope =
+            row_slope(sums, u, results[k].grad_logprob, results[k].grad_entropy, 0);
         kernels.gradient(row, sums, slope, token[i], grad_logits->row(i));
       }
     }
@@ -67,7 +69,8 @@ void policy_loss(const Grid& logits, const int64_t* token, const ObjectiveRows<T
 
 template <class T>
 void token_objective(int64_t n, const T* logprob, const T* entropy, const ObjectiveRows<T>& rows,
-                     const Objective<T>& objective, T* loss, T* metrics, T* grad_logprob, T* grad_entropy) {
+                     const Objective<T>& objective, T* loss, T* metrics, T* grad_logprob,
+                     T* grad_entropy) {
   std::vector<TokenResult<T>> results;
   results.reserve(n);
   for (int64_t i = 0; i < n; ++i) {
@@ -80,10 +83,10 @@ void token_objective(int64_t n, const T* logprob, const T* entropy, const Object
   reduce(results, loss, metrics);
 }
 
-#define RLKERN_INSTANTIATE(T)                                                                      \
-  template void policy_loss(const Grid&, const int64_t*, const ObjectiveRows<T>&, const T*,        \
-                            const Objective<T>&, const Grid*, T*, T*, int);                        \
-  template void token_objective(int64_t, const T*, const T*, const ObjectiveRows<T>&,              \
+#define RLKERN_INSTANTIATE(T)                                                               \
+  template void policy_loss(const Grid&, const int64_t*, const ObjectiveRows<T>&, const T*, \
+                            const Objective<T>&, const Grid*, T*, T*, int);                 \
+  template void token_objective(int64_t, const T*, const T*, const ObjectiveRows<T>&,       \
                                 const Objective<T>&, T*, T*, T*, T*);
 RLKERN_INSTANTIATE(float)
 RLKERN_INSTANTIATE(double)

@@ -11,7 +11,8 @@
 
 namespace rlkern {
 
-// (B, T, V) logits whose last dimension is contiguous; the other strides, in elements, are arbitrary.
+// (B, T, V) logits whose last dimension is contiguous; the other strides, in elements, are
+// arbitrary.
 struct Grid {
   char* data;
   Dtype dtype;
@@ -24,7 +25,8 @@ struct Grid {
   double element(int64_t i, int64_t j) const;
 };
 
-// Counted rows first in order, then the others: each kind is shared evenly however the mask is shaped.
+// Counted rows first in order, then the others: each kind is shared evenly however the mask is
+// shaped.
 struct RowOrder {
   std::vector<int64_t> counted, masked;
 
@@ -34,7 +36,8 @@ struct RowOrder {
   }
 };
 
-// Calls body(begin, end) on contiguous parts of [0, n), one per thread. Small work stays on one thread.
+// Calls body(begin, end) on contiguous parts of [0, n), one per thread. Small work stays on one
+// thread.
 template <class Body>
 void parallel(int64_t n, int64_t work_per_item, int threads, const Body& body) {
   constexpr int64_t kWorkPerThread = 1 << 15;
@@ -58,7 +61,8 @@ inline void zero_rows(const Grid& grid, const std::vector<int64_t>& rows, int th
 // The k-th counted row, with the one after it announced.
 inline Row row_of(const Grid& grid, const std::vector<int64_t>& rows, int64_t k, int64_t end,
                   double inv_temperature) {
-  return {grid.row(rows[k]), k + 1 < end ? grid.row(rows[k + 1]) : nullptr, grid.vocab, inv_temperature};
+  return {grid.row(rows[k]), k + 1 < end ? grid.row(rows[k + 1]) : nullptr, grid.vocab,
+          inv_temperature};
 }
 
 }  // namespace rlkern

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of float32 for whatever instruction set this translation unit is compiled for. Arithmetic is the
-// compiler's vector extension; only what it cannot express well is an intrinsic. Everything has internal
-// linkage: the same names are compiled once per instruction set.
+// Vectors of float32 for whatever instruction set this translation unit is compiled for. Arithmetic
+// is the compiler's vector extension; only what it cannot express well is an intrinsic. Everything
+// has internal linkage: the same names are compiled once per instruction set.
 #pragma once
 
 #include <cstdint>
@@ -44,9 +44,7 @@ RLKERN_INLINE To bit_cast(From from) {
   return to;
 }
 
-RLKERN_INLINE Vec splat(float x) {
-  return Vec{} + x;
-}
+RLKERN_INLINE Vec splat(float x) { return Vec{} + x; }
 
 // The larger lane by lane; b where either is NaN.
 RLKERN_INLINE Vec maximum(Vec a, Vec b) {
@@ -79,9 +77,7 @@ RLKERN_INLINE Vec load(const float* p) {
   return x;
 }
 
-RLKERN_INLINE void store(float* p, Vec x) {
-  std::memcpy(p, &x, sizeof(x));
-}
+RLKERN_INLINE void store(float* p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
 
 RLKERN_INLINE Vec load(const bfloat16* p) {
 #if defined(__AVX512F__)
@@ -109,13 +105,9 @@ RLKERN_INLINE void store(bfloat16* p, Vec x) {
 #endif
 }
 
-RLKERN_INLINE float to_float(float x) {
-  return x;
-}
+RLKERN_INLINE float to_float(float x) { return x; }
 
-RLKERN_INLINE float to_float(bfloat16 x) {
-  return bit_cast<float>(uint32_t(x.bits) << 16);
-}
+RLKERN_INLINE float to_float(bfloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 
 RLKERN_INLINE float to_float(float16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
@@ -126,7 +118,8 @@ RLKERN_INLINE float to_float(float16 x) {
 }
 
 RLKERN_INLINE float16 to_float16(float x) {
-  const uint32_t bits = bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+  const uint32_t bits = bit_cast<uint32_t>(x), sign = (bits >> 16) & 0x8000,
+                 rest = bits & 0x7fffffff;
   if (rest > 0x7f800000) return {uint16_t(sign | 0x7e00)};
   if (rest >= 0x477ff000) return {uint16_t(sign | 0x7c00)};
   if (rest < 0x38800000) {  // subnormal: adding 0.5 lets the hardware round at the right digit
@@ -191,13 +184,12 @@ constexpr float kLowest = -87.3f;
 #endif
 
 // u, with −inf replaced by a number whose exponential is 0: 0·u is then 0 and not NaN. NaN stays.
-RLKERN_INLINE Vec bounded(Vec u) {
-  return maximum(splat(kLowest), u);
-}
+RLKERN_INLINE Vec bounded(Vec u) { return maximum(splat(kLowest), u); }
 
-// exp(u) for bounded u ≤ 0, and exactly 1 at 0: a token of probability 1 has log-probability 0. Relative
-// error under 3e-7 with DEGREE 5 and 4e-6 with DEGREE 4, which is enough where the result is rounded to
-// 16 bits. Coefficients: iteratively reweighted least squares on [−ln2/2, ln2/2], constant term fixed.
+// exp(u) for bounded u ≤ 0, and exactly 1 at 0: a token of probability 1 has log-probability 0.
+// Relative error under 3e-7 with DEGREE 5 and 4e-6 with DEGREE 4, which is enough where the result
+// is rounded to 16 bits. Coefficients: iteratively reweighted least squares on [−ln2/2, ln2/2],
+// constant term fixed.
 template <int DEGREE>
 RLKERN_INLINE Vec exponential(Vec u) {
   const Vec shifted = u * 1.44269504f + 12582912.0f;  // 1.5·2²³: the sum rounds to a whole number

@@ -6,11 +6,12 @@
 namespace rlkern {
 
 template <class T>
-void token_logprob(const Grid& logits, const int64_t* token, const bool* mask, const T* inv_temperature,
-                   const TokenLogprob<T>& out, int threads) {
+void token_logprob(const Grid& logits, const int64_t* token, const bool* mask,
+                   const T* inv_temperature, const TokenLogprob<T>& out, int threads) {
   const RowKernels& kernels = chosen_isa().kernels[logits.dtype];
   const RowOrder order(logits.rows(), [&](int64_t i) { return mask == nullptr || mask[i]; });
-  for (const int64_t i : order.masked) out.logprob[i] = out.entropy[i] = out.row_max[i] = out.log_sum[i] = 0;
+  for (const int64_t i : order.masked)
+    out.logprob[i] = out.entropy[i] = out.row_max[i] = out.log_sum[i] = 0;
   parallel(order.counted.size(), logits.vocab, threads, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; ++k) {
       const int64_t i = order.counted[k];
@@ -40,19 +41,19 @@ void token_logprob_backward(const Grid& logits, const int64_t* token, const bool
       const double mean_u = double(in.log_sum[i]) - in.entropy[i];
       const RowSums sums{in.row_max[i] / rate, sum, mean_u * sum};
       const double u = (logits.element(i, token[i]) - sums.max) * rate;
-      const RowSlope slope = row_slope(sums, u, in.grad_logprob ? in.grad_logprob[i] : 0.0,
-                                       in.grad_entropy ? in.grad_entropy[i] : 0.0,
-                                       in.grad_lse ? in.grad_lse[i] : 0.0);
+      const RowSlope slope =
+          row_slope(sums, u, in.grad_logprob ? in.grad_logprob[i] : 0.0,
+                    in.grad_entropy ? in.grad_entropy[i] : 0.0, in.grad_lse ? in.grad_lse[i] : 0.0);
       const Row row = row_of(logits, order.counted, k, end, rate);
       kernels.gradient(row, sums, slope, token[i], grad_logits.row(i));
     }
   });
 }
 
-#define RLKERN_INSTANTIATE(T)                                                                            \
-  template void token_logprob(const Grid&, const int64_t*, const bool*, const T*, const TokenLogprob<T>&, \
-                              int);                                                                      \
-  template void token_logprob_backward(const Grid&, const int64_t*, const bool*, const T*,               \
+#define RLKERN_INSTANTIATE(T)                                                              \
+  template void token_logprob(const Grid&, const int64_t*, const bool*, const T*,          \
+                              const TokenLogprob<T>&, int);                                \
+  template void token_logprob_backward(const Grid&, const int64_t*, const bool*, const T*, \
                                        const TokenLogprobGradient<T>&, const Grid&, int);
 RLKERN_INSTANTIATE(float)
 RLKERN_INSTANTIATE(double)

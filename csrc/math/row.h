@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row of logits in numbers, and its gradient. All in coordinates u = z − max z, z = logit / temperature:
-// nothing depends on a common offset of the logits.
+// One row of logits in numbers, and its gradient. All in coordinates u = z − max z, z = logit /
+// temperature: nothing depends on a common offset of the logits.
 #pragma once
 
 #include <cmath>
@@ -23,15 +23,16 @@ struct RowSlope {
   double a, b, token;
 };
 
-// ∂/∂z of grad_logprob·log π + grad_entropy·H + grad_lse·lse, where H = log s − t/s, lse = max + log s.
-// For the token p − 1 is formed as expm1(log π): near p = 1 the difference would cancel.
+// ∂/∂z of grad_logprob·log π + grad_entropy·H + grad_lse·lse, where H = log s − t/s, lse = max +
+// log s. For the token p − 1 is formed as expm1(log π): near p = 1 the difference would cancel.
 RLKERN_HD RowSlope row_slope(const RowSums& sums, double token_u, double grad_logprob,
                              double grad_entropy, double grad_lse) {
   const double mean_u = sums.weighted_sum / sums.sum;
   const double logprob = token_u - std::log(sums.sum);
   const double rest = grad_lse + grad_entropy * mean_u;
   // A token of probability 0 has u = −inf, and 0·inf is no gradient.
-  const double own = grad_entropy == 0 || std::isinf(token_u) ? rest : rest - grad_entropy * token_u;
+  const double own =
+      grad_entropy == 0 || std::isinf(token_u) ? rest : rest - grad_entropy * token_u;
   return {rest - grad_logprob, -grad_entropy,
           std::exp(logprob) * own - grad_logprob * std::expm1(logprob)};
 }

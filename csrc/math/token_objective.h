@@ -60,9 +60,12 @@ RLKERN_HD Dual<T> kl_k3(T difference) {
 template <class T>
 RLKERN_HD Dual<T> kl_divergence(Kl kind, T difference) {
   switch (kind) {
-    case Kl::k1: return kl_k1(difference);
-    case Kl::k2: return kl_k2(difference);
-    default: return kl_k3(difference);
+    case Kl::k1:
+      return kl_k1(difference);
+    case Kl::k2:
+      return kl_k2(difference);
+    default:
+      return kl_k3(difference);
   }
 }
 
@@ -74,7 +77,8 @@ struct Objective {
   T kl_coef, entropy_coef;
 };
 
-// One counted token. Without an old policy old_logprob is logprob itself, without a reference has_ref is false.
+// One counted token. Without an old policy old_logprob is logprob itself, without a reference
+// has_ref is false.
 template <class T>
 struct Token {
   T logprob, entropy, advantage, weight, old_logprob, ref_logprob;
@@ -82,7 +86,18 @@ struct Token {
 };
 
 // The order is that of METRICS in the reference.
-enum Metric : int { kCount, kLogprob, kEntropy, kKl, kOldKl, kRatio, kClipLow, kClipHigh, kRatioMin, kRatioMax };
+enum Metric : int {
+  kCount,
+  kLogprob,
+  kEntropy,
+  kKl,
+  kOldKl,
+  kRatio,
+  kClipLow,
+  kClipHigh,
+  kRatioMin,
+  kRatioMax
+};
 constexpr int kSummedMetrics = 8, kMetrics = 10;
 
 template <class T>

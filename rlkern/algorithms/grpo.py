@@ -4,8 +4,8 @@
     ℓ_t = −min(r_t·A, clip(r_t, 1 − clip_low, 1 + clip_high)·A) + kl_coef·KL(π ‖ π_ref)
     A   = (R − mean of the group) / (std of the group + eps)
 
-Paper: arXiv 2402.03300, eq. 3; KL by the k3 estimator, eq. 4. The loss is the mean over sequences of
-their token means. kl_coef is 0 here, as in TRL; the paper has 0.04.
+Paper: arXiv 2402.03300, eq. 3; KL by the k3 estimator, eq. 4. The loss is the mean over
+sequences of their token means. kl_coef is 0 here, as in TRL; the paper has 0.04.
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(2, 1, 2), torch.tensor([[0], [1]])

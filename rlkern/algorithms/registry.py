@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an algorithm declares, and the registry that finds the declarations by scanning this folder."""
+"""What an algorithm declares, and the registry that finds the declarations by scanning."""
 
 import importlib
 import pkgutil
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One algorithm: how advantages are made, which token objective is optimised, how it is averaged.
+    """One algorithm: how advantages are made, what is optimised, how it is averaged.
 
     name          as users type it
     paper         citation with equation number

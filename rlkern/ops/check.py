@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of arguments at the public door: one sentence naming argument, expected and got.
 
-Checks of values would cost a synchronisation on a GPU, so they run only under RLKERN_CHECK_VALUES=1.
+Checks of values would synchronise with a GPU, so they run only under RLKERN_CHECK_VALUES=1.
 """
 
 import os
@@ -20,39 +20,38 @@ def describe(x: object) -> str:
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
 
 
-def _fail(error: type[Exception], op: str, name: str, expected: str, x: object) -> None:
-    raise error(f"{op}: {name} must be {expected}, got {describe(x)}")
-
-
-def tensor(op: str, name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Raises TypeError unless x is a tensor of one of the dtypes."""
+def tensor(op: str, name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> Tensor:
+    """Returns x; raises TypeError unless it is a tensor of one of the dtypes."""
     if not isinstance(x, Tensor) or x.dtype not in dtypes:
-        _fail(TypeError, op, name, " or ".join(str(d).removeprefix("torch.") for d in dtypes), x)
+        expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{op}: {name} must be {expected}, got {describe(x)}")
+    return x
 
 
 def like(
     op: str, name: str, x: object, shape: torch.Size, other: Tensor, dtypes: tuple[torch.dtype, ...]
 ) -> None:
     """Raises unless x is a tensor of this shape and one of these dtypes on other's device."""
-    tensor(op, name, x, dtypes)
-    if x.shape != shape or x.device != other.device:  # type: ignore[union-attr]
-        _fail(ValueError, op, name, f"{tuple(shape)} on {other.device}", x)
+    found = tensor(op, name, x, dtypes)
+    if found.shape != shape or found.device != other.device:
+        expected = f"{tuple(shape)} on {other.device}"
+        raise ValueError(f"{op}: {name} must be {expected}, got {describe(x)}")
 
 
 def logits(op: str, x: object) -> None:
-    """Raises unless x is (..., V) floating point, V ≥ 1 contiguous, with rows that are a plain grid."""
-    tensor(op, "logits", x, FLOATS)
-    if x.ndim < 2 or x.shape[-1] == 0:  # type: ignore[union-attr]
-        _fail(ValueError, op, "logits", "(..., V) with at least two dimensions and V > 0", x)
-    if x.stride(-1) != 1 and x.shape[-1] > 1:  # type: ignore[union-attr]
+    """Raises unless x is (..., V) floating point with V ≥ 1 contiguous."""
+    found = tensor(op, "logits", x, FLOATS)
+    if found.ndim < 2 or found.shape[-1] == 0:
+        raise ValueError(f"{op}: logits must be (..., V) with V > 0, got {describe(x)}")
+    if found.stride(-1) != 1 and found.shape[-1] > 1:
         raise ValueError(
             f"{op}: logits must be contiguous in their last dimension (call .contiguous() "
-            f"if a copy is what you want), got strides {tuple(x.stride())}"  # type: ignore[union-attr]
+            f"if a copy is what you want), got strides {found.stride()}"
         )
 
 
 def token_values(op: str, token: Tensor, mask: Tensor | None, vocabulary: int) -> None:
-    """Raises ValueError if a counted token is outside the vocabulary; under RLKERN_CHECK_VALUES=1."""
+    """Raises ValueError if a counted token is outside the vocabulary (a check of values)."""
     if not checks_values():
         return
     outside = (token < 0) | (token >= vocabulary)
@@ -60,7 +59,9 @@ def token_values(op: str, token: Tensor, mask: Tensor | None, vocabulary: int) -
         outside &= mask
     if outside.any():
         worst = token[outside][0].item()
-        raise ValueError(f"{op}: token must be in [0, {vocabulary}) where mask is True, got {worst}")
+        raise ValueError(
+            f"{op}: token must be in [0, {vocabulary}) where mask is True, got {worst}"
+        )
 
 
 def finite_values(op: str, name: str, x: Tensor | None, mask: Tensor) -> None:

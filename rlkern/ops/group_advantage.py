@@ -20,8 +20,8 @@ _advantage = register(
 def group_segments(group: Tensor) -> tuple[Tensor, Tensor]:
     """Returns (order, offset): indices group by group, and where each group begins in them.
 
-    offset has one entry more than there are rewards; the groups that do not exist are empty. Knowing
-    how many there are would cost a host synchronisation.
+    offset has one entry more than there are rewards; the groups that do not exist are empty.
+    Knowing how many there are would cost a host synchronisation.
 
     >>> order, offset = group_segments(torch.tensor([7, 3, 7]))
     >>> order.tolist(), offset.tolist()
@@ -50,13 +50,13 @@ def group_advantage(
         centered       r − mean                          Dr. GRPO, arXiv 2503.20783 §3.2
         leave_one_out  r − mean of the others            RLOO, arXiv 2402.14740 §3.2
 
-    The variance is divided by n − ddof; ddof = 1 and eps = 1e-4 are TRL's convention, eps = 1e-6 verl's.
+    The variance is divided by n − ddof. ddof = 1, eps = 1e-4 is TRL's convention; verl has 1e-6.
 
     Arguments
         reward  (N,) float32 or float64; NaN marks an unscorable answer
         group   (N,) int64 or int32 ids, of any value and in any order
     Returns
-        (N,) advantage; 0 for NaN rewards (which no statistic counts) and for the only member of a group
+        (N,) advantage; 0 for NaN rewards, which no statistic counts, and for groups of one
     Raises
         TypeError, ValueError  for an argument of the wrong dtype, shape or device
     Gradient

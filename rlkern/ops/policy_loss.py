@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations policy_loss and token_objective: weighted loss, metrics and gradient in one call."""
+"""The operations policy_loss and token_objective: loss, metrics and gradient in one call."""
 
 import torch
 from torch import Tensor

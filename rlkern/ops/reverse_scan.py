@@ -22,7 +22,7 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, grad):
     refuse_double_backward("reverse_scan")
     decay, x = ctx.saved_tensors
-    # The gradient runs forwards in time, g_t = grad_t + decay_{t−1}·g_{t−1}: the same scan, flipped.
+    # The gradient runs forwards, g_t = grad_t + decay_{t−1}·g_{t−1}: the same scan, flipped.
     previous_decay = torch.nn.functional.pad(decay[:, :-1], (1, 0))
     grad_bias = _scan(grad.flip(-1).contiguous(), previous_decay.flip(-1).contiguous()).flip(-1)
     grad_decay = grad_bias * torch.nn.functional.pad(x[:, 1:], (0, 1))
@@ -33,7 +33,7 @@ torch.library.register_autograd("rlkern::reverse_scan", _autograd, setup_context
 
 
 def reverse_scan(bias: Tensor, decay: Tensor) -> Tensor:
-    """Returns x with x_t = bias_t + decay_t · x_{t+1} along the last dimension, x_T = 0 after the end.
+    """Returns x with x_t = bias_t + decay_t · x_{t+1} along the last dimension, 0 after the end.
 
     Discounted returns, λ-returns and GAE are this recurrence. decay_t = 0 cuts it.
 

@@ -8,7 +8,7 @@ from rlkern.ops import check
 
 
 def as_grid(op: str, logits: Tensor) -> Tensor:
-    """Returns logits as a (B, T, V) view, never a copy; slices such as logits[:, :-1] keep their strides."""
+    """Returns logits as a (B, T, V) view, never a copy: slices keep their strides."""
     if logits.ndim == 2:
         return logits.unsqueeze(0)
     if logits.ndim == 3:
@@ -23,7 +23,7 @@ def as_grid(op: str, logits: Tensor) -> Tensor:
 
 
 def row_vector(x: Tensor, grid: Tensor) -> Tensor:
-    """Returns a row vector as a contiguous (B, T) tensor in the accumulation dtype of the logits."""
+    """Returns a row vector as a contiguous (B, T) tensor in the logits' accumulation dtype."""
     dtype = torch.float64 if grid.dtype == torch.float64 else torch.float32
     return x.detach().to(dtype).reshape(grid.shape[:2]).contiguous()
 
@@ -43,7 +43,8 @@ def inverse_temperature(
             rows = temperature.expand(shape)
         except RuntimeError:
             raise ValueError(
-                f"{op}: temperature must broadcast to {tuple(shape)}, got {tuple(temperature.shape)}"
+                f"{op}: temperature must broadcast to {tuple(shape)}, "
+                f"got {check.describe(temperature)}"
             ) from None
         return row_vector(rows, grid).reciprocal()
     if not temperature > 0:

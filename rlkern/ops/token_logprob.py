@@ -13,7 +13,7 @@ from rlkern.ops.rows import as_grid, inverse_temperature, token_vector
 
 
 class TokenLogprob(NamedTuple):
-    """Per-token results in the leading shape of the logits; float32 (float64 for float64 logits)."""
+    """Per-token results in the leading shape of the logits: float32, or float64 for float64."""
 
     logprob: Tensor
     entropy: Tensor

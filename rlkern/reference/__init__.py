@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backend zero: every raw operation in eager PyTorch, on any device and dtype. The specification."""
+"""Backend zero, the specification: every raw operation in eager PyTorch, any device and dtype."""
 
 import torch
 

@@ -14,7 +14,7 @@ _EXCLUDED = torch._C._dispatch_tls_local_exclude_set()
 def recording() -> Iterator[None]:
     """Records gradients even below the dispatcher's autograd layer, where an operator's body runs.
 
-    The reference takes its derivatives from autograd, so that they are not a second set of formulas.
+    The reference takes its derivatives from autograd: they are not a second set of formulas.
     Autocast is off inside: the reference's dtypes are explicit.
     """
     with torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED), torch.enable_grad():

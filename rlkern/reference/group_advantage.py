@@ -18,7 +18,9 @@ def group_advantage(
     leave_one_out  r − mean of the others = n/(n−1) · (r − mean)
     NaN rewards are excluded from the statistics and get 0, as does the only member of a group.
     """
-    group = torch.searchsorted(offset[1:], torch.arange(reward.numel(), device=reward.device), right=True)
+    group = torch.searchsorted(
+        offset[1:], torch.arange(reward.numel(), device=reward.device), right=True
+    )
     r = reward[order]
     known = ~r.isnan()
     r = torch.where(known, r, 0.0)

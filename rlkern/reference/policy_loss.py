@@ -20,10 +20,12 @@ def policy_loss(
     objective: Objective,
     grad_logits: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (loss, metrics) of Σ weight·ℓ and writes ∂loss/∂logits into grad_logits if it is given."""
+    """Returns (loss, metrics) of Σ weight·ℓ; writes ∂loss/∂logits into grad_logits if given."""
     with recording():
         leaf = logits.detach().requires_grad_()
-        logprob, entropy, _ = differentiable_token_logprob(leaf, token, weight != 0, inv_temperature)
+        logprob, entropy, _ = differentiable_token_logprob(
+            leaf, token, weight != 0, inv_temperature
+        )
         loss, metrics, grad_logprob, grad_entropy = token_objective(
             logprob, entropy, advantage, weight, old_logprob, ref_logprob, objective
         )

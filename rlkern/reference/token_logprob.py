@@ -13,7 +13,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def scaled_logits(logits: Tensor, mask: Tensor | None, inv_temperature: Tensor | None) -> Tensor:
-    """Returns z = logits / temperature in the accumulation dtype, with masked rows replaced by zeros."""
+    """Returns z = logits / temperature in the accumulation dtype, masked rows replaced by zeros."""
     z = logits.to(accumulation_dtype(logits.dtype))
     if mask is not None:
         # Selected before any arithmetic: NaN · 0 in a backward would leak garbage of masked rows.
@@ -82,11 +82,11 @@ def token_logprob_backward(
     grad_logits: Tensor,
 ) -> None:
     """Writes the gradient of Σ (logprob·grad_logprob + entropy·grad_entropy + lse·grad_lse)."""
+    grads = (grad_logprob, grad_entropy, grad_lse)
     with recording():
         leaf = logits.detach().requires_grad_()
         outputs = differentiable_token_logprob(leaf, token, mask, inv_temperature)
-        grads = (grad_logprob, grad_entropy, grad_lse)
-        pairs = [(x, g.to(x.dtype)) for x, g in zip(outputs, grads, strict=True) if g is not None]
-        total = sum((x * g).sum() for x, g in pairs)
-        (gradient,) = torch.autograd.grad(total, leaf)
+        used = [(x, g.to(x.dtype)) for x, g in zip(outputs, grads) if g is not None]
+        results, upstream = zip(*used)
+        (gradient,) = torch.autograd.grad(results, leaf, upstream)
     grad_logits.copy_(gradient)

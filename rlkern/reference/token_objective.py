@@ -39,7 +39,9 @@ class Objective(NamedTuple):
     entropy_coef: float
 
 
-def reinforce(logprob: Tensor, log_ratio: Tensor, advantage: Tensor, c0: float, c1: float) -> Tensor:
+def reinforce(
+    logprob: Tensor, log_ratio: Tensor, advantage: Tensor, c0: float, c1: float
+) -> Tensor:
     """Returns −A·log π. Paper: Williams 1992, doi 10.1007/BF00992696, eq. 11."""
     return -advantage * logprob
 
@@ -105,7 +107,7 @@ def token_metrics(
     ref_logprob: Tensor | None,
     objective: Objective,
 ) -> Tensor:
-    """Returns the metrics vector: sums over rows of non-zero weight, then smallest and largest ratio."""
+    """Returns the metrics: sums over rows of non-zero weight, then smallest and largest ratio."""
     counted = weight != 0
     old = logprob if old_logprob is None else old_logprob
     ratio = (logprob - old).exp()
@@ -140,19 +142,27 @@ def token_objective(
     ref_logprob: Tensor | None,
     objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns (loss, metrics, grad_logprob, grad_entropy) of loss = Σ weight·ℓ; zero weight is not read."""
+    """Returns (loss, metrics, grad_logprob, grad_entropy) of loss = Σ weight·ℓ.
+
+    Rows of weight 0 are not read.
+    """
     counted = weight != 0
-    rows = (logprob, entropy, advantage, old_logprob, ref_logprob)
-    rows = tuple(None if x is None else torch.where(counted, x.detach(), 0.0) for x in rows)
-    logprob, entropy, advantage, old_logprob, ref_logprob = rows
+
+    def counted_rows(x: Tensor | None) -> Tensor | None:
+        return None if x is None else torch.where(counted, x.detach(), 0.0)
+
+    old_logprob, ref_logprob = counted_rows(old_logprob), counted_rows(ref_logprob)
+    logprob, entropy, advantage = (
+        torch.where(counted, x.detach(), 0.0) for x in (logprob, entropy, advantage)
+    )
     with recording():
         logprob = logprob.requires_grad_()
         entropy = entropy.requires_grad_()
         row_loss = token_loss(logprob, entropy, advantage, old_logprob, ref_logprob, objective)
         loss = torch.where(counted, weight * row_loss, 0.0).sum()
-        grads = torch.autograd.grad(loss, (logprob, entropy))
+        grad_logprob, grad_entropy = torch.autograd.grad(loss, (logprob, entropy))
     with torch.no_grad():
         metrics = token_metrics(
             logprob, entropy, advantage, weight, old_logprob, ref_logprob, objective
         )
-    return loss.detach(), metrics, *grads
+    return loss.detach(), metrics, grad_logprob, grad_entropy

@@ -79,7 +79,7 @@ class Batch:
     temperature: float | Tensor
 
     def to(self, device: str, dtype: torch.dtype) -> "Batch":
-        """Returns the same numbers elsewhere, for the float64 oracle; vectors widen with the logits."""
+        """Returns the same numbers elsewhere; the vectors widen with the logits."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
 
         def move(x):
@@ -128,7 +128,9 @@ def make_batch(case: Case, dtype: torch.dtype, device: str = "cpu") -> Batch:
     token = torch.randint(start, case.V, (case.B, case.T), generator=random)
     if case.values == "confident" and token.numel():
         token[:, 0] = 3
-    advantage = torch.randn(case.B, *([] if case.sequence_advantage else [case.T]), generator=random)
+    advantage = torch.randn(
+        case.B, *([] if case.sequence_advantage else [case.T]), generator=random
+    )
     near = -torch.log(torch.tensor(float(case.V)))
     old = near + 0.5 * torch.randn(case.B, case.T, generator=random)
     ref = near + 0.5 * torch.randn(case.B, case.T, generator=random)
@@ -141,7 +143,9 @@ def make_batch(case: Case, dtype: torch.dtype, device: str = "cpu") -> Batch:
         logits[: case.B, : case.T][~mask] = torch.tensor([torch.nan, torch.inf])[0]
         for x in (token, advantage, old, ref):
             x[~mask] = -100 if x is token else torch.nan
-    batch = Batch(logits, token, advantage, mask, old if case.off_policy else None, ref, temperature)
+    batch = Batch(
+        logits, token, advantage, mask, old if case.off_policy else None, ref, temperature
+    )
     moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(batch).items()}
     moved["logits"] = view_of(case, moved["logits"])
     return Batch(**moved)

@@ -56,7 +56,7 @@ def run_policy_loss(case: Case, batch: Batch, inplace: bool = False) -> Outputs:
 
 
 def run_token_objective(case: Case, batch: Batch) -> Outputs:
-    """Returns loss, metrics and gradients of token_objective on log-probabilities near the old ones."""
+    """Returns loss, metrics and gradients of token_objective near the old policy."""
     base = batch.ref_logprob + 0.3 * _upstream(batch.ref_logprob, 7)
     logprob = torch.where(batch.mask, base, torch.nan).detach().requires_grad_()
     entropy = _upstream(base, 8).abs().requires_grad_()
@@ -135,7 +135,9 @@ def _scale(name: str, oracle: Outputs) -> float:
     return max([largest, *terms]).item()
 
 
-def compare(operation: str, case: Case, backend: str, dtype: torch.dtype, device: str) -> Comparison:
+def compare(
+    operation: str, case: Case, backend: str, dtype: torch.dtype, device: str
+) -> Comparison:
     """Returns the comparison of the output that comes nearest to its bound."""
     run = RUNS[operation]
     batch = make_batch(case, dtype, device)

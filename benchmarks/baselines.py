@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the fused operations are compared with: the reference's formulas behind autograd."""
+
+import torch
+from torch import Tensor
+
+from rlkern.reference.token_objective import Objective, token_loss
+
+GRPO = Objective("ppo_clip", (0.2, 0.2), "k3", 0.04, 0.0)
+
+
+def eager_grpo_loss(
+    logits: Tensor, token: Tensor, advantage: Tensor, weight: Tensor, old: Tensor, ref: Tensor
+) -> Tensor:
+    """Returns the GRPO loss as trainers write it: log_softmax in float32, gather, then terms."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    return (weight * token_loss(logprob, logprob, advantage, old, ref, GRPO)).sum()
+
+
+def eager_logprob_and_entropy(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns log-probability and entropy of each row, forward only."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    return log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+
+def python_loop_gae(
+    reward: Tensor, value: Tensor, discount: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Returns GAE by the loop over time that trainers use."""
+    advantage = torch.zeros_like(reward)
+    carry = torch.zeros_like(reward[:, 0])
+    following = carry
+    for t in range(reward.shape[1] - 1, -1, -1):
+        delta = reward[:, t] + discount * following - value[:, t]
+        carry = delta + discount * gae_lambda * carry
+        advantage[:, t], following = carry, value[:, t]
+    return advantage, advantage + value
