@@ -118,8 +118,8 @@ def policy_loss(
         old_logprob   (B, T) log π_old, of the policy that sampled (or of the last refresh)
         ref_logprob   (B, T) log π_ref; needed when kl_coef is not 0
         temperature   a number > 0, or a float tensor that broadcasts to (B, T)
-        weight        (B, T) weight of each token; by default aggregate.token_weight(mask, mode) with
-                      the algorithm's mode. Give it when the batch is split: it holds the counts
+        weight        (B, T) weight of each token; by default aggregate.token_weight(mask) with
+                      the algorithm's mode. Give it when the batch is split: it has the counts
         inplace       write the gradient over the logits (they must not be used afterwards)
         coefficients  clip_low, clip_high, kl_coef, kl_estimator, entropy_coef
     Returns
