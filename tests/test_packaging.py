@@ -41,7 +41,7 @@ def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProce
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=170,
+        timeout=300,
     )
 
 
