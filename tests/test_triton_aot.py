@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels compiled for GPUs that are not there, in processes without the interpreter."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = {
+    "token_logprob_forward",
+    "token_logprob_backward_kernel",
+    "policy_loss_kernel",
+    "scale_kernel",
+    "sum_statistics",
+    "token_objective_kernel",
+    "reverse_scan_kernel",
+    "group_advantage_kernel",
+}
+
+
+def python(*arguments: str) -> str:
+    """Returns what a fresh Python process without the interpreter prints."""
+    env = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_kernel_of_the_backend_is_compiled_here():
+    sources = "\n".join(p.read_text() for p in (ROOT / "kernels").glob("*.py"))
+    launched = set(re.findall(r"(\w+)\[\(", sources))
+    assert launched == KERNELS
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_no_kernel_spills_registers_on(target):
+    table = python("-m", "rlkern.testing.aot", target)
+    print(table)
+    assert table.rstrip().endswith("spilled in all: 0")
+    assert {line.split()[1] for line in table.splitlines()[:-1]} == KERNELS
+    assert "policy_loss_kernel bfloat16 V=151936" in table
+    assert "policy_loss_kernel float32 V=151936" in table
+
+
+WIDE = """
+import re, torch
+from rlkern.testing.aot import compiling, launch_rows
+for dtype in (torch.bfloat16, torch.float32):
+    for V in (151936, 151928, 4096):
+        with compiling("sm_90") as compiled:
+            launch_rows(dtype, V)
+        for name, kernel in compiled:
+            if name != "sum_statistics":
+                ptx = kernel.asm["ptx"]
+                widths = re.findall(r"(?:ld|st)\\.global\\S*?\\.(v4\\.b32|b16)\\b", ptx)
+                print(name, dtype, V, widths.count("v4.b32"), widths.count("b16"))
+"""
+
+
+def test_aligned_rows_are_read_and_written_sixteen_bytes_at_a_time():
+    lines = [line.split() for line in python("-c", WIDE).splitlines()]
+    assert len(lines) == 24
+    for name, dtype, V, wide, narrow in lines:
+        own_logit = 1 if dtype == "torch.bfloat16" and name != "scale_kernel" else 0
+        assert int(wide) >= 2 and int(narrow) == own_logit, (name, dtype, V, wide, narrow)
+
+
+COUNT = """
+import torch
+from rlkern import kernels
+from rlkern.reference.token_objective import Objective
+from rlkern.testing.aot import counting_variants, launch_formulas, launch_rows
+
+with counting_variants() as variants:
+    launch_rows(torch.bfloat16, 9216)
+    launch_formulas()
+    first = sorted(set(variants))
+    print(len(variants), *first)
+    for B, T, V, coef in ((1, 1, 9216, 0.0), (16, 1, 9216, 1.0), (1, 16, 9216, 0.2),
+                          (5, 7, 16384, -1.0), (3, 1000, 9216, 0.1), (1, 3, 12288, 1e-30)):
+        launch_rows(torch.bfloat16, V, B, T, coef)
+    for T, coef in ((1, 0.0), (16, 1.0), (48, 0.5)):
+        launch_formulas(T, coef)
+    odd = torch.zeros(1, 8)[:, 1:]  # vectors that are not aligned to 16 bytes
+    token, z = torch.zeros(8, dtype=torch.int64)[1:][None], torch.zeros(1, 7, 9216).bfloat16()
+    objective = Objective("ppo_clip", (0, 1), "k3", 1, 0)
+    kernels.policy_loss(z, token, odd, odd, odd, odd, odd, objective, z)
+    kernels.token_objective(odd, odd, odd, odd, odd, odd, objective)
+    kernels.reverse_scan(torch.zeros(9, 16), torch.zeros(9, 16))
+    print(len(variants))
+"""
+
+
+def test_no_length_batch_coefficient_or_alignment_of_a_vector_recompiles():
+    first, after = python("-c", COUNT).splitlines()
+    count, *names = first.split()
+    assert set(names) == KERNELS
+    assert after == count

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is special to the Triton kernels: block seams, strides, 64-bit offsets, carries.
+
+Conformance with float64 over all cases is tests/test_conformance.py; here the same bound on shapes
+that only this backend can get wrong.
+"""
+
+import mmap
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from rlkern import kernels, reference  # noqa: E402
+from rlkern.kernels._rows import SHAPES, launch_shape  # noqa: E402
+from rlkern.ops.group_advantage import group_segments  # noqa: E402
+from rlkern.reference.token_objective import Objective  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+OBJECTIVE = Objective("ppo_clip", (0.2, 0.28), "k3", 0.1, 0.01)
+BLOCKS = sorted({block for _, block, _ in SHAPES})
+SEAMS = [1, 2, 127, 128, 129, 1023, 1025, 4095, 4097, 8191, 8192, 8193, 16384, 16385]
+
+
+def random_batch(V, B=1, T=3, dtype=torch.float32, seed=0):
+    """Returns (logits, token, advantage, weight, old_logprob, ref_logprob, inv_temperature)."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=random)
+
+    token = torch.randint(0, V, (B, T), generator=random)
+    token[0, 0] = V - 1  # the last column of the last block
+    logits = (3 * normal(B, T, V)).to(dtype)
+    inv_temperature = torch.rand((B, T), generator=random) + 0.5
+    z = logits.float() * inv_temperature[..., None]
+    level = z.log_softmax(-1).gather(-1, token[..., None])[..., 0]
+    vectors = (normal(B, T), torch.rand((B, T), generator=random) + 0.1,
+               level + 0.2 * normal(B, T), level + 0.2 * normal(B, T), inv_temperature)  # fmt: skip
+    return [x.to(DEVICE) for x in (logits, token, *vectors)]
+
+
+def wide(inputs):
+    """Returns the same inputs in float64 on the CPU."""
+    return [
+        x.cpu().double() if x is not None and x.is_floating_point() else x.cpu() for x in inputs
+    ]
+
+
+def loss_of(backend, inputs, objective=OBJECTIVE, grad=None):
+    """Returns (loss, metrics, gradient) of a backend's policy_loss."""
+    logits, *rows = inputs
+    grad = torch.full(logits.shape, torch.nan).to(logits) if grad is None else grad
+    return *backend.policy_loss(logits, *rows, objective, grad), grad
+
+
+def joined(outputs):
+    """Returns (loss and metrics, gradient): the loss inherits the ulps of the log-probabilities."""
+    loss, metrics, grad = outputs
+    return torch.cat([loss[None], metrics]), grad
+
+
+def assert_no_worse(got, eager, oracle):
+    """Asserts error ≤ 2 × the reference's own error in the same dtype + 4 ulp, output by output."""
+    for i, (x, e, exact) in enumerate(zip(got, eager, oracle, strict=True)):
+        x, e = x.cpu().double(), e.cpu().double()
+        assert x.isfinite().all(), i
+        error, own = (x - exact).abs().max(), (e - exact).abs().max()
+        eps = torch.finfo(got[i].dtype).eps
+        assert error <= 2 * own + 4 * eps * exact.abs().max(), (i, error.item(), own.item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("V", SEAMS)
+def test_the_seams_between_blocks_do_not_show(V, dtype):
+    inputs = random_batch(V, dtype=dtype)
+    outputs = [loss_of(*args) for args in ((kernels, inputs), (reference, inputs))]
+    oracle = loss_of(reference, wide(inputs))
+    assert_no_worse(*(joined(x) for x in (*outputs, oracle)))
+
+
+@pytest.mark.parametrize("V", [8192, 8193, 20000])
+def test_leading_blocks_of_minus_infinity_do_not_make_nan(V):
+    inputs = random_batch(V)
+    inputs[0][0, 0, : V - 1] = -torch.inf
+    inputs[0][0, 1, 5:] = -torch.inf
+    inputs[1][0, 1] = 3
+    outputs = [loss_of(*args) for args in ((kernels, inputs), (reference, inputs))]
+    oracle = loss_of(reference, wide(inputs))
+    assert_no_worse(*(joined(x) for x in (*outputs, oracle)))
+
+
+def test_rows_far_apart_are_addressed_with_64_bits():
+    V, stride = 9000, 2**31 + 24
+    no_reserve = 0x4000  # Linux; mmap.MAP_NORESERVE since Python 3.13
+    memory = mmap.mmap(-1, 2 * (stride + V), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
+    far = torch.frombuffer(memory, dtype=torch.bfloat16).as_strided((2, 1, V), (stride, V, 1))
+    inputs = [x.cpu() for x in random_batch(V, B=2, T=1, dtype=torch.bfloat16)]
+    far.copy_(inputs[0])
+    near = loss_of(kernels, [x.to(DEVICE) for x in inputs])
+    if DEVICE == "cuda":
+        pytest.skip("the sparse mapping lives in host memory")
+    loss, metrics, grad = loss_of(kernels, [far, *inputs[1:]], grad=far)
+    assert torch.equal(grad, near[2]) and loss == near[0] and torch.equal(metrics, near[1])
+    del grad, far
+
+
+@pytest.mark.parametrize("V", [21, 1000, 8200, 8208])
+def test_strides_and_the_place_of_the_gradient_do_not_change_a_bit(V):
+    inputs = random_batch(V, B=2, T=3, dtype=torch.bfloat16)
+    plain = loss_of(kernels, inputs)
+    time_slice = torch.zeros(2, 4, V, dtype=torch.bfloat16, device=DEVICE)[:, :-1]
+    padded = torch.zeros(2, 3, V + 3, dtype=torch.bfloat16, device=DEVICE)[..., :V]
+    batch_inside = torch.zeros(3, 2, V, dtype=torch.bfloat16, device=DEVICE).transpose(0, 1)
+    for view in (time_slice, padded, batch_inside):
+        view.copy_(inputs[0])
+        apart = loss_of(kernels, [view, *inputs[1:]])
+        in_place = loss_of(kernels, [view, *inputs[1:]], grad=view)
+        for got in (apart, in_place):
+            assert all(torch.equal(x, y) for x, y in zip(got, plain, strict=True))
+
+
+@pytest.mark.parametrize("V", [21, 9000])
+def test_a_row_gives_the_same_bits_in_any_batch(V):
+    logits, *rows = random_batch(V, B=1, T=7)
+    whole = loss_of(kernels, [logits, *rows])
+    again = loss_of(kernels, [logits, *rows])
+    assert all(torch.equal(x, y) for x, y in zip(whole, again, strict=True))
+    part = [x[:, 4:6].contiguous() for x in (logits, *rows)]
+    assert torch.equal(loss_of(kernels, part)[2], whole[2][:, 4:6])
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4], device=DEVICE)
+    shuffled = [x[:, order].contiguous() for x in (logits, *rows)]
+    assert torch.equal(loss_of(kernels, shuffled)[2], whole[2][:, order])
+
+
+def test_the_loss_of_many_rows_is_summed_over_all_of_them():
+    x = torch.linspace(-1, 0, 2500, device=DEVICE).reshape(1, -1)
+    weight = torch.ones_like(x)
+    args = (x, x.abs(), x + 0.5, weight, x - 0.1, x + 0.1)
+    oracle = reference.token_objective(*wide(args), OBJECTIVE)
+    eager = reference.token_objective(*args, OBJECTIVE)
+    assert_no_worse(kernels.token_objective(*args, OBJECTIVE), eager, oracle)
+
+
+def test_a_batch_without_rows_has_no_loss_and_empty_metrics():
+    inputs = [
+        torch.zeros(2, 0, 21, device=DEVICE),
+        torch.zeros(2, 0, dtype=torch.int64, device=DEVICE),
+    ]
+    inputs += [torch.zeros(2, 0, device=DEVICE) for _ in range(5)]
+    loss, metrics, _ = loss_of(kernels, inputs)
+    assert loss == 0 and metrics.tolist() == [0.0] * 8 + [float("inf"), float("-inf")]
+
+
+def test_a_token_outside_the_vocabulary_gives_nan_instead_of_foreign_memory():
+    logits, token, *_ = random_batch(21)
+    for outside in (-1, 21, 2**40):
+        token[0, 1] = outside
+        logprob = kernels.token_logprob(logits, token, None, None)[0]
+        assert logprob.isnan().tolist() == [[False, True, False]]
+
+
+def test_a_nan_logit_makes_its_row_nan_and_no_other():
+    inputs = random_batch(8200)
+    inputs[0][0, 1, 7] = torch.nan
+    loss, _, grad = loss_of(kernels, inputs)
+    assert loss.isnan() and grad.isnan().any(-1).tolist() == [[False, True, False]]
+
+
+def test_without_a_gradient_the_logits_stay_and_the_loss_is_the_same():
+    logits, *rows = random_batch(9000)
+    before = logits.clone()
+    loss, metrics = kernels.policy_loss(logits, *rows, OBJECTIVE, None)
+    assert torch.equal(logits, before)
+    with_gradient = loss_of(kernels, [logits, *rows])
+    assert loss == with_gradient[0] and torch.equal(metrics, with_gradient[1])
+
+
+@pytest.mark.parametrize("T", [1, 63, 64, 65, 1024, 1025, 2049])
+def test_the_scan_carries_from_block_to_block(T):
+    random = torch.Generator().manual_seed(T)
+    bias = torch.randn(2, T, generator=random).to(DEVICE)
+    decay = (1.01 * torch.rand(2, T, generator=random) ** 0.01).to(DEVICE)
+    oracle = reference.reverse_scan(bias.cpu().double(), decay.cpu().double())
+    eager = reference.reverse_scan(bias, decay)
+    assert_no_worse([kernels.reverse_scan(bias, decay)], [eager], [oracle])
+
+
+@pytest.mark.parametrize("cut", [500, 975, 976, 977])
+def test_a_decay_of_zero_cuts_off_what_is_not_finite_also_between_blocks(cut):
+    bias, decay = torch.ones(1, 2000, device=DEVICE), torch.full((1, 2000), 0.5, device=DEVICE)
+    bias[0, cut + 1], bias[0, cut + 2], decay[0, cut] = torch.inf, torch.nan, 0.0
+    x = kernels.reverse_scan(bias, decay)
+    assert x[0, : cut + 1].isfinite().all() and x[0, cut] == 1
+
+
+@pytest.mark.parametrize("kind", ["normalized", "centered", "leave_one_out"])
+def test_groups_of_every_size_and_order_get_their_advantages(kind):
+    reward = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    group = torch.tensor([0] * 200 + [5] * 129 + [-3] * 68 + [9, 7, 7])[torch.randperm(400)]
+    reward[[3, 50]] = torch.nan
+    order, offset = group_segments(group)
+    args = (kind, 1e-4, 1)
+    oracle = reference.group_advantage(reward.double(), order, offset, *args)
+    eager = reference.group_advantage(reward, order, offset, *args)
+    got = kernels.group_advantage(*(x.to(DEVICE) for x in (reward, order, offset)), *args)
+    assert_no_worse([got], [eager], [oracle])
+    assert (got.cpu()[reward.isnan()] == 0).all() and (got.cpu()[group == 9] == 0).all()
+
+
+@pytest.mark.parametrize("V", [21, 9000])
+def test_scale_multiplies_a_strided_tensor_and_nothing_between_its_rows(V):
+    # A power of two: the interpreter, unlike a GPU, truncates to bfloat16 instead of rounding.
+    whole = torch.randn(2, 4, V).bfloat16().to(DEVICE)
+    before = whole.clone()
+    kernels.scale_(whole[:, :-1], torch.tensor(0.25, device=DEVICE))
+    assert torch.equal(whole[:, :-1], before[:, :-1] * 0.25) and torch.equal(
+        whole[:, -1], before[:, -1]
+    )
+
+
+def test_a_float64_call_is_refused_with_a_reason():
+    assert "float32" in kernels.unsupported("policy_loss", "cuda", torch.float64)
+    assert "bfloat16" in kernels.unsupported("token_logprob", "cuda", torch.float64)
+    assert kernels.unsupported("policy_loss", "cuda", torch.bfloat16) is None
+    assert "mps" in kernels.unsupported("policy_loss", "mps", torch.float32)
+
+
+def test_every_vocabulary_has_a_launch_shape_and_short_ones_fit_one_block():
+    assert all(V <= launch_shape(V)[0] for V in range(1, BLOCKS[-1] + 1))
+    assert launch_shape(262144) == (BLOCKS[-1], 16)
