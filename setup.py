@@ -23,6 +23,8 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 # No -ffast-math: it would let the compiler drop the NaN and inf that masked rows may hold.
 FLAGS = "-std=c++17 -O3 -fPIC -fno-math-errno -fno-trapping-math -ffp-contract=fast".split()
 FLAGS += "-fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra".split()
+# GCC 12 warns inside its own AVX-512 header.
+FLAGS += "-Wno-uninitialized -Wno-maybe-uninitialized".split()
 AVX2 = "-mavx2 -mfma -mf16c".split()
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c".split()
 # Ascending. The linker keeps the first copy of an inline function that several objects hold, so

@@ -5,6 +5,7 @@ python -m benchmarks.run [policy_loss | scans]
 """
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,7 +30,19 @@ def main() -> int:
     arguments = parser.parse_args()
 
     gate = str(FOLDER.parent / "tests" / "test_conformance.py")
-    if pytest.main(["-q", "--no-header", "--no-summary", gate, "-k", GATE]) != 0:
+    # In a process of its own: the suite switches checks on that must not be timed.
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--no-header",
+        "--no-summary",
+        gate,
+        "-k",
+        GATE,
+    ]
+    if subprocess.run(command).returncode != 0:
         print("the tests of these operations fail here, so nothing is timed", file=sys.stderr)
         return 1
     files = [

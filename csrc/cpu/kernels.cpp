@@ -69,9 +69,11 @@ RowSums row_sums(const Row& row) {
     const int64_t n = std::min(kBlock, row.vocab - begin);
     const float larger = block_max(x + begin, n);
     if (larger > max) {
-      const double shift = (double(max) - larger) * row.inv_temperature, factor = std::exp(shift);
-      if (sum > 0) weighted_sum = factor * (weighted_sum + shift * sum);
-      sum *= factor;
+      if (sum > 0) {
+        const double shift = (double(max) - larger) * row.inv_temperature, factor = std::exp(shift);
+        weighted_sum = factor * (weighted_sum + shift * sum);
+        sum *= factor;
+      }
       max = larger;
     }
     // A row that is −inf so far has no maximum to subtract; its sums are 0 (or NaN if it holds

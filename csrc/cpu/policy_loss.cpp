@@ -46,23 +46,24 @@ void policy_loss(const Grid& logits, const int64_t* token, const ObjectiveRows<T
   const RowKernels& kernels = chosen_isa().kernels[logits.dtype];
   const RowOrder order(logits.rows(), [&](int64_t i) { return rows.weight[i] != 0; });
   std::vector<TokenResult<T>> results(order.counted.size());
-  parallel(order.counted.size(), logits.vocab, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const int64_t i = order.counted[k];
-      const Row row =
-          row_of(logits, order.counted, k, end, inv_temperature ? inv_temperature[i] : 1.0);
-      const RowSums sums = kernels.sums(row);
-      const double u = (logits.element(i, token[i]) - sums.max) * row.inv_temperature;
-      const double log_sum = std::log(sums.sum);
-      const T logprob = T(u - log_sum), entropy = T(log_sum - sums.weighted_sum / sums.sum);
-      results[k] = token_objective(objective, token_at(rows, i, logprob, entropy));
-      if (grad_logits) {
-        const RowSlope slope =
-            row_slope(sums, u, results[k].grad_logprob, results[k].grad_entropy, 0);
-        kernels.gradient(row, sums, slope, token[i], grad_logits->row(i));
-      }
-    }
-  });
+  parallel(
+      order.counted.size(), logits.vocab + kRowOverhead, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) {
+          const int64_t i = order.counted[k];
+          const Row row =
+              row_of(logits, order.counted, k, end, inv_temperature ? inv_temperature[i] : 1.0);
+          const RowSums sums = kernels.sums(row);
+          const double u = (logits.element(i, token[i]) - sums.max) * row.inv_temperature;
+          const double log_sum = std::log(sums.sum);
+          const T logprob = T(u - log_sum), entropy = T(log_sum - sums.weighted_sum / sums.sum);
+          results[k] = token_objective(objective, token_at(rows, i, logprob, entropy));
+          if (grad_logits) {
+            const RowSlope slope =
+                row_slope(sums, u, logprob, results[k].grad_logprob, results[k].grad_entropy, T(0));
+            kernels.gradient(row, sums, slope, token[i], grad_logits->row(i));
+          }
+        }
+      });
   if (grad_logits) zero_rows(*grad_logits, order.masked, threads);
   reduce(results, loss, metrics);
 }

@@ -32,9 +32,13 @@ struct RowOrder {
 
   template <class Counts>
   RowOrder(int64_t rows, Counts counts) {
+    counted.reserve(rows);
     for (int64_t i = 0; i < rows; ++i) (counts(i) ? counted : masked).push_back(i);
   }
 };
+
+// What a row costs beside its elements (logarithm, objective, slope), in elements.
+constexpr int64_t kRowOverhead = 256;
 
 // Calls body(begin, end) on contiguous parts of [0, n), one per thread. Small work stays on one
 // thread.

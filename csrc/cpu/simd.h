@@ -60,15 +60,23 @@ RLKERN_INLINE Vec maximum(Vec a, Vec b) {
 }
 
 RLKERN_INLINE float horizontal_max(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
   float result = x[0];
   for (int i = 1; i < kLanes; ++i) result = x[i] > result ? x[i] : result;
   return result;
+#endif
 }
 
-RLKERN_INLINE double horizontal_sum(Vec x) {
-  double result = 0;
-  for (int i = 0; i < kLanes; ++i) result += x[i];
+RLKERN_INLINE float horizontal_sum(Vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  float result = x[0];
+  for (int i = 1; i < kLanes; ++i) result += x[i];
   return result;
+#endif
 }
 
 RLKERN_INLINE Vec load(const float* p) {
@@ -154,16 +162,37 @@ RLKERN_INLINE void store(float16* p, Vec x) {
 // The first n < kLanes elements, the rest −inf: as if the row went on with tokens of probability 0.
 template <class S>
 RLKERN_INLINE Vec load_head(const S* p, int64_t n) {
+#if defined(__AVX512F__)
+  const __mmask16 head = __mmask16((1u << n) - 1);
+  if constexpr (sizeof(S) == 4) {
+    return (Vec)_mm512_mask_loadu_ps(_mm512_set1_ps(-__builtin_inff()), head, p);
+  } else {
+    uint16_t buffer[kLanes];
+    _mm256_storeu_si256((__m256i*)buffer, _mm256_maskz_loadu_epi16(head, p));
+    const Vec x = load(reinterpret_cast<const S*>(buffer));
+    return (Vec)_mm512_mask_mov_ps(_mm512_set1_ps(-__builtin_inff()), head, (__m512)x);
+  }
+#else
   Vec x = splat(-__builtin_inff());
   for (int64_t i = 0; i < n; ++i) x[i] = to_float(p[i]);
   return x;
+#endif
 }
 
 template <class S>
 RLKERN_INLINE void store_head(S* p, Vec x, int64_t n) {
   S buffer[kLanes];
   store(buffer, x);
+#if defined(__AVX512F__)
+  const __mmask16 head = __mmask16((1u << n) - 1);
+  if constexpr (sizeof(S) == 4) {
+    _mm512_mask_storeu_ps(p, head, (__m512)x);
+  } else {
+    _mm256_mask_storeu_epi16(p, head, _mm256_loadu_si256((const __m256i*)buffer));
+  }
+#else
   std::memcpy(p, buffer, n * sizeof(S));
+#endif
 }
 
 // 2^n for whole n, times x; n ≥ −126 except where the instruction set scales any n.

@@ -25,16 +25,15 @@ struct RowSlope {
 
 // ∂/∂z of grad_logprob·log π + grad_entropy·H + grad_lse·lse, where H = log s − t/s, lse = max +
 // log s. For the token p − 1 is formed as expm1(log π): near p = 1 the difference would cancel.
-RLKERN_HD RowSlope row_slope(const RowSums& sums, double token_u, double grad_logprob,
-                             double grad_entropy, double grad_lse) {
-  const double mean_u = sums.weighted_sum / sums.sum;
-  const double logprob = token_u - std::log(sums.sum);
-  const double rest = grad_lse + grad_entropy * mean_u;
+template <class T>
+RLKERN_HD RowSlope row_slope(const RowSums& sums, double token_u, T logprob, T grad_logprob,
+                             T grad_entropy, T grad_lse) {
+  const T rest = grad_lse + grad_entropy * T(sums.weighted_sum / sums.sum);
+  const T minus_one = std::expm1(logprob);
   // A token of probability 0 has u = −inf, and 0·inf is no gradient.
-  const double own =
-      grad_entropy == 0 || std::isinf(token_u) ? rest : rest - grad_entropy * token_u;
+  const T u = std::isinf(token_u) ? T(0) : T(token_u);
   return {rest - grad_logprob, -grad_entropy,
-          std::exp(logprob) * own - grad_logprob * std::expm1(logprob)};
+          (minus_one + 1) * (rest - grad_entropy * u) - grad_logprob * minus_one};
 }
 
 }  // namespace rlkern

@@ -32,8 +32,7 @@ RLKERN_HD Dual<T> reinforce(T logprob, T advantage) {
 
 // −min(r·A, clip(r, 1 − low, 1 + high)·A): where the clip is the smaller, the slope is 0.
 template <class T>
-RLKERN_HD Dual<T> ppo_clip(T log_ratio, T advantage, T low, T high) {
-  const T ratio = std::exp(log_ratio);
+RLKERN_HD Dual<T> ppo_clip(T ratio, T advantage, T low, T high) {
   const T clipped = ratio < 1 - low ? 1 - low : (ratio > 1 + high ? 1 + high : ratio);
   const T surrogate = ratio * advantage, bound = clipped * advantage;
   if (bound < surrogate) return {-bound, T(0)};
@@ -108,11 +107,10 @@ struct TokenResult {
 
 template <class T>
 RLKERN_HD TokenResult<T> token_objective(const Objective<T>& o, const Token<T>& x) {
-  const T log_ratio = x.logprob - x.old_logprob;
+  const T log_ratio = x.logprob - x.old_logprob, ratio = std::exp(log_ratio);
   const Dual<T> gate = o.gate == Gate::reinforce ? reinforce(x.logprob, x.advantage)
-                                                 : ppo_clip(log_ratio, x.advantage, o.low, o.high);
+                                                 : ppo_clip(ratio, x.advantage, o.low, o.high);
   const Dual<T> kl = x.has_ref ? kl_divergence(o.kl, x.logprob - x.ref_logprob) : Dual<T>{0, 0};
-  const T ratio = std::exp(log_ratio);
   TokenResult<T> r;
   r.loss = x.weight * (gate.value + o.kl_coef * kl.value - o.entropy_coef * x.entropy);
   r.grad_logprob = x.weight * (gate.slope + o.kl_coef * kl.slope);

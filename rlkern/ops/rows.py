@@ -24,13 +24,23 @@ def as_grid(op: str, logits: Tensor) -> Tensor:
 
 def row_vector(x: Tensor, grid: Tensor) -> Tensor:
     """Returns a row vector as a contiguous (B, T) tensor in the logits' accumulation dtype."""
-    dtype = torch.float64 if grid.dtype == torch.float64 else torch.float32
-    return x.detach().to(dtype).reshape(grid.shape[:2]).contiguous()
+    return _as_rows(x, grid, torch.float64 if grid.dtype == torch.float64 else torch.float32)
 
 
 def token_vector(token: Tensor, grid: Tensor) -> Tensor:
     """Returns tokens as a contiguous (B, T) int64 tensor."""
-    return token.to(torch.int64).reshape(grid.shape[:2]).contiguous()
+    return _as_rows(token, grid, torch.int64)
+
+
+def _as_rows(x: Tensor, grid: Tensor, dtype: torch.dtype) -> Tensor:
+    # Each of these calls costs a microsecond even where it changes nothing: tiny batches feel it.
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    if x.shape != grid.shape[:2]:
+        x = x.reshape(grid.shape[:2])
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def inverse_temperature(
