@@ -65,6 +65,21 @@ for dtype in (torch.bfloat16, torch.float32):
 """
 
 
+BARRIER = """
+import torch
+from rlkern.testing.aot import compiling, launch_rows
+with compiling("sm_90") as compiled:
+    launch_rows(torch.bfloat16, 151936)
+ptx = {name: kernel.asm["ptx"] for name, kernel in compiled}["token_logprob_backward_kernel"]
+own_logit = ptx.index("ld.global.b16")
+print(own_logit < ptx.index("bar", own_logit) < ptx.index("st.global"))
+"""
+
+
+def test_the_token_logit_is_read_by_all_warps_before_any_overwrites_it():
+    assert python("-c", BARRIER).strip() == "True"
+
+
 def test_aligned_rows_are_read_and_written_sixteen_bytes_at_a_time():
     lines = [line.split() for line in python("-c", WIDE).splitlines()]
     assert len(lines) == 24

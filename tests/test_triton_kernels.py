@@ -94,8 +94,11 @@ def test_leading_blocks_of_minus_infinity_do_not_make_nan(V):
 def test_rows_far_apart_are_addressed_with_64_bits():
     V, stride = 9000, 2**31 + 24
     no_reserve = 0x4000  # Linux; mmap.MAP_NORESERVE since Python 3.13
-    memory = mmap.mmap(-1, 2 * (stride + V), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
-    far = torch.frombuffer(memory, dtype=torch.bfloat16).as_strided((2, 1, V), (stride, V, 1))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve
+    memory = mmap.mmap(-1, 2 * (2**31 + stride + V), flags)  # room for a wrapped offset as well
+    far = torch.frombuffer(memory, dtype=torch.bfloat16).as_strided(
+        (2, 1, V), (stride, V, 1), 2**31
+    )
     inputs = [x.cpu() for x in random_batch(V, B=2, T=1, dtype=torch.bfloat16)]
     far.copy_(inputs[0])
     near = loss_of(kernels, [x.to(DEVICE) for x in inputs])
