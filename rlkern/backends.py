@@ -115,12 +115,24 @@ def use_backend(name: str) -> Iterator[None]:
 
 def explain(dtype: torch.dtype = torch.float32) -> str:
     """Returns a table: which backend serves each operation on each device, and why not others."""
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    lines = []
-    for device in devices:
+    lines = [f"{'operation':<24}{'device':<8}served by"]
+    for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
         for stem in STEMS:
-            name = backend_name(stem, device, dtype)
-            refusals = [(other, _refusal(other, stem, device, dtype)) for other in ORDER]
-            why = "; ".join(f"{other}: {text}" for other, text in refusals if text is not None)
-            lines.append(f"{stem:<24}{device:<6}{name:<8}{why}".rstrip())
-    return "\n".join([f"{'operation':<24}{'device':<6}{'served':<8}why not the others", *lines])
+            lines.append(f"{stem:<24}{device:<8}{backend_name(stem, device, dtype)}")
+        lines += _refusals(device, dtype)
+    return "\n".join(lines)
+
+
+def _refusals(device: str, dtype: torch.dtype) -> list[str]:
+    """Returns one line for each reason that keeps a backend from serving operations on a device."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name in ORDER:
+        for stem in STEMS:
+            reason = _refusal(name, stem, device, dtype)
+            if reason is not None:
+                reasons.setdefault((name, reason), []).append(stem)
+    return [
+        f"not {name} on {device}: {reason}"
+        + ("" if len(stems) == len(STEMS) else f" ({', '.join(stems)})")
+        for (name, reason), stems in reasons.items()
+    ]
