@@ -145,9 +145,14 @@ def show(rows: Rows) -> None:
 
 
 def main() -> int:
-    """Prints the report and the table of backends; returns the exit code, 0."""
+    """Prints the report and the table of backends; returns 1 if a setting cannot be served."""
     show(report())
-    print(f"\n{rlkern.explain()}")
+    try:
+        table = rlkern.explain()
+    except (ValueError, rlkern.BackendUnavailable) as error:
+        print(f"\n{error}")
+        return 1
+    print(f"\n{table}")
     return 0
 
 

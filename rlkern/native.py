@@ -15,11 +15,8 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 
 
 
 def unavailable() -> str | None:
-    """Returns why this backend cannot serve at all, or None."""
-    try:
-        _C.isa_chosen()
-    except ValueError as error:
-        return str(error)
+    """Returns None; raises ValueError if RLKERN_ISA asks for what this machine cannot run."""
+    _C.isa_chosen()
     return None
 
 
