@@ -65,6 +65,11 @@ def _line(axes: Any, lines: list[dict], key: str, color: str, label: str | None 
         axes.plot(steps, smooth(values), color=color, linewidth=1.8, label=label)
 
 
+def _legend(axes: Any, **place: Any) -> None:
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=9, frameon=False, **place)
+
+
 def _accuracy(axes: Any, lines: list[dict]) -> None:
     axes.set_title("accuracy on held-out items", fontsize=10, loc="left")
     for mode, color, offset in (("sampled", _BLUE, -14), ("greedy", _ORANGE, 8)):
@@ -83,14 +88,14 @@ def _accuracy(axes: Any, lines: list[dict]) -> None:
                 color=color,
             )
     axes.set_ylim(-0.08, 1.08)
-    axes.legend(fontsize=9, frameon=False, loc="upper left")
+    _legend(axes, loc="upper left")
 
 
 def _reward(axes: Any, lines: list[dict]) -> None:
     axes.set_title("reward of training rollouts", fontsize=10, loc="left")
     _line(axes, lines, "reward", _BLUE, "reward")
     _line(axes, lines, "frac_reward_zero_std", _GREY, "share of groups with equal rewards")
-    axes.legend(fontsize=9, frameon=False)
+    _legend(axes)
 
 
 def _entropy(axes: Any, lines: list[dict]) -> None:
@@ -99,7 +104,7 @@ def _entropy(axes: Any, lines: list[dict]) -> None:
     if any(line.get("kl") for line in lines):
         _line(axes, lines, "kl", _RED, "kl")
     axes.set_ylim(bottom=0)
-    axes.legend(fontsize=9, frameon=False)
+    _legend(axes)
 
 
 def _ratios(axes: Any, lines: list[dict]) -> None:
@@ -112,7 +117,7 @@ def _ratios(axes: Any, lines: list[dict]) -> None:
         _line(axes, lines, "completions/mean_length", _BLUE, "mean")
         _line(axes, lines, "completions/max_length", _GREY, "longest")
     axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-9))
-    axes.legend(fontsize=9, frameon=False)
+    _legend(axes)
 
 
 def _gradient(axes: Any, lines: list[dict]) -> None:
@@ -134,5 +139,5 @@ def _times(axes: Any, lines: list[dict]) -> None:
         stacked = [smooth(values) for _, values in columns.values()]
         shades = [colors[name] for name in columns]
         axes.stackplot(steps, *stacked, labels=list(columns), colors=shades, alpha=0.85)
-        axes.legend(fontsize=9, frameon=False, ncols=2, loc="upper right")
+        _legend(axes, ncols=2, loc="upper right")
         axes.set_ylim(0, 1.35 * max(map(sum, zip(*stacked, strict=True))))

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: settings, help, and one sentence for each mistake."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from trainer_helpers import ROOT, flags, small
+
+from rlkern import cli
+from rlkern.trainer.config import Config
+
+
+def run(capsys, *arguments):
+    """Returns the exit code, stdout and stderr of the command line in this process."""
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def printed_config(capsys, *arguments):
+    code, out, err = run(capsys, "train", *arguments, "--print-config")
+    assert code == 0, err
+    return yaml.safe_load(out)
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_defaults(capsys, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text("lr: 0.25\nsteps: 7\ntask_options:\n  max_digits: 1\n")
+    found = printed_config(capsys, "--config", file, "--steps", 9, "--kl-coef", 0.5)
+    expected = dict(dataclasses.asdict(Config()), lr=0.25, steps=9, kl_coef=0.5)
+    assert found == dict(expected, task_options={"max_digits": 1})
+
+
+def test_printed_settings_read_back_are_the_same_settings(capsys, tmp_path):
+    first = printed_config(capsys, *flags(small(tmp_path, coefficients={})))
+    file = tmp_path / "again.yaml"
+    file.write_text(yaml.safe_dump(first))
+    assert printed_config(capsys, "--config", file) == first
+    assert Config(**first) == small(tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_file_in_configs_is_valid(capsys, file):
+    printed_config(capsys, "--config", file)
+
+
+def test_every_key_has_a_help_text(capsys):
+    code, out, _ = run(capsys, "train", "--help")
+    assert code == 0
+    described = out[out.index("--config CONFIG", out.index("options:")) :]
+    for field in dataclasses.fields(Config):
+        entry = described[described.index(f"--{field.name}") :].split("\n  --")[0]
+        assert len(entry.split("(type:")[0].split()) > 4, f"{field.name} is not described"
+
+
+WRONG = [
+    (["--algorithm", "gpro"], "there is no algorithm 'gpro': use one of .*grpo"),
+    (["--algorithm", "ppo"], "algorithm ppo needs a value head"),
+    (["--task", "adition"], "there is no task 'adition'"),
+    (["--model", "no/such/model"], "there is no model 'no/such/model'"),
+    (["--stepz", "3"], "stepz"),
+    (["--steps", "three"], "steps.*three"),
+    (["--steps", "0"], "steps must be at least 1, got 0"),
+    (["--lr", "nan"], "lr.*nan"),
+    (["--lr", "-1"], "lr must be a finite number above 0, got -1.0"),
+    (["--group_size", "1"], "group_size must be at least 2"),
+    (["--micro_batches", "99"], "micro_batches must be at most prompts"),
+    (["--coefficients.clip_hihg", "0.3"], "has no coefficient 'clip_hihg'"),
+    (["--kl_coef", "1", "--coefficients.kl_coef", "1"], "kl_coef is given twice"),
+    (["--name", "a/b"], "name must be a folder name"),
+    (["--config", "missing.yaml"], "missing.yaml"),
+    (["--reward", "no_module_here:f"], "reward 'no_module_here:f' cannot be imported"),
+    (["--max_new_tokens", "600"], "do not fit the model's context"),
+    (["--resume", "no/such/run"], "no/such/run"),
+    (["--resume"], "there is no run to resume"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), WRONG, ids=lambda x: " ".join(x) if isinstance(x, list) else ""
+)
+def test_a_mistake_is_one_sentence_before_anything_is_written(
+    capsys, tmp_path, monkeypatch, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, "train", "--runs_dir", tmp_path / "runs", *arguments)
+    assert code == 2
+    assert err.startswith("rlkern train: ") and err.count("\n") == 1
+    assert re.search(sentence, err), err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("raise KeyError('x')", "reward function broken raised KeyError: 'x'"),
+        ("return [0.0]", "reward function broken must return 16 rewards, got 1"),
+        ("return [float('nan')] * len(completions)", "reward function broken must return finite"),
+    ],
+)
+def test_a_broken_reward_function_is_named_and_ends_the_run(
+    capsys, tmp_path, monkeypatch, body, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    module = f"reward_{abs(hash(body))}"
+    Path(f"{module}.py").write_text(f"def broken(prompts, completions, **columns):\n    {body}\n")
+    config = small(tmp_path, sft_steps=0, reward=f"{module}:broken")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, _, err = run(capsys, "train", *flags(config))
+    assert code == 2
+    assert err == f"rlkern train: {err.removeprefix('rlkern train: ')}" and sentence in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_command_names_the_commands(capsys):
+    code, _, err = run(capsys, "trian")
+    assert code == 2 and "train, algorithms, doctor" in err
+
+
+def test_algorithms_lists_the_registry(capsys):
+    import rlkern
+
+    code, out, _ = run(capsys, "algorithms")
+    assert code == 0
+    assert all(name in out for name in rlkern.algorithms())

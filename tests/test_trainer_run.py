@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs: what they write, what a kill or a full disk leaves, and that a resume is exact."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from trainer_helpers import (
+    compiled,  # noqa: F401
+    flags,
+    small,
+    small_session,
+    start,
+    without_times,
+)
+
+from rlkern import cli
+from rlkern.trainer import UserError, checkpoint, train
+from rlkern.trainer.logs import read_metrics
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+
+def test_a_run_writes_all_its_files_and_says_what_it_did(tmp_path):
+    config = small(tmp_path, compare="eager", sample_every=2)
+    summary = train(config)
+    run = tmp_path / "runs" / "grpo-tiny-addition"
+    written = {path.name for path in run.iterdir()}
+    expected = {"config.yaml", "metrics.jsonl", "curves.png", "summary.json", "tensorboard"}
+    assert written == expected | {"checkpoint-4", "checkpoint-6"}
+    assert json.loads((run / "summary.json").read_text()) == summary
+    for key in ("eval/accuracy_before", "eval/accuracy_after", "wall_seconds", "backend"):
+        assert key in summary
+    assert summary["compare"]["compare/grad_norm_difference"] < 1e-4
+    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    names = set(lines[-1])
+    known = (
+        "reward reward_std frac_reward_zero_std rewards/even_digits/mean kl entropy loss grad_norm"
+    )
+    known += " learning_rate num_tokens step_time completions/mean_length clip_ratio/low_mean"
+    known += " clip_ratio/high_mean time/rollout time/score time/loss time/step eval/accuracy"
+    assert set(known.split()) <= names
+    assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 3, 6]
+
+
+def test_several_updates_with_a_kl_learn_from_old_and_reference_logprobs(tmp_path):
+    config = small(tmp_path, updates_per_rollout=3, kl_coef=0.1, micro_batches=2, lr=3e-3)
+    train(config)
+    lines = read_metrics(tmp_path / "runs" / "grpo-tiny-addition")
+    assert lines[-1]["kl"] > 0
+    assert lines[-1]["time/score"] > 0
+    assert any(line["ratio/max"] > 1.01 for line in lines[1:])
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce"])
+def test_other_algorithms_run_by_name_alone(tmp_path, algorithm):
+    summary = train(small(tmp_path, algorithm=algorithm, steps=2))
+    assert summary["algorithm"] == algorithm
+
+
+def test_the_same_seed_gives_the_same_curve(tmp_path):
+    curves = []
+    for name in ("a", "b"):
+        train(small(tmp_path, name=name, steps=3))
+        curves.append(without_times(read_metrics(tmp_path / "runs" / name)))
+    assert curves[0] == curves[1]
+    train(small(tmp_path, name="c", steps=3, seed=1))
+    assert without_times(read_metrics(tmp_path / "runs" / "c")) != curves[0]
+
+
+def test_a_run_killed_and_resumed_has_the_curve_of_an_uninterrupted_run(tmp_path):
+    whole = small(tmp_path, name="whole", kl_coef=0.05, updates_per_rollout=2, micro_batches=2)
+    killed = dataclasses.replace(whole, name="killed")
+    run = tmp_path / "runs" / "killed"
+    child = start("train", *flags(killed), cwd=tmp_path)
+    wait_for_lines(child, run, 5)
+    child.kill()
+    child.wait()
+    assert child.returncode == -signal.SIGKILL
+    assert 5 <= len(read_metrics(run)) < 7, "the run must have been killed before its end"
+    train(killed, resume=True)
+    train(whole)
+    lines = read_metrics(tmp_path / "runs" / "whole")
+    assert without_times(read_metrics(run)) == without_times(lines)
+    assert len({line["reward"] for line in lines[1:]}) == 6, "the curve must not be flat"
+    weights = "checkpoint-6/model.safetensors"
+    whole_weights = (tmp_path / "runs" / "whole" / weights).read_bytes()
+    assert (run / weights).read_bytes() == whole_weights
+
+
+def wait_for_lines(child, run, count):
+    """Returns when the run of a child process has written that many metric lines."""
+    deadline = time.monotonic() + 240
+    while len(read_metrics(run)) < count:
+        assert child.poll() is None, child.stderr.read()
+        assert time.monotonic() < deadline, "the run did not get that far"
+        time.sleep(0.005)
+
+
+def test_ctrl_c_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(tmp_path, capsys):
+    config = small(tmp_path, name="asked", steps=30, save_every=0, eval_every=0)
+    run = tmp_path / "runs" / "asked"
+    child = start("train", *flags(config), cwd=tmp_path)
+    wait_for_lines(child, run, 4)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert f"rlkern train --resume {run}" in errors and "Traceback" not in errors
+    (saved,) = (p for p in checkpoint.all_checkpoints(run) if p.name != "checkpoint-0")
+    assert int(saved.name.split("-")[1]) == read_metrics(run)[-1]["step"]
+    assert cli.main(["train", "--resume", str(run)]) == 0, capsys.readouterr().err
+    train(dataclasses.replace(config, name="whole"))
+    whole = without_times(read_metrics(tmp_path / "runs" / "whole"))
+    assert without_times(read_metrics(run)) == whole
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("place", ["save_file", "json.dumps", "publish.sync"])
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_nothing_else(
+    tmp_path, monkeypatch, place
+):
+    config = small(tmp_path, name="run", save_every=2)
+    real = checkpoint.save
+
+    def save(run, **parts):
+        if parts["progress"].step == 4:
+            target = {
+                "save_file": (checkpoint, "save_file"),
+                "json.dumps": (checkpoint.json, "dumps"),
+                "publish.sync": (sys.modules["rlkern.trainer.files"], "sync"),
+            }[place]
+            monkeypatch.setattr(*target, full_disk)
+        return real(run, **parts)
+
+    monkeypatch.setattr("rlkern.trainer.loop.checkpoint.save", save)
+    with pytest.raises(UserError, match="No space left on device.*checkpoint-2 is whole.*--resume"):
+        train(config)
+    monkeypatch.undo()
+    run = tmp_path / "runs" / "run"
+    assert [p.name for p in checkpoint.all_checkpoints(run)] == ["checkpoint-0", "checkpoint-2"]
+    assert not list(run.glob(".partial*"))
+    train(config, resume=True)
+    train(dataclasses.replace(config, name="whole"))
+    whole = without_times(read_metrics(tmp_path / "runs" / "whole"))
+    assert without_times(read_metrics(run)) == whole
+
+
+def test_a_checkpoint_of_another_run_or_model_is_refused(tmp_path):
+    config = small(tmp_path, name="run", steps=2)
+    train(config)
+    run = tmp_path / "runs" / "run"
+    other = dataclasses.replace(config, lr=0.5)
+    with pytest.raises(UserError, match="lr is 0.001, this run has 0.5"):
+        checkpoint.read_state(run / "checkpoint-2", other)
+    with pytest.raises(UserError, match="was started with lr 0.001, not 0.5"):
+        train(other, resume=True)
+    session = small_session(tmp_path)
+    session.policy.model.get_decoder().layers[0].mlp.up_proj.weight.data = torch.zeros(3, 3)
+    with pytest.raises(UserError, match="optimizer of another model"):
+        checkpoint.restore(
+            run / "checkpoint-2", session.policy, session.optimizer, session.generator
+        )
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path):
+    train(small(tmp_path, name="run", steps=2))
+    folder = tmp_path / "runs" / "run" / "checkpoint-2"
+    kinds = {path.suffix for path in folder.iterdir()}
+    assert kinds <= {".json", ".safetensors", ".jinja"}
+
+
+def test_a_broken_checkpoint_is_one_sentence(tmp_path):
+    config = small(tmp_path, name="run", steps=2)
+    train(config)
+    folder = tmp_path / "runs" / "run" / "checkpoint-2"
+    (folder / "optimizer.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="optimizer.safetensors cannot be read"):
+        train(config, resume=True)
+    (folder / "trainer.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        train(config, resume=True)
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path):
+    config = small(tmp_path, name="run", steps=1)
+    train(config)
+    run = tmp_path / "runs" / "run"
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    with pytest.raises(UserError, match="already holds a run; add --resume"):
+        train(dataclasses.replace(config, lr=0.5))
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+
+
+def test_a_run_without_a_name_takes_a_fresh_number(tmp_path):
+    names = [train(small(tmp_path, steps=1, sft_steps=0))["name"] for _ in range(3)]
+    assert names == ["grpo-tiny-addition", "grpo-tiny-addition-2", "grpo-tiny-addition-3"]
+
+
+def test_rewards_that_never_differ_stop_the_run_with_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "constant_reward.py").write_text(
+        "def constant(prompts, completions):\n    return [1.0] * len(completions)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = small(tmp_path, reward="constant_reward:constant", degenerate_limit=2, sft_steps=0)
+    with pytest.raises(UserError, match="first 2 rollouts .* nothing to learn"):
+        train(config)
+    finished = train(dataclasses.replace(config, name="free", degenerate_limit=0, steps=3))
+    assert read_metrics(tmp_path / "runs" / finished["name"])[-1]["frac_reward_zero_std"] == 1
+
+
+def test_config_yaml_of_a_run_gives_the_same_run_again(tmp_path):
+    config = small(tmp_path, name="run", steps=1, sft_steps=0)
+    train(config)
+    saved = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())
+    assert saved == dataclasses.asdict(config)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimizer step: the split, the backend and a poisoned batch."""
+
+import dataclasses
+
+import pytest
+import torch
+from trainer_helpers import (
+    addition_task,
+    compiled,  # noqa: F401
+    ragged_rollout,
+    small,
+    tiny_policy,
+)
+
+import rlkern
+from rlkern.trainer.iteration import completion_statistics
+from rlkern.trainer.rollout import stop_tokens
+from rlkern.trainer.sft import gold_rollout
+from rlkern.trainer.step import (
+    Batch,
+    accumulate,
+    learning_rate,
+    make_optimizer,
+    optimizer_step,
+    pieces,
+)
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+
+def batch_of(policy, *, advantage=None):
+    rollout = ragged_rollout(policy)
+    if advantage is None:
+        advantage = torch.randn(rollout.token.shape[0], generator=torch.Generator().manual_seed(0))
+    old = rollout.rollout_logprob + 0.3 * torch.sin(torch.arange(rollout.mask.numel())).view(
+        rollout.mask.shape
+    )
+    weight = rlkern.aggregate.token_weight(rollout.mask, "sequence_token_mean")
+    return Batch(rollout, advantage, weight, old_logprob=old, ref_logprob=old - 0.1)
+
+
+def gradients(config, *, coefficients):
+    policy = tiny_policy()
+    loss, metrics, differences = accumulate(policy, batch_of(policy), config, coefficients)
+    flat = torch.cat([p.grad.flatten() for p in policy.parameters().values()])
+    return loss, flat, rlkern.metrics_dict(metrics), differences
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_gradient_does_not_depend_on_the_number_of_micro_batches(tmp_path, count, share):
+    coefficients = {"kl_coef": 0.1, "entropy_coef": 0.01}
+    whole = small(tmp_path, prompts=4, share_prompts=share)
+    split = dataclasses.replace(whole, micro_batches=count)
+    loss, gradient, metrics, _ = gradients(whole, coefficients=coefficients)
+    split_loss, split_gradient, split_metrics, _ = gradients(split, coefficients=coefficients)
+    scale = gradient.abs().max()
+    assert scale > 0
+    assert (gradient - split_gradient).abs().max() <= 1e-5 * scale
+    torch.testing.assert_close(loss, split_loss, rtol=1e-5, atol=1e-6)
+    assert metrics == pytest.approx(split_metrics, rel=1e-4, abs=1e-6)
+
+
+def test_fused_and_eager_losses_give_the_same_gradient(tmp_path):
+    coefficients = {"kl_coef": 0.1, "entropy_coef": 0.01}
+    fused = gradients(small(tmp_path, loss="fused"), coefficients=coefficients)
+    eager = gradients(small(tmp_path, loss="eager"), coefficients=coefficients)
+    torch.testing.assert_close(fused[0], eager[0], rtol=1e-5, atol=1e-6)
+    assert (fused[1] - eager[1]).abs().max() <= 1e-5 * eager[1].abs().max()
+    assert fused[2] == pytest.approx(eager[2], rel=1e-4, abs=1e-5)
+
+
+def test_comparing_with_eager_changes_no_gradient_and_finds_rounding_only(tmp_path):
+    plain = gradients(small(tmp_path), coefficients={})
+    compared = gradients(small(tmp_path, compare="eager"), coefficients={})
+    assert torch.equal(plain[1], compared[1])
+    assert set(compared[3]) == {"compare/loss_difference", "compare/grad_norm_difference"}
+    assert max(compared[3].values()) < 1e-5
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_poisoned_batch_is_skipped_and_leaves_the_weights_alone(tmp_path, poison):
+    policy, config = tiny_policy(), small(tmp_path)
+    optimizer = make_optimizer(policy, config, lr=1e-3)
+    before = {name: p.detach().clone() for name, p in policy.parameters().items()}
+    batch = batch_of(policy)
+    batch.weight[0] = poison
+    result = optimizer_step(policy, optimizer, batch, config, {}, lr=1e-3)
+    assert result.skipped
+    assert all(torch.equal(before[name], p) for name, p in policy.parameters().items())
+    assert not optimizer_step(policy, optimizer, batch_of(policy), config, {}, lr=1e-3).skipped
+
+
+def test_pieces_cover_every_prompt_once():
+    for prompts in range(1, 12):
+        for count in range(1, prompts + 1):
+            covered = [i for first, last in pieces(prompts, count) for i in range(first, last)]
+            assert covered == list(range(prompts))
+
+
+def test_the_learning_rate_rises_then_falls_to_its_floor(tmp_path):
+    config = small(tmp_path, lr=1.0, warmup_steps=2, steps=10, lr_decay="linear", lr_floor=0.1)
+    rates = [learning_rate(config, step) for step in range(11)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[10] == pytest.approx(0.1)
+
+
+def test_right_answers_become_rows_that_end_with_eos():
+    policy, task = tiny_policy(), addition_task()
+    rollout = gold_rollout(policy, task.held_out[:3], task)
+    assert rollout.token[:, -1].tolist() == [policy.tokenizer.eos_token_id] * 3
+    statistics = completion_statistics(rollout, stop_tokens(policy, ""))
+    assert statistics["completions/clipped_ratio"] == 0
+    assert statistics["completions/mean_length"] == 4

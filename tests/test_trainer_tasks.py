@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks and rewards: what is held out stays held out, and rewards keep their contract."""
+
+import math
+
+import pytest
+import torch
+from trainer_helpers import (
+    addition_task,
+    compiled,  # noqa: F401
+)
+
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.reward import advantages, load_rewards, reward_statistics, score_completions
+from rlkern.trainer.tasks import first_line, make_task, question_key
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+ARITHMETIC = {"seed": 3, "eval_items": 60, "shots": 1, "template": "{expression} = "}
+
+
+def test_no_addition_pair_is_both_trained_on_and_held_out_in_any_order():
+    task = addition_task(eval_items=500)
+    held = {task.key(item) for item in task.held_out}
+    items, position = task.next_items(0, 20_000)
+    trained = {task.key(item) for item in items}
+    assert not held & trained
+    assert position > 20_000, "items that are held out in the other order are passed over"
+    assert len(trained | held) == 5050, "all unordered pairs of 0..99 occur in one of the two"
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "gcd"])
+def test_no_question_of_a_reasoning_family_is_both_trained_on_and_held_out(name):
+    pytest.importorskip("reasoning_gym")
+    settings = {"arithmetic": ARITHMETIC, "gcd": {"seed": 0, "eval_items": 30}}
+    task = make_task(name, **settings[name])
+    held = {task.key(item) for item in task.held_out}
+    assert len(held) == len(task.held_out)
+    items, _ = task.next_items(0, 2000)
+    assert not held & {task.key(item) for item in items}
+
+
+def test_operands_in_the_other_order_are_the_same_question():
+    assert question_key("Calculate 3 + 14.") == question_key("Calculate 14 + 3.")
+    assert question_key("Calculate 3 - 14.") != question_key("Calculate 14 - 3.")
+
+
+def test_the_position_alone_decides_which_items_come_next():
+    first, again = addition_task(), addition_task()
+    items, middle = first.next_items(0, 50)
+    more, end = first.next_items(middle, 9000)
+    assert again.next_items(middle, 9000) == (more, end)
+    assert more[-1] != items[-1]
+
+
+def test_a_verifier_reads_the_first_line_and_gives_no_partial_credit():
+    pytest.importorskip("reasoning_gym")
+    task = make_task("arithmetic", **ARITHMETIC)
+    item = task.held_out[0]
+    assert task.score(f" {item.answer} \nand more", item) == 1.0
+    assert task.score(f"{item.answer}0", item) == 0.0
+    assert task.score(f"the answer is {item.answer}", item) == 0.0
+    assert task.score("", item) == 0.0
+    assert first_line("  7 \n8") == "7"
+
+
+def test_an_example_before_the_question_has_the_form_of_the_question():
+    pytest.importorskip("reasoning_gym")
+    prompt = make_task("arithmetic", **ARITHMETIC).held_out[0].prompt
+    example, question = prompt.split("\n")
+    left, answer = example.split(" = ")
+    assert str(sum(map(int, left.split(" + ")))) == answer
+    assert question.endswith(" = ")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("adition", {}, "there is no task 'adition'"),
+        ("arithmetic", {"options": {"max_digit": 3}}, "task_options .* do not fit"),
+        ("arithmetic", {"template": "{questoin}"}, "prompt_template must name only .*question"),
+        ("addition", {"shots": 1}, "takes no shots"),
+        ("addition", {"eval_items": 9000}, "eval_items must be at most"),
+        ("arithmetic", {"eval_items": 100, "options": {"max_digits": 1}}, "lower eval_items"),
+    ],
+)
+def test_settings_a_task_cannot_use_are_one_sentence(name, arguments, sentence):
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(UserError, match=sentence):
+        make_task(name, **{"seed": 0, "eval_items": 5, **arguments})
+
+
+def items_of(count):
+    return addition_task().next_items(0, count)[0]
+
+
+def test_columns_reach_a_reward_function_that_asks_for_them():
+    seen = {}
+
+    def greedy_for_columns(prompts, completions, **columns):
+        seen.update(columns)
+        return [1.0] * len(completions)
+
+    def wants_answer(prompts, completions, answer):
+        return [float(text == right) for text, right in zip(completions, answer)]
+
+    items = items_of(3)
+    completions = [items[0].answer, "x", items[2].answer]
+    scored = score_completions([greedy_for_columns, wants_answer], items, completions)
+    assert scored.reward.tolist() == [2.0, 1.0, 2.0]
+    assert seen["answer"] == [item.answer for item in items]
+
+
+def test_none_means_unscorable_and_gets_no_advantage():
+    def half(prompts, completions):
+        return [None, 1.0, 0.0, 1.0]
+
+    scored = score_completions([half], items_of(4), ["a", "b", "c", "d"])
+    assert math.isnan(scored.reward[0])
+    advantage = advantages(scored.reward, 4, "normalized")
+    assert advantage[0] == 0 and advantage[1] > 0 > advantage[2]
+    assert reward_statistics(scored, [half], 4)["reward"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        (lambda prompts, completions: [1.0], "<lambda> must return 2 rewards, got 1"),
+        (lambda prompts, completions: [1.0, float("nan")], "finite numbers or None, got nan"),
+        (lambda prompts, completions: [float("inf"), 0.0], "finite numbers or None, got inf"),
+        (lambda prompts, completions: ["good", 0.0], "finite numbers or None, got 'good'"),
+        (lambda prompts, completions: None, "<lambda> raised TypeError"),
+        (lambda prompts, completions: 1 / 0, "<lambda> raised ZeroDivisionError"),
+    ],
+)
+def test_a_reward_function_that_breaks_its_contract_is_named_in_one_sentence(function, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        score_completions([function], items_of(2), ["1", "2"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "no_such_module:f", "math:no_such_function", "math:pi"]
+)
+def test_a_reward_that_is_not_a_function_is_one_sentence(name):
+    with pytest.raises(UserError, match="reward"):
+        load_rewards(name, addition_task())
+
+
+def test_statistics_count_groups_whose_rewards_are_all_equal():
+    def parity(prompts, completions):
+        return [0.1, 0.1, 0.1, 1.0, 0.0, 1.0]
+
+    scored = score_completions([parity], items_of(6), ["x"] * 6)
+    values = reward_statistics(scored, [parity], 3)
+    assert values["frac_reward_zero_std"] == 0.5
+    assert values["rewards/parity/mean"] == pytest.approx(values["reward"])
+    assert torch.equal(advantages(scored.reward, 3, "centered")[:3], torch.zeros(3))
