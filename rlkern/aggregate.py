@@ -19,6 +19,17 @@ def _default_count(mask: Tensor, mode: str) -> Tensor:
     return mask.any(-1).sum()
 
 
+def _given_count(op: str, count: float | Tensor, mask: Tensor) -> Tensor:
+    if not isinstance(count, Tensor):
+        count = torch.tensor(check.number(op, "count", count), dtype=torch.float64)
+    if count.numel() != 1:
+        raise ValueError(f"{op}: count must be one number, got {check.describe(count)}")
+    # Of all batches together: 0 says that there is no token anywhere, so not here either.
+    if check.checks_values() and not count >= mask.any():
+        raise ValueError(f"{op}: count must be at least 1, got {count.item()}")
+    return count
+
+
 def token_weight(
     mask: Tensor,
     mode: str = "token_mean",
@@ -55,7 +66,9 @@ def token_weight(
         raise ValueError(f"{op}: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if constant is not None and mode != "sequence_token_sum":
         raise ValueError(f"{op}: constant belongs to mode 'sequence_token_sum', got mode {mode!r}")
-    total = torch.as_tensor(_default_count(mask, mode) if count is None else count)
+    if constant is not None and not check.number(op, "constant", constant) > 0:
+        raise ValueError(f"{op}: constant must be greater than 0, got {constant}")
+    total = _default_count(mask, mode) if count is None else _given_count(op, count, mask)
     divisor = total.to(mask.device, torch.float32).expand(mask.shape[0], 1)
     if mode == "sequence_token_mean":
         divisor = divisor * mask.sum(-1, keepdim=True)

@@ -32,18 +32,22 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
                 f"{declared.name}: unknown coefficient {name!r}, expected one of {', '.join(known)}"
             )
     known.update(coefficients)
-    if known["kl_estimator"] not in KL_ESTIMATORS:
+    if known["kl_estimator"] not in tuple(KL_ESTIMATORS):
         raise ValueError(
             f"{declared.name}: kl_estimator must be one of {', '.join(KL_ESTIMATORS)}, "
             f"got {known['kl_estimator']!r}"
         )
-    low, high = (float(known[name]) if name else 0.0 for name in declared.gate_coef)
+
+    def value(name: str) -> float:
+        return check.number(declared.name, name, known[name]) if name else 0.0
+
+    low, high = map(value, declared.gate_coef)
     return Objective(
         declared.gate,
         (low, high),
         str(known["kl_estimator"]),
-        float(known["kl_coef"]),
-        float(known["entropy_coef"]),
+        value("kl_coef"),
+        value("entropy_coef"),
     )
 
 
@@ -68,6 +72,7 @@ def _weights(op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm) 
         rows = mask.reshape(1, -1) if mask.ndim == 1 else mask
         return aggregate.token_weight(rows, declared.aggregation).reshape(mask.shape)
     check.like(op, "weight", weight, mask.shape, mask, check.FLOATS)
+    check.finite_values(op, "weight", weight, mask)
     return torch.where(mask, weight, 0.0)
 
 
@@ -153,7 +158,7 @@ def policy_loss(
     arguments = (
         token_vector(token, grid),
         *rows,
-        inverse_temperature(op, temperature, shape, grid),
+        inverse_temperature(op, temperature, mask, shape, grid),
     )
     differentiable = torch.is_grad_enabled() and logits.requires_grad
     if inplace and differentiable:
@@ -195,6 +200,7 @@ def token_objective(
     if entropy is not None:
         check.like(op, "entropy", entropy, shape, logprob, (logprob.dtype,))
     advantage = _checked_rows(op, shape, logprob, advantage, mask, old_logprob, ref_logprob)
+    check.finite_values(op, "logprob", logprob, mask)
     declared = find_algorithm(algorithm)
     objective = make_objective(declared, coefficients)
     _require_reference(op, objective, ref_logprob)
@@ -225,6 +231,9 @@ def metrics_dict(metrics: Tensor) -> dict[str, float]:
     >>> metrics_dict(torch.tensor([2.0, -3.0, 1.0, 0.0, 0.0, 2.0, 1.0, 0.0, 0.9, 1.1]))["logprob"]
     -1.5
     """
+    if metrics.shape != (len(METRICS),):
+        got = check.describe(metrics)
+        raise ValueError(f"metrics_dict: metrics must be ({len(METRICS)},), got {got}")
     values = dict(zip(METRICS, metrics.tolist(), strict=True))
     count = values["count"]
     if count == 0:
@@ -252,6 +261,8 @@ def merge_metrics(metrics: list[Tensor]) -> Tensor:
     >>> merge_metrics([a, a])[:2].tolist()
     [2.0, -2.0]
     """
+    if not metrics:
+        raise ValueError("merge_metrics: metrics must be a list of vectors, got an empty list")
     stacked = torch.stack(metrics)
     smallest, largest = stacked[:, 8:9].amin(0), stacked[:, 9:10].amax(0)
     return torch.cat([stacked[:, :8].sum(0), smallest, largest])

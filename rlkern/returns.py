@@ -55,6 +55,10 @@ def gae(
     check.tensor(op, "reward", reward, (torch.float32, torch.float64))
     check.like(op, "value", value, reward.shape, reward, (reward.dtype,))
     check.like(op, "mask", mask, reward.shape, reward, (torch.bool,))
+    check.finite_values(op, "reward", reward, mask)
+    check.finite_values(op, "value", value, mask)
+    discount = check.number(op, "discount", discount)
+    gae_lambda = check.number(op, "gae_lambda", gae_lambda)
     with torch.no_grad():
         value = torch.where(mask, value, 0.0)
         carry = torch.where(mask, 0.0, 1.0).to(reward.dtype)

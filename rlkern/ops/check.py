@@ -4,6 +4,7 @@
 Checks of values would synchronise with a GPU, so they run only under RLKERN_CHECK_VALUES=1.
 """
 
+import math
 import os
 
 import torch
@@ -68,6 +69,29 @@ def finite_values(op: str, name: str, x: Tensor | None, mask: Tensor) -> None:
     """Raises ValueError if a counted element is NaN or infinite; under RLKERN_CHECK_VALUES=1."""
     if x is not None and checks_values() and not x[mask].isfinite().all():
         raise ValueError(f"{op}: {name} must be finite where mask is True, got NaN or inf")
+
+
+def positive_values(op: str, name: str, x: Tensor, mask: Tensor | None) -> None:
+    """Raises ValueError unless counted elements are positive; under RLKERN_CHECK_VALUES=1."""
+    if not checks_values():
+        return
+    counted = x if mask is None else x[mask]
+    wrong = counted[~((counted > 0) & counted.isfinite())]
+    if wrong.numel():
+        got = wrong[0].item()
+        raise ValueError(f"{op}: {name} must be positive where mask is True, got {got}")
+
+
+def number(op: str, name: str, x: object) -> float:
+    """Returns x as a float; raises unless it is a finite number."""
+    try:
+        value = float(x)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        got = describe(x) if isinstance(x, Tensor) else repr(x)
+        raise TypeError(f"{op}: {name} must be a number, got {got}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{op}: {name} must be finite, got {x}")
+    return value
 
 
 def checks_values() -> bool:

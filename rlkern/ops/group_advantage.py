@@ -75,5 +75,9 @@ def group_advantage(
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if ddof not in (0, 1):
         raise ValueError(f"{op}: ddof must be 0 or 1, got {ddof}")
+    eps = check.number(op, "eps", eps)
+    if eps < 0:
+        raise ValueError(f"{op}: eps must be at least 0, got {eps}")
+    check.finite_values(op, "reward", reward, ~reward.isnan())
     order, offset = group_segments(group.to(torch.int64))
-    return _advantage(reward.detach().contiguous(), order, offset, kind, float(eps), ddof)
+    return _advantage(reward.detach().contiguous(), order, offset, kind, eps, ddof)

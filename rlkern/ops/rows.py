@@ -44,7 +44,7 @@ def _as_rows(x: Tensor, grid: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def inverse_temperature(
-    op: str, temperature: float | Tensor, shape: torch.Size, grid: Tensor
+    op: str, temperature: float | Tensor, mask: Tensor | None, shape: torch.Size, grid: Tensor
 ) -> Tensor | None:
     """Returns 1 / temperature per row, or None where it is 1 everywhere by construction."""
     if isinstance(temperature, Tensor):
@@ -56,8 +56,11 @@ def inverse_temperature(
                 f"{op}: temperature must broadcast to {tuple(shape)}, "
                 f"got {check.describe(temperature)}"
             ) from None
+        check.like(op, "temperature", rows, shape, grid, check.FLOATS)
+        check.positive_values(op, "temperature", rows, mask)
         return row_vector(rows, grid).reciprocal()
-    if not temperature > 0:
+    temperature = check.number(op, "temperature", temperature)
+    if temperature <= 0:
         raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")
     if temperature == 1:
         return None

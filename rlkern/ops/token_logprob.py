@@ -157,7 +157,7 @@ def token_logprob(
         check.like(op, "mask", mask, shape, logits, (torch.bool,))
     check.token_values(op, token, mask, logits.shape[-1])
     grid = as_grid(op, logits)
-    inv_temperature = inverse_temperature(op, temperature, shape, grid)
+    inv_temperature = inverse_temperature(op, temperature, mask, shape, grid)
     mask_rows = None if mask is None else mask.reshape(grid.shape[:2]).contiguous()
     run = _InPlace.apply if inplace else forward
     logprob, entropy, row_max, log_sum = run(
