@@ -132,7 +132,8 @@ def shown(config, *, terminal):
 
 
 def test_outside_a_terminal_each_logged_step_is_one_line(tmp_path):
-    text = shown(small(tmp_path, steps=4, log_every=2, sample_every=4, eval_every=0), terminal=False)
+    config = small(tmp_path, steps=4, log_every=2, sample_every=4, eval_every=0)
+    text = shown(config, terminal=False)
     assert [line.split()[1] for line in text.splitlines() if line.startswith("step ")] == [
         "2/4",
         "4/4",
