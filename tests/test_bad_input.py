@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input is refused in one sentence that names it, before anything is written."""
+
+import math
+import re
+
+import pytest
+import torch
+
+import rlkern
+from rlkern import aggregate
+from rlkern.backends import _load, _resolve
+from rlkern.testing.cases import Case, make_batch
+
+B, T, V = 2, 3, 7
+ROWS, NAN = (B, T), math.nan
+FLOATS = "float16 or bfloat16 or float32 or float64"
+
+
+def good():
+    """Returns arguments that every operation takes, by name."""
+    batch = make_batch(Case("bad input", B=B, T=T, V=V), torch.float32)
+    vectors = {"old_logprob": batch.old_logprob, "ref_logprob": batch.ref_logprob}
+    return {**{n: getattr(batch, n) for n in ("logits", "token", "advantage", "mask")}, **vectors}
+
+
+def policy_loss(**changed):
+    rows = {**good(), **changed}
+    rows["logits"] = rows["logits"] * 1 if torch.is_tensor(rows["logits"]) else rows["logits"]
+    return rlkern.policy_loss(**rows)
+
+
+def token_logprob(**changed):
+    rows = {name: x for name, x in good().items() if name in ("logits", "token", "mask")}
+    return rlkern.token_logprob(**{**rows, **changed})
+
+
+def token_objective(**changed):
+    rows = {name: x for name, x in good().items() if name not in ("logits", "token")}
+    return rlkern.token_objective(**{"logprob": rows["ref_logprob"], **rows, **changed})
+
+
+def group_advantage(**changed):
+    rows = {"reward": torch.arange(4.0), "group": torch.tensor([0, 0, 1, 1])}
+    return rlkern.group_advantage(**{**rows, **changed})
+
+
+def reverse_scan(**changed):
+    return rlkern.reverse_scan(**{"bias": torch.ones(ROWS), "decay": torch.ones(ROWS), **changed})
+
+
+def gae(**changed):
+    rows = {"reward": torch.ones(ROWS), "value": torch.ones(ROWS), "mask": good()["mask"]}
+    return rlkern.gae(**{**rows, **changed})
+
+
+def token_weight(**changed):
+    return aggregate.token_weight(**{"mask": good()["mask"], **changed})
+
+
+OPERATIONS = {f.__name__: f for f in (policy_loss, token_logprob, token_objective, group_advantage,
+                                      reverse_scan, gae, token_weight)}  # fmt: skip
+one = torch.ones(ROWS)
+integers = torch.ones(ROWS, dtype=torch.int64)
+yes = torch.ones(ROWS, dtype=torch.bool)
+elsewhere = torch.ones(ROWS, device="meta")
+
+SCORING = {
+    "logits": [
+        ([1.0], TypeError, FLOATS, "list"),
+        (torch.ones(B, T, V).long(), TypeError, FLOATS, "(2, 3, 7) int64 on cpu"),
+        (torch.ones(V), ValueError, "(..., V)", "(7,) float32"),
+        (torch.ones(B, T, 0), ValueError, "V > 0", "(2, 3, 0)"),
+        (torch.ones(B, V, T).mT, ValueError, "contiguous in their last dimension", "(21, 1, 3)"),
+    ],
+    "token": [
+        (one, TypeError, "int64 or int32", "(2, 3) float32"),
+        (integers[:, :2], ValueError, "(2, 3) on cpu", "(2, 2) int64"),
+        (integers.to("meta"), ValueError, "(2, 3) on cpu", "on meta"),
+        (integers * V, ValueError, "in [0, 7) where mask is True", "7"),
+        (-integers, ValueError, "in [0, 7) where mask is True", "-1"),
+        (None, TypeError, "int64 or int32", "NoneType"),
+    ],
+    "temperature": [
+        (0, ValueError, "greater than 0", "0"),
+        (-0.5, ValueError, "greater than 0", "-0.5"),
+        (NAN, ValueError, "finite", "nan"),
+        (math.inf, ValueError, "finite", "inf"),
+        ("warm", TypeError, "a number", "'warm'"),
+        (torch.ones(5), ValueError, "broadcast to (2, 3)", "(5,) float32"),
+        (integers, TypeError, FLOATS, "int64"),
+        (elsewhere, ValueError, "on cpu", "on meta"),
+        (0 * one, ValueError, "positive where mask is True", "0.0"),
+        (NAN * one, ValueError, "positive where mask is True", "nan"),
+    ],
+}  # fmt: skip
+MASK = {
+    "mask": [
+        (integers, TypeError, "bool", "(2, 3) int64"),
+        (one, TypeError, "bool", "(2, 3) float32"),
+        (yes[:1], ValueError, "(2, 3) on cpu", "(1, 3) bool"),
+        (yes.to("meta"), ValueError, "(2, 3) on cpu", "on meta"),
+    ],
+}
+OPTIONAL_VECTOR = [
+    (integers, TypeError, FLOATS, "int64"),
+    (0.5, TypeError, FLOATS, "float"),
+    (one[:1], ValueError, "(2, 3) on cpu", "(1, 3)"),
+    (elsewhere, ValueError, "(2, 3) on cpu", "on meta"),
+    (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
+    (-math.inf * one, ValueError, "finite where mask is True", "NaN or inf"),
+]
+OBJECTIVE = {
+    "advantage": [
+        (integers, TypeError, FLOATS, "int64"),
+        (one[:, :2], ValueError, "(2, 3) or (2,)", "(2, 2) float32"),
+        (one[0], ValueError, "(2, 3) or (2,)", "(3,) float32"),
+        (one[..., None], ValueError, "(2, 3) or (2,)", "(2, 3, 1)"),
+        (elsewhere, ValueError, "(2, 3) on cpu", "on meta"),
+        (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
+    ],
+    "old_logprob": OPTIONAL_VECTOR,
+    "ref_logprob": OPTIONAL_VECTOR,
+    "weight": OPTIONAL_VECTOR,
+    "algorithm": [("gpro", ValueError, "one of ", "'gpro'")],
+    "kl_estimator": [("k4", ValueError, "one of k1, k2, k3", "'k4'"),
+                     (["k3"], ValueError, "one of k1, k2, k3", "['k3']")],
+    "clip_low": [("wide", TypeError, "a number", "'wide'"), (NAN, ValueError, "finite", "nan")],
+    "kl_coef": [(None, TypeError, "a number", "None"), (one, TypeError, "a number", "(2, 3)")],
+    "clip_hihg": [(0.2, TypeError, "expected one of clip_low, clip_high", "unknown coefficient")],
+}  # fmt: skip
+SCAN = {
+    "bias": [
+        (integers, TypeError, "float32 or float64", "int64"),
+        (one.bfloat16(), TypeError, "float32 or float64", "bfloat16"),
+    ],
+    "decay": [
+        (one.double(), TypeError, "float32", "float64"),
+        (one[:, :2], ValueError, "(2, 3) on cpu", "(2, 2)"),
+        (elsewhere, ValueError, "(2, 3) on cpu", "on meta"),
+    ],
+}
+GAE = {
+    "reward": [(integers, TypeError, "float32 or float64", "int64"),
+               (NAN * one, ValueError, "finite where mask is True", "NaN or inf")],
+    "value": [(one.double(), TypeError, "float32", "float64"),
+              (one[:1], ValueError, "(2, 3) on cpu", "(1, 3)"),
+              (NAN * one, ValueError, "finite where mask is True", "NaN or inf")],
+    "discount": [("a", TypeError, "a number", "'a'")],
+    "gae_lambda": [(NAN, ValueError, "finite", "nan")],
+}  # fmt: skip
+GROUP = {
+    "reward": [
+        ([1.0], TypeError, "float32 or float64", "list"),
+        (one, ValueError, "(N,)", "(2, 3)"),
+        (torch.full((4,), math.inf), ValueError, "finite", "inf"),
+    ],
+    "group": [
+        (torch.ones(4), TypeError, "int64 or int32", "float32"),
+        (torch.arange(3), ValueError, "(4,) on cpu", "(3,) int64"),
+    ],
+    "kind": [("norm", ValueError, "one of normalized, centered, leave_one_out", "'norm'")],
+    "ddof": [(2, ValueError, "0 or 1", "2")],
+    "eps": [(-1.0, ValueError, "at least 0", "-1.0"), ("a", TypeError, "a number", "'a'")],
+}
+WEIGHT = {
+    "mask": [(integers, TypeError, "bool", "int64"), (yes[0], ValueError, "(B, T)", "(3,) bool")],
+    "mode": [("mean", ValueError, "one of token_mean, sequence_token_mean", "'mean'")],
+    "count": [
+        ("a", TypeError, "a number", "'a'"),
+        (0, ValueError, "at least 1", "0.0"),
+        (-2, ValueError, "at least 1", "-2.0"),
+        (torch.ones(3), ValueError, "one number", "(3,) float32"),
+    ],
+    "constant": [(3, ValueError, "'sequence_token_sum'", "'token_mean'")],
+}
+LOGPROB = {
+    "logprob": [
+        (one.bfloat16(), TypeError, "float32 or float64", "bfloat16"),
+        (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
+    ],
+    "entropy": [(one.double(), TypeError, "float32", "float64"),
+                (one[:1], ValueError, "(2, 3) on cpu", "(1, 3)")],
+}  # fmt: skip
+REFUSED = {
+    "policy_loss": {**SCORING, **MASK, **OBJECTIVE},
+    "token_logprob": {**SCORING, **MASK},
+    "token_objective": {**LOGPROB, **MASK, **OBJECTIVE},
+    "reverse_scan": SCAN,
+    "gae": {**GAE, **MASK},
+    "group_advantage": GROUP,
+    "token_weight": WEIGHT,
+}
+CASES = [
+    pytest.param(op, name, *case, id=f"{op}-{name}-{i}")
+    for op, arguments in REFUSED.items()
+    for name, cases in arguments.items()
+    for i, case in enumerate(cases)
+]
+
+
+@pytest.mark.parametrize("op,name,value,error,expected,got", CASES)
+def test_a_bad_argument_is_refused_by_name_with_what_was_expected_and_got(
+    op, name, value, error, expected, got
+):
+    OPERATIONS[op]()  # the rest of the call is fine
+    with pytest.raises(error) as caught:
+        OPERATIONS[op](**{name: value})
+    sentence = str(caught.value)
+    assert type(caught.value) is error and "\n" not in sentence
+    assert name in sentence and expected in sentence and got in sentence
+    assert sentence.startswith(f"{op}: ") or re.match(r"\w+: |algorithm must", sentence)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_term_without_its_input_is_refused():
+    with pytest.raises(ValueError, match="policy_loss: kl_coef is 0.1, so ref_logprob must be"):
+        policy_loss(kl_coef=0.1, ref_logprob=None)
+    with pytest.raises(ValueError, match="token_objective: entropy_coef is 0.1, so entropy must"):
+        token_objective(entropy_coef=0.1)
+
+
+def test_a_flat_mask_without_weights_is_refused_where_sequences_are_averaged():
+    rows = {name: x[0] for name, x in good().items()}
+    with pytest.raises(ValueError, match=r"averages over sequences, so mask must be \(B, T\)"):
+        policy_loss(**rows, algorithm="grpo")
+
+
+def test_logits_of_four_dimensions_that_are_no_grid_are_refused():
+    logits = torch.zeros(2, 3, 4, V)[:, :, :2]
+    with pytest.raises(ValueError, match="more than three dimensions must be contiguous, got"):
+        rlkern.token_logprob(logits, torch.zeros(2, 3, 2, dtype=torch.int64))
+
+
+def test_vectors_of_metrics_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"metrics_dict: metrics must be \(10,\), got \(3,\)"):
+        rlkern.metrics_dict(torch.zeros(3))
+    with pytest.raises(ValueError, match="merge_metrics: metrics must be a list of vectors, got"):
+        rlkern.merge_metrics([])
+
+
+def test_a_backend_that_is_unknown_or_cannot_serve_is_refused():
+    with pytest.raises(ValueError, match="name must be one of triton, cpu, eager, got 'numpy'"):
+        with rlkern.use_backend("numpy"):
+            pass
+    native = _load("cpu")[1] is None
+    with pytest.raises(rlkern.BackendUnavailable, match="'cpu' cannot serve"):
+        if native:
+            _resolve("cpu", "policy_loss", "cuda", torch.float32)
+        with rlkern.use_backend("cpu"):
+            pass
+    with rlkern.use_backend("eager"):
+        assert rlkern.backend_name("policy_loss") == "eager"
+
+
+BAD_CALLS = [(name, value) for name, cases in {**SCORING, **MASK, **OBJECTIVE}.items()
+             for value, *_ in cases if name != "logits"]  # fmt: skip
+
+
+def test_a_refused_call_has_written_nothing_over_the_logits():
+    rows = good()
+    leaf = rows.pop("logits").clone().requires_grad_()
+    logits, before = leaf * 1, leaf.detach().clone()
+    for name, value in BAD_CALLS:
+        with pytest.raises((TypeError, ValueError)):
+            rlkern.policy_loss(logits, **{**rows, name: value}, inplace=True)
+    assert logits.equal(before) and logits._version == 0
+
+
+def test_values_are_not_looked_at_unless_asked_for(monkeypatch):
+    monkeypatch.setenv("RLKERN_CHECK_VALUES", "0")
+    assert policy_loss(old_logprob=NAN * one).loss.isnan()
+    rows = {name: x.to("meta") for name, x in good().items()}
+    assert rlkern.policy_loss(**rows).loss.shape == ()
