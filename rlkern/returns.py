@@ -66,6 +66,7 @@ def gae(
         nearest = reverse_scan(value, carry)
         following = torch.nn.functional.pad(nearest[..., 1:], (0, 1))
         delta = torch.where(mask, reward + discount * following - value, 0.0)
-        decay = torch.where(mask, discount * gae_lambda, 1.0).to(reward.dtype)
+        # Two Python numbers in torch.where would make float32 of them, whatever the rewards are.
+        decay = torch.where(mask, torch.full_like(reward, discount * gae_lambda), 1.0)
         advantage = torch.where(mask, reverse_scan(delta, decay), 0.0)
         return Gae(advantage, torch.where(mask, advantage + value, 0.0))
