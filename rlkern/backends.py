@@ -114,7 +114,12 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def explain(dtype: torch.dtype = torch.float32) -> str:
-    """Returns a table: which backend serves each operation on each device, and why not others."""
+    """Returns a table: which backend serves each operation on each device, and why not others.
+
+    >>> with use_backend("eager"):
+    ...     explain().splitlines()[1].split()
+    ['token_logprob', 'cpu', 'eager']
+    """
     lines = [f"{'operation':<24}{'device':<8}served by"]
     for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
         for stem in STEMS:
