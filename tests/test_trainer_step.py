@@ -16,7 +16,7 @@ from trainer_helpers import (
 import rlkern
 from rlkern.trainer.iteration import completion_statistics
 from rlkern.trainer.rollout import stop_tokens
-from rlkern.trainer.sft import gold_rollout
+from rlkern.trainer.sft import gold_rollout, supervise
 from rlkern.trainer.step import (
     Batch,
     accumulate,
@@ -105,6 +105,20 @@ def test_the_learning_rate_rises_then_falls_to_its_floor(tmp_path):
     assert rates[:2] == [0.5, 1.0]
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert rates[10] == pytest.approx(0.1)
+
+
+def test_the_supervised_stage_ends_at_its_target(tmp_path):
+    policy, task, losses = tiny_policy(), addition_task(), []
+    config = small(tmp_path, sft_steps=40, sft_target=0.5)
+    supervise(
+        policy,
+        task,
+        config,
+        measure=lambda items: len(losses) / 40,
+        after_step=lambda step, loss: losses.append(loss),
+    )
+    assert len(losses) == 20
+    assert losses[-1] < losses[0]
 
 
 def test_right_answers_become_rows_that_end_with_eos():

@@ -64,6 +64,8 @@ class Config:
             0 never stops.
         sft_steps: Supervised steps before the reinforcement learning, on answers of the
             training items.
+        sft_target: End the supervised steps early at this sampled accuracy on training items; 0
+            runs all of them.
         sft_lr: Learning rate of the supervised steps.
         sft_batch: Items in a supervised step.
         eval_items: Held-out items, never trained on.
@@ -114,6 +116,7 @@ class Config:
     max_grad_norm: float = 1.0
     degenerate_limit: int = 20
     sft_steps: int = 0
+    sft_target: float = 0.0
     sft_lr: float = 2e-3
     sft_batch: int = 64
     eval_items: int = 200
@@ -138,7 +141,7 @@ _NOT_NEGATIVE = (
     "threads train_layers max_new_tokens shots warmup_steps weight_decay max_grad_norm".split()
 )
 _NOT_NEGATIVE += (
-    "degenerate_limit sft_steps eval_every sample_every save_every seed lr_floor".split()
+    "degenerate_limit sft_steps sft_target eval_every sample_every save_every seed lr_floor".split()
 )
 _POSITIVE = "temperature lr sft_lr".split()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out accuracy: the share of held-out items whose completion the task's verifier accepts."""
+"""Accuracy: the share of items whose completion the task's verifier accepts."""
 
 from __future__ import annotations
 
@@ -8,34 +8,50 @@ import torch
 from rlkern.trainer.config import Config
 from rlkern.trainer.models import Policy
 from rlkern.trainer.rollout import encode, sample, texts
-from rlkern.trainer.tasks import Task
+from rlkern.trainer.tasks import Item, Task
+
+
+def accuracy(
+    policy: Policy,
+    task: Task,
+    items: list[Item],
+    config: Config,
+    *,
+    mode: str,
+    stop: torch.Tensor,
+    max_new_tokens: int,
+) -> float:
+    """Return the accuracy on items, with sampled or greedy completions.
+
+    The sampler has a seed of its own, so that evaluating does not change the training.
+    """
+    generator = torch.Generator(policy.device).manual_seed(config.seed + 1)
+    right = 0.0
+    for first in range(0, len(items), config.eval_batch):
+        part = items[first : first + config.eval_batch]
+        rollout = sample(
+            policy,
+            encode(policy, [item.prompt for item in part], max_new_tokens=max_new_tokens),
+            group_size=1,
+            max_new_tokens=max_new_tokens,
+            temperature=config.temperature if mode == "sampled" else 0.0,
+            stop=stop,
+            generator=generator,
+        )
+        right += sum(task.score(text, item) for text, item in zip(texts(policy, rollout), part))
+    return right / len(items)
 
 
 def evaluate(
     policy: Policy, task: Task, config: Config, *, stop: torch.Tensor, max_new_tokens: int
-) -> dict:
-    """Return eval/accuracy (the first of eval_modes) and eval/accuracy_<mode> for each mode.
-
-    The sampler has a seed of its own, so that evaluating does not change the training.
+) -> dict[str, float]:
+    """Return eval/accuracy_<mode> on held-out items for each of eval_modes, the first also as
+    eval/accuracy.
     """
-    values = {}
-    for mode in config.eval_modes:
-        generator = torch.Generator(policy.device).manual_seed(config.seed + 1)
-        right = 0.0
-        for first in range(0, len(task.held_out), config.eval_batch):
-            items = task.held_out[first : first + config.eval_batch]
-            rollout = sample(
-                policy,
-                encode(policy, [item.prompt for item in items], max_new_tokens=max_new_tokens),
-                group_size=1,
-                max_new_tokens=max_new_tokens,
-                temperature=config.temperature if mode == "sampled" else 0.0,
-                stop=stop,
-                generator=generator,
-            )
-            right += sum(
-                task.score(text, item)
-                for text, item in zip(texts(policy, rollout), items, strict=True)
-            )
-        values[f"eval/accuracy_{mode}"] = right / len(task.held_out)
+    values = {
+        f"eval/accuracy_{mode}": accuracy(
+            policy, task, task.held_out, config, mode=mode, stop=stop, max_new_tokens=max_new_tokens
+        )
+        for mode in config.eval_modes
+    }
     return {"eval/accuracy": values[f"eval/accuracy_{config.eval_modes[0]}"], **values}

@@ -16,7 +16,7 @@ from rlkern.trainer.checkpoint import all_checkpoints
 from rlkern.trainer.config import Config
 from rlkern.trainer.display import Display
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.evaluate import evaluate
+from rlkern.trainer.evaluate import accuracy, evaluate
 from rlkern.trainer.files import write_text
 from rlkern.trainer.interrupt import Interrupt
 from rlkern.trainer.iteration import iterate
@@ -94,7 +94,21 @@ def _prepare(
         if interrupt.asked:
             raise KeyboardInterrupt
 
-    supervise(session.policy, session.task, session.config, after_step=after_step)
+    supervise(
+        session.policy,
+        session.task,
+        session.config,
+        measure=lambda items: accuracy(
+            session.policy,
+            session.task,
+            items,
+            session.config,
+            mode="sampled",
+            stop=session.stop,
+            max_new_tokens=session.max_new_tokens,
+        ),
+        after_step=after_step,
+    )
     display.say("evaluating on held-out items")
     session.progress.before = _evaluate(session)
     display.evaluation(0, session.progress.before)

@@ -36,12 +36,23 @@ def gold_rollout(policy: Policy, items: list[Item], task: Task) -> Rollout:
     return Rollout(prompts, token, mask, torch.zeros(mask.shape, device=policy.device))
 
 
+# Training items that sft_target is measured on, and the steps between two measurements.
+_TARGET_ITEMS, _TARGET_EVERY = 256, 10
+
+
 def supervise(
-    policy: Policy, task: Task, config: Config, *, after_step: Callable[[int, float], None]
+    policy: Policy,
+    task: Task,
+    config: Config,
+    *,
+    measure: Callable[[list[Item]], float],
+    after_step: Callable[[int, float], None],
 ) -> None:
     """Train on right answers of training items; after_step(step, loss) is called after each step.
 
-    REINFORCE with advantage 1 on given answers is maximum likelihood.
+    Ends early when the accuracy on coming training items, by measure(items), reaches sft_target:
+    the step at which a small model understands a task differs much between seeds. REINFORCE with
+    advantage 1 on given answers is maximum likelihood.
     """
     settings = dataclasses.replace(
         config,
@@ -60,3 +71,7 @@ def supervise(
         batch = Batch(rollout, torch.ones(len(items), device=policy.device), weight)
         result = optimizer_step(policy, optimizer, batch, settings, {}, lr=config.sft_lr)
         after_step(step + 1, result.loss)
+        if config.sft_target and (step + 1) % _TARGET_EVERY == 0:
+            coming, _ = task.next_items(position, _TARGET_ITEMS)
+            if measure(coming) >= config.sft_target:
+                break
