@@ -13,6 +13,7 @@ from rlkern.kernels._rows import (
     gradient_scalars,
     launch_shape,
     load_block,
+    load_token,
     row_length,
     row_offset,
     row_results,
@@ -49,14 +50,14 @@ def policy_loss_kernel(
     row = tl.program_id(0).to(tl.int64)
     weight = tl.load(weight_ptr + row)
     counted = weight != 0
-    token = tl.load(token_ptr + row, mask=counted, other=0)
+    token = load_token(token_ptr, row, counted, V)
     advantage = tl.load(advantage_ptr + row, mask=counted, other=0.0)
     old = row_scalar(old_ptr, row, counted, 0.0)
     ref = row_scalar(ref_ptr, row, counted, 0.0)
     scale = row_scalar(scale_ptr, row, counted, 1.0)
     row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
     length = row_length(counted, V, VECTOR)
-    own = token_logit(row_ptr, token, counted, V, scale)
+    own = token_logit(row_ptr, token, scale)
     if ONE_BLOCK:
         z = load_block(row_ptr, tl.arange(0, BLOCK), length, scale)
         m, s, t = absorb_block(z, *empty_sums())

@@ -11,6 +11,7 @@ from rlkern.kernels._rows import (
     gradient_scalars,
     launch_shape,
     load_block,
+    load_token,
     row_length,
     row_offset,
     row_results,
@@ -43,10 +44,10 @@ def token_logprob_forward(
     """
     row = tl.program_id(0).to(tl.int64)
     counted = counted_row(mask_ptr, row)
-    token = tl.load(token_ptr + row, mask=counted, other=0)
+    token = load_token(token_ptr, row, counted, V)
     scale = row_scalar(scale_ptr, row, counted, 1.0)
     row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
-    own = token_logit(row_ptr, token, counted, V, scale)
+    own = token_logit(row_ptr, token, scale)
     m, s, t = row_sums(row_ptr, row_length(counted, V, VECTOR), scale, BLOCK)
     logprob, entropy, m, log_sum = row_results(own, m, s, t, counted)
     tl.store(logprob_ptr + row, logprob)
@@ -70,7 +71,7 @@ def token_logprob_backward_kernel(
     """
     row = tl.program_id(0).to(tl.int64)
     counted = counted_row(mask_ptr, row)
-    token = tl.load(token_ptr + row, mask=counted, other=0)
+    token = load_token(token_ptr, row, counted, V)
     scale = row_scalar(scale_ptr, row, counted, 1.0)
     m = tl.load(row_max_ptr + row, mask=counted, other=0.0)
     log_sum = tl.load(log_sum_ptr + row, mask=counted, other=0.0)
@@ -80,7 +81,7 @@ def token_logprob_backward_kernel(
     d_lse = row_scalar(grad_lse_ptr, row, counted, 0.0)
     row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
     grad_row = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t, VECTOR)
-    own = token_logit(row_ptr, token, counted, V, scale)
+    own = token_logit(row_ptr, token, scale)
     logprob = tl.where(counted, own - m - log_sum, 0.0)
     a, b, own = gradient_scalars(logprob, entropy, log_sum, scale, d_logprob, d_entropy, d_lse)
     length = row_length(counted, V, VECTOR)
