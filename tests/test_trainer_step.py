@@ -14,8 +14,10 @@ from trainer_helpers import (
 )
 
 import rlkern
+from rlkern.trainer import step
 from rlkern.trainer.iteration import completion_statistics
 from rlkern.trainer.rollout import stop_tokens
+from rlkern.trainer.scoring import score_positions
 from rlkern.trainer.sft import gold_rollout, supervise
 from rlkern.trainer.step import (
     Batch,
@@ -80,16 +82,22 @@ def test_comparing_with_eager_changes_no_gradient_and_finds_rounding_only(tmp_pa
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_poisoned_batch_is_skipped_and_leaves_the_weights_alone(tmp_path, poison):
+def test_logits_that_are_not_finite_skip_the_step_and_leave_the_weights_alone(
+    tmp_path, monkeypatch, poison
+):
     policy, config = tiny_policy(), small(tmp_path)
     optimizer = make_optimizer(policy, config, lr=1e-3)
     before = {name: p.detach().clone() for name, p in policy.parameters().items()}
     batch = batch_of(policy)
-    batch.weight[0] = poison
-    result = optimizer_step(policy, optimizer, batch, config, {}, lr=1e-3)
+    spoilt = torch.zeros(*batch.rollout.token.shape, len(policy.tokenizer))
+    spoilt[0, 0, 0] = poison
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "score_positions", lambda *a, **k: score_positions(*a, **k) + spoilt)
+        result = optimizer_step(policy, optimizer, batch, config, {}, lr=1e-3)
     assert result.skipped
     assert all(torch.equal(before[name], p) for name, p in policy.parameters().items())
-    assert not optimizer_step(policy, optimizer, batch_of(policy), config, {}, lr=1e-3).skipped
+    assert not optimizer_step(policy, optimizer, batch, config, {}, lr=1e-3).skipped
+    assert any(not torch.equal(before[name], p) for name, p in policy.parameters().items())
 
 
 def test_pieces_cover_every_prompt_once():
@@ -101,7 +109,7 @@ def test_pieces_cover_every_prompt_once():
 
 def test_the_learning_rate_rises_then_falls_to_its_floor(tmp_path):
     config = small(tmp_path, lr=1.0, warmup_steps=2, steps=10, lr_decay="linear", lr_floor=0.1)
-    rates = [learning_rate(config, step) for step in range(11)]
+    rates = [learning_rate(config, update) for update in range(11)]
     assert rates[:2] == [0.5, 1.0]
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert rates[10] == pytest.approx(0.1)
@@ -115,7 +123,7 @@ def test_the_supervised_stage_ends_at_its_target(tmp_path):
         task,
         config,
         measure=lambda items: len(losses) / 40,
-        after_step=lambda step, loss: losses.append(loss),
+        after_step=lambda _, loss: losses.append(loss),
     )
     assert len(losses) == 20
     assert losses[-1] < losses[0]
