@@ -12,6 +12,7 @@ from rlkern.kernels import _math  # noqa: E402
 from rlkern.reference.token_objective import GATES, KL_ESTIMATORS  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 BLOCK = 512
 EPS = torch.finfo(torch.float32).eps
 

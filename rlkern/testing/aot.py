@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
-from rlkern import kernels
+from rlkern import kernels  # type: ignore[attr-defined]  # lies in kernels/
 from rlkern.reference.token_objective import GATES, KL_ESTIMATORS, Objective
 
 TARGETS = {
@@ -115,12 +115,19 @@ class Resources(NamedTuple):
     shared: int
 
 
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"no {pattern} in what the disassembler prints")
+    return int(found.group(1))
+
+
 def resources(kernel: Any) -> Resources:
     """Returns the resources of a compiled kernel, read from its machine code."""
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         names = ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count")
-        vgpr, *spills = (int(re.search(rf"\.{n}:\s*(\d+)", text).group(1)) for n in names)
+        vgpr, *spills = (_number(rf"\.{n}:\s*(\d+)", text) for n in names)
         return Resources(vgpr, sum(spills), kernel.metadata.shared)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -128,7 +135,7 @@ def resources(kernel: Any) -> Resources:
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     names = ("REG", "STACK", "LOCAL")
-    registers, *spills = (int(re.search(rf"{n}:(\d+)", text).group(1)) for n in names)
+    registers, *spills = (_number(rf"{n}:(\d+)", text) for n in names)
     return Resources(registers, sum(spills), kernel.metadata.shared)
 
 
