@@ -102,7 +102,8 @@ def test_what_is_masked_never_leaks(backend, batch, garbage):
     with rlkern.use_backend(backend):
         clean = *loss_and_gradient(batch), *scores_and_gradient(batch)
         dirty_batch = with_garbage(batch, garbage)
-        dirty = *loss_and_gradient(dirty_batch), *scores_and_gradient(dirty_batch)
+        weight = weight_of(batch).masked_fill(~batch.mask, garbage)
+        dirty = *loss_and_gradient(dirty_batch, weight), *scores_and_gradient(dirty_batch)
     assert same_bits(clean, dirty)
     assert clean[2][~batch.mask].eq(0).all() and clean[6][~batch.mask].eq(0).all()
     assert all(x.isfinite().all() for x in (clean[0], clean[2], clean[6]))
