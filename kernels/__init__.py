@@ -38,11 +38,12 @@ _DTYPES = {
 
 def unavailable() -> str | None:
     """Returns why this backend cannot serve at all, or None."""
-    if INTERPRETED or torch.cuda.is_available():
+    if INTERPRETED:
         return None
-    return (
-        "no GPU (TRITON_INTERPRET=1, set before Python starts, interprets the kernels on the CPU)"
-    )
+    if not torch.cuda.is_available():
+        return "no GPU (TRITON_INTERPRET=1, set before Python starts, interprets on the CPU)"
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"needs compute capability 8.0 or newer, got {major}.{minor}"
 
 
 def unsupported(stem: str, device: str, dtype: torch.dtype) -> str | None:

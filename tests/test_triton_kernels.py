@@ -148,6 +148,21 @@ def test_the_loss_of_many_rows_is_summed_over_all_of_them():
     assert_no_worse(kernels.token_objective(*args, OBJECTIVE), eager, oracle)
 
 
+@pytest.mark.parametrize("V", [21, 9000])
+def test_rows_of_weight_zero_are_in_no_sum_whatever_they_hold(V):
+    inputs = random_batch(V, B=1, T=6)
+    counted = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool, device=DEVICE)
+    alone = loss_of(kernels, [x[:, counted].contiguous() for x in inputs])
+    for x in (inputs[0], inputs[2], *inputs[4:]):
+        x[:, ~counted] = torch.nan
+    inputs[1][:, ~counted] = -100
+    inputs[3][:, ~counted] = 0.0
+    loss, metrics, grad = loss_of(kernels, inputs)
+    torch.testing.assert_close(loss, alone[0])
+    torch.testing.assert_close(metrics, alone[1])
+    assert torch.equal(grad[:, counted], alone[2]) and (grad[:, ~counted] == 0).all()
+
+
 def test_a_batch_without_rows_has_no_loss_and_empty_metrics():
     inputs = [
         torch.zeros(2, 0, 21, device=DEVICE),
