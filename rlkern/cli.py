@@ -21,7 +21,7 @@ _USAGE = """usage: rlkern <command> [options]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return the exit code: 0 when all went well, 2 for a mistake that one sentence on stderr
+    """Returns the exit code: 0 when all went well, 2 for a mistake that one sentence on stderr
     explains.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -113,7 +113,7 @@ def _parse_and_train(arguments: list[str]) -> int:
 
 
 def _dashed(argument: str) -> str:
-    """Return a flag with underscores, so that --kl-coef and --kl_coef are the same."""
+    """Returns a flag with underscores, so that --kl-coef and --kl_coef are the same."""
     if not argument.startswith("--"):
         return argument
     flag, equals, value = argument.partition("=")
@@ -121,7 +121,7 @@ def _dashed(argument: str) -> str:
 
 
 def _take_resume(arguments: list[str]) -> tuple[list[str], bool, Path | None]:
-    """Return the arguments without --resume, whether it was there, and the run directory
+    """Returns the arguments without --resume, whether it was there, and the run directory
     it named."""
     for index, argument in enumerate(arguments):
         if argument.startswith("--resume="):
@@ -138,7 +138,7 @@ def _take_resume(arguments: list[str]) -> tuple[list[str], bool, Path | None]:
 
 
 def _parse(arguments: list[str], folder: Path | None):
-    """Return the Config of flags over YAML over defaults (those of a run directory if given), or
+    """Returns the Config of flags over YAML over defaults (those of a run directory if given), or
     None after help.
     """
     from jsonargparse import ArgumentParser

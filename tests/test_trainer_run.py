@@ -22,7 +22,7 @@ from trainer_helpers import (
 )
 
 from rlkern import cli
-from rlkern.trainer import UserError, checkpoint, train
+from rlkern.trainer import UserError, checkpoint, rundir, train
 from rlkern.trainer.logs import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -33,7 +33,14 @@ def test_a_run_writes_all_its_files_and_says_what_it_did(tmp_path):
     summary = train(config)
     run = tmp_path / "runs" / "grpo-tiny-addition"
     written = {path.name for path in run.iterdir()}
-    expected = {"config.yaml", "metrics.jsonl", "curves.png", "summary.json", "tensorboard"}
+    expected = {
+        "config.yaml",
+        "metrics.jsonl",
+        "curves.png",
+        "summary.json",
+        "tensorboard",
+        ".lock",
+    }
     assert written == expected | {"checkpoint-4", "checkpoint-6"}
     assert json.loads((run / "summary.json").read_text()) == summary
     for key in ("eval/accuracy_before", "eval/accuracy_after", "wall_seconds", "backend"):
@@ -201,6 +208,20 @@ def test_an_existing_run_is_never_overwritten(tmp_path):
     with pytest.raises(UserError, match="already holds a run; add --resume"):
         train(dataclasses.replace(config, lr=0.5))
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+
+
+def test_a_run_in_use_is_not_entered_by_a_second_process(tmp_path):
+    config = small(tmp_path, name="run", steps=1, sft_steps=0)
+    train(config)
+    run = tmp_path / "runs" / "run"
+    partial = run / ".partial-checkpoint-9"
+    partial.mkdir()
+    with rundir.hold(run):
+        assert not partial.exists(), "a killed run's half-written folder goes"
+        partial.mkdir()
+        with pytest.raises(UserError, match="in use by another process"):
+            train(config, resume=True)
+        assert partial.exists(), "that of a running one stays"
 
 
 def test_a_run_without_a_name_takes_a_fresh_number(tmp_path):

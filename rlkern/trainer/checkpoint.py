@@ -42,12 +42,12 @@ class Progress:
 
 
 def name_of(step: int) -> str:
-    """Return the folder name of the checkpoint after `step` steps."""
+    """Returns the folder name of the checkpoint after `step` steps."""
     return f"checkpoint-{step}"
 
 
 def all_checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first."""
+    """Returns the checkpoints of a run, oldest first."""
     found = [path for path in run.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.split("-", 1)[1]))
 
@@ -61,7 +61,7 @@ def save(
     progress: Progress,
     config: Config,
 ) -> Path:
-    """Return the folder of a new checkpoint; older ones beyond keep_checkpoints are removed after
+    """Returns the folder of a new checkpoint; older ones beyond keep_checkpoints are removed after
     it is safe.
     """
     target = run / name_of(progress.step)
@@ -86,7 +86,7 @@ def save(
 
 
 def read_state(folder: Path, config: Config) -> Progress:
-    """Return the progress a checkpoint holds; raise one sentence if it is not one of this run."""
+    """Returns the progress a checkpoint holds; raises one sentence if it is not one of this run."""
     try:
         state = json.loads((folder / "trainer.json").read_text())
         progress, saved = Progress(**state["progress"]), from_dict(state["config"], str(folder))

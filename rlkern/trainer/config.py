@@ -147,7 +147,7 @@ _POSITIVE = "temperature lr sft_lr".split()
 
 
 def validate(config: Config) -> None:
-    """Return nothing; raise one sentence for the first key whose value cannot work."""
+    """Returns nothing; raises one sentence for the first key whose value cannot work."""
     for key in _AT_LEAST_ONE:
         _require(getattr(config, key) >= 1, config, key, "at least 1")
     for key in _NOT_NEGATIVE:
@@ -168,7 +168,7 @@ def _require(holds: bool, config: Config, key: str, expected: str) -> None:
 
 
 def asked_coefficients(config: Config) -> dict[str, float]:
-    """Return the coefficients that the run sets itself, by name."""
+    """Returns the coefficients that the run sets itself, by name."""
     asked = dict(config.coefficients)
     for key in ("kl_coef", "clip_low", "clip_high", "entropy_coef"):
         value = getattr(config, key)
@@ -180,12 +180,12 @@ def asked_coefficients(config: Config) -> dict[str, float]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the settings as YAML, in the order of the dataclass."""
+    """Returns the settings as YAML, in the order of the dataclass."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def from_dict(values: dict[str, Any], source: str) -> Config:
-    """Return the Config of a mapping; raise one sentence for a key that does not exist."""
+    """Returns the Config of a mapping; raises one sentence for a key that does not exist."""
     known = {f.name for f in dataclasses.fields(Config)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -194,7 +194,7 @@ def from_dict(values: dict[str, Any], source: str) -> Config:
 
 
 def load_yaml(path: os.PathLike | str) -> Config:
-    """Return the Config that a run directory's config.yaml holds."""
+    """Returns the Config that a run directory's config.yaml holds."""
     try:
         values = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -205,7 +205,7 @@ def load_yaml(path: os.PathLike | str) -> Config:
 
 
 def differing_key(config: Config, other: Config) -> str | None:
-    """Return the first key that a resumed run may not change and that differs, or None."""
+    """Returns the first key that a resumed run may not change and that differs, or None."""
     free = RESUMABLE | ({"steps"} if config.lr_decay == "none" else set())
     for f in dataclasses.fields(Config):
         if f.name not in free and getattr(config, f.name) != getattr(other, f.name):

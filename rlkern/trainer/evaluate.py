@@ -21,7 +21,7 @@ def accuracy(
     stop: torch.Tensor,
     max_new_tokens: int,
 ) -> float:
-    """Return the accuracy on items, with sampled or greedy completions.
+    """Returns the accuracy on items, with sampled or greedy completions.
 
     The sampler has a seed of its own, so that evaluating does not change the training.
     """
@@ -45,7 +45,7 @@ def accuracy(
 def evaluate(
     policy: Policy, task: Task, config: Config, *, stop: torch.Tensor, max_new_tokens: int
 ) -> dict[str, float]:
-    """Return eval/accuracy_<mode> on held-out items for each of eval_modes, the first also as
+    """Returns eval/accuracy_<mode> on held-out items for each of eval_modes, the first also as
     eval/accuracy.
     """
     values = {

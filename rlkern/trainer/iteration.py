@@ -39,7 +39,7 @@ class Stopwatch:
 
 
 def iterate(session: Session, warn: Callable[[str], None]) -> tuple[dict[str, float], list[Sample]]:
-    """Return the metrics and some samples of the next step; the session moves one step on."""
+    """Returns the metrics and some samples of the next step; the session moves one step on."""
     config, progress, policy = session.config, session.progress, session.policy
     watch = Stopwatch(policy.device)
     distinct, position = session.task.next_items(progress.position, config.prompts)
@@ -77,7 +77,7 @@ def iterate(session: Session, warn: Callable[[str], None]) -> tuple[dict[str, fl
 
 
 def make_batch(session: Session, rollout: Rollout, advantage: torch.Tensor) -> Batch:
-    """Return what the loss needs; old and reference log-probabilities only where the loss reads
+    """Returns what the loss needs; old and reference log-probabilities only where the loss reads
     them.
     """
     config = session.config
@@ -163,12 +163,12 @@ def _loss_values(session: Session, results: list[StepResult]) -> dict[str, float
 
 
 def _tokens(rollout: Rollout) -> int:
-    """Return the tokens of a rollout, each prompt counted once for each of its completions."""
+    """Returns the tokens of a rollout, each prompt counted once for each of its completions."""
     return int(rollout.prompts.mask.sum() * rollout.group_size + rollout.mask.sum())
 
 
 def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, float]:
-    """Return lengths of all completions and of those that ended by themselves, and the share cut
+    """Returns lengths of all completions and of those that ended by themselves, and the share cut
     short.
     """
     length = rollout.mask.sum(-1)
@@ -185,7 +185,7 @@ def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, flo
 def pick_samples(
     items: list, completions: list[str], rewards: list[float], group_size: int
 ) -> list[Sample]:
-    """Return two completions, the best and the worst, of each of the first four prompts."""
+    """Returns two completions, the best and the worst, of each of the first four prompts."""
     picked = []
     for first in range(0, min(len(items), 4 * group_size), group_size):
         rows = [i for i in range(first, first + group_size) if not math.isnan(rewards[i])] or [

@@ -13,12 +13,12 @@ METRICS = "metrics.jsonl"
 
 
 def is_time(key: str) -> bool:
-    """Return True for a metric that two equal runs may differ in: a time, or a speed."""
+    """Returns True for a metric that two equal runs may differ in: a time, or a speed."""
     return key.startswith("time/") or key in ("step_time", "seconds", "tokens_per_second")
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """Return the lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    """Returns the lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
     path = run / METRICS
     if not path.exists():
         return []

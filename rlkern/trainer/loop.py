@@ -29,7 +29,7 @@ SUMMARY = "summary.json"
 
 
 def train(config: Config, *, resume: bool = False, display: Display | None = None) -> dict:
-    """Return the summary of a whole run, which its directory then holds as summary.json."""
+    """Returns the summary of a whole run, which its directory then holds as summary.json."""
     check(config)
     run = rundir.existing_run(config) if resume else rundir.new_run(config)
     saved = all_checkpoints(run)
@@ -37,11 +37,12 @@ def train(config: Config, *, resume: bool = False, display: Display | None = Non
     display.say(f"run {run}")
     session = build(config, resume_from=saved[-1] if saved else None)
     try:
-        with Interrupt() as interrupt, display:
-            rundir.create(run, config)
+        rundir.create(run, config)
+        with rundir.hold(run), Interrupt() as interrupt, display:
             return _run(session, run, display, interrupt)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{run} cannot be written: {error}; {_how_to_go_on(run)}") from error
+        sentence = f"{run}: reading or writing failed: {error}; {_how_to_go_on(run)}"
+        raise UserError(sentence) from error
     except KeyboardInterrupt:
         raise UserError(f"stopped; {_how_to_go_on(run)}", code=130) from None
 
@@ -78,7 +79,7 @@ class Clock:
         self._started = time.perf_counter() - before
 
     def seconds(self) -> float:
-        """Return the seconds so far."""
+        """Returns the seconds so far."""
         return time.perf_counter() - self._started
 
 
@@ -123,9 +124,9 @@ def _one_step(session: Session, run: Path, log: Log, display: Display, clock: Cl
     step, last = progress.step, progress.step == config.steps
     if last or (config.eval_every and step % config.eval_every == 0):
         started = time.perf_counter()
-        accuracy = _evaluate(session)
-        values.update(accuracy, **{"time/eval": time.perf_counter() - started})
-        display.evaluation(step, accuracy)
+        found = _evaluate(session)
+        values.update(found, **{"time/eval": time.perf_counter() - started})
+        display.evaluation(step, found)
     values["seconds"] = clock.seconds()
     if last or step % config.log_every == 0 or "eval/accuracy" in values:
         log.write(step, values)
@@ -160,7 +161,7 @@ def _save(session: Session, run: Path, clock: Clock) -> None:
 
 
 def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict:
-    """Return the summary, after writing it and the curves."""
+    """Returns the summary, after writing it and the curves."""
     config, progress = session.config, session.progress
     lines = read_metrics(run)
     after = {key: value for key, value in lines[-1].items() if key.startswith("eval/")}
@@ -193,7 +194,7 @@ def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict
 
 
 def served_by(session: Session) -> str:
-    """Return the name of the backend that served policy_loss in this run."""
+    """Returns the name of the backend that served policy_loss in this run."""
     if session.config.loss == "eager":
         return "eager"
     policy = session.policy

@@ -28,11 +28,11 @@ class Policy:
 
     @property
     def context(self) -> int:
-        """Return the longest sequence in tokens that the model was made for."""
+        """Returns the longest sequence in tokens that the model was made for."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
     def precision(self) -> contextlib.AbstractContextManager:
-        """Return the context in which the model's forward pass runs."""
+        """Returns the context in which the model's forward pass runs."""
         stack = contextlib.ExitStack()
         stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed))
         if self.device.type == "cpu" and self.low_precision:
@@ -43,7 +43,7 @@ class Policy:
 
     @property
     def low_precision(self) -> bool:
-        """Return True where matrix products run in bfloat16."""
+        """Returns True where matrix products run in bfloat16."""
         return self.mixed or self.model.dtype == torch.bfloat16
 
     def save(self, folder: Path) -> None:
@@ -52,12 +52,12 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the weights that are trained, by name."""
+        """Returns the weights that are trained, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device a run uses; raise one sentence for a GPU that is not there."""
+    """Returns the device a run uses; raises one sentence for a GPU that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but torch sees no GPU; use --device cpu")
     if name == "auto":
@@ -66,7 +66,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def check_model_name(name: str) -> None:
-    """Return nothing; raise one sentence, before any work, for a model that is not there."""
+    """Returns nothing; raises one sentence, before any work, for a model that is not there."""
     if name == "smollm2":
         smollm2.weights_file()
     elif name != "tiny" and not (Path(name) / "config.json").is_file():
@@ -77,7 +77,7 @@ def check_model_name(name: str) -> None:
 
 
 def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dtype: str) -> Policy:
-    """Return the policy called `name`: fresh for tiny, else with its stored weights."""
+    """Returns the policy called `name`: fresh for tiny, else with its stored weights."""
     check_model_name(name)
     if name == "tiny":
         weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -89,7 +89,7 @@ def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dt
 
 
 def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
-    """Return the policy stored in a folder in Hugging Face format; only safetensors are read, no
+    """Returns the policy stored in a folder in Hugging Face format; only safetensors are read, no
     code is run.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -129,7 +129,7 @@ def train_last_layers(model: Any, count: int) -> None:
 
 
 def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
-    """Return a 0.4M-parameter Llama-shaped character model with random weights, and
+    """Returns a 0.4M-parameter Llama-shaped character model with random weights, and
     its tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -153,7 +153,7 @@ def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
 
 
 def character_tokenizer(alphabet: str) -> Any:
-    """Return a tokenizer with one token for each character of the alphabet, plus pad, eos and
+    """Returns a tokenizer with one token for each character of the alphabet, plus pad, eos and
     unknown.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers

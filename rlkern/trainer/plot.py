@@ -34,7 +34,7 @@ def plot_curves(lines: list[dict], path: Path, *, title: str) -> None:
 
 
 def series(lines: list[dict], key: str) -> tuple[list[int], list[float]]:
-    """Return the steps and values of a metric where it was logged.
+    """Returns the steps and values of a metric where it was logged.
 
     >>> series([{"step": 1, "kl": 0.5}, {"step": 2}], "kl")
     ([1], [0.5])
@@ -44,7 +44,7 @@ def series(lines: list[dict], key: str) -> tuple[list[int], list[float]]:
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Return the running average, unbiased at its start.
+    """Returns the running average, unbiased at its start.
 
     >>> smooth([1.0, 1.0])
     [1.0, 1.0]

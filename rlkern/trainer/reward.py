@@ -31,7 +31,7 @@ class Scored:
 
 
 def task_reward(task: Task) -> RewardFunction:
-    """Return the task's own reward: 1 for a right answer, 0 otherwise."""
+    """Returns the task's own reward: 1 for a right answer, 0 otherwise."""
 
     def exact_match(
         prompts: list[str], completions: list[str], item: list[Item]
@@ -42,7 +42,7 @@ def task_reward(task: Task) -> RewardFunction:
 
 
 def load_rewards(names: str | None, task: Task) -> list[RewardFunction]:
-    """Return the functions named as module:function, separated by commas; the task's own
+    """Returns the functions named as module:function, separated by commas; the task's own
     for None."""
     if names is None:
         return [task_reward(task)]
@@ -69,14 +69,14 @@ def _load(name: str) -> RewardFunction:
 
 
 def reward_name(function: RewardFunction) -> str:
-    """Return the name a function's rewards are logged under."""
+    """Returns the name a function's rewards are logged under."""
     return getattr(function, "__name__", type(function).__name__)
 
 
 def score_completions(
     functions: list[RewardFunction], items: list[Item], completions: list[str]
 ) -> Scored:
-    """Return the sum of all functions' rewards for each completion.
+    """Returns the sum of all functions' rewards for each completion.
 
     None means that a function cannot score a completion; the reward is NaN if none of them can.
     """
@@ -97,8 +97,8 @@ def _columns(items: list[Item]) -> dict[str, list]:
 def _call(
     function: RewardFunction, prompts: list[str], completions: list[str], columns: dict
 ) -> list[float]:
-    """Return a function's rewards with NaN for None; raise one sentence that names it for anything
-    else.
+    """Returns a function's rewards with NaN for None; raises one sentence that names it for
+    anything else.
     """
     name = reward_name(function)
     try:
@@ -115,7 +115,7 @@ def _call(
 
 
 def _wanted(function: RewardFunction, columns: dict) -> dict:
-    """Return the columns a function takes: all of them if it has **columns."""
+    """Returns the columns a function takes: all of them if it has **columns."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -141,7 +141,7 @@ def _number(name: str, index: int, value: object) -> float:
 
 
 def advantages(reward: Tensor, group_size: int, kind: str) -> Tensor:
-    """Return the advantage (B,) of each completion by an algorithm's kind; 0 where the reward is
+    """Returns the advantage (B,) of each completion by an algorithm's kind; 0 where the reward is
     NaN.
     """
     group = torch.arange(reward.shape[0], device=reward.device) // group_size
@@ -153,7 +153,7 @@ def advantages(reward: Tensor, group_size: int, kind: str) -> Tensor:
 def reward_statistics(
     scored: Scored, functions: list[RewardFunction], group_size: int
 ) -> dict[str, float]:
-    """Return reward, reward_std, frac_reward_zero_std and each function's mean and spread."""
+    """Returns reward, reward_std, frac_reward_zero_std and each function's mean and spread."""
     groups = scored.reward.view(-1, group_size)
     spread = _nanstd(groups)
     values = {
@@ -169,7 +169,9 @@ def reward_statistics(
 
 
 def _nanstd(x: Tensor) -> Tensor:
-    """Return the standard deviation of each row over its numbers (ddof 1); 0 for fewer than two."""
+    """Returns the standard deviation of each row over its numbers (ddof 1); 0 for fewer than
+    two.
+    """
     count = (~x.isnan()).sum(-1, keepdim=True)
     centered = (x - x.nanmean(-1, keepdim=True)).nan_to_num()
     # Equal rewards must give exactly 0, which rounding of their mean would spoil.

@@ -38,18 +38,18 @@ class Rollout:
 
     @property
     def group_size(self) -> int:
-        """Return G, the completions of each prompt."""
+        """Returns G, the completions of each prompt."""
         return self.token.shape[0] // self.prompts.token.shape[0]
 
     def piece(self, first: int, last: int) -> Rollout:
-        """Return the completions of prompts first..last-1."""
+        """Returns the completions of prompts first..last-1."""
         rows = slice(first * self.group_size, last * self.group_size)
         prompts = Prompts(self.prompts.token[first:last], self.prompts.mask[first:last])
         return Rollout(prompts, self.token[rows], self.mask[rows], self.rollout_logprob[rows])
 
 
 def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
-    """Return prompts as rows; raise one sentence for a prompt that leaves no room for its
+    """Returns prompts as rows; raises one sentence for a prompt that leaves no room for its
     completion.
     """
     rows = [policy.tokenizer.encode(text, add_special_tokens=False) for text in texts]
@@ -69,7 +69,7 @@ def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
 
 
 def stop_tokens(policy: Policy, stop: str) -> Tensor:
-    """Return the ids that end a completion: eos, and every token whose text contains `stop`."""
+    """Returns the ids that end a completion: eos, and every token whose text contains `stop`."""
     ids = {policy.tokenizer.eos_token_id}
     configured = policy.model.generation_config.eos_token_id
     ids.update(
@@ -86,7 +86,7 @@ def stop_tokens(policy: Policy, stop: str) -> Tensor:
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Return the position of each token of left-padded rows, padding not counted.
+    """Returns the position of each token of left-padded rows, padding not counted.
 
     >>> positions(torch.tensor([[False, True, True]])).tolist()
     [[0, 0, 1]]
@@ -105,7 +105,7 @@ def sample(
     stop: Tensor,
     generator: torch.Generator | None,
 ) -> Rollout:
-    """Return group_size completions of each prompt; temperature 0 takes the likeliest token."""
+    """Returns group_size completions of each prompt; temperature 0 takes the likeliest token."""
     cache = DynamicCache()
     logits = _forward(policy, prompts.token, prompts.mask, positions(prompts.mask), cache)
     cache.batch_repeat_interleave(group_size)
@@ -129,7 +129,7 @@ def sample(
 def _forward(
     policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cache: DynamicCache
 ) -> Tensor:
-    """Return the logits (B, V) after the last token, and grow the cache."""
+    """Returns the logits (B, V) after the last token, and grow the cache."""
     with policy.precision():
         output = policy.model(
             input_ids=token,
@@ -145,7 +145,7 @@ def _forward(
 def _draw(
     logits: Tensor, temperature: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Return a token for each row and its log-probability under the sampler."""
+    """Returns a token for each row and its log-probability under the sampler."""
     logprob = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
     if temperature > 0:
         token = torch.multinomial(logprob.exp(), 1, generator=generator)
@@ -155,7 +155,7 @@ def _draw(
 
 
 def texts(policy: Policy, rollout: Rollout) -> list[str]:
-    """Return the completions as text, special tokens left out."""
+    """Returns the completions as text, special tokens left out."""
     rows = [
         row[keep].tolist()
         for row, keep in zip(rollout.token.cpu(), rollout.mask.cpu(), strict=True)

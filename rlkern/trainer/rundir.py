@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlkern.trainer.config import Config, differing_key, load_yaml, to_yaml
@@ -11,10 +14,11 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import remove_partial, write_text
 
 CONFIG = "config.yaml"
+LOCK = ".lock"
 
 
 def automatic_name(config: Config) -> str:
-    """Return the name of a run that was given none.
+    """Returns the name of a run that was given none.
 
     >>> automatic_name(Config(model="models/llama"))
     'grpo-llama-addition'
@@ -24,7 +28,7 @@ def automatic_name(config: Config) -> str:
 
 
 def _numbered(config: Config) -> list[Path]:
-    """Return the existing directories with the automatic name, in the order of their numbers."""
+    """Returns the existing directories with the automatic name, in the order of their numbers."""
     base = automatic_name(config)
     found = []
     for path in Path(config.runs_dir).glob(f"{base}*"):
@@ -35,7 +39,7 @@ def _numbered(config: Config) -> list[Path]:
 
 
 def new_run(config: Config) -> Path:
-    """Return the directory of a fresh run, not made yet; an existing run is never touched."""
+    """Returns the directory of a fresh run, not made yet; an existing run is never touched."""
     if config.name is None:
         taken = _numbered(config)
         last = int(taken[-1].name.removeprefix(automatic_name(config))[1:] or 1) if taken else 0
@@ -59,8 +63,8 @@ def create(run: Path, config: Config) -> None:
 
 
 def existing_run(config: Config) -> Path:
-    """Return the directory that --resume goes on with; raise one sentence if there is none or it is
-    another run.
+    """Returns the directory that --resume goes on with; raises one sentence if there is none or it
+    is another run.
     """
     if config.name is not None:
         run = Path(config.runs_dir) / config.name
@@ -76,5 +80,21 @@ def existing_run(config: Config) -> Path:
             f"{run} was started with {key} {getattr(saved, key)!r}, not {getattr(config, key)!r};"
             " resume with its own settings, or choose another --name"
         )
-    remove_partial(run)
     return run
+
+
+@contextlib.contextmanager
+def hold(run: Path) -> Iterator[None]:
+    """Keeps a run to one process, and clears what a killed one left half-written in it.
+
+    The lock ends with its process, however that ends.
+    """
+    with (run / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{run} is in use by another process; wait until it has ended"
+            ) from error
+        remove_partial(run)
+        yield

@@ -13,7 +13,7 @@ from rlkern.trainer.rollout import Rollout, positions
 
 
 def score_positions(policy: Policy, rollout: Rollout, *, share_prompts: bool) -> Tensor:
-    """Return logits (B, T, V) with logits[b, t] scoring rollout.token[b, t].
+    """Returns logits (B, T, V) with logits[b, t] scoring rollout.token[b, t].
 
     share_prompts runs each prompt once and lets its completions attend to the cached keys and
     values; gradients flow through the cache, so the result is that of whole rows.
@@ -72,7 +72,7 @@ def score(
     share_prompts: bool,
     pieces: list[tuple[int, int]],
 ) -> Tensor:
-    """Return the log-probabilities (B, T) of a rollout's tokens under a policy,
+    """Returns the log-probabilities (B, T) of a rollout's tokens under a policy,
     without gradient."""
     found = []
     for first, last in pieces:

@@ -52,12 +52,12 @@ class Session:
 
     @property
     def kl_coef(self) -> float:
-        """Return the weight of the KL to the reference in this run."""
+        """Returns the weight of the KL to the reference in this run."""
         return {**self.algorithm.defaults, **self.coefficients}.get("kl_coef", 0.0)
 
 
 def check(config: Config) -> tuple[Any, dict[str, float]]:
-    """Return the algorithm and its coefficients; raise one sentence for settings that
+    """Returns the algorithm and its coefficients; raises one sentence for settings that
     cannot work."""
     validate(config)
     known = rlkern.algorithms()
@@ -87,7 +87,7 @@ def check(config: Config) -> tuple[Any, dict[str, float]]:
 
 
 def build(config: Config, *, resume_from: Path | None) -> Session:
-    """Return a session, at its start or as a checkpoint left it. Writes nothing into the run
+    """Returns a session, at its start or as a checkpoint left it. Writes nothing into the run
     directory.
     """
     algorithm, coefficients = check(config)
@@ -143,7 +143,9 @@ def _policy(config: Config, task: Task, resume_from: Path | None) -> Policy:
 
 
 def _check_prompts(policy: Policy, task: Task, config: Config, max_new_tokens: int) -> None:
-    """Return nothing; raise one sentence if a held-out or early training prompt cannot be used."""
+    """Returns nothing; raises one sentence if a held-out or early training prompt cannot be
+    used.
+    """
     items, _ = task.next_items(0, config.prompts)
     encode(policy, [item.prompt for item in items + task.held_out], max_new_tokens=max_new_tokens)
 

@@ -19,7 +19,7 @@ from rlkern.trainer.tasks import Item, Task
 
 
 def gold_rollout(policy: Policy, items: list[Item], task: Task) -> Rollout:
-    """Return the right answers of items in the form of a rollout with one completion for each
+    """Returns the right answers of items in the form of a rollout with one completion for each
     prompt.
     """
     end = [] if task.stop else [policy.tokenizer.eos_token_id]

@@ -16,7 +16,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def cache_root() -> Path:
-    """Return the folder for converted models: $RLKERN_CACHE, $XDG_CACHE_HOME/rlkern or
+    """Returns the folder for converted models: $RLKERN_CACHE, $XDG_CACHE_HOME/rlkern or
     ~/.cache/rlkern.
     """
     if os.environ.get("RLKERN_CACHE"):
@@ -26,7 +26,7 @@ def cache_root() -> Path:
 
 
 def weights_file() -> Path:
-    """Return the GGUF file inside the installed package; raise one sentence when it is not
+    """Returns the GGUF file inside the installed package; raises one sentence when it is not
     installed.
     """
     # Importing the package would need llama_cpp; only its folder is wanted.
@@ -44,7 +44,7 @@ def weights_file() -> Path:
 
 
 def converted() -> Path:
-    """Return the folder with the float32 weights in safetensors; convert the package's file the
+    """Returns the folder with the float32 weights in safetensors; convert the package's file the
     first time.
     """
     target = cache_root() / f"smollm2-135m-instruct-{SHA256[:8]}"
@@ -56,7 +56,7 @@ def converted() -> Path:
 
 
 def check_hash(path: Path) -> None:
-    """Return nothing; raise one sentence when the file is not the published one."""
+    """Returns nothing; raises one sentence when the file is not the published one."""
     with path.open("rb") as file:
         found = (
             hashlib.file_digest(file, "sha256").hexdigest()

@@ -45,7 +45,7 @@ class StepResult:
 
 
 def pieces(prompts: int, count: int) -> list[tuple[int, int]]:
-    """Return the prompt ranges of the micro-batches, as even as they can be.
+    """Returns the prompt ranges of the micro-batches, as even as they can be.
 
     >>> pieces(5, 2)
     [(0, 2), (2, 5)]
@@ -94,7 +94,7 @@ def accumulate(
 
 
 def compare(logits: Tensor, arguments: dict, backend: str) -> dict[str, float]:
-    """Return how far the fused loss is from another backend's on copies of the same logits.
+    """Returns how far the fused loss is from another backend's on copies of the same logits.
 
     The copies leave the training untouched. Differences are relative to the other backend's value.
     """
@@ -121,7 +121,7 @@ def optimizer_step(
     *,
     lr: float,
 ) -> StepResult:
-    """Return what one step did; the weights stay as they are when loss or gradient is
+    """Returns what one step did; the weights stay as they are when loss or gradient is
     not finite."""
     started = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
@@ -143,7 +143,7 @@ def optimizer_step(
 
 
 def make_optimizer(policy: Policy, config: Config, *, lr: float) -> torch.optim.AdamW:
-    """Return AdamW over the trained weights; weight decay touches matrices only."""
+    """Returns AdamW over the trained weights; weight decay touches matrices only."""
     trained = list(policy.parameters().values())
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -154,7 +154,7 @@ def make_optimizer(policy: Policy, config: Config, *, lr: float) -> torch.optim.
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Return the learning rate of optimizer step `step`, counted from 0.
+    """Returns the learning rate of optimizer step `step`, counted from 0.
 
     >>> learning_rate(Config(lr=1.0, warmup_steps=4), 1)
     0.5

@@ -43,7 +43,7 @@ class Task:
     alphabet: str
 
     def next_items(self, position: int, count: int) -> tuple[list[Item], int]:
-        """Return the next training items from `position` on, and the position after them."""
+        """Returns the next training items from `position` on, and the position after them."""
         barred = {self.key(item) for item in self.held_out}
         items: list[Item] = []
         skipped = 0
@@ -67,7 +67,7 @@ def make_task(
     template: str | None = None,
     options: dict | None = None,
 ) -> Task:
-    """Return the task called `name`; raise one sentence when there is none."""
+    """Returns the task called `name`; raises one sentence when there is none."""
     if name == "addition":
         if shots or template or options:
             raise UserError("task addition takes no shots, prompt_template or task_options")
@@ -86,7 +86,7 @@ def make_task(
 
 
 def addition(*, seed: int, eval_items: int) -> Task:
-    """Return two-digit addition in characters, `12+34=` to `046`.
+    """Returns two-digit addition in characters, `12+34=` to `046`.
 
     Operands and sum are zero-padded, which a tiny model learns many times faster. A pair is held
     out in both orders.
@@ -115,7 +115,7 @@ def addition(*, seed: int, eval_items: int) -> Task:
 
 
 def _epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
-    """Return the item at a position of an endless stream that visits all items in a new order each
+    """Returns the item at a position of an endless stream that visits all items in a new order each
     epoch.
     """
     orders: dict[int, list[int]] = {}
@@ -147,7 +147,7 @@ _STREAM_SIZE = 1_000_000_000
 def reasoning(
     name: str, family: str, settings: dict, *, seed: int, eval_items: int, shots: int, template: str
 ) -> Task:
-    """Return a reasoning-gym family as a task whose held-out questions are never trained on."""
+    """Returns a reasoning-gym family as a task whose held-out questions are never trained on."""
     stream = _dataset(name, family, settings, 3 * seed)
     examples = _questions(_dataset(name, family, settings, 3 * seed + 2), shots, name, barred=set())
     head = "".join(render(template, e) + f"{e['answer']}\n" for e in examples)
@@ -175,7 +175,7 @@ def reasoning(
 
 
 def render(template: str, entry: dict) -> str:
-    """Return the text around one question; {question} and the family's own metadata may be named.
+    """Returns the text around one question; {question} and the family's own metadata may be named.
 
     >>> render("{question} A: ", {"question": "What is 1 + 2?", "metadata": {}})
     'What is 1 + 2? A: '
@@ -191,7 +191,7 @@ def render(template: str, entry: dict) -> str:
 
 
 def question_key(question: str) -> Any:
-    """Return what makes a question the same one: its text, or for a sum of two terms its unordered
+    """Returns what makes a question the same one: its text, or for a sum of two terms its unordered
     operands.
 
     >>> question_key("Calculate 3 + 14.") == question_key("Calculate 14 + 3.")
@@ -204,7 +204,7 @@ def question_key(question: str) -> Any:
 
 
 def first_line(text: str) -> str:
-    """Return the first line of an answer without the blanks around it: what a verifier may read.
+    """Returns the first line of an answer without the blanks around it: what a verifier may read.
 
     A family's own scorer gives partial credit to text around the right answer.
     """
@@ -228,7 +228,7 @@ def _dataset(name: str, family: str, settings: dict, seed: int) -> Any:
 
 
 def _questions(dataset: Any, count: int, name: str, *, barred: set) -> list[dict]:
-    """Return `count` entries with different keys, none of them barred."""
+    """Returns `count` entries with different keys, none of them barred."""
     seen, entries = set(barred), list[dict]()
     for index in range(50 * count + 100):
         if len(entries) == count:
