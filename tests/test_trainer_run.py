@@ -22,7 +22,8 @@ from trainer_helpers import (
 )
 
 from rlkern import cli
-from rlkern.trainer import UserError, checkpoint, rundir, train
+from rlkern.trainer import Config, UserError, checkpoint, rundir, train
+from rlkern.trainer.config import resolve
 from rlkern.trainer.logs import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -246,3 +247,10 @@ def test_config_yaml_of_a_run_gives_the_same_run_again(tmp_path):
     train(config)
     saved = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())
     assert saved == dataclasses.asdict(config)
+
+
+def test_keys_left_to_the_model_are_written_down_with_their_values(tmp_path):
+    train(small(tmp_path, name="run", steps=1, sft_steps=None, lr=None, sft_target=0.001))
+    saved = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())
+    assert (saved["lr"], saved["sft_steps"]) == (5e-4, 600)
+    assert resolve(Config(model="elsewhere")).lr == 1e-5

@@ -22,6 +22,7 @@ SMALL = Config(
     device="cpu",
     threads=1,
     sft_steps=12,
+    sft_target=0.0,
     sft_batch=16,
     steps=6,
     prompts=4,

@@ -36,7 +36,8 @@ class Config:
         group_size: Completions sampled for each prompt.
         max_new_tokens: Longest completion in tokens; 0 takes the task's own.
         temperature: Sampling temperature, used by the sampler and by the loss.
-        shots: Solved examples before each question (reasoning-gym tasks).
+        shots: Solved examples before each question (reasoning-gym tasks); null takes the task's
+            own.
         prompt_template: Text that ends where the answer starts, with {question} or other fields
             of the family; null takes the task's own.
         task_options: Settings handed to the reasoning-gym family; empty takes the task's own.
@@ -53,7 +54,7 @@ class Config:
         clip_high: Upper clip width; null takes the algorithm's own.
         entropy_coef: Weight of the entropy bonus; null takes the algorithm's own.
         coefficients: Any other coefficients of the algorithm, by name.
-        lr: Learning rate of AdamW.
+        lr: Learning rate of AdamW; null takes 5e-4 for tiny and 1e-5 for any other model.
         warmup_steps: Optimizer steps over which the learning rate rises from zero.
         lr_decay: none keeps the learning rate, linear and cosine lower it by the last step.
         lr_floor: Fraction of lr that a decay ends at.
@@ -62,8 +63,8 @@ class Config:
         max_grad_norm: Gradients are scaled down to this norm; 0 switches clipping off.
         degenerate_limit: Stop when each of the first n rollouts gives all groups equal rewards;
             0 never stops.
-        sft_steps: Supervised steps before the reinforcement learning, on answers of the
-            training items.
+        sft_steps: Supervised steps before the reinforcement learning; null takes 600 for tiny,
+            which starts from random weights, and 0 for any other model.
         sft_target: End the supervised steps early at this sampled accuracy on training items; 0
             runs all of them.
         sft_lr: Learning rate of the supervised steps.
@@ -93,7 +94,7 @@ class Config:
     group_size: int = 8
     max_new_tokens: int = 0
     temperature: float = 1.0
-    shots: int = 0
+    shots: int | None = None
     prompt_template: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
     reward: str | None = None
@@ -107,7 +108,7 @@ class Config:
     clip_high: float | None = None
     entropy_coef: float | None = None
     coefficients: dict[str, float] = field(default_factory=dict)
-    lr: float = 1e-5
+    lr: float | None = None
     warmup_steps: int = 0
     lr_decay: Literal["none", "linear", "cosine"] = "none"
     lr_floor: float = 0.1
@@ -115,8 +116,8 @@ class Config:
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
     degenerate_limit: int = 20
-    sft_steps: int = 0
-    sft_target: float = 0.0
+    sft_steps: int | None = None
+    sft_target: float = 0.15
     sft_lr: float = 2e-3
     sft_batch: int = 64
     eval_items: int = 200
@@ -151,15 +152,31 @@ def validate(config: Config) -> None:
     for key in _AT_LEAST_ONE:
         _require(getattr(config, key) >= 1, config, key, "at least 1")
     for key in _NOT_NEGATIVE:
-        _require(getattr(config, key) >= 0, config, key, "0 or more")
+        _require(_given(config, key, 0) >= 0, config, key, "0 or more")
     for key in _POSITIVE:
-        _require(0 < getattr(config, key) < float("inf"), config, key, "a finite number above 0")
+        number = _given(config, key, 1)
+        _require(0 < number < float("inf"), config, key, "a finite number above 0")
     _require(0 <= config.adam_beta2 < 1, config, "adam_beta2", "at least 0 and below 1")
     _require(config.micro_batches <= config.prompts, config, "micro_batches", "at most prompts")
     _require(len(config.eval_modes) >= 1, config, "eval_modes", "at least one of sampled, greedy")
     if config.name is not None:
         plain = config.name not in ("", ".", "..") and Path(config.name).name == config.name
         _require(plain, config, "name", "a folder name without slashes")
+
+
+def _given(config: Config, key: str, default: float) -> float:
+    value = getattr(config, key)
+    return default if value is None else value
+
+
+def resolve(config: Config) -> Config:
+    """Returns the settings with the keys filled in that depend on the model."""
+    random_start = config.model == "tiny"
+    return dataclasses.replace(
+        config,
+        lr=(5e-4 if random_start else 1e-5) if config.lr is None else config.lr,
+        sft_steps=(600 if random_start else 0) if config.sft_steps is None else config.sft_steps,
+    )
 
 
 def _require(holds: bool, config: Config, key: str, expected: str) -> None:

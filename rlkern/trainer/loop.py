@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 import rlkern
 from rlkern.trainer import checkpoint, rundir
 from rlkern.trainer.checkpoint import all_checkpoints
-from rlkern.trainer.config import Config
+from rlkern.trainer.config import Config, resolve
 from rlkern.trainer.display import Display
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.evaluate import accuracy, evaluate
@@ -30,12 +30,13 @@ SUMMARY = "summary.json"
 
 def train(config: Config, *, resume: bool = False, display: Display | None = None) -> dict:
     """Returns the summary of a whole run, which its directory then holds as summary.json."""
+    config = resolve(config)
     check(config)
     run = rundir.existing_run(config) if resume else rundir.new_run(config)
     saved = all_checkpoints(run)
     display = display or Display()
-    display.say(f"run {run}")
     session = build(config, resume_from=saved[-1] if saved else None)
+    display.say(f"run {run}" + (f", going on after {saved[-1].name}" if saved else ""))
     try:
         rundir.create(run, config)
         with rundir.hold(run), Interrupt() as interrupt, display:
@@ -91,7 +92,7 @@ def _prepare(
     """
 
     def after_step(step: int, loss: float) -> None:
-        display.sft(step, session.config.sft_steps, loss)
+        display.sft(step, session.config.sft_steps or 0, loss)
         if interrupt.asked:
             raise KeyboardInterrupt
 

@@ -26,7 +26,7 @@ from rlkern.trainer.models import (
 )
 from rlkern.trainer.reward import RewardFunction, load_rewards
 from rlkern.trainer.rollout import encode, stop_tokens
-from rlkern.trainer.step import make_optimizer
+from rlkern.trainer.step import learning_rate, make_optimizer
 from rlkern.trainer.tasks import Task, make_task
 
 REFERENCE = "reference"
@@ -107,7 +107,7 @@ def build(config: Config, *, resume_from: Path | None) -> Session:
     policy = _policy(config, task, resume_from)
     max_new_tokens = config.max_new_tokens or task.max_new_tokens
     _check_prompts(policy, task, config, max_new_tokens)
-    optimizer = make_optimizer(policy, config, lr=config.lr)
+    optimizer = make_optimizer(policy, config, lr=learning_rate(config, progress.update))
     generator = torch.Generator(policy.device).manual_seed(config.seed)
     if resume_from is not None:
         checkpoint.restore(resume_from, policy, optimizer, generator)

@@ -64,7 +64,7 @@ def supervise(
     )
     optimizer = make_optimizer(policy, settings, lr=config.sft_lr)
     position = 0
-    for step in range(config.sft_steps):
+    for step in range(config.sft_steps or 0):
         items, position = task.next_items(position, config.sft_batch)
         rollout = gold_rollout(policy, items, task)
         weight = rlkern.aggregate.token_weight(rollout.mask, "token_mean")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import rlkern
-from rlkern.trainer.config import Config
+from rlkern.trainer.config import Config, resolve
 from rlkern.trainer.models import Policy
 from rlkern.trainer.rollout import Rollout
 from rlkern.trainer.scoring import score_positions
@@ -159,11 +159,12 @@ def learning_rate(config: Config, step: int) -> float:
     >>> learning_rate(Config(lr=1.0, warmup_steps=4), 1)
     0.5
     """
+    peak = resolve(config).lr or 0.0
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return peak * (step + 1) / config.warmup_steps
     if config.lr_decay == "none":
-        return config.lr
+        return peak
     total = config.steps * config.updates_per_rollout
     done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
     fall = done if config.lr_decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
-    return config.lr * (1.0 - (1.0 - config.lr_floor) * fall)
+    return peak * (1.0 - (1.0 - config.lr_floor) * fall)

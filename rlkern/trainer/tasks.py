@@ -63,7 +63,7 @@ def make_task(
     *,
     seed: int,
     eval_items: int,
-    shots: int = 0,
+    shots: int | None = None,
     template: str | None = None,
     options: dict | None = None,
 ) -> Task:
@@ -72,16 +72,15 @@ def make_task(
         if shots or template or options:
             raise UserError("task addition takes no shots, prompt_template or task_options")
         return addition(seed=seed, eval_items=eval_items)
-    family = "basic_arithmetic" if name == "arithmetic" else name
-    settings = dict(_ARITHMETIC, **(options or {})) if name == "arithmetic" else dict(options or {})
+    sums = name == "arithmetic"
     return reasoning(
         name,
-        family,
-        settings,
+        "basic_arithmetic" if sums else name,
+        {**(_ARITHMETIC if sums else {}), **(options or {})},
         seed=seed,
         eval_items=eval_items,
-        shots=shots,
-        template=template or _TEMPLATE,
+        shots=int(sums) if shots is None else shots,
+        template=template or ("{expression} = " if sums else "Q: {question}\nA: "),
     )
 
 
@@ -130,7 +129,6 @@ def _epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
     return item
 
 
-_TEMPLATE = "Q: {question}\nA: "
 _ARITHMETIC = {
     "min_terms": 2,
     "max_terms": 2,
