@@ -29,7 +29,10 @@ def group_advantage(
         return torch.zeros_like(reward).index_add(0, group, x)[group]
 
     n = total(known.to(r.dtype))
-    centered = torch.where(known & (n > 1), r - total(r) / n, 0.0)
+    mean = total(r) / n
+    # Again, for the rounding of the sum: a group that agrees leaves nothing for eps to magnify.
+    mean = mean + total(torch.where(known, r - mean, 0.0)) / n
+    centered = torch.where(known & (n > 1), r - mean, 0.0)
     if kind == "normalized":
         variance = total(centered.square()) / (n - ddof).clamp(min=1)
         centered = centered / (variance.sqrt() + eps)
