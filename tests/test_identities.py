@@ -161,6 +161,14 @@ def test_advantages_of_a_group_sum_to_zero_and_a_lone_answer_has_none(backend, k
     assert advantage[:3].sum().item() == pytest.approx(0, abs=1e-6) and advantage[3] == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_that_agrees_has_no_advantage_however_small_eps_is(backend, kind):
+    group = torch.arange(7).repeat_interleave(torch.arange(2, 9))
+    for reward in (0.1, 0.7, 1 / 3, 123.456, 1e6 / 3):  # sums of none of them are exact
+        rewards = torch.full(group.shape, reward)
+        assert rlkern.group_advantage(rewards, group, kind=kind, eps=1e-12).eq(0).all()
+
+
 def policy_gradient(batch, algorithm, **options):
     leaf = batch.logits.detach().clone().requires_grad_()
     out = rlkern.policy_loss(

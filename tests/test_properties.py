@@ -253,6 +253,40 @@ def test_a_batch_without_rows_is_zero_everywhere(backend, shape):
         assert rlkern.reverse_scan(torch.zeros(shape), torch.zeros(shape)).shape == shape
 
 
+def strided(x):
+    """Returns the same numbers as a view that is neither contiguous nor at the storage's start."""
+    room = torch.zeros(x.shape[1] + 1, x.shape[0] + 2, dtype=x.dtype)
+    view = room[1:, 1:-1].T
+    view.copy_(x)
+    return view
+
+
+@EVERY
+@given(batches())
+def test_views_of_vectors_mean_what_their_copies_do(backend, batch):
+    names = ("token", "advantage", "mask", "old_logprob", "ref_logprob", "temperature")
+    views = Batch(**{**vars(batch), **{name: strided(getattr(batch, name)) for name in names}})
+    with rlkern.use_backend(backend):
+        got = loss_and_gradient(views, strided(weight_of(batch)))
+        assert same_bits(got, loss_and_gradient(batch))
+        assert same_bits(scores_and_gradient(views), scores_and_gradient(batch))
+        rows, decay = batch.advantage, batch.temperature
+        expected = rlkern.reverse_scan(rows, decay)
+        assert rlkern.reverse_scan(strided(rows), strided(decay)).equal(expected)
+
+
+@EVERY
+@pytest.mark.parametrize("inplace", (False, True))
+def test_logits_that_are_nan_show_in_the_loss_and_in_their_own_row_alone(backend, inplace):
+    batch = make_batch(Case("nan", B=2, T=3, V=33, mask="full", temperature="rows"), torch.float32)
+    batch.logits[1, 2, 5] = math.nan
+    with rlkern.use_backend(backend):
+        loss, _, gradient = loss_and_gradient(batch, inplace=inplace)
+        logprob = scores_and_gradient(batch, inplace)[0]
+    assert loss.isnan() and logprob.isnan().sum() == 1 and logprob[1, 2].isnan()
+    assert gradient.isnan().any(-1).nonzero().tolist() == [[1, 2]]
+
+
 @EVERY
 def test_a_vocabulary_of_one_has_probability_one(backend):
     with rlkern.use_backend(backend):
