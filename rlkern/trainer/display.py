@@ -94,12 +94,14 @@ class Display:
         self._total, self._first, self._started = config.steps, step, time.perf_counter()
         self._rl = self._progress.add_task(config.algorithm, total=config.steps, completed=step)
 
-    def step(self, step: int, values: dict[str, float]) -> None:
-        """Show a step's metrics, its time split and the time left."""
+    def step(self, step: int, values: dict[str, float], *, line: bool) -> None:
+        """Show a step's metrics, its time split and the time left; outside a terminal if `line`."""
         if self._live:
             if self._rl is not None:
                 self._progress.update(self._rl, completed=step)
             self._live.update(Group(self._progress, _panel(values)))
+            return
+        if not line:
             return
         shown = "  ".join(
             f"{label} {form.format(values[key])}"

@@ -129,9 +129,10 @@ def _one_step(session: Session, run: Path, log: Log, display: Display, clock: Cl
         values.update(found, **{"time/eval": time.perf_counter() - started})
         display.evaluation(step, found)
     values["seconds"] = clock.seconds()
-    if last or step % config.log_every == 0 or "eval/accuracy" in values:
+    logged = last or step % config.log_every == 0 or "eval/accuracy" in values
+    if logged:
         log.write(step, values)
-        display.step(step, values)
+    display.step(step, values, line=logged)
     if config.sample_every and (step % config.sample_every == 0 or step == 1):
         display.samples(step, samples)
     if last or (config.save_every and step % config.save_every == 0):
