@@ -66,6 +66,7 @@ def test_several_updates_with_a_kl_learn_from_old_and_reference_logprobs(tmp_pat
     lines = read_metrics(tmp_path / "runs" / "grpo-tiny-addition")
     assert lines[-1]["kl"] > 0
     assert lines[-1]["time/score"] > 0
+    assert lines[-1]["sampling/sampling_logp_difference/max"] < 1e-4
     assert any(line["ratio/max"] > 1.01 for line in lines[1:])
 
 

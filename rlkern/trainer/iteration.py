@@ -72,6 +72,7 @@ def iterate(session: Session, warn: Callable[[str], None]) -> tuple[dict[str, fl
     watch.seconds["time/loss"] = sum(result.loss_seconds for result in results)
     watch.seconds["time/step"] = sum(result.step_seconds for result in results)
     values.update(_loss_values(session, results), **completion_statistics(rollout, session.stop))
+    values.update(sampler_difference(batch))
     values.update(watch.seconds, step_time=sum(watch.seconds.values()))
     return values, pick_samples(items, completions, scored.reward.tolist(), config.group_size)
 
@@ -180,6 +181,18 @@ def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, flo
         values[f"completions/min_{name}"] = float(lengths.min())
         values[f"completions/max_{name}"] = float(lengths.max())
     return values
+
+
+def sampler_difference(batch: Batch) -> dict[str, float]:
+    """Returns how far the sampler's log-probabilities are from the scored ones, if there are any."""
+    if batch.old_logprob is None:
+        return {}
+    rollout = batch.rollout
+    difference = (batch.old_logprob - rollout.rollout_logprob).abs()[rollout.mask]
+    return {
+        "sampling/sampling_logp_difference/mean": difference.mean().item(),
+        "sampling/sampling_logp_difference/max": difference.max().item(),
+    }
 
 
 def pick_samples(

@@ -52,7 +52,8 @@ def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
     """Returns prompts as rows; raises one sentence for a prompt that leaves no room for its
     completion.
     """
-    rows = [policy.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    # A tokenizer that begins every text with a special token begins prompts with it too.
+    rows = [policy.tokenizer.encode(text) for text in texts]
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise UserError(f"a prompt must have at least one token, got {text!r}")
