@@ -184,7 +184,7 @@ def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, flo
 
 
 def sampler_difference(batch: Batch) -> dict[str, float]:
-    """Returns how far the sampler's log-probabilities are from the scored ones, if there are any."""
+    """Returns how far the sampler's log-probabilities are from the scored ones, if any."""
     if batch.old_logprob is None:
         return {}
     rollout = batch.rollout
