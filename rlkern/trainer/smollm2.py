@@ -43,12 +43,26 @@ def weights_file() -> Path:
     return path
 
 
+def _cached() -> Path:
+    return cache_root() / f"smollm2-135m-instruct-{SHA256[:8]}"
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def check_available() -> None:
+    """Returns nothing; raises one sentence if there is neither a converted copy nor the package."""
+    if not _is_model(_cached()):
+        weights_file()
+
+
 def converted() -> Path:
     """Returns the folder with the float32 weights in safetensors; convert the package's file the
     first time.
     """
-    target = cache_root() / f"smollm2-135m-instruct-{SHA256[:8]}"
-    if not (target / "config.json").is_file():
+    target = _cached()
+    if not _is_model(target):
         source = weights_file()
         check_hash(source)
         publish(target, lambda folder: _convert(source, folder))
