@@ -10,7 +10,7 @@ import torch
 import triton
 
 from rlkern.kernels.group_advantage import group_advantage
-from rlkern.kernels.policy_loss import policy_loss, policy_loss_kernel, scale_
+from rlkern.kernels.policy_loss import policy_loss, policy_loss_kernel, scale_, scaled
 from rlkern.kernels.reverse_scan import reverse_scan
 from rlkern.kernels.token_logprob import token_logprob, token_logprob_backward
 from rlkern.kernels.token_objective import token_objective
@@ -20,6 +20,7 @@ __all__ = [
     "policy_loss",
     "reverse_scan",
     "scale_",
+    "scaled",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",
@@ -33,6 +34,7 @@ _DTYPES = {
     "token_logprob_backward": _LOGITS,
     "policy_loss": _LOGITS,
     "scale_": _LOGITS,
+    "scaled": _LOGITS,
 }
 
 

@@ -27,7 +27,7 @@ def group_advantage_kernel(
 ):  # fmt: skip
     """One program per group, the groups that do not exist being empty.
 
-    - reads the group's rewards three times: for the mean, for the deviation, for the result
+    - reads the group's rewards four times: for the mean, twice, the deviation and the result
     - writes each advantage once
     - never materialises means per reward
     """
@@ -41,13 +41,20 @@ def group_advantage_kernel(
         total += tl.sum(r, 0)
         n += tl.sum(known.to(tl.float32), 0)
     mean = total / tl.maximum(n, 1.0)
+    # Again, for the rounding of the sum: a group that agrees leaves nothing for eps to magnify.
+    total = tl.zeros((), tl.float32)
+    for start in range(begin, end, BLOCK):
+        _, r, known = _member(reward_ptr, order_ptr, start + tl.arange(0, BLOCK), end)
+        total += tl.sum(tl.where(known, r - mean, 0.0), 0)
+    mean += total / tl.maximum(n, 1.0)
     factor = n / tl.maximum(n - 1, 1.0) if KIND == "leave_one_out" else 1.0
     if KIND == "normalized":
         squares = tl.zeros((), tl.float32)
         for start in range(begin, end, BLOCK):
             _, r, known = _member(reward_ptr, order_ptr, start + tl.arange(0, BLOCK), end)
             squares += tl.sum(tl.where(known, (r - mean) * (r - mean), 0.0), 0)
-        factor = 1.0 / (tl.sqrt(squares / tl.maximum(n - ddof, 1.0)) + eps)
+        deviation = tl.sqrt(squares / tl.maximum(n - ddof, 1.0)) + eps
+        factor = tl.where(deviation > 0, 1.0 / deviation, 0.0)
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
         index, r, known = _member(reward_ptr, order_ptr, at, end)

@@ -143,3 +143,10 @@ def scale_(tensor: Tensor, factor: Tensor) -> None:
             x, factor, x.shape[1], x.shape[2], *row_strides(x),
             VECTOR=vector_width(x), BLOCK=block, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
+
+
+def scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Returns tensor · factor in a buffer of its own: whether it is 1 only the device knows."""
+    out = tensor.clone()
+    scale_(out, factor)
+    return out

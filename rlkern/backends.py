@@ -27,6 +27,7 @@ STEMS = (
     "token_objective",
     "policy_loss",
     "scale_",
+    "scaled",
     "reverse_scan",
     "group_advantage",
 )

@@ -142,7 +142,12 @@ def token_objective(
 def scale_(tensor: Tensor, factor: Tensor) -> None:
     """Multiplies tensor by the scalar factor, in place; by 1 costs nothing."""
     if factor.item() != 1:
-        tensor.mul_(factor)
+        tensor.mul_(factor.item())
+
+
+def scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Returns tensor · factor; tensor itself where the factor is 1."""
+    return tensor if factor.item() == 1 else tensor * factor.item()
 
 
 def reverse_scan(bias: Tensor, decay: Tensor) -> Tensor:

@@ -42,6 +42,11 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
         return check.number(declared.name, name, known[name]) if name else 0.0
 
     low, high = map(value, declared.gate_coef)
+    if min(low, high) < 0:
+        raise ValueError(
+            f"{declared.name}: clip widths are distances from 1 and must not be negative, "
+            f"got {low} and {high}"
+        )
     return Objective(
         declared.gate,
         (low, high),
@@ -134,7 +139,8 @@ def policy_loss(
         TypeError, ValueError  for a wrong dtype, shape or device, or an unknown coefficient
         RuntimeError           on double backward
     Gradient
-        to logits alone; all else is constant
+        to logits alone, in their dtype, made before the loss is scaled: with float16 logits scale
+        the weights instead of the loss. With inplace=True a second backward() raises
 
     >>> logits = torch.zeros(1, 1, 2, requires_grad=True)
     >>> out = policy_loss(logits, torch.tensor([[0]]), torch.tensor([1.0]), torch.tensor([[True]]))

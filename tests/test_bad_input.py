@@ -272,3 +272,28 @@ def test_values_are_not_looked_at_unless_asked_for(monkeypatch):
     assert policy_loss(old_logprob=NAN * one).loss.isnan()
     rows = {name: x.to("meta") for name, x in good().items()}
     assert rlkern.policy_loss(**rows).loss.shape == ()
+
+
+@pytest.mark.parametrize("token", [-100, 7, 2**40])
+@pytest.mark.parametrize("function", ["policy_loss", "token_logprob"])
+def test_a_token_outside_the_vocabulary_is_refused_by_the_cpu_kernels_too(
+    function, token, monkeypatch
+):
+    monkeypatch.delenv("RLKERN_CHECK_VALUES")
+    logits = torch.zeros(2, 3, 7)
+    tokens = torch.full((2, 3), token)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    rest = (torch.ones(2), mask) if function == "policy_loss" else ()
+    with (
+        rlkern.use_backend("cpu"),
+        pytest.raises(ValueError, match=f"token must be .* got {token}"),
+    ):
+        getattr(rlkern, function)(logits, tokens, *rest)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu", "triton"])
+def test_a_group_that_agrees_has_no_advantage_whatever_eps_is(backend):
+    reward, group = torch.full((7,), 0.7), torch.zeros(7, dtype=torch.long)
+    with rlkern.use_backend(backend):
+        for eps in (0.0, 1e-6):
+            assert not rlkern.group_advantage(reward, group, eps=eps).any()

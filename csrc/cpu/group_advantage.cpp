@@ -23,7 +23,8 @@ void group_advantage(int64_t n, const T* reward, const int64_t* order, const int
     }
     double factor = 1;
     if (kind == AdvantageKind::normalized) {
-      factor = 1 / (std::sqrt(squares / std::max<int64_t>(count - ddof, 1)) + eps);
+      const double deviation = std::sqrt(squares / std::max<int64_t>(count - ddof, 1)) + eps;
+      factor = deviation > 0 ? 1 / deviation : 0;
     } else if (kind == AdvantageKind::leave_one_out) {
       factor = double(count) / std::max<int64_t>(count - 1, 1);
     }

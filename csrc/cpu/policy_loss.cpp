@@ -45,6 +45,7 @@ void policy_loss(const Grid& logits, const int64_t* token, const ObjectiveRows<T
                  T* loss, T* metrics, int threads) {
   const RowKernels& kernels = chosen_isa().kernels[logits.dtype];
   const RowOrder order(logits.rows(), [&](int64_t i) { return rows.weight[i] != 0; });
+  check_tokens("policy_loss", logits, order.counted, token);
   std::vector<TokenResult<T>> results(order.counted.size());
   parallel(
       order.counted.size(), logits.vocab + kRowOverhead, threads, [&](int64_t begin, int64_t end) {

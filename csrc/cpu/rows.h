@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -53,6 +55,17 @@ void parallel(int64_t n, int64_t work_per_item, int threads, const Body& body) {
   }
 #pragma omp parallel for num_threads(parts) schedule(static, 1)
   for (int part = 0; part < parts; ++part) body(n * part / parts, n * (part + 1) / parts);
+}
+
+// Before anything is written: a token outside the vocabulary would be an address outside the row.
+inline void check_tokens(const char* op, const Grid& grid, const std::vector<int64_t>& rows,
+                         const int64_t* token) {
+  for (const int64_t i : rows) {
+    if (token[i] >= 0 && token[i] < grid.vocab) continue;
+    throw std::invalid_argument(std::string(op) + ": token must be in [0, " +
+                                std::to_string(grid.vocab) + ") where it counts, got " +
+                                std::to_string(token[i]));
+  }
 }
 
 inline void zero_rows(const Grid& grid, const std::vector<int64_t>& rows, int threads) {

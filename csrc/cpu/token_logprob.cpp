@@ -10,6 +10,7 @@ void token_logprob(const Grid& logits, const int64_t* token, const bool* mask,
                    const T* inv_temperature, const TokenLogprob<T>& out, int threads) {
   const RowKernels& kernels = chosen_isa().kernels[logits.dtype];
   const RowOrder order(logits.rows(), [&](int64_t i) { return mask == nullptr || mask[i]; });
+  check_tokens("token_logprob", logits, order.counted, token);
   for (const int64_t i : order.masked)
     out.logprob[i] = out.entropy[i] = out.row_max[i] = out.log_sum[i] = 0;
   parallel(order.counted.size(), logits.vocab + kRowOverhead, threads,
@@ -33,6 +34,7 @@ void token_logprob_backward(const Grid& logits, const int64_t* token, const bool
                             const Grid& grad_logits, int threads) {
   const RowKernels& kernels = chosen_isa().kernels[logits.dtype];
   const RowOrder order(logits.rows(), [&](int64_t i) { return mask == nullptr || mask[i]; });
+  check_tokens("token_logprob_backward", logits, order.counted, token);
   zero_rows(grad_logits, order.masked, threads);
   parallel(
       order.counted.size(), logits.vocab + kRowOverhead, threads, [&](int64_t begin, int64_t end) {

@@ -89,10 +89,13 @@ def _policy_loss_autograd(ctx, grad_loss, grad_metrics, grad_grad):
     refuse_double_backward("policy_loss")
     if grad_loss is None:
         return (None,) * 13
-    # Not a product in the dtype of the logits: a loss scale of 65536 is inf in float16.
-    grad_logits = ctx.saved_tensors[0].clone()
-    scale_(grad_logits, grad_loss)
-    return grad_logits, *(None,) * 12
+    return _scaled(ctx.saved_tensors[0], grad_loss), *(None,) * 12
+
+
+def _scaled(grad_logits: Tensor, grad_loss: Tensor) -> Tensor:
+    if type(grad_loss) is not Tensor or torch.compiler.is_compiling():
+        return grad_logits * grad_loss  # traced: inductor fuses this
+    return implementation("scaled", grad_logits)(grad_logits, grad_loss)
 
 
 def _save_gradients(ctx, inputs, output):
@@ -133,9 +136,7 @@ class PolicyLossInPlace(torch.autograd.Function):
     def backward(ctx, grad_loss, grad_metrics):
         (grad_logits,) = ctx.saved_tensors
         others = (None,) * (ctx.arguments - 1)
-        if (
-            torch.compiler.is_compiling()
-        ):  # inductor fuses this product in place; a mutating op it would copy
+        if torch.compiler.is_compiling():  # a mutating operation would copy the buffer here
             return grad_logits * grad_loss, *others
         scale_(grad_logits, grad_loss)
         return grad_logits, *others

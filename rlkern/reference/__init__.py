@@ -4,7 +4,7 @@
 import torch
 
 from rlkern.reference.group_advantage import group_advantage
-from rlkern.reference.policy_loss import policy_loss, scale_
+from rlkern.reference.policy_loss import policy_loss, scale_, scaled
 from rlkern.reference.reverse_scan import reverse_scan
 from rlkern.reference.token_logprob import token_logprob, token_logprob_backward
 from rlkern.reference.token_objective import token_objective
@@ -14,6 +14,7 @@ __all__ = [
     "policy_loss",
     "reverse_scan",
     "scale_",
+    "scaled",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",

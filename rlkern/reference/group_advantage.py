@@ -16,7 +16,8 @@ def group_advantage(
     normalized     (r − mean) / (std + eps), the variance divided by n − ddof
     centered       r − mean
     leave_one_out  r − mean of the others = n/(n−1) · (r − mean)
-    NaN rewards are excluded from the statistics and get 0, as does the only member of a group.
+    NaN rewards are excluded from the statistics and get 0, as do the members of a group that
+    agrees, also with eps = 0, and the only member of a group.
     """
     group = torch.searchsorted(
         offset[1:], torch.arange(reward.numel(), device=reward.device), right=True
@@ -35,7 +36,8 @@ def group_advantage(
     centered = torch.where(known & (n > 1), r - mean, 0.0)
     if kind == "normalized":
         variance = total(centered.square()) / (n - ddof).clamp(min=1)
-        centered = centered / (variance.sqrt() + eps)
+        deviation = variance.sqrt() + eps
+        centered = torch.where(deviation > 0, centered / deviation, 0.0)
     elif kind == "leave_one_out":
         centered = centered * n / (n - 1).clamp(min=1)
     return torch.empty_like(reward).index_copy(0, order, centered)

@@ -37,6 +37,11 @@ def policy_loss(
     return loss, metrics
 
 
+def scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Returns tensor · factor, for a scalar factor of any size; may be tensor itself for 1."""
+    return (tensor.to(factor.dtype) * factor).to(tensor.dtype)
+
+
 def scale_(tensor: Tensor, factor: Tensor) -> None:
     """Multiplies tensor by the scalar factor, in place."""
-    tensor.mul_(factor)
+    tensor.copy_(scaled(tensor, factor))
