@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb0", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
-_SMOOTHING = 0.1
+# Weight of the newest value in a running average of a long curve; short curves take more.
+_SMOOTHING = 0.07
 
 
 def plot_curves(lines: list[dict], path: Path, *, title: str) -> None:
@@ -51,9 +52,10 @@ def smooth(values: list[float]) -> list[float]:
     """
     total = weight = 0.0
     averaged = []
+    new = min(1.0, max(_SMOOTHING, 10 / max(1, len(values))))
     for value in values:
-        total = (1 - _SMOOTHING) * total + _SMOOTHING * value
-        weight = (1 - _SMOOTHING) * weight + _SMOOTHING
+        total = (1 - new) * total + new * value
+        weight = (1 - new) * weight + new
         averaged.append(total / weight)
     return averaged
 
@@ -72,7 +74,7 @@ def _legend(axes: Any, **place: Any) -> None:
 
 def _accuracy(axes: Any, lines: list[dict]) -> None:
     axes.set_title("accuracy on held-out items", fontsize=10, loc="left")
-    for mode, color, offset in (("sampled", _BLUE, -14), ("greedy", _ORANGE, 8)):
+    for mode, color, offset in (("sampled", _BLUE, -8), ("greedy", _ORANGE, 2)):
         steps, values = series(lines, f"eval/accuracy_{mode}")
         if not values:
             continue
@@ -82,12 +84,13 @@ def _accuracy(axes: Any, lines: list[dict]) -> None:
                 f"{values[index]:.2f}",
                 (steps[index], values[index]),
                 textcoords="offset points",
-                xytext=(-4 if index else 4, offset),
-                ha="right" if index else "left",
+                xytext=(7 if index else -7, offset),
+                ha="left" if index else "right",
                 fontsize=9,
                 color=color,
             )
-    axes.set_ylim(-0.08, 1.08)
+    axes.set_ylim(0, 1.08)
+    axes.margins(x=0.14)
     _legend(axes, loc="upper left")
 
 
