@@ -47,24 +47,35 @@ void policy_loss(const Grid& logits, const int64_t* token, const ObjectiveRows<T
   const RowOrder order(logits.rows(), [&](int64_t i) { return rows.weight[i] != 0; });
   check_tokens("policy_loss", logits, order.counted, token);
   std::vector<TokenResult<T>> results(order.counted.size());
-  parallel(
-      order.counted.size(), logits.vocab + kRowOverhead, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; ++k) {
-          const int64_t i = order.counted[k];
-          const Row row =
-              row_of(logits, order.counted, k, end, inv_temperature ? inv_temperature[i] : 1.0);
-          const RowSums sums = kernels.sums(row);
-          const double u = (logits.element(i, token[i]) - sums.max) * row.inv_temperature;
-          const double log_sum = std::log(sums.sum);
-          const T logprob = T(u - log_sum), entropy = T(log_sum - sums.weighted_sum / sums.sum);
-          results[k] = token_objective(objective, token_at(rows, i, logprob, entropy));
-          if (grad_logits) {
-            const RowSlope slope =
-                row_slope(sums, u, logprob, results[k].grad_logprob, results[k].grad_entropy, T(0));
-            kernels.gradient(row, sums, slope, token[i], grad_logits->row(i));
-          }
-        }
-      });
+  const bool keep = grad_logits && objective.entropy_coef == 0 && kernels.sums_kept;
+  const auto rows_from = [&](int64_t begin, int64_t end) {
+    const bool in_row = logits.dtype == kFloat32;
+    std::vector<float> scratch(keep && !in_row ? logits.vocab : 0);
+    std::vector<float> block_max(keep ? (logits.vocab + kBlock - 1) / kBlock : 0);
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t i = order.counted[k];
+      const double rate = inv_temperature ? inv_temperature[i] : 1.0;
+      const Row row = row_of(logits, order.counted, k, end, rate);
+      const double own = logits.element(i, token[i]);  // before the row is written over
+      void* grad = grad_logits ? grad_logits->row(i) : nullptr;
+      float* kept = in_row ? static_cast<float*>(grad) : scratch.data();
+      const RowSums sums =
+          keep ? kernels.sums_kept(row, kept, block_max.data()) : kernels.sums(row);
+      const double u = (own - sums.max) * rate, log_sum = std::log(sums.sum);
+      const T logprob = T(u - log_sum), entropy = T(log_sum - sums.weighted_sum / sums.sum);
+      TokenResult<T>& result = results[k];
+      result = token_objective(objective, token_at(rows, i, logprob, entropy));
+      if (grad == nullptr) continue;
+      const RowSlope slope =
+          row_slope(sums, u, logprob, result.grad_logprob, result.grad_entropy, T(0));
+      if (keep) {
+        kernels.gradient_kept(row, sums, slope, token[i], kept, block_max.data(), grad);
+      } else {
+        kernels.gradient(row, sums, slope, token[i], grad);
+      }
+    }
+  };
+  parallel(order.counted.size(), logits.vocab + kRowOverhead, threads, rows_from);
   if (grad_logits) zero_rows(*grad_logits, order.masked, threads);
   reduce(results, loss, metrics);
 }
