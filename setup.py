@@ -121,7 +121,7 @@ def openmp_flags(compiler):
 
 def common_sources():
     """Returns what is compiled once, for any machine."""
-    found = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    found = [p for d in ("", "bindings/", "cpu/") for p in ROOT.glob(f"csrc/{d}*.cpp")]
     return sorted(path for path in found if path.name != "kernels.cpp")
 
 
@@ -146,7 +146,7 @@ def ninja_file(compiler, target, isas):
     edges, objects = [], []
 
     def compile_edge(source, prefix, flags):
-        objects.append(f"{prefix}.{source.stem}.o")
+        objects.append(f"{prefix}.{source.parent.name}.{source.stem}.o")
         edges.append(f"build {objects[-1]}: cxx {escape(source)}\n  extra = {shlex.join(flags)}\n")
 
     for source in common_sources():

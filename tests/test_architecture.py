@@ -192,7 +192,7 @@ def outside(*places: str) -> Callable[[Path], bool]:
 
 
 SIGNED = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml"}
-KERNEL_TWINS = ("kernels/", "rlkern/reference/", "rlkern/ops/", "rlkern/native.py")
+KERNEL_TWINS = ("kernels/", "rlkern/reference/", "rlkern/ops/", "rlkern/native/")
 MAY_ASK_DEVICE = ("rlkern/backends.py", "rlkern/trainer/", "rlkern/doctor.py", "benchmarks/")
 LONG_LIST = ", ".join("abcdefghi")
 

@@ -126,7 +126,7 @@ def check_linked_objects(folder: Path) -> None:
         split = sum(rank < ISAS.index("avx2") for rank in ranks)
         everywhere = run("objdump", "-d", *objects[:split], cwd=folder).stdout
         assert "<" in everywhere and not re.search(r"%[yz]mm", everywhere)
-        above = objects[split:] or ["baseline.kernels.o"]
+        above = objects[split:] or ["baseline.cpu.kernels.o"]
         assert ".init_array" not in run("objdump", "-h", *above, cwd=folder).stdout
 
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cmath>
+#include "cpu/group_advantage.h"
 
-#include "cpu/operations.h"
+#include <cmath>
 
 namespace rlkern {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads each counted row once, writes its gradient once; never materialises log-probabilities of
 // the vocabulary. Rows of weight 0 are not read.
+#include "cpu/policy_loss.h"
+
 #include <cmath>
 #include <limits>
-
-#include "cpu/operations.h"
 
 namespace rlkern {
 namespace {

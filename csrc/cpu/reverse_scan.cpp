@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cpu/operations.h"
+#include "cpu/reverse_scan.h"
+
+#include "cpu/rows.h"
 
 namespace rlkern {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cmath>
+#include "cpu/token_logprob.h"
 
-#include "cpu/operations.h"
+#include <cmath>
 
 namespace rlkern {
 

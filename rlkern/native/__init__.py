@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cpu backend: hands tensors to the C++ kernels of rlkern._C as addresses.
+
+Names and signatures are those of rlkern.reference; the tensors were checked at the door.
+"""
+
+import torch
+
+from rlkern import _C  # type: ignore[attr-defined]
+from rlkern.native.arguments import DTYPES
+from rlkern.native.group_advantage import group_advantage
+from rlkern.native.policy_loss import policy_loss, scale_, scaled, token_objective
+from rlkern.native.reverse_scan import reverse_scan
+from rlkern.native.token_logprob import token_logprob, token_logprob_backward
+
+__all__ = [
+    "group_advantage",
+    "policy_loss",
+    "reverse_scan",
+    "scale_",
+    "scaled",
+    "token_logprob",
+    "token_logprob_backward",
+    "token_objective",
+]
+
+
+def unavailable() -> str | None:
+    """Returns None; raises ValueError if RLKERN_ISA asks for what this machine cannot run."""
+    _C.isa_chosen()
+    return None
+
+
+def unsupported(stem: str, device: str, dtype: torch.dtype) -> str | None:
+    """Returns why this backend cannot serve the call, or None."""
+    if device != "cpu":
+        return f"serves cpu tensors, not {device}"
+    if dtype not in DTYPES:
+        return f"does not know {dtype}"
+    return None

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs token_logprob on a case."""
+
+import torch
+
+import rlkern
+from rlkern.testing.cases import Batch, Case
+from rlkern.testing.runs.inputs import Outputs, leaf_of, upstream
+
+
+def run_token_logprob(case: Case, batch: Batch, inplace: bool = False) -> Outputs:
+    """Returns the results of token_logprob and the gradient of a random combination of them."""
+    leaf = leaf_of(batch.logits)
+    logits = leaf * 1 if inplace else leaf
+    out = rlkern.token_logprob(
+        logits, batch.token, temperature=batch.temperature, mask=batch.mask, inplace=inplace
+    )
+    torch.autograd.backward(out, [upstream(x, i) for i, x in enumerate(out)])
+    return {**out._asdict(), "grad_logits": leaf.grad}  # type: ignore[dict-item]
+
+
+RUNS = {
+    "token_logprob": run_token_logprob,
+    "token_logprob (in place)": lambda case, batch: run_token_logprob(case, batch, inplace=True),
+}
