@@ -4,9 +4,10 @@
 import torch
 from torch import Tensor
 
-from rlkern.reference.token_objective import Objective, token_loss
+from rlkern.reference.token_objective import Objective, Rows, token_loss
 
-GRPO = Objective("ppo_clip", (0.2, 0.2), "k3", 0.04, 0.0)
+GRPO = Objective("ppo_clip", "token", "k3", (0.2, 0.2, 0.0, 0.0), 0.04, 0.0)
+GSPO = Objective("ppo_clip", "sequence", "k3", (3e-4, 4e-4, 0.0, 0.0), 0.04, 0.0)
 
 
 def eager_grpo_loss(
@@ -15,7 +16,18 @@ def eager_grpo_loss(
     """Returns the GRPO loss as trainers write it: log_softmax in float32, gather, then terms."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
     logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-    return (weight * token_loss(logprob, logprob, advantage, old, ref, GRPO)).sum()
+    rows = Rows(advantage, weight, old, ref)
+    return (weight * token_loss(logprob, logprob, rows, GRPO)).sum()
+
+
+def eager_gspo_loss(
+    logits: Tensor, token: Tensor, advantage: Tensor, weight: Tensor, old: Tensor, ref: Tensor
+) -> Tensor:
+    """Returns the GSPO loss written the same way."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    rows = Rows(advantage, weight, old, ref)
+    return (weight * token_loss(logprob, logprob, rows, GSPO)).sum()
 
 
 def eager_logprob_and_entropy(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,14 @@
 from rlkern import aggregate
 from rlkern.algorithms import Algorithm, algorithms
 from rlkern.backends import BackendUnavailable, backend_name, explain, use_backend
-from rlkern.objective import (
-    LossOutput,
-    merge_metrics,
-    metrics_dict,
-    policy_loss,
-    token_objective,
+from rlkern.correction import (
+    batch_normalized,
+    off_policy_sequence_mask,
+    rollout_correction,
+    rollout_rejection,
 )
+from rlkern.metrics import merge_metrics, metrics_dict
+from rlkern.objective import LossOutput, policy_loss, token_objective
 from rlkern.ops import TokenLogprob, group_advantage, reverse_scan, token_logprob
 from rlkern.returns import Gae, gae
 
@@ -25,13 +26,17 @@ __all__ = [
     "aggregate",
     "algorithms",
     "backend_name",
+    "batch_normalized",
     "explain",
     "gae",
     "group_advantage",
     "merge_metrics",
     "metrics_dict",
+    "off_policy_sequence_mask",
     "policy_loss",
     "reverse_scan",
+    "rollout_correction",
+    "rollout_rejection",
     "token_logprob",
     "token_objective",
     "use_backend",

@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from rlkern.ops import check
+from rlkern.ops.rows import sequence_bounds
+from rlkern.reference.levels import Sequences
 
 MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum")
 
 
-def _default_count(mask: Tensor, mode: str) -> Tensor:
-    if mode == "token_mean":
-        return mask.sum()
-    return mask.any(-1).sum()
+def _lengths(mask: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the counted tokens of each sequence: one entry each, and at each of its tokens."""
+    if bounds is None:
+        lengths = mask.sum(-1, keepdim=True)
+        return lengths, lengths
+    before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))[bounds]
+    lengths = before[1:] - before[:-1]
+    return lengths, lengths[Sequences(mask.shape, bounds).of_row]
 
 
 def _given_count(op: str, count: float | Tensor, mask: Tensor) -> Tensor:
@@ -36,6 +42,7 @@ def token_weight(
     *,
     count: float | Tensor | None = None,
     constant: float | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Returns the weight of each token in the loss; 0 where mask is False.
 
@@ -44,13 +51,14 @@ def token_weight(
         sequence_token_sum   1 / (constant·count)           count: sequences    Dr. GRPO
 
     Arguments
-        mask      (B, T) bool, True counts
+        mask      (B, T) bool, True counts; (N,) with cu_seqlens
         mode      one of the three
         count     tokens or sequences of the whole batch (all micro-batches, all ranks), a number
                   or a tensor; by default those of this mask, rows without a token not counted
         constant  divisor of sequence_token_sum, such as the longest allowed answer; 1 by default
+        cu_seqlens  (S + 1,) bounds of the sequences in flat rows
     Returns
-        (B, T) float32; all zeros for a mask without a True
+        (B, T) float32, or (N,); all zeros for a mask without a True
     Raises
         TypeError, ValueError  for a mask that is not (B, T) bool, or an unknown mode
 
@@ -60,18 +68,25 @@ def token_weight(
     """
     op = "token_weight"
     check.tensor(op, "mask", mask, (torch.bool,))
-    if mask.ndim != 2:
-        raise ValueError(f"{op}: mask must be (B, T), got {check.describe(mask)}")
+    bounds = sequence_bounds(op, cu_seqlens, mask.shape, mask.device)
+    if mask.ndim != 2 and bounds is None:
+        raise ValueError(
+            f"{op}: mask must be (B, T), or (N,) with cu_seqlens, got {check.describe(mask)}"
+        )
     if mode not in MODES:
         raise ValueError(f"{op}: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if constant is not None and mode != "sequence_token_sum":
         raise ValueError(f"{op}: constant belongs to mode 'sequence_token_sum', got mode {mode!r}")
     if constant is not None and not check.number(op, "constant", constant) > 0:
         raise ValueError(f"{op}: constant must be greater than 0, got {constant}")
-    total = _default_count(mask, mode) if count is None else _given_count(op, count, mask)
-    divisor = total.to(mask.device, torch.float32).expand(mask.shape[0], 1)
+    lengths, length_of_token = _lengths(mask, bounds)
+    if count is not None:
+        total = _given_count(op, count, mask)
+    else:
+        total = mask.sum() if mode == "token_mean" else (lengths > 0).sum()
+    divisor = total.to(mask.device, torch.float32).expand(length_of_token.shape)
     if mode == "sequence_token_mean":
-        divisor = divisor * mask.sum(-1, keepdim=True)
+        divisor = divisor * length_of_token
     elif mode == "sequence_token_sum" and constant is not None:
         divisor = divisor * constant
     return torch.where(mask, 1.0 / divisor.clamp(min=torch.finfo(torch.float32).tiny), 0.0)

@@ -12,8 +12,12 @@ from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.ops import check
 from rlkern.ops import policy_loss as raw
-from rlkern.ops.rows import as_grid, inverse_temperature, row_vector, token_vector
-from rlkern.reference.token_objective import KL_ESTIMATORS, METRICS, Objective
+from rlkern.ops.library import number_tensor
+from rlkern.ops.rows import as_grid, make_softmax, row_vector, sequence_bounds, token_vector
+from rlkern.reference.gates import GATE_COEFFICIENTS
+from rlkern.reference.kl import KL_ESTIMATORS
+from rlkern.reference.levels import Sequences
+from rlkern.reference.token_objective import Objective, Rows
 
 
 class LossOutput(NamedTuple):
@@ -39,64 +43,105 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
         )
 
     def value(name: str) -> float:
-        return check.number(declared.name, name, known[name]) if name else 0.0
+        number = check.number(declared.name, name, known[name])
+        if name.startswith("clip_") and number < 0:
+            raise ValueError(
+                f"{declared.name}: {name} is a width and must not be negative, got {number}"
+            )
+        return number
 
-    low, high = map(value, declared.gate_coef)
-    if min(low, high) < 0:
-        raise ValueError(
-            f"{declared.name}: clip widths are distances from 1 and must not be negative, "
-            f"got {low} and {high}"
-        )
+    gate_coef = [value(name) for name in declared.gate_coef]
+    unused = [0.0] * (GATE_COEFFICIENTS - len(gate_coef))
     return Objective(
         declared.gate,
-        (low, high),
+        declared.level,
         str(known["kl_estimator"]),
+        (*gate_coef, *unused),
         value("kl_coef"),
         value("entropy_coef"),
     )
 
 
-def _expand_advantage(op: str, advantage: Tensor, shape: torch.Size) -> Tensor:
+def _expand_advantage(
+    op: str, advantage: Tensor, shape: torch.Size, bounds: Tensor | None
+) -> Tensor:
     check.tensor(op, "advantage", advantage, check.FLOATS)
     if advantage.shape == shape:
         return advantage
+    if bounds is not None and advantage.ndim == 1 and advantage.numel() == bounds.numel() - 1:
+        return advantage[Sequences(shape, bounds).of_row]
     if len(shape) > 1 and advantage.shape == shape[:1]:
         return advantage.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-    expected = f"{tuple(shape)} or {tuple(shape[:1])}"
-    raise ValueError(f"{op}: advantage must be {expected}, got {check.describe(advantage)}")
+    short = tuple(shape[:1]) if bounds is None else (bounds.numel() - 1,)
+    raise ValueError(
+        f"{op}: advantage must be {tuple(shape)} or {short}, got {check.describe(advantage)}"
+    )
 
 
-def _weights(op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm) -> Tensor:
-    if weight is None:
-        # A flat (N,) mask is one packed row: only a mean over tokens is defined for it.
-        if mask.ndim == 1 and declared.aggregation != "token_mean":
-            raise ValueError(
-                f"{op}: {declared.name} averages over sequences, so mask must be (B, T) "
-                f"or weight be given, got {check.describe(mask)}"
-            )
-        rows = mask.reshape(1, -1) if mask.ndim == 1 else mask
-        return aggregate.token_weight(rows, declared.aggregation).reshape(mask.shape)
-    check.like(op, "weight", weight, mask.shape, mask, check.FLOATS)
-    check.finite_values(op, "weight", weight, mask)
-    return torch.where(mask, weight, 0.0)
+def _weights(
+    op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm, bounds: Tensor | None
+) -> Tensor:
+    if weight is not None:
+        check.like(op, "weight", weight, mask.shape, mask, check.FLOATS)
+        check.finite_values(op, "weight", weight, mask)
+        return torch.where(mask, weight, 0.0)
+    if mask.ndim == 1 and bounds is None and declared.aggregation != "token_mean":
+        raise ValueError(
+            f"{op}: {declared.name} averages over sequences, so mask must be (B, T), "
+            f"or cu_seqlens or weight be given, got {check.describe(mask)}"
+        )
+    rows = mask.reshape(1, -1) if mask.ndim == 1 and bounds is None else mask
+    weights = aggregate.token_weight(rows, declared.aggregation, cu_seqlens=bounds)
+    return weights.reshape(mask.shape)
 
 
-def _checked_rows(op, shape, device_of, advantage, mask, old_logprob, ref_logprob):
-    check.like(op, "mask", mask, shape, device_of, (torch.bool,))
-    advantage = _expand_advantage(op, advantage, shape)
-    check.like(op, "advantage", advantage, shape, device_of, check.FLOATS)
-    optional = {"old_logprob": old_logprob, "ref_logprob": ref_logprob}
-    for name, x in optional.items():
-        if x is not None:
-            check.like(op, name, x, shape, device_of, check.FLOATS)
-        check.finite_values(op, name, x, mask)
-    check.finite_values(op, "advantage", advantage, mask)
-    return advantage
+class _Given(NamedTuple):
+    """What policy_loss and token_objective are both given, beside the scores."""
+
+    advantage: Tensor
+    mask: Tensor
+    old_logprob: Tensor | None
+    ref_logprob: Tensor | None
+    correction: Tensor | None
+    cu_seqlens: Tensor | None
+    weight: Tensor | None
+    algorithm: str
+    coefficients: Mapping[str, float | str]
 
 
-def _require_reference(op: str, objective: Objective, ref_logprob: Tensor | None) -> None:
-    if objective.kl_coef != 0 and ref_logprob is None:
+class _Checked(NamedTuple):
+    """The same, checked."""
+
+    rows: Rows
+    bounds: Tensor | None
+    objective: Objective
+
+    def operator_form(self) -> tuple:
+        """Returns what the operators take after the rows."""
+        names = self.objective.gate, self.objective.level, self.objective.kl
+        return self.bounds, *names, number_tensor(self.objective.numbers)
+
+
+def _checked(op: str, scores: Tensor, shape: torch.Size, given: _Given) -> _Checked:
+    check.like(op, "mask", given.mask, shape, scores, (torch.bool,))
+    bounds = sequence_bounds(op, given.cu_seqlens, shape, scores.device)
+    declared = find_algorithm(given.algorithm)
+    objective = make_objective(declared, given.coefficients)
+    if declared.level != "token" and bounds is None and len(shape) != 2:
+        raise ValueError(
+            f"{op}: {declared.name} compares whole sequences, so rows must be (B, T), "
+            f"or (N,) with cu_seqlens, got {tuple(shape)}"
+        )
+    if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
+    weight = _weights(op, given.mask, given.weight, declared, bounds)
+    advantage = _expand_advantage(op, given.advantage, shape, bounds)
+    rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, given.correction)
+    for name, x in zip(rows._fields, rows):
+        if x is not None:
+            check.like(op, name, x, shape, scores, check.FLOATS)
+            check.finite_values(op, name, x, given.mask)
+    return _Checked(rows, bounds, objective)
 
 
 def policy_loss(
@@ -107,7 +152,11 @@ def policy_loss(
     *,
     old_logprob: Tensor | None = None,
     ref_logprob: Tensor | None = None,
+    correction: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    keep: Tensor | None = None,
     algorithm: str = "grpo",
     weight: Tensor | None = None,
     inplace: bool = False,
@@ -115,19 +164,26 @@ def policy_loss(
 ) -> LossOutput:
     """Returns the loss of sampled tokens, its gradient made in the same pass over the logits.
 
-        loss = Σ_t weight_t · (gate(log π, log π_old, A) + kl_coef·KL(π, π_ref) − entropy_coef·H)
+        loss = Σ_t weight_t · (correction_t·gate(log π, log r, A)
+                               + kl_coef·KL(π, π_ref) − entropy_coef·H)
 
-    The gate and its coefficients are the algorithm's (rlkern.algorithms). logits[b, t] scores
+    Gate, ratio level and coefficients are the algorithm's (rlkern.algorithms). logits[b, t] scores
     token[b, t]: nothing is shifted here. Without old_logprob the batch is on policy, ratio 1.
+    Token-level objectives read the logits once and write their gradient once; where the ratio is a
+    sequence's (GSPO), the logits are read twice.
 
     Arguments
         logits        (B, T, V) or (N, V) float of any width, the last dimension contiguous
         token         (B, T) int64 or int32; any value where mask is False
-        advantage     (B, T) or (B,) float
+        advantage     (B, T) or (B,) float; with cu_seqlens (N,) or (S,)
         mask          (B, T) bool, True counts; other rows are not read, whatever they hold
         old_logprob   (B, T) log π_old, of the policy that sampled (or of the last refresh)
         ref_logprob   (B, T) log π_ref; needed when kl_coef is not 0
+        correction    (B, T) factor of the gate's loss, from rlkern.rollout_correction
+        cu_seqlens    (S + 1,) int32 or int64: sequence i is the flat rows cu_seqlens[i] to
+                      cu_seqlens[i + 1]; without it a sequence is a row of (B, T)
         temperature   a number > 0, or a float tensor that broadcasts to (B, T)
+        softcap, keep  as in rlkern.token_logprob
         weight        (B, T) weight of each token; by default aggregate.token_weight(mask) with
                       the algorithm's mode. Give it when the batch is split: it has the counts
         inplace       write the gradient over the logits (they must not be used afterwards)
@@ -152,24 +208,23 @@ def policy_loss(
     check.logits(op, logits)
     shape = logits.shape[:-1]
     check.like(op, "token", token, shape, logits, check.INTEGERS)
-    advantage = _checked_rows(op, shape, logits, advantage, mask, old_logprob, ref_logprob)
+    given = _Given(
+        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
+        coefficients,
+    )  # fmt: skip
+    checked = _checked(op, logits, shape, given)
     check.token_values(op, token, mask, logits.shape[-1])
-    declared = find_algorithm(algorithm)
-    objective = make_objective(declared, coefficients)
-    _require_reference(op, objective, ref_logprob)
-    weights = _weights(op, mask, weight, declared)
     grid = as_grid(op, logits)
-    rows = [None if x is None else row_vector(x, grid)
-            for x in (advantage, weights, old_logprob, ref_logprob)]  # fmt: skip
     arguments = (
         token_vector(token, grid),
-        *rows,
-        inverse_temperature(op, temperature, mask, shape, grid),
+        *(None if x is None else row_vector(x, grid) for x in checked.rows),
+        *make_softmax(op, grid, shape, mask, temperature, softcap, keep),
+        *checked.operator_form(),
     )
     differentiable = torch.is_grad_enabled() and logits.requires_grad
     if inplace and differentiable:
-        return LossOutput(*raw.PolicyLossInPlace.apply(grid, *arguments, *objective))
-    loss, metrics, _ = raw.policy_loss(grid, *arguments, *objective, differentiable)
+        return LossOutput(*raw.PolicyLossInPlace.apply(grid, *arguments))
+    loss, metrics, _ = raw.policy_loss(grid, *arguments, differentiable)
     return LossOutput(loss, metrics.detach())
 
 
@@ -181,6 +236,8 @@ def token_objective(
     entropy: Tensor | None = None,
     old_logprob: Tensor | None = None,
     ref_logprob: Tensor | None = None,
+    correction: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     algorithm: str = "grpo",
     weight: Tensor | None = None,
     **coefficients: float | str,
@@ -200,75 +257,28 @@ def token_objective(
     [[-3.0]]
     """
     op = "token_objective"
-    floats = (torch.float32, torch.float64)
-    check.tensor(op, "logprob", logprob, floats)
+    check.tensor(op, "logprob", logprob, (torch.float32, torch.float64))
     shape = logprob.shape
     if entropy is not None:
         check.like(op, "entropy", entropy, shape, logprob, (logprob.dtype,))
-    advantage = _checked_rows(op, shape, logprob, advantage, mask, old_logprob, ref_logprob)
+    given = _Given(
+        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
+        coefficients,
+    )  # fmt: skip
+    checked = _checked(op, logprob, shape, given)
     check.finite_values(op, "logprob", logprob, mask)
-    declared = find_algorithm(algorithm)
-    objective = make_objective(declared, coefficients)
-    _require_reference(op, objective, ref_logprob)
-    if objective.entropy_coef != 0 and entropy is None:
-        raise ValueError(
-            f"{op}: entropy_coef is {objective.entropy_coef}, so entropy must be given"
-        )
-    weights = _weights(op, mask, weight, declared)
+    entropy_coef = checked.objective.entropy_coef
+    if entropy_coef != 0 and entropy is None:
+        raise ValueError(f"{op}: entropy_coef is {entropy_coef}, so entropy must be given")
+    if len(shape) != 2:
+        shape = torch.Size((1, shape.numel()))
 
-    def flat(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(logprob.dtype).reshape(1, -1).contiguous()
+    def as_rows(x: Tensor) -> Tensor:
+        return x.to(logprob.dtype).reshape(shape).contiguous()
 
-    entropy_rows = torch.zeros_like(logprob) if entropy is None else entropy
-    constants = [flat(x if x is None else x.detach())
-                 for x in (advantage, weights, old_logprob, ref_logprob)]  # fmt: skip
+    constants = [None if x is None else as_rows(x.detach()) for x in checked.rows]
+    scores = as_rows(logprob), torch.zeros_like(logprob) if entropy is None else entropy
     loss, metrics, _, _ = raw.token_objective(
-        flat(logprob), flat(entropy_rows), *constants, *objective
+        scores[0], as_rows(scores[1]), *constants, *checked.operator_form()
     )
     return LossOutput(loss, metrics.detach())
-
-
-def metrics_dict(metrics: Tensor) -> dict[str, float]:
-    """Returns the metrics by name, means over the counted tokens. Reads the vector: synchronises.
-
-    logprob, entropy, kl (to the reference), old_kl (k3 to the old policy), ratio/{mean,min,max},
-    and the share of tokens whose gradient the clip removes: clip_ratio/{low,high,region}_mean.
-
-    >>> metrics_dict(torch.tensor([2.0, -3.0, 1.0, 0.0, 0.0, 2.0, 1.0, 0.0, 0.9, 1.1]))["logprob"]
-    -1.5
-    """
-    if metrics.shape != (len(METRICS),):
-        got = check.describe(metrics)
-        raise ValueError(f"metrics_dict: metrics must be ({len(METRICS)},), got {got}")
-    values = dict(zip(METRICS, metrics.tolist(), strict=True))
-    count = values["count"]
-    if count == 0:
-        values.update(ratio_min=0.0, ratio_max=0.0)
-    mean = {name: values[name] / max(count, 1.0) for name in METRICS[1:8]}
-    return {
-        "num_tokens": count,
-        "logprob": mean["logprob"],
-        "entropy": mean["entropy"],
-        "kl": mean["kl"],
-        "old_kl": mean["old_kl"],
-        "ratio/mean": mean["ratio"],
-        "ratio/min": values["ratio_min"],
-        "ratio/max": values["ratio_max"],
-        "clip_ratio/low_mean": mean["clip_low"],
-        "clip_ratio/high_mean": mean["clip_high"],
-        "clip_ratio/region_mean": mean["clip_low"] + mean["clip_high"],
-    }
-
-
-def merge_metrics(metrics: list[Tensor]) -> Tensor:
-    """Returns the metrics vector of several batches together.
-
-    >>> a = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0])
-    >>> merge_metrics([a, a])[:2].tolist()
-    [2.0, -2.0]
-    """
-    if not metrics:
-        raise ValueError("merge_metrics: metrics must be a list of vectors, got an empty list")
-    stacked = torch.stack(metrics)
-    smallest, largest = stacked[:, 8:9].amin(0), stacked[:, 9:10].amax(0)
-    return torch.cat([stacked[:, :8].sum(0), smallest, largest])

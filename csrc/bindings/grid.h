@@ -15,4 +15,12 @@ inline Grid grid(const GridTuple& g) {
           std::get<4>(g),           std::get<5>(g),        std::get<6>(g)};
 }
 
+// (address of inv_temperature, softcap, address of keep, ids per row)
+using SoftmaxTuple = std::tuple<Address, double, Address, int64_t>;
+
+template <class T>
+Softmax<T> softmax(const SoftmaxTuple& s) {
+  return {at<T>(std::get<0>(s)), std::get<1>(s), at<int64_t>(std::get<2>(s)), std::get<3>(s)};
+}
+
 }  // namespace rlkern

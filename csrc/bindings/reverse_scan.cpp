@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/reverse_scan.h"
 
-#include "bindings/arguments.h"
+#include "bindings/sequences.h"
 
 namespace rlkern {
 
-static void bind_reverse_scan(int64_t rows, int64_t time, bool is_double, Address bias,
-                              Address decay, Address x, int threads) {
+// rows: bias, decay, x.
+static void bind_reverse_scan(int64_t steps, const SequencesTuple& where, bool is_double,
+                              const Addresses<3>& rows, int threads) {
+  const Sequences all = sequences(where);
   with_accumulator(is_double, [&](auto zero) {
     using T = decltype(zero);
-    reverse_scan<T>(rows, time, at<T>(bias), at<T>(decay), at<T>(x), threads);
+    check_bounds("reverse_scan", all, steps);
+    reverse_scan<T>(all, {at<T>(rows[0]), at<T>(rows[1]), at<T>(rows[2])}, threads);
   });
 }
 

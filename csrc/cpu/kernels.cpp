@@ -29,81 +29,112 @@ RLKERN_INLINE float block_max(const S* x, int64_t n) {
   return horizontal_max(maximum(maximum(a, b), maximum(c, d)));
 }
 
-RLKERN_INLINE Vec accumulate(Vec u, Vec& sum, Vec& weighted_sum) {
-  u = bounded(u);
-  const Vec e = exponential<5>(u);
-  sum += e;
-  weighted_sum += e * u;
-  return e;
-}
+// A logit as the row's softmax takes it: capped, or as it is.
+template <bool CAP>
+struct Cap;
 
-struct BlockSums {
-  double sum, weighted_sum;
+template <>
+struct Cap<false> {
+  explicit Cap(double) {}
+  Vec operator()(Vec x) const { return x; }
 };
 
-// KEEP: leaves the exponentials in kept, which may be x.
-template <bool KEEP, class S>
+template <>
+struct Cap<true> {
+  float cap, inverse;
+  explicit Cap(double softcap) : cap(float(softcap)), inverse(float(1 / softcap)) {}
+  // Also of the −inf beyond a row's end: what has no probability keeps none.
+  Vec operator()(Vec x) const { return x == -kInfinity ? x : cap * tangent(x * inverse); }
+};
+
+struct BlockSums {
+  double sum, weighted_sum, square_sum;
+};
+
+// One group of a block's partial sums, in registers.
+template <bool SQUARES>
+struct Partial {
+  Vec sum{}, weighted_sum{}, square_sum{};
+
+  RLKERN_INLINE_MEMBER Vec add(Vec u) {
+    u = bounded(u);
+    const Vec e = exponential<5>(u);
+    sum += e;
+    weighted_sum += e * u;
+    if (SQUARES) square_sum += e * e;
+    return e;
+  }
+};
+
+// STASH: leaves the exponentials in stash, which may be x.
+template <bool STASH, bool CAP, class S>
 RLKERN_INLINE BlockSums block_sums(const S* x, int64_t n, float max, float inv_temperature,
-                                   float* kept) {
-  Vec s[4] = {}, t[4] = {};
+                                   Cap<CAP> cap, float* stash) {
+  Partial<!STASH> part[4];
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
     for (int k = 0; k < 4; ++k) {
-      const Vec u = (load(x + i + k * kLanes) - max) * inv_temperature;
-      const Vec e = accumulate(u, s[k], t[k]);
-      if (KEEP) store(kept + i + k * kLanes, e);
+      const Vec e = part[k].add((cap(load(x + i + k * kLanes)) - max) * inv_temperature);
+      if (STASH) store(stash + i + k * kLanes, e);
     }
   }
   for (; i + kLanes <= n; i += kLanes) {
-    const Vec e = accumulate((load(x + i) - max) * inv_temperature, s[0], t[0]);
-    if (KEEP) store(kept + i, e);
+    const Vec e = part[0].add((cap(load(x + i)) - max) * inv_temperature);
+    if (STASH) store(stash + i, e);
   }
   if (i < n) {
-    const Vec e = accumulate((load_head(x + i, n - i) - max) * inv_temperature, s[1], t[1]);
-    if (KEEP) store_head(kept + i, e, n - i);
+    const Vec e = part[1].add((cap(load_head(x + i, n - i)) - max) * inv_temperature);
+    if (STASH) store_head(stash + i, e, n - i);
   }
-  return {horizontal_sum((s[0] + s[1]) + (s[2] + s[3])),
-          horizontal_sum((t[0] + t[1]) + (t[2] + t[3]))};
+  const auto total = [&](Vec Partial<!STASH>::* field) {
+    return horizontal_sum((part[0].*field + part[1].*field) + (part[2].*field + part[3].*field));
+  };
+  return {total(&Partial<!STASH>::sum), total(&Partial<!STASH>::weighted_sum),
+          STASH ? 0 : total(&Partial<!STASH>::square_sum)};
 }
 
-template <bool KEEP, class S>
-RLKERN_INLINE RowSums sweep_sums(const Row& row, float* kept, float* block_max_of) {
+template <bool STASH, bool CAP, class S>
+RLKERN_INLINE RowSums sweep_sums(const Row& row, float* stash, float* block_max_of) {
   const S* x = static_cast<const S*>(row.logits);
   const float inv_temperature = float(row.inv_temperature);
+  const Cap<CAP> cap(row.softcap);
   float max = -kInfinity;
-  double sum = 0, weighted_sum = 0;
+  double sum = 0, weighted_sum = 0, square_sum = 0;
   for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
     const int64_t n = std::min(kBlock, row.vocab - begin);
-    const float larger = block_max(x + begin, n);
+    const float larger = cap(splat(block_max(x + begin, n)))[0];
     if (larger > max) {
       if (sum > 0) {
         const double shift = (double(max) - larger) * row.inv_temperature, factor = std::exp(shift);
         weighted_sum = factor * (weighted_sum + shift * sum);
         sum *= factor;
+        square_sum *= factor * factor;
       }
       max = larger;
     }
     // A row that is −inf so far has no maximum to subtract; its sums are 0 (or NaN if it holds
     // one).
     const float shift = max == -kInfinity ? 0.0f : max;
-    const BlockSums block =
-        block_sums<KEEP>(x + begin, n, shift, inv_temperature, KEEP ? kept + begin : nullptr);
-    if (KEEP) block_max_of[begin / kBlock] = max;
+    const BlockSums block = block_sums<STASH>(x + begin, n, shift, inv_temperature, cap,
+                                              STASH ? stash + begin : nullptr);
+    if (STASH) block_max_of[begin / kBlock] = max;
     sum += block.sum;
     weighted_sum += block.weighted_sum;
+    square_sum += block.square_sum;
   }
   if (max == -kInfinity) sum = std::numeric_limits<double>::quiet_NaN();
-  return {max, sum, weighted_sum};
+  return {max, sum, weighted_sum, square_sum};
 }
 
 template <class S>
 RowSums row_sums(const Row& row) {
-  return sweep_sums<false, S>(row, nullptr, nullptr);
+  return row.softcap == 0 ? sweep_sums<false, false, S>(row, nullptr, nullptr)
+                          : sweep_sums<false, true, S>(row, nullptr, nullptr);
 }
 
 template <class S>
-RowSums row_sums_kept(const Row& row, float* kept, float* block_max_of) {
-  return sweep_sums<true, S>(row, kept, block_max_of);
+RowSums row_sums_stashed(const Row& row, float* stash, float* block_max_of) {
+  return sweep_sums<true, false, S>(row, stash, block_max_of);
 }
 
 template <class S>
@@ -116,13 +147,24 @@ constexpr int gradient_degree() {
   return sizeof(S) == 4 ? 5 : 4;
 }
 
-// LINEAR: dz = p·(a + b·u); otherwise b is 0 and dz = p·a.
-template <class S, bool LINEAR>
-RLKERN_INLINE Vec slope(Vec x, float max, float inv_temperature, float a, float b) {
-  const Vec u = bounded((x - max) * inv_temperature);
-  const Vec e = exponential<gradient_degree<S>()>(u);
-  return LINEAR ? e * (u * b + a) : e * a;
-}
+// LINEAR: dz = p·(a + b·u); otherwise b is 0 and dz = p·a. What the cap takes off is the square of
+// its tangent.
+template <class S, bool LINEAR, bool CAP>
+struct Slope {
+  float max, inv_temperature, a, b;
+  Cap<CAP> cap;
+
+  RLKERN_INLINE_MEMBER Vec operator()(Vec x) const {
+    const Vec z = cap(x), u = bounded((z - max) * inv_temperature);
+    const Vec e = exponential<gradient_degree<S>()>(u);
+    const Vec grad = LINEAR ? e * (u * b + a) : e * a;
+    if constexpr (CAP) {
+      const Vec tanh = z * cap.inverse;
+      return x == -kInfinity ? Vec{} : grad * (1.0f - tanh * tanh);
+    }
+    return grad;
+  }
+};
 
 RLKERN_INLINE void announce(const char* ahead, int64_t offset, int64_t bytes) {
   constexpr int64_t kLine = 64;
@@ -130,27 +172,19 @@ RLKERN_INLINE void announce(const char* ahead, int64_t offset, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(ahead + offset + i, 0, 2);
 }
 
-template <class S, bool LINEAR>
+template <class S, bool LINEAR, bool CAP>
 RLKERN_INLINE void sweep_gradient(const Row& row, S* grad, float max, float a, float b) {
   const S* x = static_cast<const S*>(row.logits);
   const char* ahead = static_cast<const char*>(row.ahead);
-  const float inv_temperature = float(row.inv_temperature);
+  const Slope<S, LINEAR, CAP> slope{max, float(row.inv_temperature), a, b, Cap<CAP>(row.softcap)};
   constexpr int64_t kStep = 4 * kLanes;
   int64_t i = 0;
   for (; i + kStep <= row.vocab; i += kStep) {
     announce(ahead, i * sizeof(S), kStep * sizeof(S));
-    for (int k = 0; k < 4; ++k) {
-      store(grad + i + k * kLanes,
-            slope<S, LINEAR>(load(x + i + k * kLanes), max, inv_temperature, a, b));
-    }
+    for (int k = 0; k < 4; ++k) store(grad + i + k * kLanes, slope(load(x + i + k * kLanes)));
   }
-  for (; i + kLanes <= row.vocab; i += kLanes) {
-    store(grad + i, slope<S, LINEAR>(load(x + i), max, inv_temperature, a, b));
-  }
-  if (i < row.vocab) {
-    const Vec g = slope<S, LINEAR>(load_head(x + i, row.vocab - i), max, inv_temperature, a, b);
-    store_head(grad + i, g, row.vocab - i);
-  }
+  for (; i + kLanes <= row.vocab; i += kLanes) store(grad + i, slope(load(x + i)));
+  if (i < row.vocab) store_head(grad + i, slope(load_head(x + i, row.vocab - i)), row.vocab - i);
 }
 
 template <class S>
@@ -159,17 +193,19 @@ void row_gradient(const Row& row, const RowSums& sums, const RowSlope& slope, in
   S* g = static_cast<S*>(grad);
   const double scale = row.inv_temperature / sums.sum;
   const float a = float(slope.a * scale), b = float(slope.b * scale), max = float(sums.max);
-  if (b == 0) {
-    sweep_gradient<S, false>(row, g, max, a, b);
+  if (row.softcap != 0) {
+    sweep_gradient<S, true, true>(row, g, max, a, b);
+  } else if (b != 0) {
+    sweep_gradient<S, true, false>(row, g, max, a, b);
   } else {
-    sweep_gradient<S, true>(row, g, max, a, b);
+    sweep_gradient<S, false, false>(row, g, max, a, b);
   }
-  store_one(g + token, float(slope.token * row.inv_temperature));
+  if (token >= 0) store_one(g + token, float(slope.token * row.inv_temperature));
 }
 
 template <class S>
-void row_gradient_kept(const Row& row, const RowSums& sums, const RowSlope& slope, int64_t token,
-                       const float* kept, const float* block_max_of, void* grad) {
+void row_gradient_stashed(const Row& row, const RowSums& sums, const RowSlope& slope, int64_t token,
+                          const float* stash, const float* block_max_of, void* grad) {
   S* g = static_cast<S*>(grad);
   const char* ahead = static_cast<const char*>(row.ahead);
   const double scale = slope.a * row.inv_temperature / sums.sum;
@@ -180,24 +216,32 @@ void row_gradient_kept(const Row& row, const RowSums& sums, const RowSlope& slop
     int64_t i = begin;
     for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
       announce(ahead, i * sizeof(S), 4 * kLanes * sizeof(S));
-      for (int k = 0; k < 4; ++k) store(g + i + k * kLanes, load(kept + i + k * kLanes) * factor);
+      for (int k = 0; k < 4; ++k) store(g + i + k * kLanes, load(stash + i + k * kLanes) * factor);
     }
-    for (; i + kLanes <= end; i += kLanes) store(g + i, load(kept + i) * factor);
-    if (i < end) store_head(g + i, load_head(kept + i, end - i) * factor, end - i);
+    for (; i + kLanes <= end; i += kLanes) store(g + i, load(stash + i) * factor);
+    if (i < end) store_head(g + i, load_head(stash + i, end - i) * factor, end - i);
   }
-  store_one(g + token, float(slope.token * row.inv_temperature));
+  if (token >= 0) store_one(g + token, float(slope.token * row.inv_temperature));
+}
+
+double capped(double x, double softcap) {
+  const bool banned = x == -std::numeric_limits<double>::infinity();
+  return softcap == 0 || banned ? x : softcap * std::tanh(x / softcap);
 }
 
 RowSums row_sums_float64(const Row& row) {
   const double* x = static_cast<const double*>(row.logits);
-  double max = -std::numeric_limits<double>::infinity(), sum = 0, weighted_sum = 0;
+  double max = -std::numeric_limits<double>::infinity();
+  double sum = 0, weighted_sum = 0, square_sum = 0;
   for (int64_t i = 0; i < row.vocab; ++i) max = std::max(max, x[i]);
+  max = capped(max, row.softcap);
   for (int64_t i = 0; i < row.vocab; ++i) {
-    const double u = (x[i] - max) * row.inv_temperature, e = std::exp(u);
+    const double u = (capped(x[i], row.softcap) - max) * row.inv_temperature, e = std::exp(u);
     sum += e;
+    square_sum += e * e;
     if (e != 0) weighted_sum += e * u;
   }
-  return {max, sum, weighted_sum};
+  return {max, sum, weighted_sum, square_sum};
 }
 
 void row_gradient_float64(const Row& row, const RowSums& sums, const RowSlope& slope, int64_t token,
@@ -205,11 +249,12 @@ void row_gradient_float64(const Row& row, const RowSums& sums, const RowSlope& s
   const double* x = static_cast<const double*>(row.logits);
   double* g = static_cast<double*>(grad);
   for (int64_t i = 0; i < row.vocab; ++i) {
-    const double u = (x[i] - sums.max) * row.inv_temperature, p = std::exp(u) / sums.sum;
+    const double z = capped(x[i], row.softcap), u = (z - sums.max) * row.inv_temperature;
+    const double p = std::exp(u) / sums.sum, tanh = row.softcap == 0 ? 0 : z / row.softcap;
     const double rate = slope.b == 0 || p == 0 ? slope.a : slope.a + slope.b * u;
-    g[i] = p * rate * row.inv_temperature;
+    g[i] = p == 0 ? 0 : p * rate * row.inv_temperature * (1 - tanh * tanh);
   }
-  g[token] = slope.token * row.inv_temperature;
+  if (token >= 0) g[token] = slope.token * row.inv_temperature;
 }
 
 }  // namespace
@@ -223,11 +268,12 @@ extern const Isa RLKERN_ISA_SYMBOL(RLKERN_ISA);
 const Isa RLKERN_ISA_SYMBOL(RLKERN_ISA) = {
     RLKERN_STRING(RLKERN_ISA),
     {
-        {row_sums<float>, row_gradient<float>, row_sums_kept<float>, row_gradient_kept<float>},
-        {row_sums<bfloat16>, row_gradient<bfloat16>, row_sums_kept<bfloat16>,
-         row_gradient_kept<bfloat16>},
-        {row_sums<float16>, row_gradient<float16>, row_sums_kept<float16>,
-         row_gradient_kept<float16>},
+        {row_sums<float>, row_gradient<float>, row_sums_stashed<float>,
+         row_gradient_stashed<float>},
+        {row_sums<bfloat16>, row_gradient<bfloat16>, row_sums_stashed<bfloat16>,
+         row_gradient_stashed<bfloat16>},
+        {row_sums<float16>, row_gradient<float16>, row_sums_stashed<float16>,
+         row_gradient_stashed<float16>},
         {row_sums_float64, row_gradient_float64, nullptr, nullptr},
     },
 };

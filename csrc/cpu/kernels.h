@@ -18,21 +18,22 @@ struct Row {
   const void* ahead;
   int64_t vocab;
   double inv_temperature;
+  double softcap;  // 0 for none
 };
 
 struct RowKernels {
-  // 1 read. Never materialises probabilities.
+  // 1 read. Never materialises probabilities. max is that of the capped logits.
   RowSums (*sums)(const Row&);
   // 1 read (of a row the sums have just brought into the cache), 1 write; grad may be the logits
-  // themselves.
+  // themselves. A token of −1 has no element of its own.
   void (*gradient)(const Row&, const RowSums&, const RowSlope&, int64_t token, void* grad);
-  // The same two for slopes with b = 0, with one exponential an element instead of two: the first
-  // sweep keeps exp u in float32, relative to each block's own maximum, the second scales it. For
-  // float32 the gradient's row itself can keep them, also where that is the logits. Null for
-  // float64.
-  RowSums (*sums_kept)(const Row&, float* kept, float* block_max);
-  void (*gradient_kept)(const Row&, const RowSums&, const RowSlope&, int64_t token,
-                        const float* kept, const float* block_max, void* grad);
+  // The same two for slopes with b = 0 and no softcap, with one exponential an element instead of
+  // two: the first sweep stashes exp u in float32, relative to each block's own maximum, the second
+  // scales it. For float32 the gradient's row itself can be the stash, also where that is the
+  // logits. square_sum is not made. Null for float64.
+  RowSums (*sums_stashed)(const Row&, float* stash, float* block_max);
+  void (*gradient_stashed)(const Row&, const RowSums&, const RowSlope&, int64_t token,
+                           const float* stash, const float* block_max, void* grad);
 };
 
 // A block is read from memory once and then swept twice in the L1 cache: for its maximum, for its

@@ -4,103 +4,68 @@
 #include "cpu/policy_loss.h"
 
 #include <cmath>
-#include <limits>
 
 namespace rlkern {
 namespace {
 
-template <class T>
-Token<T> token_at(const ObjectiveRows<T>& rows, int64_t i, T logprob, T entropy) {
-  return {logprob,
-          entropy,
-          rows.advantage[i],
-          rows.weight[i],
-          rows.old_logprob ? rows.old_logprob[i] : logprob,
-          rows.ref_logprob ? rows.ref_logprob[i] : T(0),
-          rows.ref_logprob != nullptr};
-}
+// A thread's room for the exponentials of one row.
+struct Stash {
+  std::vector<float> scratch, block_max;
 
-// Summed in the order of the rows, whatever thread computed them.
-template <class T>
-void reduce(const std::vector<TokenResult<T>>& results, T* loss, T* metrics) {
-  double total = 0, sums[kSummedMetrics] = {};
-  T smallest = std::numeric_limits<T>::infinity(), largest = -smallest;
-  for (const TokenResult<T>& r : results) {
-    total += r.loss;
-    for (int m = 0; m < kSummedMetrics; ++m) sums[m] += r.metric[m];
-    smallest = std::min(smallest, r.metric[kRatio]);
-    largest = std::max(largest, r.metric[kRatio]);
+  // float32 rows stash where their gradient goes.
+  float* open(const OpenRow& row) {
+    block_max.resize((row.row.vocab + kBlock - 1) / kBlock);
+    if (row.dtype == kFloat32) return static_cast<float*>(row.grad);
+    scratch.resize(row.row.vocab);
+    return scratch.data();
   }
-  *loss = T(total);
-  for (int m = 0; m < kSummedMetrics; ++m) metrics[m] = T(sums[m]);
-  metrics[kRatioMin] = smallest;
-  metrics[kRatioMax] = largest;
-}
+};
 
 }  // namespace
 
 template <class T>
-void policy_loss(const Grid& logits, const int64_t* token, const ObjectiveRows<T>& rows,
-                 const T* inv_temperature, const Objective<T>& objective, const Grid* grad_logits,
+void policy_loss(const Grid& logits, const int64_t* token, const TokenRows<T>& rows,
+                 const Softmax<T>& softmax, const Objective<T>& objective, const Grid* grad_logits,
                  T* loss, T* metrics, int threads) {
-  const RowKernels& kernels = chosen_isa().kernels[logits.dtype];
-  const RowOrder order(logits.rows(), [&](int64_t i) { return rows.weight[i] != 0; });
+  const RowOrder order(logits.rows(), [&](int64_t i) { return rows.counts(i); });
   check_tokens("policy_loss", logits, order.counted, token);
   std::vector<TokenResult<T>> results(order.counted.size());
-  const bool keep = grad_logits && objective.entropy_coef == 0 && kernels.sums_kept;
+  const bool may_stash = grad_logits && objective.entropy_coef == 0 && softmax.softcap == 0;
   const auto rows_from = [&](int64_t begin, int64_t end) {
-    const bool in_row = logits.dtype == kFloat32;
-    std::vector<float> scratch(keep && !in_row ? logits.vocab : 0);
-    std::vector<float> block_max(keep ? (logits.vocab + kBlock - 1) / kBlock : 0);
+    RowReader<T> reader(logits, token, softmax, grad_logits);
+    Stash room;
     for (int64_t k = begin; k < end; ++k) {
       const int64_t i = order.counted[k];
-      const double rate = inv_temperature ? inv_temperature[i] : 1.0;
-      const Row row = row_of(logits, order.counted, k, end, rate);
-      const double own = logits.element(i, token[i]);  // before the row is written over
-      void* grad = grad_logits ? grad_logits->row(i) : nullptr;
-      float* kept = in_row ? static_cast<float*>(grad) : scratch.data();
-      const RowSums sums =
-          keep ? kernels.sums_kept(row, kept, block_max.data()) : kernels.sums(row);
-      const double u = (own - sums.max) * rate, log_sum = std::log(sums.sum);
+      const OpenRow open = reader.open(i, k + 1 < end ? order.counted[k + 1] : -1);
+      const RowKernels& kernels = open.kernels();
+      const bool stashes = may_stash && kernels.sums_stashed;
+      float* stash = stashes ? room.open(open) : nullptr;
+      const RowSums sums = stashes ? kernels.sums_stashed(open.row, stash, room.block_max.data())
+                                   : kernels.sums(open.row);
+      const double u = open.token_u(sums), log_sum = std::log(sums.sum);
       const T logprob = T(u - log_sum), entropy = T(log_sum - sums.weighted_sum / sums.sum);
-      TokenResult<T>& result = results[k];
-      result = token_objective(objective, token_at(rows, i, logprob, entropy));
-      if (grad == nullptr) continue;
-      const RowSlope slope =
-          row_slope(sums, u, logprob, result.grad_logprob, result.grad_entropy, T(0));
-      if (keep) {
-        kernels.gradient_kept(row, sums, slope, token[i], kept, block_max.data(), grad);
+      results[k] = token_objective(objective, rows.at(i, logprob, entropy));
+      if (open.grad == nullptr) continue;
+      RowSlope slope =
+          row_slope(sums, u, logprob, results[k].grad_logprob, results[k].grad_entropy, T(0));
+      slope.token *= open.token_rate();
+      if (stashes) {
+        kernels.gradient_stashed(open.row, sums, slope, open.token, stash, room.block_max.data(),
+                                 open.grad);
       } else {
-        kernels.gradient(row, sums, slope, token[i], grad);
+        kernels.gradient(open.row, sums, slope, open.token, open.grad);
       }
+      reader.close(i);
     }
   };
   parallel(order.counted.size(), logits.vocab + kRowOverhead, threads, rows_from);
   if (grad_logits) zero_rows(*grad_logits, order.masked, threads);
-  reduce(results, loss, metrics);
+  sum_results(results, loss, metrics);
 }
 
-template <class T>
-void token_objective(int64_t n, const T* logprob, const T* entropy, const ObjectiveRows<T>& rows,
-                     const Objective<T>& objective, T* loss, T* metrics, T* grad_logprob,
-                     T* grad_entropy) {
-  std::vector<TokenResult<T>> results;
-  results.reserve(n);
-  for (int64_t i = 0; i < n; ++i) {
-    grad_logprob[i] = grad_entropy[i] = 0;
-    if (rows.weight[i] == 0) continue;
-    results.push_back(token_objective(objective, token_at(rows, i, logprob[i], entropy[i])));
-    grad_logprob[i] = results.back().grad_logprob;
-    grad_entropy[i] = results.back().grad_entropy;
-  }
-  reduce(results, loss, metrics);
-}
-
-#define RLKERN_INSTANTIATE(T)                                                               \
-  template void policy_loss(const Grid&, const int64_t*, const ObjectiveRows<T>&, const T*, \
-                            const Objective<T>&, const Grid*, T*, T*, int);                 \
-  template void token_objective(int64_t, const T*, const T*, const ObjectiveRows<T>&,       \
-                                const Objective<T>&, T*, T*, T*, T*);
+#define RLKERN_INSTANTIATE(T)                                                                    \
+  template void policy_loss(const Grid&, const int64_t*, const TokenRows<T>&, const Softmax<T>&, \
+                            const Objective<T>&, const Grid*, T*, T*, int);
 RLKERN_INSTANTIATE(float)
 RLKERN_INSTANTIATE(double)
 

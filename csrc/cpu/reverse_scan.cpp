@@ -1,32 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/reverse_scan.h"
 
-#include "cpu/rows.h"
-
 namespace rlkern {
 
+// What follows each segment, from the ends of those after it: x = end + product · x after it.
 template <class T>
-void reverse_scan(int64_t rows, int64_t time, const T* bias, const T* decay, T* x, int threads) {
-  // The recurrence waits for each product: rows side by side keep the processor busy meanwhile.
-  constexpr int64_t kSide = 8;
-  const int64_t bundles = (rows + kSide - 1) / kSide;
-  parallel(bundles, kSide * time, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t bundle = begin; bundle < end; ++bundle) {
-      const int64_t first = bundle * kSide, count = std::min(kSide, rows - first);
-      T carry[kSide] = {};
-      for (int64_t t = time - 1; t >= 0; --t) {
-        for (int64_t k = 0; k < count; ++k) {
-          const int64_t i = (first + k) * time + t;
-          // A decay of 0 cuts the recurrence, also from values that are not finite.
-          carry[k] = decay[i] == 0 ? bias[i] : bias[i] + decay[i] * carry[k];
-          x[i] = carry[k];
-        }
-      }
-    }
-  });
+static void link(std::vector<Segment<T>>& segments, const ScanRows<T>& rows, int threads) {
+  std::vector<Segment<T>> ends = segments;
+  sweep_all(ends, threads,
+            [&](Segment<T>* s, int64_t n) { scan_kernels<T>().reverse_scan_ends(rows, s, n); });
+  for (size_t i = segments.size(); i-- > 0;) {
+    if (!continues(segments, i)) continue;
+    const T x = ends[i + 1].state[0], product = ends[i + 1].state[1];
+    segments[i].state[0] = product == 0 ? x : x + product * segments[i + 1].state[0];
+  }
 }
 
-template void reverse_scan(int64_t, int64_t, const float*, const float*, float*, int);
-template void reverse_scan(int64_t, int64_t, const double*, const double*, double*, int);
+template <class T>
+void reverse_scan(const Sequences& sequences, const ScanRows<T>& rows, int threads) {
+  const auto sweep = [&](Segment<T>* s, int64_t n) { scan_kernels<T>().reverse_scan(rows, s, n); };
+  announce_output(rows.x, sequences.steps() * sizeof(T));
+  sweep_short<T>(sequences, threads, [](Segment<T>&) {}, sweep);
+  std::vector<Segment<T>> segments = long_segments<T>(sequences);
+  if (segments.empty()) return;
+  link(segments, rows, threads);
+  sweep_all(segments, threads, sweep);
+}
+
+template void reverse_scan(const Sequences&, const ScanRows<float>&, int);
+template void reverse_scan(const Sequences&, const ScanRows<double>&, int);
 
 }  // namespace rlkern

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <cstdint>
+#include "cpu/segments.h"
 
 namespace rlkern {
 
 template <class T>
-void reverse_scan(int64_t rows, int64_t time, const T* bias, const T* decay, T* x, int threads);
+void reverse_scan(const Sequences& sequences, const ScanRows<T>& rows, int threads);
 
 }  // namespace rlkern

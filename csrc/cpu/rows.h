@@ -57,11 +57,14 @@ void parallel(int64_t n, int64_t work_per_item, int threads, const Body& body) {
   for (int part = 0; part < parts; ++part) body(n * part / parts, n * (part + 1) / parts);
 }
 
+// ABSENT of the reference: the row's token lies in another rank's slice of the vocabulary.
+constexpr int64_t kAbsent = INT64_MIN;
+
 // Before anything is written: a token outside the vocabulary would be an address outside the row.
 inline void check_tokens(const char* op, const Grid& grid, const std::vector<int64_t>& rows,
                          const int64_t* token) {
   for (const int64_t i : rows) {
-    if (token[i] >= 0 && token[i] < grid.vocab) continue;
+    if ((token[i] >= 0 && token[i] < grid.vocab) || token[i] == kAbsent) continue;
     throw std::invalid_argument(std::string(op) + ": token must be in [0, " +
                                 std::to_string(grid.vocab) + ") where it counts, got " +
                                 std::to_string(token[i]));
@@ -75,11 +78,58 @@ inline void zero_rows(const Grid& grid, const std::vector<int64_t>& rows, int th
   });
 }
 
-// The k-th counted row, with the one after it announced.
-inline Row row_of(const Grid& grid, const std::vector<int64_t>& rows, int64_t k, int64_t end,
-                  double inv_temperature) {
-  return {grid.row(rows[k]), k + 1 < end ? grid.row(rows[k + 1]) : nullptr, grid.vocab,
-          inv_temperature};
-}
+// Which distribution the rows stand for; see Softmax in the reference.
+template <class T>
+struct Softmax {
+  const T* inv_temperature;  // may be null
+  double softcap;
+  const int64_t* keep;  // may be null
+  int64_t keep_width;
+
+  double rate(int64_t i) const { return inv_temperature ? inv_temperature[i] : 1.0; }
+};
+
+// One counted row as the kernels take it: the memory of the logits itself, or, of a row with a kept
+// set, its kept logits side by side in float32 (float64 for float64).
+struct OpenRow {
+  Row row;
+  Dtype dtype;
+  int64_t token;  // its place in the row; −1 if it has none
+  double own;     // the token's logit, capped; read before the row may be written over
+  void* grad;     // where the row's gradient goes, may be null
+
+  const RowKernels& kernels() const { return chosen_isa().kernels[dtype]; }
+  double token_u(const RowSums& sums) const { return (own - sums.max) * row.inv_temperature; }
+  // What the cap takes off the token's own element.
+  double token_rate() const {
+    const double tanh = row.softcap == 0 ? 0 : own / row.softcap;
+    return 1 - tanh * tanh;
+  }
+};
+
+// A thread's view of the rows, one at a time.
+template <class T>
+class RowReader {
+ public:
+  RowReader(const Grid& logits, const int64_t* token, const Softmax<T>& softmax,
+            const Grid* grad_logits)
+      : logits_(logits), token_(token), softmax_(softmax), grad_logits_(grad_logits) {}
+
+  // ahead: the row that this thread opens next, or −1.
+  OpenRow open(int64_t i, int64_t ahead);
+  // Puts the gradient of a kept set into its row; the others are there already.
+  void close(int64_t i);
+
+ private:
+  bool gather(int64_t i);
+
+  const Grid& logits_;
+  const int64_t* token_;
+  const Softmax<T>& softmax_;
+  const Grid* grad_logits_;
+  std::vector<int64_t> ids_;  // the kept set of the open row, the token included; or empty
+  std::vector<T> kept_;
+  int64_t place_ = -1;
+};
 
 }  // namespace rlkern

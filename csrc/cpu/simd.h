@@ -35,6 +35,7 @@ struct float16 {
 };
 
 #define RLKERN_INLINE static inline __attribute__((always_inline))
+#define RLKERN_INLINE_MEMBER inline __attribute__((always_inline))
 
 template <class To, class From>
 RLKERN_INLINE To bit_cast(From from) {
@@ -99,7 +100,8 @@ RLKERN_INLINE Vec load(const bfloat16* p) {
 #endif
 }
 
-// To the nearest, ties to even; NaN stays NaN.
+// To the nearest, ties to even. A NaN stays one: rounding could only carry it to an infinity if its
+// low half were set, and the NaNs of arithmetic on 16-bit logits have theirs empty.
 RLKERN_INLINE void store(bfloat16* p, Vec x) {
 #if defined(__AVX512BF16__)
   const __m256bh half = _mm512_cvtneps_pbh((__m512)x);
@@ -107,8 +109,7 @@ RLKERN_INLINE void store(bfloat16* p, Vec x) {
 #else
   const UintVec bits = bit_cast<UintVec>(x);
   const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const UintVec quiet = (bits >> 16) | 0x40u;
-  const HalfVec half = __builtin_convertvector(x == x ? rounded : quiet, HalfVec);
+  const HalfVec half = __builtin_convertvector(rounded, HalfVec);
   std::memcpy(p, &half, sizeof(half));
 #endif
 }
@@ -243,6 +244,20 @@ RLKERN_INLINE Vec exponential(Vec u) {
 #else
   return u <= kLowest ? Vec{} : e;
 #endif
+}
+
+// tanh(y), to a few ulp: near 0 by an odd polynomial, where 1 − e would cancel.
+RLKERN_INLINE Vec tangent(Vec y) {
+  const Vec size = y < 0 ? -y : y;
+  const Vec e = exponential<5>(bounded(-2.0f * size));
+  const Vec far = (1.0f - e) / (1.0f + e);
+  const Vec square = y * y;
+  Vec near = square * -5.70498872745e-3f + 2.06390887954e-2f;
+  near = near * square - 5.37397155531e-2f;
+  near = near * square + 1.33314422036e-1f;
+  near = near * square - 3.33332819422e-1f;
+  near = near * square * y + y;
+  return size < 0.625f ? near : (y < 0 ? -far : far);
 }
 
 }  // namespace

@@ -5,17 +5,13 @@
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define RLKERN_HD __host__ __device__ inline
-#else
-#define RLKERN_HD inline
-#endif
+#include "math/host_device.h"
 
 namespace rlkern {
 
-// What one sweep over a row leaves: its largest logit x, Σ exp u and Σ u·exp u.
+// What one sweep over a row leaves: its largest logit x, Σ exp u, Σ u·exp u and Σ (exp u)².
 struct RowSums {
-  double max, sum, weighted_sum;
+  double max, sum, weighted_sum, square_sum;
 };
 
 // The row gradient is dz_j = p_j·(a + b·u_j), but for the token's own element.

@@ -1,87 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// The token objective and its derivatives: the C++ home of the formulas defined in
-// rlkern/reference/token_objective.py. No torch headers; host and device.
+// The token objective and its derivatives: the C++ home of rlkern/reference/token_objective.py.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define RLKERN_HD __host__ __device__ inline
-#else
-#define RLKERN_HD inline
-#endif
+#include "math/gates.h"
+#include "math/host_device.h"
+#include "math/kl.h"
+#include "math/levels.h"
 
 namespace rlkern {
-
-// The order is that of GATES and KL_ESTIMATORS in the reference.
-enum class Gate : int { reinforce, ppo_clip };
-enum class Kl : int { k1, k2, k3 };
-
-// A value and its derivative in log π.
-template <class T>
-struct Dual {
-  T value, slope;
-};
-
-// −A·log π
-template <class T>
-RLKERN_HD Dual<T> reinforce(T logprob, T advantage) {
-  return {-advantage * logprob, -advantage};
-}
-
-// −min(r·A, clip(r, 1 − low, 1 + high)·A): where the clip is the smaller, the slope is 0.
-template <class T>
-RLKERN_HD Dual<T> ppo_clip(T ratio, T advantage, T low, T high) {
-  const T clipped = ratio < 1 - low ? 1 - low : (ratio > 1 + high ? 1 + high : ratio);
-  const T surrogate = ratio * advantage, bound = clipped * advantage;
-  if (bound < surrogate) return {-bound, T(0)};
-  return {-surrogate, -surrogate};
-}
-
-template <class T>
-RLKERN_HD Dual<T> kl_k1(T difference) {
-  return {difference, T(1)};
-}
-
-template <class T>
-RLKERN_HD Dual<T> kl_k2(T difference) {
-  return {T(0.5) * difference * difference, difference};
-}
-
-// exp(−d) − 1 + d by expm1: the two large terms cancel for small d.
-template <class T>
-RLKERN_HD Dual<T> kl_k3(T difference) {
-  const T e = std::expm1(-difference);
-  return {e + difference, -e};
-}
-
-template <class T>
-RLKERN_HD Dual<T> kl_divergence(Kl kind, T difference) {
-  switch (kind) {
-    case Kl::k1:
-      return kl_k1(difference);
-    case Kl::k2:
-      return kl_k2(difference);
-    default:
-      return kl_k3(difference);
-  }
-}
 
 template <class T>
 struct Objective {
   Gate gate;
-  T low, high;  // gate coefficients
+  Level level;
   Kl kl;
+  T gate_coef[kGateCoefficients];
   T kl_coef, entropy_coef;
 };
 
 // One counted token. Without an old policy old_logprob is logprob itself, without a reference
-// has_ref is false.
+// has_ref is false, without a correction it is 1.
 template <class T>
 struct Token {
-  T logprob, entropy, advantage, weight, old_logprob, ref_logprob;
+  T logprob, entropy, advantage, weight, old_logprob, ref_logprob, correction;
   bool has_ref;
+
+  RLKERN_HD T log_ratio() const { return logprob - old_logprob; }
 };
 
 // The order is that of METRICS in the reference.
@@ -90,39 +37,61 @@ enum Metric : int {
   kLogprob,
   kEntropy,
   kKl,
+  kKl1,
+  kKl2,
+  kKl3,
   kOldKl,
   kRatio,
   kClipLow,
   kClipHigh,
+  kCorrection,
   kRatioMin,
   kRatioMax
 };
-constexpr int kSummedMetrics = 8, kMetrics = 10;
+constexpr int kSummedMetrics = 12, kMetrics = 14;
 
+// All weighted but the metrics. grad_ratio is the derivative in the log ratio that the gate saw;
+// whose log π that depends on is the level's to say.
 template <class T>
 struct TokenResult {
-  T loss, grad_logprob, grad_entropy;  // weighted
+  T loss, grad_logprob, grad_ratio, grad_entropy;
   T metric[kSummedMetrics];
 };
 
+// gate_ratio: the log ratio that the level makes of this token's, or of its sequence's.
 template <class T>
-RLKERN_HD TokenResult<T> token_objective(const Objective<T>& o, const Token<T>& x) {
-  const T log_ratio = x.logprob - x.old_logprob, ratio = std::exp(log_ratio);
-  const Dual<T> gate = o.gate == Gate::reinforce ? reinforce(x.logprob, x.advantage)
-                                                 : ppo_clip(ratio, x.advantage, o.low, o.high);
-  const Dual<T> kl = x.has_ref ? kl_divergence(o.kl, x.logprob - x.ref_logprob) : Dual<T>{0, 0};
+RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
+                                     const OwnRatio<T>& gate_ratio) {
+  const T log_ratio = x.log_ratio(), difference = x.logprob - x.ref_logprob;
+  const Gated<T> gate =
+      apply_gate(o.gate, o.gate_coef, x.logprob, gate_ratio.log_ratio, x.advantage);
+  const Dual<T> kl = x.has_ref ? kl_divergence(o.kl, difference, log_ratio) : Dual<T>{0, 0};
   TokenResult<T> r;
-  r.loss = x.weight * (gate.value + o.kl_coef * kl.value - o.entropy_coef * x.entropy);
-  r.grad_logprob = x.weight * (gate.slope + o.kl_coef * kl.slope);
+  r.loss =
+      x.weight * (x.correction * gate.loss + o.kl_coef * kl.value - o.entropy_coef * x.entropy);
+  r.grad_logprob = x.weight * (x.correction * gate.slope + o.kl_coef * kl.slope);
+  r.grad_ratio = x.weight * x.correction * gate.ratio_slope;
   r.grad_entropy = -x.weight * o.entropy_coef;
   r.metric[kCount] = 1;
   r.metric[kLogprob] = x.logprob;
   r.metric[kEntropy] = x.entropy;
   r.metric[kKl] = kl.value;
+  r.metric[kKl1] = x.has_ref ? kl_k1(difference).value : T(0);
+  r.metric[kKl2] = x.has_ref ? kl_k2(difference).value : T(0);
+  r.metric[kKl3] = x.has_ref ? kl_k3(difference).value : T(0);
   r.metric[kOldKl] = kl_k3(log_ratio).value;
-  r.metric[kRatio] = ratio;
-  r.metric[kClipLow] = ratio < 1 - o.low && x.advantage < 0;
-  r.metric[kClipHigh] = ratio > 1 + o.high && x.advantage > 0;
+  r.metric[kRatio] = std::exp(gate_ratio.log_ratio);
+  r.metric[kClipLow] = gate.clip_low || gate_ratio.clip_low;
+  r.metric[kClipHigh] = gate.clip_high || gate_ratio.clip_high;
+  r.metric[kCorrection] = x.correction;
+  return r;
+}
+
+// Level token: the gate's ratio is the token's own, so its derivative is one in log π.
+template <class T>
+RLKERN_HD TokenResult<T> token_objective(const Objective<T>& o, const Token<T>& x) {
+  TokenResult<T> r = score_token(o, x, OwnRatio<T>{x.log_ratio(), false, false});
+  r.grad_logprob += r.grad_ratio;
   return r;
 }
 

@@ -13,11 +13,12 @@ class Algorithm:
 
     name          as users type it
     paper         citation with equation number
-    gate          the surrogate, a key of rlkern.reference.token_objective.GATES
-    gate_coef     names of the two coefficients the gate takes, in order ("" where it takes none)
+    gate          the surrogate, a key of rlkern.reference.gates.GATES
+    gate_coef     names of the coefficients the gate takes, in order
+    level         whose ratio the gate sees, a key of rlkern.reference.levels.LEVELS
     advantage     "normalized", "centered", "leave_one_out" (of a group), "batch_centered" or "gae"
     aggregation   a mode of rlkern.aggregate.token_weight
-    kl_estimator  a key of rlkern.reference.token_objective.KL_ESTIMATORS
+    kl_estimator  a key of rlkern.reference.kl.KL_ESTIMATORS
     defaults      value of every coefficient
     sources       where each default comes from
     """
@@ -27,7 +28,8 @@ class Algorithm:
     gate: str
     advantage: str
     aggregation: str
-    gate_coef: tuple[str, str] = ("", "")
+    gate_coef: tuple[str, ...] = ()
+    level: str = "token"
     kl_estimator: str = "k3"
     defaults: dict[str, float] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)

@@ -4,7 +4,6 @@
 Checks of values would synchronise with a GPU, so they run only under RLKERN_CHECK_VALUES=1.
 """
 
-import math
 import os
 
 import torch
@@ -65,6 +64,23 @@ def token_values(op: str, token: Tensor, mask: Tensor | None, vocabulary: int) -
         )
 
 
+def kept_values(op: str, keep: Tensor, mask: Tensor | None, vocabulary: int) -> None:
+    """Raises ValueError if a counted row keeps an id twice or outside the vocabulary (of values)."""
+    if not checks_values():
+        return
+    ids = keep.reshape(-1, keep.shape[-1])
+    ids = ids if mask is None else ids[mask.reshape(-1)]
+    outside = (ids < -1) | (ids >= vocabulary)
+    if outside.any():
+        worst = ids[outside][0].item()
+        raise ValueError(f"{op}: keep must be ids in [0, {vocabulary}) or -1, got {worst}")
+    ordered = ids.sort(-1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    if twice.any():
+        worst = ordered[:, 1:][twice][0].item()
+        raise ValueError(f"{op}: keep must name each id of a row once, got {worst} twice")
+
+
 def finite_values(op: str, name: str, x: Tensor | None, mask: Tensor) -> None:
     """Raises ValueError if a counted element is NaN or infinite; under RLKERN_CHECK_VALUES=1."""
     if x is not None and checks_values() and not x[mask].isfinite().all():
@@ -89,7 +105,7 @@ def number(op: str, name: str, x: object) -> float:
     except (TypeError, ValueError, RuntimeError):
         got = describe(x) if isinstance(x, Tensor) else repr(x)
         raise TypeError(f"{op}: {name} must be a number, got {got}") from None
-    if not math.isfinite(value):
+    if value - value != 0:  # math.isfinite would break the graph of a compiled caller
         raise ValueError(f"{op}: {name} must be finite, got {x}")
     return value
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dispatcher library that every rlkern operation is registered in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,18 @@ def register(schema: str, kernel: Callable, fake: Callable):
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"rlkern::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.rlkern, name).default
+
+
+def number_tensor(numbers: Sequence[float]) -> Tensor:
+    """Returns coefficients as one float64 tensor on the CPU, the form operators take them in.
+
+    torch.compile would compile anew for every value of a float argument.
+    """
+    if not torch.compiler.is_compiling():
+        return torch.tensor(numbers, dtype=torch.float64)
+    # Of the ways to make a tensor of numbers, a product alone keeps them out of the guards.
+    one = torch.ones((), dtype=torch.float64)
+    return torch.stack([one * x for x in numbers])
 
 
 def bump_version_of_first_argument(op) -> None:

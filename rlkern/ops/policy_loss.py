@@ -1,35 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations policy_loss and token_objective: loss, metrics and gradient in one call."""
+"""The operations policy_loss and token_objective: loss, metrics and gradient in one call.
+
+An objective of level token runs in one sweep of a backend's policy_loss. Where a sequence decides,
+the sweep must end before the first gradient element: token_logprob, token_objective and the
+backward of the first are then three passes over the logits, which is as few as there can be.
+"""
 
 import torch
 from torch import Tensor
 
 from rlkern.backends import implementation
 from rlkern.ops.library import bump_version_of_first_argument, refuse_double_backward, register
-from rlkern.reference.token_objective import METRICS, Objective
+from rlkern.reference.token_logprob import Softmax, Upstream, accumulation_dtype
+from rlkern.reference.token_objective import METRICS, Objective, Rows
 
-_ROWS = "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob"
-_OBJECTIVE = "str gate, float[] gate_coef, str kl, float kl_coef, float entropy_coef"
+_ROWS = (
+    "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
+)
+_SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
+# coefficients (6,) float64 on the CPU: a float argument would make torch.compile compile anew for
+# every value. Their order is Objective.numbers.
+_OBJECTIVE = "Tensor? cu_seqlens, str gate, str level, str kl, Tensor coefficients"
 
 
-def _objective(gate, gate_coef, kl, kl_coef, entropy_coef) -> Objective:
-    return Objective(gate, tuple(gate_coef), kl, kl_coef, entropy_coef)
+def _parts(arguments):
+    """Returns (rows, softmax, cu_seqlens, objective) of what follows logits and token."""
+    rows, softmax = Rows(*arguments[:5]), Softmax(*arguments[5:8])
+    cu_seqlens, gate, level, kl, coefficients = arguments[8:]
+    return rows, softmax, cu_seqlens, Objective.of(gate, level, kl, coefficients.tolist())
+
+
+def _run(logits, token, arguments, grad_logits):
+    rows, softmax, cu_seqlens, objective = _parts(arguments)
+    if objective.level == "token":
+        return implementation("policy_loss", logits)(
+            logits, token, rows, softmax, objective, grad_logits
+        )
+    mask = rows.weight != 0
+    scored = implementation("token_logprob", logits)(logits, token, mask, softmax)
+    loss, metrics, *grads = implementation("token_objective", scored[0])(
+        scored[0], scored[1], rows, cu_seqlens, objective
+    )
+    if grad_logits is not None:
+        implementation("token_logprob_backward", logits)(
+            logits, token, mask, softmax, scored.statistics, Upstream(*grads), grad_logits
+        )
+    return loss, metrics
 
 
 def _scalars(like: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = accumulation_dtype(like.dtype)
     return like.new_empty((), dtype=dtype), like.new_empty((len(METRICS),), dtype=dtype)
 
 
-def _policy_loss(logits, token, advantage, weight, old, ref, inv_temperature, *rest):
-    *objective, want_grad = rest
+def _policy_loss(logits, token, *rest):
+    *arguments, want_grad = rest
     shape = logits.shape if want_grad else (0,)
     grad_logits = torch.empty(shape, dtype=logits.dtype, device=logits.device)
-    loss, metrics = implementation("policy_loss", logits)(
-        logits, token, advantage, weight, old, ref, inv_temperature, _objective(*objective),
-        grad_logits if want_grad else None,
-    )  # fmt: skip
-    return loss, metrics, grad_logits
+    return *_run(logits, token, arguments, grad_logits if want_grad else None), grad_logits
 
 
 def _policy_loss_fake(logits, *rest):
@@ -37,15 +65,11 @@ def _policy_loss_fake(logits, *rest):
     return *_scalars(logits), torch.empty(shape, dtype=logits.dtype, device=logits.device)
 
 
-def _policy_loss_in_place(logits, token, advantage, weight, old, ref, inv_temperature, *objective):
-    return implementation("policy_loss", logits)(
-        logits, token, advantage, weight, old, ref, inv_temperature, _objective(*objective), logits
-    )
-
-
-def _token_objective(logprob, entropy, advantage, weight, old, ref, *objective):
+def _token_objective(logprob, entropy, *rest):
+    *rows, cu_seqlens, gate, level, kl, coefficients = rest
+    objective = Objective.of(gate, level, kl, coefficients.tolist())
     return implementation("token_objective", logprob)(
-        logprob, entropy, advantage, weight, old, ref, _objective(*objective)
+        logprob, entropy, Rows(*rows), cu_seqlens, objective
     )
 
 
@@ -54,15 +78,15 @@ def _token_objective_fake(logprob, entropy, *rest):
 
 
 policy_loss = register(
-    f"policy_loss(Tensor logits, Tensor token, {_ROWS}, Tensor? inv_temperature, {_OBJECTIVE},"
+    f"policy_loss(Tensor logits, Tensor token, {_ROWS}, {_SOFTMAX}, {_OBJECTIVE},"
     " bool want_grad) -> (Tensor, Tensor, Tensor)",
     _policy_loss,
     _policy_loss_fake,
 )
 policy_loss_ = register(
-    f"policy_loss_(Tensor(a!) logits, Tensor token, {_ROWS}, Tensor? inv_temperature, {_OBJECTIVE})"
+    f"policy_loss_(Tensor(a!) logits, Tensor token, {_ROWS}, {_SOFTMAX}, {_OBJECTIVE})"
     " -> (Tensor, Tensor)",
-    _policy_loss_in_place,
+    lambda logits, token, *rest: _run(logits, token, rest, logits),
     lambda logits, *rest: _scalars(logits),
 )
 bump_version_of_first_argument(policy_loss_)
@@ -82,14 +106,15 @@ token_objective = register(
 
 def _save_gradient(ctx, inputs, output):
     ctx.save_for_backward(output[2])
+    ctx.others = len(inputs) - 1
     ctx.set_materialize_grads(False)
 
 
 def _policy_loss_autograd(ctx, grad_loss, grad_metrics, grad_grad):
     refuse_double_backward("policy_loss")
     if grad_loss is None:
-        return (None,) * 13
-    return _scaled(ctx.saved_tensors[0], grad_loss), *(None,) * 12
+        return (None,) * (ctx.others + 1)
+    return _scaled(ctx.saved_tensors[0], grad_loss), *(None,) * ctx.others
 
 
 def _scaled(grad_logits: Tensor, grad_loss: Tensor) -> Tensor:
@@ -100,15 +125,16 @@ def _scaled(grad_logits: Tensor, grad_loss: Tensor) -> Tensor:
 
 def _save_gradients(ctx, inputs, output):
     ctx.save_for_backward(output[2], output[3])
+    ctx.others = len(inputs) - 2
     ctx.set_materialize_grads(False)
 
 
 def _token_objective_autograd(ctx, grad_loss, *unused):
     refuse_double_backward("token_objective")
     if grad_loss is None:
-        return (None,) * 11
+        return (None,) * (ctx.others + 2)
     grad_logprob, grad_entropy = ctx.saved_tensors
-    return grad_logprob * grad_loss, grad_entropy * grad_loss, *(None,) * 9
+    return grad_logprob * grad_loss, grad_entropy * grad_loss, *(None,) * ctx.others
 
 
 torch.library.register_autograd(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern.ops import check
+from rlkern.reference.token_logprob import Softmax, accumulation_dtype
 
 
 def as_grid(op: str, logits: Tensor) -> Tensor:
@@ -24,12 +25,72 @@ def as_grid(op: str, logits: Tensor) -> Tensor:
 
 def row_vector(x: Tensor, grid: Tensor) -> Tensor:
     """Returns a row vector as a contiguous (B, T) tensor in the logits' accumulation dtype."""
-    return _as_rows(x, grid, torch.float64 if grid.dtype == torch.float64 else torch.float32)
+    return _as_rows(x, grid, accumulation_dtype(grid.dtype))
 
 
 def token_vector(token: Tensor, grid: Tensor) -> Tensor:
     """Returns tokens as a contiguous (B, T) int64 tensor."""
     return _as_rows(token, grid, torch.int64)
+
+
+def mask_vector(mask: Tensor | None, grid: Tensor) -> Tensor | None:
+    """Returns a mask as a contiguous (B, T) tensor."""
+    return None if mask is None else _as_rows(mask, grid, torch.bool)
+
+
+def sequence_bounds(
+    op: str, cu_seqlens: Tensor | None, shape: torch.Size, device: torch.device
+) -> Tensor | None:
+    """Returns cu_seqlens as a checked int64 tensor: where each sequence of the flat rows begins.
+
+    Whether they cover the rows is looked at where that costs no synchronisation.
+    """
+    if cu_seqlens is None:
+        return None
+    check.tensor(op, "cu_seqlens", cu_seqlens, check.INTEGERS)
+    if len(shape) != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != device:
+        raise ValueError(
+            f"{op}: cu_seqlens must be (S + 1,) on {device} beside flat (N,) rows, "
+            f"got {check.describe(cu_seqlens)} and rows {tuple(shape)}"
+        )
+    if not torch.compiler.is_compiling() and (device.type == "cpu" or check.checks_values()):
+        bounds, rows = cu_seqlens.tolist(), shape[0]
+        ends = bounds[:1] + bounds[-1:]
+        if ends != [0, rows] or bounds != sorted(bounds):
+            raise ValueError(
+                f"{op}: cu_seqlens must rise from 0 to the number of rows {rows}, got {bounds[:8]}"
+                + ("…" if len(bounds) > 8 else "")
+            )
+    return cu_seqlens.to(torch.int64).contiguous()
+
+
+def make_softmax(
+    op: str,
+    grid: Tensor,
+    shape: torch.Size,
+    mask: Tensor | None,
+    temperature: float | Tensor,
+    softcap: float | None,
+    keep: Tensor | None,
+) -> Softmax:
+    """Returns the checked distribution of rows in the form the backends take."""
+    cap = 0.0
+    if softcap is not None:
+        cap = check.number(op, "softcap", softcap)
+        if cap <= 0:
+            raise ValueError(f"{op}: softcap must be greater than 0 or None, got {softcap}")
+    if keep is not None:
+        keep = _kept_ids(op, keep, shape, grid, mask)
+    return Softmax(inverse_temperature(op, temperature, mask, shape, grid), cap, keep)
+
+
+def _kept_ids(op: str, keep: Tensor, shape: torch.Size, grid: Tensor, mask: Tensor | None):
+    check.tensor(op, "keep", keep, check.INTEGERS)
+    if keep.shape[:-1] != shape or keep.shape[-1] == 0 or keep.device != grid.device:
+        expected = f"{(*shape, 'K')} with K > 0 on {grid.device}".replace("'", "")
+        raise ValueError(f"{op}: keep must be {expected}, got {check.describe(keep)}")
+    check.kept_values(op, keep, mask, grid.shape[-1])
+    return keep.to(torch.int64).reshape(*grid.shape[:2], -1).contiguous()
 
 
 def _as_rows(x: Tensor, grid: Tensor, dtype: torch.dtype) -> Tensor:
@@ -64,5 +125,5 @@ def inverse_temperature(
         raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")
     if temperature == 1:
         return None
-    dtype = torch.float64 if grid.dtype == torch.float64 else torch.float32
-    return torch.full(grid.shape[:2], 1.0 / temperature, dtype=dtype, device=grid.device)
+    shape, dtype = grid.shape[:2], accumulation_dtype(grid.dtype)
+    return torch.full(shape, 1.0 / temperature, dtype=dtype, device=grid.device)

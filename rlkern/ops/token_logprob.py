@@ -9,7 +9,8 @@ from torch import Tensor
 from rlkern.backends import implementation
 from rlkern.ops import check
 from rlkern.ops.library import bump_version_of_first_argument, refuse_double_backward, register
-from rlkern.ops.rows import as_grid, inverse_temperature, token_vector
+from rlkern.ops.rows import as_grid, make_softmax, mask_vector, token_vector
+from rlkern.reference.token_logprob import Softmax, Statistics, Upstream, accumulation_dtype
 
 
 class TokenLogprob(NamedTuple):
@@ -18,41 +19,46 @@ class TokenLogprob(NamedTuple):
     logprob: Tensor
     entropy: Tensor
     lse: Tensor
+    sum_pi_squared: Tensor
 
 
-def _accumulation_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def _forward(logits, token, mask, *softmax):
+    return implementation("token_logprob", logits)(logits, token, mask, Softmax(*softmax))
 
 
-def _forward(logits, token, mask, inv_temperature):
-    return implementation("token_logprob", logits)(logits, token, mask, inv_temperature)
+def _forward_fake(logits, token, *rest):
+    dtype = accumulation_dtype(logits.dtype)
+    return tuple(logits.new_empty(token.shape, dtype=dtype) for _ in range(5))
 
 
-def _forward_fake(logits, token, mask, inv_temperature):
-    return tuple(logits.new_empty(token.shape, dtype=_accumulation_dtype(logits)) for _ in range(4))
+def _write_gradient(logits, token, mask, rest, grad_logits):
+    implementation("token_logprob_backward", logits)(
+        logits, token, mask, Softmax(*rest[:3]), Statistics(*rest[3:6]), Upstream(*rest[6:]),
+        grad_logits,
+    )  # fmt: skip
 
 
-def _backward(logits, *rows):
+def _backward(logits, token, mask, *rest):
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    implementation("token_logprob_backward", logits)(logits, *rows, grad_logits)
+    _write_gradient(logits, token, mask, rest, grad_logits)
     return grad_logits
 
 
-def _backward_fake(logits, *rows):
+def _backward_fake(logits, *rest):
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
 
 
-def _backward_in_place(logits, *rows):
-    implementation("token_logprob_backward", logits)(logits, *rows, logits)
+def _backward_in_place(logits, token, mask, *rest):
+    _write_gradient(logits, token, mask, rest, logits)
 
 
+_SCORED = "Tensor token, Tensor? mask, Tensor? inv_temperature, float softcap, Tensor? keep"
 _ROWS = (
-    "Tensor token, Tensor? mask, Tensor? inv_temperature, Tensor entropy, Tensor row_max, "
-    "Tensor log_sum, Tensor? grad_logprob, Tensor? grad_entropy, Tensor? grad_lse"
+    f"{_SCORED}, Tensor entropy, Tensor row_max, Tensor log_sum, "
+    "Tensor? grad_logprob, Tensor? grad_entropy, Tensor? grad_lse"
 )
 forward = register(
-    "token_logprob(Tensor logits, Tensor token, Tensor? mask, Tensor? inv_temperature)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    f"token_logprob(Tensor logits, {_SCORED}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
@@ -68,21 +74,32 @@ bump_version_of_first_argument(backward_)
 
 
 def _setup_context(ctx, inputs, output):
-    logits, token, mask, inv_temperature = inputs
-    _, entropy, row_max, log_sum = output
-    ctx.save_for_backward(logits, token, mask, inv_temperature, entropy, row_max, log_sum)
+    logits, token, mask, inv_temperature, softcap, keep = inputs
+    _, entropy, row_max, log_sum, sum_pi_squared = output
+    ctx.save_for_backward(logits, token, mask, inv_temperature, keep, entropy, row_max, log_sum)
+    ctx.softcap = softcap
+    ctx.mark_non_differentiable(row_max, sum_pi_squared)
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum):
+def _arguments(ctx, grads):
+    """Returns (logits, the other arguments of the backward), or None if no gradient arrived."""
     # lse = row_max + log_sum: its whole gradient arrives through log_sum, row_max is a constant.
-    refuse_double_backward("token_logprob")
-    grads = [
+    grad_logprob, grad_entropy, _, grad_log_sum, _ = grads
+    upstream = [
         None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)
     ]
-    if all(g is None for g in grads):
-        return None, None, None, None
-    return backward(*ctx.saved_tensors, *grads), None, None, None
+    if all(g is None for g in upstream):
+        return None
+    # Once: activation checkpointing refuses a second look.
+    logits, token, mask, inv_temperature, keep, *statistics = ctx.saved_tensors
+    return logits, (token, mask, inv_temperature, ctx.softcap, keep, *statistics, *upstream)
+
+
+def _autograd(ctx, *grads):
+    refuse_double_backward("token_logprob")
+    found = _arguments(ctx, grads)
+    return None if found is None else backward(found[0], *found[1]), *(None,) * 5
 
 
 torch.library.register_autograd("rlkern::token_logprob", _autograd, setup_context=_setup_context)
@@ -92,26 +109,23 @@ class _InPlace(torch.autograd.Function):
     """As the functional operation, but the backward overwrites the logits with their gradient."""
 
     @staticmethod
-    def forward(ctx, logits, token, mask, inv_temperature):
-        output = forward(logits.detach(), token, mask, inv_temperature)
-        _setup_context(ctx, (logits, token, mask, inv_temperature), output)
+    def forward(ctx, logits, *rest):
+        output = forward(logits.detach(), *rest)
+        _setup_context(ctx, (logits, *rest), output)
         return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum):
-        grads = [
-            None if g is None else g.contiguous()
-            for g in (grad_logprob, grad_entropy, grad_log_sum)
-        ]
-        if all(g is None for g in grads):
-            return None, None, None, None
-        saved, *rows = ctx.saved_tensors  # once: activation checkpointing refuses a second look
+    def backward(ctx, *grads):
+        found = _arguments(ctx, grads)
+        if found is None:
+            return (None,) * 6
+        saved, rest = found
         if torch.compiler.is_compiling():
-            return backward(saved, *rows, *grads), None, None, None
+            return backward(saved, *rest), *(None,) * 5
         logits = saved.detach()
-        backward_(logits, *rows, *grads)
-        return logits, None, None, None
+        backward_(logits, *rest)
+        return logits, *(None,) * 5
 
 
 def token_logprob(
@@ -119,12 +133,14 @@ def token_logprob(
     token: Tensor,
     *,
     temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
     mask: Tensor | None = None,
+    keep: Tensor | None = None,
     inplace: bool = False,
 ) -> TokenLogprob:
-    """Returns the log-probability of each token, and the entropy and log-sum-exp of its row.
+    """Returns the log-probability of each token, and entropy, log-sum-exp and Σp² of its row.
 
-        z = logits / temperature        lse = log Σⱼ exp zⱼ
+        z = softcap·tanh(logits / softcap) / temperature        lse = log Σⱼ exp zⱼ
         logprob = z[token] − lse        entropy = lse − Σⱼ pⱼ·zⱼ,  p = exp(z − lse)
 
     logits[b, t] scores token[b, t]: nothing is shifted here.
@@ -133,15 +149,20 @@ def token_logprob(
         logits       (..., V) float16, bfloat16, float32 or float64; the last dimension contiguous
         token        (...) int64 or int32; any value where mask is False
         temperature  a number > 0, or a float tensor that broadcasts to (...)
+        softcap      a number > 0 (Gemma's final_logit_softcapping), or None
         mask         (...) bool, True counts; other rows are not read and give 0
+        keep         (..., K) int64 or int32: the ids top-k, top-p or min-p left to the sampler, −1
+                     in unused places. The probabilities are those among these (and the token). A
+                     row of nothing but −1 keeps the whole vocabulary
         inplace      the backward overwrites the logits with their gradient, saving an (N, V) buffer
     Returns
-        TokenLogprob(logprob, entropy, lse), each (...) float32 (float64 for float64 logits)
+        TokenLogprob(logprob, entropy, lse, sum_pi_squared), each (...) float32 (float64 for
+        float64 logits)
     Raises
         TypeError, ValueError  for an argument of the wrong dtype, shape or device
         RuntimeError           on double backward
     Gradient
-        to logits, through all three results; token, temperature and mask are constants
+        to logits, through logprob, entropy and lse; sum_pi_squared and all else are constants
 
     >>> import math, torch
     >>> logits = torch.tensor([[0.0, math.log(3.0)]])
@@ -157,11 +178,11 @@ def token_logprob(
         check.like(op, "mask", mask, shape, logits, (torch.bool,))
     check.token_values(op, token, mask, logits.shape[-1])
     grid = as_grid(op, logits)
-    inv_temperature = inverse_temperature(op, temperature, mask, shape, grid)
-    mask_rows = None if mask is None else mask.reshape(grid.shape[:2]).contiguous()
+    softmax = make_softmax(op, grid, shape, mask, temperature, softcap, keep)
     run = _InPlace.apply if inplace else forward
-    logprob, entropy, row_max, log_sum = run(
-        grid, token_vector(token, grid), mask_rows, inv_temperature
+    logprob, entropy, row_max, log_sum, sum_pi_squared = run(
+        grid, token_vector(token, grid), mask_vector(mask, grid), *softmax
     )
-    lse = row_max.detach() + log_sum
-    return TokenLogprob(logprob.reshape(shape), entropy.reshape(shape), lse.reshape(shape))
+    lse = row_max + log_sum
+    results = (logprob, entropy, lse, sum_pi_squared)
+    return TokenLogprob(*(x.reshape(shape) for x in results))

@@ -3,21 +3,29 @@
 
 import torch
 
-from rlkern.reference.group_advantage import group_advantage
+from rlkern.reference.group_advantage import group_advantage, group_segments
 from rlkern.reference.policy_loss import policy_loss, scale_, scaled
 from rlkern.reference.reverse_scan import reverse_scan
+from rlkern.reference.segment_sum import segment_sum, segment_sum_backward
+from rlkern.reference.td_loss import td_loss
 from rlkern.reference.token_logprob import token_logprob, token_logprob_backward
 from rlkern.reference.token_objective import token_objective
+from rlkern.reference.value_loss import value_loss
 
 __all__ = [
     "group_advantage",
+    "group_segments",
     "policy_loss",
     "reverse_scan",
     "scale_",
     "scaled",
+    "segment_sum",
+    "segment_sum_backward",
+    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",
+    "value_loss",
 ]
 
 

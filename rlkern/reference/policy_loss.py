@@ -1,39 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eager definition of the single-pass policy loss: token_logprob followed by token_objective."""
+"""Eager definition of the policy loss: token_logprob, token_objective, and the first one's backward."""
 
-import torch
 from torch import Tensor
 
-from rlkern.reference.autograd import recording
-from rlkern.reference.token_logprob import differentiable_token_logprob
-from rlkern.reference.token_objective import Objective, token_objective
+from rlkern.reference.token_logprob import Softmax, Upstream, token_logprob, token_logprob_backward
+from rlkern.reference.token_objective import Objective, Rows, token_objective
 
 
 def policy_loss(
     logits: Tensor,
     token: Tensor,
-    advantage: Tensor,
-    weight: Tensor,
-    old_logprob: Tensor | None,
-    ref_logprob: Tensor | None,
-    inv_temperature: Tensor | None,
+    rows: Rows,
+    softmax: Softmax,
     objective: Objective,
     grad_logits: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (loss, metrics) of Σ weight·ℓ; writes ∂loss/∂logits into grad_logits if given."""
-    with recording():
-        leaf = logits.detach().requires_grad_()
-        logprob, entropy, _ = differentiable_token_logprob(
-            leaf, token, weight != 0, inv_temperature
-        )
-        loss, metrics, grad_logprob, grad_entropy = token_objective(
-            logprob, entropy, advantage, weight, old_logprob, ref_logprob, objective
-        )
-        if grad_logits is not None:
-            grads = (grad_logprob, grad_entropy)
-            (gradient,) = torch.autograd.grad((logprob, entropy), leaf, grads)
+    """Returns (loss, metrics) of Σ weight·ℓ; writes ∂loss/∂logits into grad_logits if given.
+
+    Of level token, as a backend need not be able to do more in one sweep: no token's loss depends
+    on another's. grad_logits may be logits.
+    """
+    assert objective.level == "token"
+    mask = rows.weight != 0
+    scored = token_logprob(logits, token, mask, softmax)
+    loss, metrics, grad_logprob, grad_entropy = token_objective(
+        scored.logprob, scored.entropy, rows, None, objective
+    )
     if grad_logits is not None:
-        grad_logits.copy_(gradient)
+        upstream = Upstream(grad_logprob, grad_entropy)
+        token_logprob_backward(
+            logits, token, mask, softmax, scored.statistics, upstream, grad_logits
+        )
     return loss, metrics
 
 

@@ -1,10 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eager definition of the log-probability of given tokens, with entropy and log-sum-exp."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from rlkern.reference.autograd import recording
+# The token of a row whose token lies in another rank's slice of the vocabulary: its logprob is
+# meaningless and its gradient has no element of its own.
+ABSENT = torch.iinfo(torch.int64).min
+
+
+class Softmax(NamedTuple):
+    """Which distribution a row of logits stands for; all rows the same shape (B, T).
+
+    inv_temperature  (B, T) or None for 1
+    softcap          cap of cap·tanh(logit / cap), before the temperature; 0 for none
+    keep             (B, T, K) int64 ids of the tokens that could be sampled, none of them twice;
+                     −1 in unused places, and a row of nothing but −1 keeps the whole vocabulary;
+                     any other negative id is kept, but in another rank's slice of the vocabulary.
+                     The token itself could always be sampled
+    """
+
+    inv_temperature: Tensor | None = None
+    softcap: float = 0.0
+    keep: Tensor | None = None
+
+
+class Statistics(NamedTuple):
+    """What the backward needs of each row: lse = row_max + log_sum.
+
+    The two halves of lse are kept apart because their sum loses the digits of log_sum when the
+    logits carry a large common offset.
+    """
+
+    entropy: Tensor
+    row_max: Tensor
+    log_sum: Tensor
+
+
+class Scored(NamedTuple):
+    """What is left of each row of logits."""
+
+    logprob: Tensor
+    entropy: Tensor
+    row_max: Tensor
+    log_sum: Tensor
+    sum_pi_squared: Tensor
+
+    @property
+    def statistics(self) -> Statistics:
+        """Returns what the backward needs."""
+        return Statistics(self.entropy, self.row_max, self.log_sum)
+
+
+class Upstream(NamedTuple):
+    """The gradients that arrive at the results of token_logprob, each (B, T) or None."""
+
+    logprob: Tensor | None = None
+    entropy: Tensor | None = None
+    lse: Tensor | None = None
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -12,81 +67,95 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def scaled_logits(logits: Tensor, mask: Tensor | None, inv_temperature: Tensor | None) -> Tensor:
-    """Returns z = logits / temperature in the accumulation dtype, masked rows replaced by zeros."""
+def _kept(keep: Tensor, token: Tensor, vocabulary: int) -> Tensor:
+    """Returns (B, T, V), True for the tokens that could be sampled."""
+    # One column more, cut off in the end, takes what lies outside.
+    chosen = torch.zeros(*keep.shape[:2], vocabulary + 1, dtype=torch.bool, device=keep.device)
+    for ids in (keep, token.unsqueeze(-1)):
+        chosen = chosen.scatter(-1, torch.where(ids < 0, vocabulary, ids), True)
+    return chosen[..., :vocabulary] | (keep == -1).all(-1, keepdim=True)
+
+
+def _temper(x: Tensor, softmax: Softmax) -> Tensor:
+    if softmax.inv_temperature is None:
+        return x
+    return x * softmax.inv_temperature.to(x.dtype).unsqueeze(-1)
+
+
+def scaled_logits(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Tensor:
+    """Returns z of each row in the accumulation dtype; masked rows are replaced by zeros."""
     z = logits.to(accumulation_dtype(logits.dtype))
     if mask is not None:
-        # Selected before any arithmetic: NaN · 0 in a backward would leak garbage of masked rows.
         z = torch.where(mask.unsqueeze(-1), z, 0.0)
-    if inv_temperature is not None:
-        z = z * inv_temperature.to(z.dtype).unsqueeze(-1)
+    if softmax.softcap:  # a banned token stays banned
+        z = torch.where(z == -torch.inf, z, softmax.softcap * torch.tanh(z / softmax.softcap))
+    z = _temper(z, softmax)
+    if softmax.keep is not None:
+        z = torch.where(_kept(softmax.keep, token, logits.shape[-1]), z, -torch.inf)
     return z
 
 
-def differentiable_token_logprob(
-    logits: Tensor,
-    token: Tensor,
-    mask: Tensor | None = None,
-    inv_temperature: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (logprob, entropy, lse) of each row, differentiable by autograd.
+def _element(x: Tensor, token: Tensor) -> Tensor:
+    """Returns each row's element at its token, and NaN where the token is ABSENT."""
+    found = x.gather(-1, token.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(token == ABSENT, torch.nan, found)
 
-    z = logits / temperature;  lse = log Σⱼ exp zⱼ;  logprob = z[token] − lse;
-    entropy = lse − Σⱼ pⱼ·zⱼ with p = exp(z − lse) and zero-probability terms dropped.
+
+@torch.no_grad()
+def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
+    """Returns what is left of each row; zeros for masked rows.
+
+    z = softcap·tanh(logits / softcap) / temperature, −inf for a logit of −inf and outside the kept set
+    lse = log Σⱼ exp zⱼ        logprob = z[token] − lse        p = exp(z − lse)
+    entropy = lse − Σⱼ pⱼ·zⱼ with zero-probability terms dropped        sum_pi_squared = Σⱼ pⱼ²
     """
-    z = scaled_logits(logits, mask, inv_temperature)
     if mask is not None:
         token = torch.where(mask, token, 0)
-    log_p = torch.log_softmax(z, dim=-1)
-    logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-    row_max = z.detach().amax(-1, keepdim=True)
-    u = z - row_max
+    z = scaled_logits(logits, token, mask, softmax)
+    row_max = z.amax(-1)
+    u = z - row_max.unsqueeze(-1)
     log_sum = u.exp().sum(-1).log()
+    log_p = u - log_sum.unsqueeze(-1)
     p = log_p.exp()
     entropy = log_sum - (p * torch.where(p > 0, u, 0.0)).sum(-1)
-    lse = row_max.squeeze(-1) + log_sum
+    scored = Scored(_element(log_p, token), entropy, row_max, log_sum, p.square().sum(-1))
     if mask is None:
-        return logprob, entropy, lse
-    return tuple(torch.where(mask, x, 0.0) for x in (logprob, entropy, lse))  # type: ignore[return-value]
+        return scored
+    return Scored(*(torch.where(mask, x, 0.0) for x in scored))
 
 
-def token_logprob(
-    logits: Tensor, token: Tensor, mask: Tensor | None, inv_temperature: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns (logprob, entropy, row_max, log_sum) with lse = row_max + log_sum; masked rows are 0.
-
-    The two halves of lse are kept apart because their sum loses the digits of log_sum when the
-    logits carry a large common offset, and the backward needs them.
-    """
-    with torch.no_grad():
-        logprob, entropy, _ = differentiable_token_logprob(logits, token, mask, inv_temperature)
-        z = scaled_logits(logits, mask, inv_temperature)
-        row_max = z.amax(-1)
-        log_sum = (z - row_max.unsqueeze(-1)).exp().sum(-1).log()
-        if mask is not None:
-            log_sum = torch.where(mask, log_sum, 0.0)
-    return logprob, entropy, row_max, log_sum
-
-
+@torch.no_grad()
 def token_logprob_backward(
     logits: Tensor,
     token: Tensor,
     mask: Tensor | None,
-    inv_temperature: Tensor | None,
-    entropy: Tensor,
-    row_max: Tensor,
-    log_sum: Tensor,
-    grad_logprob: Tensor | None,
-    grad_entropy: Tensor | None,
-    grad_lse: Tensor | None,
+    softmax: Softmax,
+    statistics: Statistics,
+    upstream: Upstream,
     grad_logits: Tensor,
 ) -> None:
-    """Writes the gradient of Σ (logprob·grad_logprob + entropy·grad_entropy + lse·grad_lse)."""
-    grads = (grad_logprob, grad_entropy, grad_lse)
-    with recording():
-        leaf = logits.detach().requires_grad_()
-        outputs = differentiable_token_logprob(leaf, token, mask, inv_temperature)
-        used = [(x, g.to(x.dtype)) for x, g in zip(outputs, grads) if g is not None]
-        results, upstream = zip(*used)
-        (gradient,) = torch.autograd.grad(results, leaf, upstream)
-    grad_logits.copy_(gradient)
+    """Writes the gradient of Σ (logprob·d_logprob + entropy·d_entropy + lse·d_lse), d_ upstream.
+
+    dzⱼ = pⱼ·(d_lse − d_logprob − d_entropy·(log pⱼ + entropy)) + d_logprob·[j = token]
+
+    p is taken from the given statistics, which may be those of a larger vocabulary that these
+    logits are a slice of. grad_logits may be logits.
+    """
+    if mask is not None:
+        token = torch.where(mask, token, 0)
+    z = scaled_logits(logits, token, mask, softmax)
+    entropy, row_max, log_sum = (x.unsqueeze(-1) for x in statistics)
+    log_p = z - row_max - log_sum
+    p = log_p.exp()
+    d_logprob, d_entropy, d_lse = (
+        torch.zeros_like(entropy) if g is None else g.unsqueeze(-1) for g in upstream
+    )
+    surprise = torch.where(p > 0, log_p + entropy, 0.0)
+    grad = p * (d_lse - d_logprob - d_entropy * surprise)
+    own = torch.where((token == ABSENT).unsqueeze(-1), 0.0, d_logprob)
+    grad = _temper(grad.scatter_add(-1, token.clamp(min=0).unsqueeze(-1), own), softmax)
+    if softmax.softcap:
+        grad = grad * (1 - torch.tanh(logits.to(grad.dtype) / softmax.softcap).square())
+    if mask is not None:
+        grad = torch.where(mask.unsqueeze(-1), grad, 0.0)
+    grad_logits.copy_(grad)

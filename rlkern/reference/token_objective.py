@@ -1,129 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eager definition of the token objective: surrogate, KL and entropy terms of one token.
 
-ℓ = gate(log π, log π_old, A) + kl_coef · KL(log π, log π_ref) − entropy_coef · H
+ℓ = correction · gate(log π, log r, A) + kl_coef · KL(log π, log π_ref) − entropy_coef · H
 
-Every gate and every KL estimator has exactly one home per language: here, in
-csrc/math/token_objective.h and in kernels/_math.py; a test holds the three together.
+The gates are in gates.py, the levels that make log r in levels.py, the KL estimators in kl.py.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlkern.reference.autograd import recording
+from rlkern.reference.gates import GATE_COEFFICIENTS, GATES, Gated
+from rlkern.reference.kl import KL_ESTIMATORS, k1, k2, k3
+from rlkern.reference.levels import LEVELS, Sequences
 
-METRICS = (
+# Sums over the counted tokens, then the smallest and the largest ratio.
+SUMMED_METRICS = (
     "count",
     "logprob",
     "entropy",
     "kl",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
     "old_kl",
     "ratio",
     "clip_low",
     "clip_high",
-    "ratio_min",
-    "ratio_max",
+    "correction",
 )
+METRICS = (*SUMMED_METRICS, "ratio_min", "ratio_max")
 
 
 class Objective(NamedTuple):
-    """A token objective in numbers: which gate and KL estimator, and their coefficients."""
+    """A token objective in names and numbers."""
 
     gate: str
-    gate_coef: tuple[float, float]
+    level: str
     kl: str
+    gate_coef: tuple[float, ...]
     kl_coef: float
     entropy_coef: float
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """Returns all coefficients in one row: of the gate, of the KL, of the entropy."""
+        return (*self.gate_coef, self.kl_coef, self.entropy_coef)
 
-def reinforce(
-    logprob: Tensor, log_ratio: Tensor, advantage: Tensor, c0: float, c1: float
-) -> Tensor:
-    """Returns −A·log π. Paper: Williams 1992, doi 10.1007/BF00992696, eq. 11."""
-    return -advantage * logprob
+    @staticmethod
+    def of(gate: str, level: str, kl: str, numbers) -> "Objective":
+        """Returns the objective whose numbers these are."""
+        *gate_coef, kl_coef, entropy_coef = numbers
+        return Objective(gate, level, kl, tuple(gate_coef), kl_coef, entropy_coef)
 
 
-def ppo_clip(logprob: Tensor, log_ratio: Tensor, advantage: Tensor, c0: float, c1: float) -> Tensor:
-    """Returns −min(r·A, clip(r, 1 − c0, 1 + c1)·A) with r = exp(log_ratio).
+class Rows(NamedTuple):
+    """What is known of each token beside its distribution; all of the same shape.
 
-    Paper: arXiv 1707.06347, eq. 7; two widths (clip-higher) as in arXiv 2503.14476, eq. 8.
+    Tokens of weight 0 do not count and are not read. Without old_logprob the batch is on policy:
+    the ratio is 1 and its gradient that of log π. correction multiplies the gate's loss.
     """
-    ratio = log_ratio.exp()
-    return -torch.minimum(ratio * advantage, ratio.clamp(1 - c0, 1 + c1) * advantage)
+
+    advantage: Tensor
+    weight: Tensor
+    old_logprob: Tensor | None = None
+    ref_logprob: Tensor | None = None
+    correction: Tensor | None = None
+
+    def selected(self) -> "Rows":
+        """Returns the rows with zeros wherever a token does not count."""
+        counted = self.weight != 0
+        chosen = [None if x is None else torch.where(counted, x.detach(), 0.0) for x in self]
+        return Rows(*chosen)  # type: ignore[arg-type]
 
 
-def kl_k1(logprob: Tensor, ref_logprob: Tensor) -> Tensor:
-    """Returns d = log π − log π_ref, unbiased and of either sign."""
-    return logprob - ref_logprob
-
-
-def kl_k2(logprob: Tensor, ref_logprob: Tensor) -> Tensor:
-    """Returns d²/2, whose gradient is that of the KL divergence on policy."""
-    return 0.5 * (logprob - ref_logprob).square()
-
-
-def kl_k3(logprob: Tensor, ref_logprob: Tensor) -> Tensor:
-    """Returns exp(−d) − 1 + d, unbiased and never negative. Paper: arXiv 2402.03300, eq. 4."""
-    difference = logprob - ref_logprob
-    return torch.expm1(-difference) + difference
-
-
-Gate = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
-# The position in these tables is the number the native kernels know the formula by.
-GATES: dict[str, Gate] = {"reinforce": reinforce, "ppo_clip": ppo_clip}
-KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
-GATE_INDEX = {name: i for i, name in enumerate(GATES)}
-KL_INDEX = {name: i for i, name in enumerate(KL_ESTIMATORS)}
+def gated(logprob: Tensor, rows: Rows, objective: Objective, sequences: Sequences):
+    """Returns (what the gate makes of each token, the log ratio it saw, the token's own)."""
+    old = logprob.detach() if rows.old_logprob is None else rows.old_logprob
+    own = logprob - old
+    level = LEVELS[objective.level](
+        own, rows.advantage, rows.weight != 0, sequences, *objective.gate_coef
+    )
+    gate = GATES[objective.gate](logprob, level.log_ratio, rows.advantage, *objective.gate_coef)
+    low, high = gate.clip_low | level.clip_low, gate.clip_high | level.clip_high
+    return Gated(gate.loss, low, high), level.log_ratio, own
 
 
 def token_loss(
     logprob: Tensor,
     entropy: Tensor,
-    advantage: Tensor,
-    old_logprob: Tensor | None,
-    ref_logprob: Tensor | None,
+    rows: Rows,
     objective: Objective,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """Returns the loss of each token, differentiable in logprob and entropy.
-
-    Without old_logprob the batch is on policy: the ratio is 1 and its gradient that of log π.
-    """
-    old = logprob.detach() if old_logprob is None else old_logprob
-    loss = GATES[objective.gate](logprob, logprob - old, advantage, *objective.gate_coef)
-    if ref_logprob is not None:
-        loss = loss + objective.kl_coef * KL_ESTIMATORS[objective.kl](logprob, ref_logprob)
+    """Returns the loss of each token, differentiable in logprob and entropy."""
+    gate, _, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
+    loss = gate.loss if rows.correction is None else rows.correction * gate.loss
+    if rows.ref_logprob is not None:
+        divergence = KL_ESTIMATORS[objective.kl](logprob, rows.ref_logprob, own)
+        loss = loss + objective.kl_coef * divergence
     return loss - objective.entropy_coef * entropy
 
 
 def token_metrics(
-    logprob: Tensor,
-    entropy: Tensor,
-    advantage: Tensor,
-    weight: Tensor,
-    old_logprob: Tensor | None,
-    ref_logprob: Tensor | None,
-    objective: Objective,
+    logprob: Tensor, entropy: Tensor, rows: Rows, objective: Objective, cu_seqlens: Tensor | None
 ) -> Tensor:
-    """Returns the metrics: sums over rows of non-zero weight, then smallest and largest ratio."""
-    counted = weight != 0
-    old = logprob if old_logprob is None else old_logprob
-    ratio = (logprob - old).exp()
-    low, high = objective.gate_coef
-    kl = torch.zeros_like(logprob)
-    if ref_logprob is not None:
-        kl = KL_ESTIMATORS[objective.kl](logprob, ref_logprob)
+    """Returns the METRICS of the counted tokens; ratio and clips are those the gate saw."""
+    counted = rows.weight != 0
+    gate, log_ratio, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
+    ratio = log_ratio.exp()
+    divergences = [torch.zeros_like(logprob)] * 4
+    if (ref := rows.ref_logprob) is not None:
+        estimators = (KL_ESTIMATORS[objective.kl], k1, k2, k3)
+        divergences = [estimator(logprob, ref, own) for estimator in estimators]
+    one = torch.ones_like(logprob)
     sums = [
-        torch.ones_like(logprob),
+        one,
         logprob,
         entropy,
-        kl,
-        kl_k3(logprob, old),
+        *divergences,
+        k3(logprob, logprob - own, own),
         ratio,
-        ((ratio < 1 - low) & (advantage < 0)).to(logprob.dtype),
-        ((ratio > 1 + high) & (advantage > 0)).to(logprob.dtype),
+        gate.clip_low.to(logprob.dtype),
+        gate.clip_high.to(logprob.dtype),
+        one if rows.correction is None else rows.correction,
     ]
     fields = [torch.where(counted, x, 0.0).sum() for x in sums]
     smallest = torch.where(counted, ratio, torch.inf).flatten()
@@ -136,33 +138,24 @@ def token_metrics(
 def token_objective(
     logprob: Tensor,
     entropy: Tensor,
-    advantage: Tensor,
-    weight: Tensor,
-    old_logprob: Tensor | None,
-    ref_logprob: Tensor | None,
+    rows: Rows,
+    cu_seqlens: Tensor | None,
     objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns (loss, metrics, grad_logprob, grad_entropy) of loss = Σ weight·ℓ.
+    """Returns (loss, metrics, grad_logprob, grad_entropy) of loss = Σ weight·ℓ, of (B, T) tokens.
 
-    Rows of weight 0 are not read.
+    A sequence is a row, or what cu_seqlens says of the flattened rows.
     """
-    counted = weight != 0
-
-    def counted_rows(x: Tensor | None) -> Tensor | None:
-        return None if x is None else torch.where(counted, x.detach(), 0.0)
-
-    old_logprob, ref_logprob = counted_rows(old_logprob), counted_rows(ref_logprob)
-    logprob, entropy, advantage = (
-        torch.where(counted, x.detach(), 0.0) for x in (logprob, entropy, advantage)
-    )
+    assert len(objective.gate_coef) == GATE_COEFFICIENTS
+    counted = rows.weight != 0
+    rows = rows.selected()
+    logprob, entropy = (torch.where(counted, x.detach(), 0.0) for x in (logprob, entropy))
     with recording():
         logprob = logprob.requires_grad_()
         entropy = entropy.requires_grad_()
-        row_loss = token_loss(logprob, entropy, advantage, old_logprob, ref_logprob, objective)
-        loss = torch.where(counted, weight * row_loss, 0.0).sum()
+        row_loss = token_loss(logprob, entropy, rows, objective, cu_seqlens)
+        loss = torch.where(counted, rows.weight * row_loss, 0.0).sum()
         grad_logprob, grad_entropy = torch.autograd.grad(loss, (logprob, entropy))
     with torch.no_grad():
-        metrics = token_metrics(
-            logprob, entropy, advantage, weight, old_logprob, ref_logprob, objective
-        )
+        metrics = token_metrics(logprob, entropy, rows, objective, cu_seqlens)
     return loss.detach(), metrics, grad_logprob, grad_entropy

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled once per instruction set, with RLKERN_ISA its name. A vector holds one step of as many
+// segments as it has lanes: tiles of N steps of N segments are transposed on their way in and out.
+// A lane whose segment has ended takes the next one, so segments may differ in length.
+#include "cpu/scans.h"
+
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/simd.h"
+
+namespace rlkern {
+namespace {
+
+template <class T>
+constexpr int kWidth = kLanes * 4 / int(sizeof(T));
+
+template <class T>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kLanes * 4)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::Type;
+
+template <class V, class I, int... K>
+RLKERN_INLINE V shuffled(V a, V b, std::integer_sequence<int, K...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, K...);
+#else
+  typedef I Index __attribute__((vector_size(sizeof(V))));
+  return __builtin_shuffle(a, b, Index{K...});
+#endif
+}
+
+// Elements FIRST, FIRST + 1, ... of a and b in turn.
+template <class V, class I, int N, int FIRST, int... K>
+RLKERN_INLINE V interleaved(V a, V b, std::integer_sequence<int, K...>) {
+  return shuffled<V, I>(a, b, std::integer_sequence<int, (FIRST + K / 2 + (K % 2 ? N : 0))...>{});
+}
+
+template <class T, int N>
+RLKERN_INLINE void transpose(T (&tile)[N][N]) {
+  using V = Vector<T>;
+  using I = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  constexpr auto lanes = std::make_integer_sequence<int, N>{};
+  V a[N], b[N];
+  std::memcpy(a, tile, sizeof(a));
+#pragma GCC unroll 4
+  for (int round = 1; round < N; round *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N / 2; ++i) {
+      b[2 * i] = interleaved<V, I, N, 0>(a[i], a[i + N / 2], lanes);
+      b[2 * i + 1] = interleaved<V, I, N, N / 2>(a[i], a[i + N / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) a[i] = b[i];
+  }
+  std::memcpy(tile, a, sizeof(a));
+}
+
+// The steps below are written once for vectors and for numbers, so that both round alike.
+
+template <class T, bool ENDS>
+struct Scan {
+  static constexpr int kInputs = 2, kStates = 2;
+  static constexpr bool kWrites = !ENDS;
+  const ScanRows<T>& rows;
+
+  void start(const Segment<T>& segment, T* state, int stride) const {
+    state[0] = segment.state[0];
+    state[stride] = 1;
+  }
+  // Steps that are not there leave the state as it is.
+  inline __attribute__((always_inline)) void load(int64_t at, int n, T* in, int stride) const {
+    for (int i = 0; i < n; ++i) in[i] = rows.bias[at + i];
+    for (int i = 0; i < n; ++i) in[stride + i] = rows.decay[at + i];
+    for (int i = n; i < kWidth<T>; ++i) in[i] = 0, in[stride + i] = 1;
+  }
+  template <class V>
+  inline __attribute__((always_inline)) V step(const V* in, V* state) const {
+    const V bias = in[0], decay = in[1];
+    // A decay of 0 cuts the recurrence, also from values that are not finite.
+    state[0] = decay == V{} ? bias : bias + decay * state[0];
+    if (ENDS) state[1] = decay * state[1];
+    return state[0];
+  }
+  inline __attribute__((always_inline)) void store(int64_t at, int n, const T* x, const T*,
+                                                   int) const {
+    for (int i = 0; i < n; ++i) rows.x[at + i] = x[i];
+  }
+  void prefetch(int64_t at) const {
+    __builtin_prefetch(rows.bias + at);
+    __builtin_prefetch(rows.decay + at);
+  }
+};
+
+template <class T, bool ENDS>
+struct Gae {
+  static constexpr int kInputs = 3, kStates = 4;
+  static constexpr bool kWrites = !ENDS;
+  const GaeRows<T>& rows;
+
+  void start(const Segment<T>& segment, T* state, int stride) const {
+    const double discount = rows.discount[segment.sequence];
+    state[0] = segment.state[0];
+    state[stride] = segment.state[1];
+    state[2 * stride] = T(discount);
+    state[3 * stride] = T(discount * rows.gae_lambda[segment.sequence]);
+  }
+  inline __attribute__((always_inline)) void load(int64_t at, int n, T* in, int stride) const {
+    const uint8_t* mask = reinterpret_cast<const uint8_t*>(rows.mask);
+    for (int i = 0; i < n; ++i) in[i] = rows.reward[at + i];
+    for (int i = 0; i < n; ++i) in[stride + i] = rows.value[at + i];
+    for (int i = 0; i < n; ++i) in[2 * stride + i] = T(int(mask[at + i]));
+    for (int i = n; i < kWidth<T>; ++i) in[i] = in[stride + i] = in[2 * stride + i] = 0;
+  }
+  template <class V>
+  inline __attribute__((always_inline)) V step(const V* in, V* state) const {
+    const V reward = in[0], value = in[1], discount = state[2], decay = state[3];
+    const V delta = reward + discount * state[1] - value;
+    const V advantage = decay == V{} ? delta : delta + decay * state[0];
+    state[0] = in[2] != V{} ? advantage : state[0];
+    state[1] = in[2] != V{} ? value : state[1];
+    return advantage;
+  }
+  inline __attribute__((always_inline)) void store(int64_t at, int n, const T* advantage,
+                                                   const T* in, int stride) const {
+    const T *value = in + stride, *mask = in + 2 * stride;
+    for (int i = 0; i < n; ++i) rows.advantage[at + i] = mask[i] != 0 ? advantage[i] : T(0);
+    for (int i = 0; i < n; ++i) rows.target[at + i] = mask[i] != 0 ? advantage[i] + value[i] : T(0);
+  }
+  void prefetch(int64_t at) const {
+    __builtin_prefetch(rows.reward + at);
+    __builtin_prefetch(rows.value + at);
+  }
+};
+
+template <class T>
+void finish(Segment<T>& segment, const T* state, int stride) {
+  segment.state[0] = state[0];
+  segment.state[1] = state[stride];
+}
+
+// Step by step: for segments that would fill little of a tile.
+template <class T, class Op>
+void sweep_one(const Op& op, Segment<T>& segment) {
+  T in[Op::kInputs * kWidth<T>], state[Op::kStates], out[kWidth<T>];
+  const int n = int(segment.length);
+  op.start(segment, state, 1);
+  op.load(segment.begin, n, in, kWidth<T>);
+  for (int t = n - 1; t >= 0; --t) {
+    T step[Op::kInputs];
+    for (int k = 0; k < Op::kInputs; ++k) step[k] = in[k * kWidth<T> + t];
+    out[t] = op.step(step, state);
+  }
+  if (Op::kWrites) op.store(segment.begin, n, out, in, kWidth<T>);
+  finish(segment, state, 1);
+}
+
+template <class T, class Op>
+void sweep(const Op& op, Segment<T>* segments, int64_t count) {
+  constexpr int N = kWidth<T>, kShort = N / 2, kAhead = 8 * N;
+  using V = Vector<T>;
+  alignas(64) T in[Op::kInputs][N][N], steps[Op::kInputs][N][N], out[N][N], state[Op::kStates][N];
+  Segment<T>* lane[N] = {};
+  int64_t left[N] = {}, at[N] = {}, next = 0;
+  int size[N] = {};
+  std::memset(state, 0, sizeof(state));
+  std::memset(in, 0, sizeof(in));
+  for (;;) {
+    bool idle = true;
+    for (int k = 0; k < N; ++k) {
+      if (left[k] == 0) {
+        if (lane[k]) finish(*lane[k], &state[0][k], N);
+        lane[k] = nullptr;
+        for (; next < count && segments[next].length <= kShort; ++next) {
+          sweep_one<T>(op, segments[next]);
+        }
+        if (next < count) {
+          lane[k] = &segments[next++];
+          left[k] = lane[k]->length;
+          op.start(*lane[k], &state[0][k], N);
+        }
+      }
+      size[k] = left[k] ? int((left[k] - 1) % N) + 1 : 0;
+      left[k] -= size[k];
+      if (!size[k]) continue;
+      idle = false;
+      at[k] = lane[k]->begin + left[k];
+      if (left[k] >= kAhead) op.prefetch(at[k] - kAhead);
+      if (size[k] == N) {
+        op.load(at[k], N, &in[0][k][0], N * N);
+      } else {
+        op.load(at[k], size[k], &in[0][k][0], N * N);
+      }
+    }
+    if (idle) return;
+    std::memcpy(steps, in, sizeof(in));
+    for (int i = 0; i < Op::kInputs; ++i) transpose<T, N>(steps[i]);
+    V carried[Op::kStates];
+    std::memcpy(carried, state, sizeof(state));
+    for (int t = N - 1; t >= 0; --t) {
+      V step[Op::kInputs];
+      for (int i = 0; i < Op::kInputs; ++i) std::memcpy(&step[i], steps[i][t], sizeof(V));
+      const V x = op.step(step, carried);
+      std::memcpy(out[t], &x, sizeof(V));
+    }
+    std::memcpy(state, carried, sizeof(state));
+    if (!Op::kWrites) continue;
+    transpose<T, N>(out);
+    for (int k = 0; k < N; ++k) {
+      if (size[k] == N) {
+        op.store(at[k], N, out[k], &in[0][k][0], N * N);
+      } else {
+        op.store(at[k], size[k], out[k], &in[0][k][0], N * N);
+      }
+    }
+  }
+}
+
+template <class T, bool ENDS>
+void reverse_scan(const ScanRows<T>& rows, Segment<T>* segments, int64_t count) {
+  sweep<T>(Scan<T, ENDS>{rows}, segments, count);
+}
+
+template <class T, bool ENDS>
+void gae(const GaeRows<T>& rows, Segment<T>* segments, int64_t count) {
+  sweep<T>(Gae<T, ENDS>{rows}, segments, count);
+}
+
+}  // namespace
+
+#define RLKERN_JOIN(a, b) a##b
+#define RLKERN_SCANS_SYMBOL(name) RLKERN_JOIN(scans_, name)
+#define RLKERN_QUOTE(x) #x
+#define RLKERN_STRING(x) RLKERN_QUOTE(x)
+
+extern const ScanIsa RLKERN_SCANS_SYMBOL(RLKERN_ISA);
+const ScanIsa RLKERN_SCANS_SYMBOL(RLKERN_ISA) = {
+    RLKERN_STRING(RLKERN_ISA),
+    {reverse_scan<float, false>, reverse_scan<float, true>, gae<float, false>, gae<float, true>},
+    {reverse_scan<double, false>, reverse_scan<double, true>, gae<double, false>,
+     gae<double, true>},
+};
+
+}  // namespace rlkern

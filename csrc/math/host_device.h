@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+// Marks formulas that host and device share. No torch headers in this folder.
+#pragma once
+
+#ifdef __CUDACC__
+#define RLKERN_HD __host__ __device__ inline
+#else
+#define RLKERN_HD inline
+#endif

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every KL estimator and its derivative in log π: the C++ home of rlkern/reference/kl.py.
+#pragma once
+
+#include <cmath>
+
+#include "math/host_device.h"
+
+namespace rlkern {
+
+// The order is that of KL_ESTIMATORS in the reference.
+enum class Kl : int {
+  k1,
+  k2,
+  k3,
+  absolute,
+  k1_straight_through,
+  k3_straight_through,
+  importance_k1,
+  importance_k3
+};
+
+template <class T>
+struct Dual {
+  T value, slope;
+};
+
+template <class T>
+RLKERN_HD Dual<T> kl_k1(T d) {
+  return {d, T(1)};
+}
+
+template <class T>
+RLKERN_HD Dual<T> kl_k2(T d) {
+  return {T(0.5) * d * d, d};
+}
+
+// exp(−d) − 1 + d by expm1: the two large terms cancel for small d.
+template <class T>
+RLKERN_HD Dual<T> kl_k3(T d) {
+  const T e = std::expm1(-d);
+  return {e + d, -e};
+}
+
+// r·x: both factors depend on log π.
+template <class T>
+RLKERN_HD Dual<T> importance_weighted(T log_ratio, Dual<T> x) {
+  const T ratio = std::exp(log_ratio);
+  return {ratio * x.value, ratio * (x.value + x.slope)};
+}
+
+// d = log π − log π_ref, log_ratio = log π − log π_old.
+template <class T>
+RLKERN_HD Dual<T> kl_divergence(Kl kind, T d, T log_ratio) {
+  switch (kind) {
+    case Kl::k1:
+      return kl_k1(d);
+    case Kl::k2:
+      return kl_k2(d);
+    case Kl::k3:
+      return kl_k3(d);
+    case Kl::absolute:
+      return {std::fabs(d), T(d > 0) - T(d < 0)};
+    case Kl::k1_straight_through:
+      return {d, d};
+    case Kl::k3_straight_through:
+      return {kl_k3(d).value, d};
+    case Kl::importance_k1:
+      return importance_weighted(log_ratio, kl_k1(d));
+    case Kl::importance_k3:
+      return importance_weighted(log_ratio, kl_k3(d));
+  }
+  return {};
+}
+
+}  // namespace rlkern
