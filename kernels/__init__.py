@@ -9,21 +9,29 @@ speed is known.
 import torch
 import triton
 
-from rlkern.kernels.group_advantage import group_advantage
+from rlkern.kernels.group_advantage import group_advantage, group_segments
 from rlkern.kernels.policy_loss import policy_loss, policy_loss_kernel, scale_, scaled
 from rlkern.kernels.reverse_scan import reverse_scan
+from rlkern.kernels.segment_sum import segment_sum, segment_sum_backward
+from rlkern.kernels.td_loss import td_loss
 from rlkern.kernels.token_logprob import token_logprob, token_logprob_backward
 from rlkern.kernels.token_objective import token_objective
+from rlkern.kernels.value_loss import value_loss
 
 __all__ = [
     "group_advantage",
+    "group_segments",
     "policy_loss",
     "reverse_scan",
     "scale_",
     "scaled",
+    "segment_sum",
+    "segment_sum_backward",
+    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",
+    "value_loss",
 ]
 
 # The decorator decides at import whether a kernel is compiled or interpreted.

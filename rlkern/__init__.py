@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """rlkern: fused kernels for reinforcement learning on language models."""
 
-from rlkern import aggregate
+from rlkern import advantage, aggregate, sampling
 from rlkern.algorithms import Algorithm, algorithms
 from rlkern.backends import BackendUnavailable, backend_name, explain, use_backend
 from rlkern.correction import (
@@ -23,6 +23,7 @@ __all__ = [
     "Gae",
     "LossOutput",
     "TokenLogprob",
+    "advantage",
     "aggregate",
     "algorithms",
     "backend_name",
@@ -35,6 +36,7 @@ __all__ = [
     "off_policy_sequence_mask",
     "policy_loss",
     "reverse_scan",
+    "sampling",
     "rollout_correction",
     "rollout_rejection",
     "token_logprob",

@@ -29,7 +29,12 @@ STEMS = (
     "scale_",
     "scaled",
     "reverse_scan",
+    "group_segments",
     "group_advantage",
+    "segment_sum",
+    "segment_sum_backward",
+    "value_loss",
+    "td_loss",
 )
 
 

@@ -36,7 +36,7 @@ LAYERS = (
     {"reference", "native", "kernels", "_C"},
     {"backends"},
     {"ops"},
-    {"aggregate", "correction", "metrics", "returns", "objective", "algorithms", "value", "preference", "controllers"},
+    {"aggregate", "advantage", "sampling", "correction", "metrics", "returns", "objective", "algorithms", "value", "preference", "controllers"},
     {"testing"},
     {"trainer", "integrations", "control"},
     {"cli", "doctor"},

@@ -4,6 +4,7 @@
 import torch
 
 import rlkern
+from rlkern.reference.group_advantage import KINDS
 from rlkern.testing.cases import Batch, Case
 from rlkern.testing.runs.inputs import Outputs, upstream
 
@@ -13,9 +14,17 @@ def run_group_advantage(case: Case, batch: Batch) -> Outputs:
     n = case.V if case.V < 1000 else 1000
     reward = upstream(batch.ref_logprob.new_empty(n), 1)
     reward[n // 2] = torch.nan
-    group = (torch.arange(n, device=reward.device) * 7919 % 101).sqrt().long()
-    kinds = ("normalized", "centered", "leave_one_out")
-    return {kind: rlkern.group_advantage(reward, group, kind=kind) for kind in kinds}
+    index = torch.arange(n, device=reward.device)
+    group = (index * 7919 % 101).sqrt().long()
+    length = index * 31 % 17
+    # Positive for max_rl: a mean near 0 would magnify the rounding of the mean without bound.
+    inputs = {"max_rl": {"reward": reward.exp()}, "length_weighted": {"length": length}}
+    return {
+        kind: rlkern.group_advantage(
+            **{"reward": reward, "group": group, "kind": kind, **inputs.get(kind, {})}
+        )
+        for kind in KINDS
+    }
 
 
 RUNS = {"group_advantage": run_group_advantage}
