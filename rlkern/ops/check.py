@@ -65,7 +65,7 @@ def token_values(op: str, token: Tensor, mask: Tensor | None, vocabulary: int) -
 
 
 def kept_values(op: str, keep: Tensor, mask: Tensor | None, vocabulary: int) -> None:
-    """Raises ValueError if a counted row keeps an id twice or outside the vocabulary (of values)."""
+    """Raises ValueError if a counted row keeps an id twice or outside the vocabulary; of values."""
     if not checks_values():
         return
     ids = keep.reshape(-1, keep.shape[-1])

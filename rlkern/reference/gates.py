@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eager definition of every gate: what a token contributes, given its log-prob, ratio and advantage.
+"""Eager definition of every gate: the loss of a token, given its log-prob, ratio and advantage.
 
 A gate is a function of log π, of the log ratio (of the token or of its sequence: see levels.py), of
 the advantage A and of up to four coefficients. It returns the loss, differentiable in the first

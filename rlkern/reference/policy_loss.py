@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eager definition of the policy loss: token_logprob, token_objective, and the first one's backward."""
+"""Eager definition of the policy loss: token_logprob, token_objective and a backward."""
 
 from torch import Tensor
 

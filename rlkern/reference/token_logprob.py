@@ -105,7 +105,7 @@ def _element(x: Tensor, token: Tensor) -> Tensor:
 def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
     """Returns what is left of each row; zeros for masked rows.
 
-    z = softcap·tanh(logits / softcap) / temperature, −inf for a logit of −inf and outside the kept set
+    z = softcap·tanh(logits / softcap) / temperature; −inf stays, and is z outside the kept set
     lse = log Σⱼ exp zⱼ        logprob = z[token] − lse        p = exp(z − lse)
     entropy = lse − Σⱼ pⱼ·zⱼ with zero-probability terms dropped        sum_pi_squared = Σⱼ pⱼ²
     """
