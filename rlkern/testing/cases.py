@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of cases that tests and benchmarks draw from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rlkern.algorithms import Algorithm, algorithms
+from rlkern.reference.kl import KL_ESTIMATORS
 
 
 @dataclass(frozen=True)
@@ -18,18 +21,23 @@ class Case:
     V: int = 21
     layout: str = "plain"  # plain, time_slice, padded_vocabulary
     values: str = "normal"  # normal, offset, wide, minus_infinity, confident
-    mask: str = "ragged"  # full, ragged, garbage, none_counted
+    mask: str = "ragged"  # full, ragged, garbage, holes, empty_sequence, none_counted
     temperature: float | str = 1.0  # a number, or "rows"
+    softcap: float | None = None
+    keep: str = "none"  # none, narrow, without_token, one, whole
+    packed: bool = False  # B = 1: the T rows are flat, of sequences of which one is empty
     sequence_advantage: bool = False
     off_policy: bool = True
+    correction: bool = False
     algorithm: str = "grpo"
     coefficients: dict[str, Any] = field(default_factory=dict)
+    about: str = "everything"  # or softmax, objective: what need not be run says nothing new
 
     def __str__(self) -> str:
         return self.name
 
 
-CASES = (
+_SHAPES = (
     Case("one_logit", B=1, T=1, V=1, mask="full"),
     Case("two_logits", B=1, T=4, V=2, mask="full"),
     Case("no_rows", B=0, T=3, V=21),
@@ -53,17 +61,62 @@ CASES = (
     Case("nothing_counted", V=130, mask="none_counted"),
     Case("temperature", V=130, temperature=0.7),
     Case("temperature_per_row", V=130, temperature="rows"),
-    Case("reinforce", V=130, algorithm="reinforce"),
-    Case("ppo", V=130, algorithm="ppo", coefficients={"clip_high": 0.28}),
-    Case("kl_k1", V=130, coefficients={"kl_coef": 0.04, "kl_estimator": "k1"}),
-    Case("kl_k2", V=130, coefficients={"kl_coef": 0.04, "kl_estimator": "k2"}),
-    Case("kl_k3", V=130, coefficients={"kl_coef": 0.04, "kl_estimator": "k3"}),
     Case("entropy", V=130, coefficients={"entropy_coef": 0.01}),
     Case("all_terms", V=5000, temperature="rows",
          coefficients={"kl_coef": 0.04, "entropy_coef": 0.01, "clip_high": 0.28}),
     Case("entropy_minus_infinity", V=9000, values="minus_infinity",
          coefficients={"entropy_coef": 0.01}),
 )  # fmt: skip
+_ENTROPY = {"entropy_coef": 0.01}
+_SOFTMAXES = (
+    Case("keep_narrow", V=515, keep="narrow", mask="full", coefficients=_ENTROPY),
+    Case("keep_without_token", V=130, keep="without_token", coefficients=_ENTROPY),
+    Case("keep_one", V=130, keep="one", mask="full", coefficients=_ENTROPY),
+    Case("keep_whole", V=130, keep="whole", coefficients=_ENTROPY),
+    Case("keep_minus_infinity", V=515, keep="narrow", values="minus_infinity"),
+    Case("keep_garbage", B=3, T=4, V=130, keep="narrow", mask="garbage"),
+    Case("keep_slice_temperature", V=1025, keep="narrow", layout="time_slice",
+         temperature="rows"),
+    Case("keep_wide_vocabulary", B=1, T=2, V=50257, keep="narrow", mask="full"),
+    Case("softcap", V=1023, softcap=30.0),
+    Case("softcap_wide", V=777, values="wide", softcap=20.0),
+    Case("softcap_minus_infinity", V=515, values="minus_infinity", softcap=5.0),
+    Case("softcap_temperature_entropy", V=1025, values="wide", softcap=10.0,
+         temperature="rows", coefficients={"entropy_coef": 0.1}),
+    Case("softcap_keep_everything", V=515, layout="padded_vocabulary", softcap=3.0,
+         temperature="rows", keep="narrow", mask="garbage", B=3, T=4,
+         coefficients={"entropy_coef": 0.1}),
+)  # fmt: skip
+_KL = {"kl_coef": 0.04, "entropy_coef": 0.01}
+_PACKED: dict[str, Any] = {"B": 1, "T": 11, "mask": "holes", "packed": True}
+_OBJECTIVES = (
+    *(Case(f"kl_{name}", V=130, coefficients={"kl_coef": 0.04, "kl_estimator": name})
+      for name in KL_ESTIMATORS),
+    Case("correction", V=130, correction=True, coefficients=_KL),
+    Case("sequence_without_tokens", B=3, T=4, V=130, mask="empty_sequence", coefficients=_KL),
+    Case("packed", V=130, **_PACKED, correction=True, coefficients=_KL),
+    Case("packed_sequence_advantage", V=130, **_PACKED, sequence_advantage=True),
+)  # fmt: skip
+
+
+def _of_algorithm(declared: Algorithm) -> list[Case]:
+    """Returns cases of an algorithm; sequences matter where its ratio is not a token's."""
+    terms = {k: x for k, x in _KL.items() if k in declared.defaults}
+    plain = Case(declared.name, B=3, T=4, V=130, algorithm=declared.name, coefficients=terms,
+                 correction=True, about="objective")  # fmt: skip
+    if declared.level == "token":
+        return [plain]
+    name = f"{declared.name}_without_tokens"
+    without = replace(plain, name=name, mask="empty_sequence", temperature="rows")
+    return [plain, without, replace(plain, name=f"{declared.name}_packed", **_PACKED)]
+
+
+CASES = (
+    *_SHAPES,
+    *(replace(case, about="softmax") for case in _SOFTMAXES),
+    *(replace(case, about="objective") for case in _OBJECTIVES),
+    *(case for declared in algorithms().values() for case in _of_algorithm(declared)),
+)
 
 
 @dataclass
@@ -77,6 +130,10 @@ class Batch:
     old_logprob: Tensor | None
     ref_logprob: Tensor
     temperature: float | Tensor
+    correction: Tensor | None = None
+    softcap: float | None = None
+    keep: Tensor | None = None
+    cu_seqlens: Tensor | None = None
 
     def to(self, device: str, dtype: torch.dtype) -> "Batch":
         """Returns the same numbers elsewhere; the vectors widen with the logits."""
@@ -89,6 +146,17 @@ class Batch:
 
         rest = [move(x) for x in list(vars(self).values())[1:]]
         return Batch(self.logits.detach().to(device, dtype), *rest)
+
+    @property
+    def softmax(self) -> dict[str, Any]:
+        """Returns the arguments that say which distribution the logits stand for."""
+        return {"temperature": self.temperature, "softcap": self.softcap, "keep": self.keep}
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Returns the arguments of an objective beside the scores, the advantage and the mask."""
+        names = ("old_logprob", "ref_logprob", "correction", "cu_seqlens")
+        return {name: getattr(self, name) for name in names}
 
 
 def _logits(case: Case, dtype: torch.dtype, random: torch.Generator) -> Tensor:
@@ -115,8 +183,41 @@ def _mask(case: Case) -> Tensor:
         return torch.ones(shape, dtype=torch.bool)
     if case.mask == "none_counted":
         return torch.zeros(shape, dtype=torch.bool)
+    if case.mask == "holes":
+        return (torch.arange(case.B * case.T) % 4 != 2).reshape(shape)
     lengths = torch.arange(case.B).remainder(max(case.T, 1)) + 1
+    if case.mask == "empty_sequence":
+        lengths -= 1
     return torch.arange(case.T) < lengths.flip(0)[:, None]
+
+
+def _kept(case: Case, token: Tensor, random: torch.Generator) -> Tensor | None:
+    """Returns (B, T, K) ids, none of them twice in a row."""
+    if case.keep == "none":
+        return None
+    V, shape = case.V, token.shape
+    order = torch.rand(*shape, V, generator=random).argsort(-1)
+    if case.keep == "whole":
+        return order
+    others = order[order != token[..., None]].reshape(*shape, V - 1)
+    if case.keep == "without_token":
+        return others[..., :5]
+    if case.keep == "one":  # in every second row not the token
+        first = torch.arange(shape.numel()).reshape(shape) % 2 == 0
+        return torch.where(first, token, others[..., 0])[..., None]
+    keep = torch.cat([others[..., :16], token[..., None], others[..., 16:20]], -1)
+    unused = torch.arange(keep.shape[-1]) % 3 == torch.arange(shape.numel())[:, None] % 3
+    keep.masked_fill_(unused.reshape(keep.shape), -1)
+    keep[..., -1:, :] = -1  # the last row of a sequence keeps the whole vocabulary
+    return keep
+
+
+def _garbage(logits: Tensor, mask: Tensor, rows: list[Tensor | None]) -> None:
+    """Overwrites what nobody counts, in place."""
+    logits[: mask.shape[0], : mask.shape[1]][~mask] = torch.nan
+    for x in rows:
+        if x is not None:
+            x[~mask] = torch.nan if x.is_floating_point() else -100
 
 
 def make_batch(case: Case, dtype: torch.dtype, device: str = "cpu") -> Batch:
@@ -128,9 +229,10 @@ def make_batch(case: Case, dtype: torch.dtype, device: str = "cpu") -> Batch:
     token = torch.randint(start, case.V, (case.B, case.T), generator=random)
     if case.values == "confident" and token.numel():
         token[:, 0] = 3
-    advantage = torch.randn(
-        case.B, *([] if case.sequence_advantage else [case.T]), generator=random
-    )
+    bounds = torch.tensor([0, 2, 2, case.T // 2, case.T]) if case.packed else None
+    of_sequences = [len(bounds) - 1] if bounds is not None else [case.B]
+    shape = of_sequences if case.sequence_advantage else [case.B, case.T]
+    advantage = torch.randn(*shape, generator=random)
     near = -torch.log(torch.tensor(float(case.V)))
     old = near + 0.5 * torch.randn(case.B, case.T, generator=random)
     ref = near + 0.5 * torch.randn(case.B, case.T, generator=random)
@@ -138,15 +240,20 @@ def make_batch(case: Case, dtype: torch.dtype, device: str = "cpu") -> Batch:
     if isinstance(case.temperature, float):
         temperature = case.temperature
     else:
-        temperature = (0.5 + torch.rand(case.B, case.T, generator=random)).to(device)
+        temperature = 0.5 + torch.rand(case.B, case.T, generator=random)
+    keep = _kept(case, token, random)
+    correction = torch.rand(case.B, case.T, generator=random) * 2 if case.correction else None
     if case.mask == "garbage":
-        logits[: case.B, : case.T][~mask] = torch.tensor([torch.nan, torch.inf])[0]
-        for x in (token, advantage, old, ref):
-            x[~mask] = -100 if x is token else torch.nan
+        _garbage(logits, mask, [token, advantage, old, ref, correction, keep])
     batch = Batch(
-        logits, token, advantage, mask, old if case.off_policy else None, ref, temperature
-    )
-    moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(batch).items()}
+        logits, token, advantage, mask, old if case.off_policy else None, ref, temperature,
+        correction, case.softcap, keep,
+    )  # fmt: skip
+    rows = vars(batch)
+    if case.packed:
+        rows = {n: x[0] if isinstance(x, Tensor) and x.ndim > 1 else x for n, x in rows.items()}
+        rows["cu_seqlens"] = bounds
+    moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
     moved["logits"] = view_of(case, moved["logits"])
     return Batch(**moved)
 

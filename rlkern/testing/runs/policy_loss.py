@@ -13,9 +13,8 @@ def run_policy_loss(case: Case, batch: Batch, inplace: bool = False) -> Outputs:
     leaf = leaf_of(batch.logits)
     logits = leaf * 1 if inplace else leaf
     out = rlkern.policy_loss(
-        logits, batch.token, batch.advantage, batch.mask, old_logprob=batch.old_logprob,
-        ref_logprob=batch.ref_logprob, temperature=batch.temperature, algorithm=case.algorithm,
-        inplace=inplace, **case.coefficients,
+        logits, batch.token, batch.advantage, batch.mask, algorithm=case.algorithm,
+        inplace=inplace, **batch.rows, **batch.softmax, **case.coefficients,
     )  # fmt: skip
     out.loss.backward()
     return {"loss": out.loss, "metrics": out.metrics, "grad_logits": leaf.grad}  # type: ignore[dict-item]
@@ -27,8 +26,8 @@ def run_token_objective(case: Case, batch: Batch) -> Outputs:
     logprob = torch.where(batch.mask, base, torch.nan).detach().requires_grad_()
     entropy = upstream(base, 8).abs().requires_grad_()
     out = rlkern.token_objective(
-        logprob, batch.advantage, batch.mask, entropy=entropy, old_logprob=batch.old_logprob,
-        ref_logprob=batch.ref_logprob, algorithm=case.algorithm, **case.coefficients,
+        logprob, batch.advantage, batch.mask, entropy=entropy, algorithm=case.algorithm,
+        **batch.rows, **case.coefficients,
     )  # fmt: skip
     out.loss.backward()
     return {

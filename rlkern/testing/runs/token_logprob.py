@@ -13,9 +13,10 @@ def run_token_logprob(case: Case, batch: Batch, inplace: bool = False) -> Output
     leaf = leaf_of(batch.logits)
     logits = leaf * 1 if inplace else leaf
     out = rlkern.token_logprob(
-        logits, batch.token, temperature=batch.temperature, mask=batch.mask, inplace=inplace
+        logits, batch.token, mask=batch.mask, inplace=inplace, **batch.softmax
     )
-    torch.autograd.backward(out, [upstream(x, i) for i, x in enumerate(out)])
+    wanted = [x for x in out if x.requires_grad]
+    torch.autograd.backward(wanted, [upstream(x, i) for i, x in enumerate(wanted)])
     return {**out._asdict(), "grad_logits": leaf.grad}  # type: ignore[dict-item]
 
 
