@@ -10,7 +10,7 @@ from rlkern.kernels._value import loss_and_metrics, new_sums, store_block_sums, 
 from rlkern.reference.value_loss import VALUE_KINDS
 
 # Elements of a (rows, actions) tile; longer rows are walked in blocks of the same size.
-_TILE = 1024
+_TILE = 512
 _ROWS = [
     "q_ptr", "action_ptr", "reward_ptr", "done_ptr", "next_q_ptr", "other_ptr", "next_action_ptr",
     "weight_ptr", "sums_ptr", "grad_ptr", "error_ptr",
@@ -18,12 +18,12 @@ _ROWS = [
 
 
 @triton.jit
-def _largest(x, j):
-    """Returns (largest value, its index) of each row of a tile; NaN is larger than anything."""
+def _largest(x, j, A):
+    """Returns (largest value, its first index) of rows of a tile; NaN is larger than anything."""
     best = tl.max(tl.where(x == x, x, float("inf")), 1)
     lost = tl.max((x != x).to(tl.int32), 1) > 0
     hit = tl.where(lost[:, None], x != x, x == best[:, None])
-    index = tl.min(tl.where(hit, j, 2147483647), 1)
+    index = tl.min(tl.where(hit, j, A), 1)
     return tl.where(lost, float("nan"), best), index
 
 
@@ -34,10 +34,10 @@ def _following(
 ):  # fmt: skip
     """Returns the value of the next state of each row, 0 for a row that nothing follows."""
     best = tl.full((ROWS,), float("-inf"), tl.float32)
-    index = tl.zeros((ROWS,), tl.int32)
+    index = tl.zeros((ROWS,), tl.int64)
     total = tl.zeros((ROWS,), tl.float32)
     if BOOTSTRAP == "sarsa":
-        index = tl.load(next_action_ptr + row, mask=follows, other=0).to(tl.int32)
+        index = tl.load(next_action_ptr + row, mask=follows, other=0)
     else:
         for start in range(0, A, BLOCK):
             j = start + tl.arange(0, BLOCK)[None, :]
@@ -53,7 +53,7 @@ def _following(
                 p = tl.load(other_ptr + at, mask=read, other=0.0)
                 total += tl.sum(tl.where(p != 0, p * x, 0.0), 1)
             else:
-                block_best, block_index = _largest(x, j)
+                block_best, block_index = _largest(x, j, A)
                 better = (block_best > best) | ((block_best != block_best) & (best == best))
                 best = tl.where(better, block_best, best)
                 index = tl.where(better, block_index, index)

@@ -10,7 +10,7 @@ from rlkern.kernels._rows import row_scalar
 from rlkern.kernels._value import loss_and_metrics, new_sums, store_block_sums, value_term
 from rlkern.reference.value_loss import VALUE_KINDS
 
-_BLOCK = 1024
+_BLOCK = 512
 _ROWS = ["value_ptr", "target_ptr", "old_ptr", "weight_ptr", "sums_ptr", "grad_ptr"]
 
 

@@ -4,6 +4,7 @@
 from rlkern import advantage, aggregate, sampling
 from rlkern.algorithms import Algorithm, algorithms
 from rlkern.backends import BackendUnavailable, backend_name, explain, use_backend
+from rlkern.controllers import AdaptiveKl, FixedKl
 from rlkern.correction import (
     batch_normalized,
     off_policy_sequence_mask,
@@ -13,15 +14,28 @@ from rlkern.correction import (
 from rlkern.metrics import merge_metrics, metrics_dict
 from rlkern.objective import LossOutput, policy_loss, token_objective
 from rlkern.ops import TokenLogprob, group_advantage, reverse_scan, token_logprob
+from rlkern.preference import (
+    kto_loss,
+    mean_sequence_logprob,
+    mismatched_kl,
+    preference_loss,
+    preference_metrics_dict,
+    reward_model_loss,
+    sequence_logprob,
+)
 from rlkern.returns import Gae, gae
+from rlkern.value import TdLossOutput, td_loss, value_loss, value_metrics_dict
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AdaptiveKl",
     "Algorithm",
     "BackendUnavailable",
+    "FixedKl",
     "Gae",
     "LossOutput",
+    "TdLossOutput",
     "TokenLogprob",
     "advantage",
     "aggregate",
@@ -31,15 +45,25 @@ __all__ = [
     "explain",
     "gae",
     "group_advantage",
+    "kto_loss",
+    "mean_sequence_logprob",
     "merge_metrics",
     "metrics_dict",
+    "mismatched_kl",
     "off_policy_sequence_mask",
     "policy_loss",
+    "preference_loss",
+    "preference_metrics_dict",
     "reverse_scan",
-    "sampling",
+    "reward_model_loss",
     "rollout_correction",
     "rollout_rejection",
+    "sampling",
+    "sequence_logprob",
+    "td_loss",
     "token_logprob",
     "token_objective",
     "use_backend",
+    "value_loss",
+    "value_metrics_dict",
 ]

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses of answers that are judged alone, desirable or not."""
+
+import torch
+from torch import Tensor
+
+from rlkern.objective import LossOutput
+from rlkern.ops import check
+from rlkern.preference.rows import Rows, coefficients, preference_metrics, weighted_sum
+from rlkern.reference.preference_loss import kto
+
+
+def mismatched_kl(logprob: Tensor, ref_logprob: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Returns KTO's estimate of the KL divergence: max(0, mean(log π − log π_ref)), a constant.
+
+    Of answers that belong to other prompts: TRL and the paper's authors shift the answers of a
+    batch by one. The mean is of this batch; with several ranks give each the mean of all of them.
+
+    Paper: arXiv 2402.01306, §4.2.
+
+    Arguments
+        logprob, ref_logprob  (B,) float, of the mismatched answers, summed over tokens
+        mask                  (B,) bool, True counts; all by default
+    Returns
+        scalar float32, float64 for float64
+    Raises
+        TypeError, ValueError  for an argument of the wrong dtype, shape or device
+    Gradient
+        none
+
+    >>> mismatched_kl(torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -2.0])).item()
+    1.0
+    """
+    rows = Rows.of("mismatched_kl", "logprob", logprob, mask)
+    with torch.no_grad():
+        log_pi, log_ref = rows.logprobs({"logprob": logprob, "ref_logprob": ref_logprob})
+        return weighted_sum(rows.weights(None), log_pi - log_ref).clamp(min=0)
+
+
+def kto_loss(
+    logprob: Tensor,
+    ref_logprob: Tensor,
+    desirable: Tensor,
+    kl: Tensor,
+    *,
+    beta: float = 0.1,
+    desirable_coef: float = 1.0,
+    undesirable_coef: float = 1.0,
+    mask: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> LossOutput:
+    """Returns the KTO loss Σ weight·ℓ of answers that are desirable or not, and metrics.
+
+        ℓ = desirable_coef·(1 − σ(β·(h − kl)))    or    undesirable_coef·(1 − σ(β·(kl − h)))
+
+    with h = log π − log π_ref. Paper: arXiv 2402.01306, eqs. 7 and 8.
+
+    Arguments
+        logprob, ref_logprob  (B,) float, of the answers, summed over tokens
+        desirable             (B,) bool
+        kl                    scalar tensor from mismatched_kl; a constant
+        beta                  β; 0.1
+        desirable_coef, undesirable_coef  λ_D and λ_U, to balance the two kinds of answer
+        mask                  (B,) bool, True counts; all by default
+        weight                (B,) weight of each answer, by default 1 / (number of counted answers)
+    Returns
+        LossOutput(loss, metrics): a float32 scalar (float64 for float64), and a vector that
+        preference_metrics_dict reads, desirable answers as chosen. An answer is judged rightly if
+        h > kl says what desirable says
+    Raises
+        TypeError, ValueError  for an argument of the wrong dtype, shape or device
+    Gradient
+        to logprob
+
+    >>> logprob, ref = torch.tensor([-1.0, -1.0]), torch.tensor([-2.0, -2.0])
+    >>> kl = torch.tensor(1.0)
+    >>> kto_loss(logprob, ref, torch.tensor([True, False]), kl, beta=1.0).loss.item()
+    0.5
+    """
+    op = "kto_loss"
+    named = {"desirable_coef": desirable_coef, "undesirable_coef": undesirable_coef}
+    c = coefficients(op, {"beta": beta, **named})
+    rows = Rows.of(op, "logprob", logprob, mask)
+    check.like(op, "desirable", desirable, logprob.shape, logprob, (torch.bool,))
+    check.tensor(op, "kl", kl, check.FLOATS)
+    if kl.numel() != 1:
+        raise ValueError(f"{op}: kl must be one number, got {check.describe(kl)}")
+    log_pi, log_ref = rows.logprobs({"logprob": logprob, "ref_logprob": ref_logprob.detach()})
+    h = log_pi - log_ref
+    z = kl.detach().reshape(()).to(h.dtype)
+    loss = weighted_sum(rows.weights(weight), kto(h, desirable, z, c))
+    reward = c["beta"] * h
+    masks = (rows.mask & desirable, rows.mask & ~desirable, rows.mask)
+    right = (h > z) == desirable
+    return LossOutput(loss, preference_metrics(masks, (reward,) * 2, right, (log_pi,) * 2))
