@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from rlkern import aggregate
 from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
-from rlkern.ops import check
+from rlkern.ops import check, sharded
 from rlkern.ops import policy_loss as raw
 from rlkern.ops.library import number_tensor
 from rlkern.ops.rows import as_grid, make_softmax, row_vector, sequence_bounds, token_vector
@@ -160,6 +161,7 @@ def policy_loss(
     algorithm: str = "grpo",
     weight: Tensor | None = None,
     inplace: bool = False,
+    group: ProcessGroup | None = None,
     **coefficients: float | str,
 ) -> LossOutput:
     """Returns the loss of sampled tokens, its gradient made in the same pass over the logits.
@@ -170,7 +172,7 @@ def policy_loss(
     Gate, ratio level and coefficients are the algorithm's (rlkern.algorithms). logits[b, t] scores
     token[b, t]: nothing is shifted here. Without old_logprob the batch is on policy, ratio 1.
     Token-level objectives read the logits once and write their gradient once; where the ratio is a
-    sequence's (GSPO), the logits are read twice.
+    sequence's (GSPO) or the vocabulary is split (group), the logits are read twice.
 
     Arguments
         logits        (B, T, V) or (N, V) float of any width, the last dimension contiguous
@@ -187,6 +189,8 @@ def policy_loss(
         weight        (B, T) weight of each token; by default aggregate.token_weight(mask) with
                       the algorithm's mode. Give it when the batch is split: it has the counts
         inplace       write the gradient over the logits (they must not be used afterwards)
+        group         as in rlkern.token_logprob: the ranks hold slices of the vocabulary, and each
+                      gets the loss of the whole and its slice's gradient, made by the backward
         coefficients  clip_low, clip_high, kl_coef, kl_estimator, entropy_coef
     Returns
         LossOutput(loss, metrics): a float32 scalar (float64 for float64 logits), and a vector
@@ -213,14 +217,21 @@ def policy_loss(
         coefficients,
     )  # fmt: skip
     checked = _checked(op, logits, shape, given)
-    check.token_values(op, token, mask, logits.shape[-1])
     grid = as_grid(op, logits)
-    arguments = (
-        token_vector(token, grid),
-        *(None if x is None else row_vector(x, grid) for x in checked.rows),
-        *make_softmax(op, grid, shape, mask, temperature, softcap, keep),
-        *checked.operator_form(),
-    )
+    part = None if group is None else sharded.slice_of(op, grid, group)
+    whole = grid if part is None else part.whole
+    check.token_values(op, token, mask, whole.shape[-1])
+    token = token_vector(token, grid)
+    rows = [None if x is None else row_vector(x, grid) for x in checked.rows]
+    softmax = make_softmax(op, whole, shape, mask, temperature, softcap, keep)
+    if part is not None:
+        counted = row_vector(checked.rows.weight, grid) != 0
+        scored = sharded.score(part, grid, token, counted, softmax, inplace)
+        loss, metrics, _, _ = raw.token_objective(
+            scored.logprob, scored.entropy, *rows, *checked.operator_form()
+        )
+        return LossOutput(loss, metrics.detach())
+    arguments = (token, *rows, *softmax, *checked.operator_form())
     differentiable = torch.is_grad_enabled() and logits.requires_grad
     if inplace and differentiable:
         return LossOutput(*raw.PolicyLossInPlace.apply(grid, *arguments))

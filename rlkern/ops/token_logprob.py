@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from rlkern.backends import implementation
-from rlkern.ops import check
+from rlkern.ops import check, sharded
 from rlkern.ops.library import bump_version_of_first_argument, refuse_double_backward, register
 from rlkern.ops.rows import as_grid, make_softmax, mask_vector, token_vector
 from rlkern.reference.token_logprob import Softmax, Statistics, Upstream, accumulation_dtype
@@ -137,6 +138,7 @@ def token_logprob(
     mask: Tensor | None = None,
     keep: Tensor | None = None,
     inplace: bool = False,
+    group: ProcessGroup | None = None,
 ) -> TokenLogprob:
     """Returns the log-probability of each token, and entropy, log-sum-exp and Σp² of its row.
 
@@ -155,6 +157,9 @@ def token_logprob(
                      in unused places. The probabilities are those among these (and the token). A
                      row of nothing but −1 keeps the whole vocabulary
         inplace      the backward overwrites the logits with their gradient, saving an (N, V) buffer
+        group        the process group whose ranks hold the vocabulary in slices, in rank order and
+                     of any size above 0: logits are this rank's slice, token and keep are ids of
+                     the whole vocabulary, and all but the logits is the same on every rank
     Returns
         TokenLogprob(logprob, entropy, lse, sum_pi_squared), each (...) float32 (float64 for
         float64 logits)
@@ -162,7 +167,8 @@ def token_logprob(
         TypeError, ValueError  for an argument of the wrong dtype, shape or device
         RuntimeError           on double backward
     Gradient
-        to logits, through logprob, entropy and lse; sum_pi_squared and all else are constants
+        to logits, through logprob, entropy and lse; sum_pi_squared and all else are constants.
+        With group each rank gets its slice's, provided that all make the same loss
 
     >>> import math, torch
     >>> logits = torch.tensor([[0.0, math.log(3.0)]])
@@ -176,13 +182,17 @@ def token_logprob(
     check.like(op, "token", token, shape, logits, check.INTEGERS)
     if mask is not None:
         check.like(op, "mask", mask, shape, logits, (torch.bool,))
-    check.token_values(op, token, mask, logits.shape[-1])
     grid = as_grid(op, logits)
-    softmax = make_softmax(op, grid, shape, mask, temperature, softcap, keep)
-    run = _InPlace.apply if inplace else forward
-    logprob, entropy, row_max, log_sum, sum_pi_squared = run(
-        grid, token_vector(token, grid), mask_vector(mask, grid), *softmax
-    )
+    part = None if group is None else sharded.slice_of(op, grid, group)
+    whole = grid if part is None else part.whole
+    check.token_values(op, token, mask, whole.shape[-1])
+    softmax = make_softmax(op, whole, shape, mask, temperature, softcap, keep)
+    rows = token_vector(token, grid), mask_vector(mask, grid)
+    if part is None:
+        scored = (_InPlace.apply if inplace else forward)(grid, *rows, *softmax)
+    else:
+        scored = sharded.score(part, grid, *rows, softmax, inplace)
+    logprob, entropy, row_max, log_sum, sum_pi_squared = scored
     lse = row_max + log_sum
     results = (logprob, entropy, lse, sum_pi_squared)
     return TokenLogprob(*(x.reshape(shape) for x in results))
