@@ -10,24 +10,35 @@ GRPO = Objective("ppo_clip", "token", "k3", (0.2, 0.2, 0.0, 0.0), 0.04, 0.0)
 GSPO = Objective("ppo_clip", "sequence", "k3", (3e-4, 4e-4, 0.0, 0.0), 0.04, 0.0)
 
 
-def eager_grpo_loss(
-    logits: Tensor, token: Tensor, advantage: Tensor, weight: Tensor, old: Tensor, ref: Tensor
-) -> Tensor:
-    """Returns the GRPO loss as trainers write it: log_softmax in float32, gather, then terms."""
+def eager_loss(logits: Tensor, token: Tensor, rows: Rows, objective: Objective) -> Tensor:
+    """Returns a loss as trainers write it: log_softmax in float32, gather, then terms of tokens."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
     logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-    rows = Rows(advantage, weight, old, ref)
-    return (weight * token_loss(logprob, logprob, rows, GRPO)).sum()
+    return (rows.weight * token_loss(logprob, logprob, rows, objective)).sum()
 
 
-def eager_gspo_loss(
-    logits: Tensor, token: Tensor, advantage: Tensor, weight: Tensor, old: Tensor, ref: Tensor
-) -> Tensor:
-    """Returns the GSPO loss written the same way."""
-    log_p = torch.log_softmax(logits.float(), dim=-1)
-    logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-    rows = Rows(advantage, weight, old, ref)
-    return (weight * token_loss(logprob, logprob, rows, GSPO)).sum()
+def eager_grpo_loss(logits: Tensor, token: Tensor, *rows: Tensor) -> Tensor:
+    """Returns the GRPO loss; rows are advantage, weight, old and reference log-probabilities."""
+    return eager_loss(logits, token, Rows(*rows), GRPO)
+
+
+def eager_gspo_loss(logits: Tensor, token: Tensor, *rows: Tensor) -> Tensor:
+    """Returns the GSPO loss of sequences that are the rows of a (B, T) batch."""
+    return eager_loss(logits, token, Rows(*rows), GSPO)
+
+
+def eager_kept_set_loss(logits: Tensor, token: Tensor, *rest: Tensor) -> Tensor:
+    """Returns the GRPO loss among the ids that the sampler kept, the last argument."""
+    *rows, keep = rest
+    allowed = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, keep, True)
+    allowed = allowed.scatter_(-1, token.unsqueeze(-1), True)
+    return eager_grpo_loss(logits.masked_fill(~allowed, -torch.inf), token, *rows)
+
+
+def eager_softcap_loss(logits: Tensor, token: Tensor, *rest) -> Tensor:
+    """Returns the GRPO loss of softcap·tanh(logits / softcap), softcap being the last argument."""
+    *rows, softcap = rest
+    return eager_grpo_loss(softcap * torch.tanh(logits.float() / softcap), token, *rows)
 
 
 def eager_logprob_and_entropy(logits: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:

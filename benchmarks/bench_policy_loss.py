@@ -1,80 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss and gradient of GRPO with KL: N rows of V logits, against a memcpy of the logits."""
+"""Loss and gradient of N rows of V logits, against a memcpy of the logits."""
+
+import os
 
 import pytest
 import torch
-from torch import Tensor
 
 import rlkern
-from benchmarks.baselines import eager_grpo_loss, eager_logprob_and_entropy
+from benchmarks import baselines
+from benchmarks.inputs import GSPO, SOFTCAP, Inputs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# N·V is what the forward of a small batch leaves; V = 21 is the fast tier of make train.
-SIZES = {
-    "512x151936": (512, 151936),
-    "256x262144": (256, 262144),
-    "2048x32000": (2048, 32000),
-    "8192x1000": (8192, 1000),
-    "1920x21": (1920, 21),
-}
+# {V: N}, at most 10⁸ logits. V = 21 is the fast tier of make train, the others are vocabularies of
+# models: GPT-2's 50 257, Qwen's 151 936, Gemma's 262 144. 129 920 is no multiple of 1 024.
+ROWS = {
+    21: 1920, 1000: 8192, 4096: 8192, 32000: 2048, 50257: 1024, 129920: 512, 151936: 512,
+    262144: 256,
+}  # fmt: skip
+SMOKE = "RLKERN_BENCH_SMOKE" in os.environ  # a few rows, nothing compiled: only whether it runs
+SIZES = {f"{n}x{v}": (n, v) for v, n in ((v, 8 if SMOKE else n) for v, n in ROWS.items())}
+MAIN = [name for name, (n, v) in SIZES.items() if v == 151936]
 
 
-class Inputs:
-    """Logits whose memory is touched, as an lm_head leaves them, and the vectors beside them."""
-
-    def __init__(self, n: int, v: int, dtype: torch.dtype):
-        random = torch.Generator().manual_seed(0)
-        self.source = torch.randn(1, n, v, generator=random).to(dtype)
-        self.logits = self.source.clone()
-        self.token = torch.randint(v, (1, n), generator=random)
-        self.advantage = torch.randn(1, n, generator=random)
-        self.old = torch.randn(1, n, generator=random) * 0.1 - torch.log(torch.tensor(float(v)))
-        self.ref = self.old + 0.1 * torch.randn(1, n, generator=random)
-        self.mask = torch.ones(1, n, dtype=torch.bool)
-        self.weight = torch.full((1, n), 1.0 / n)
-
-    def reset(self) -> None:
-        self.logits.copy_(self.source)
-
-    def non_leaf(self) -> Tensor:
-        """Returns the logits as a model hands them over: the output of an operation."""
-        return Output.apply(torch.zeros((), requires_grad=True), self.logits)
-
-    def fused(self, inplace: bool) -> Tensor:
-        loss = rlkern.policy_loss(
-            self.non_leaf(), self.token, self.advantage, self.mask, old_logprob=self.old,
-            ref_logprob=self.ref, weight=self.weight, kl_coef=0.04, inplace=inplace,
-        ).loss  # fmt: skip
-        loss.backward()
-        return loss
-
-    def forward_only(self) -> Tensor:
-        return rlkern.policy_loss(
-            self.logits, self.token, self.advantage, self.mask, old_logprob=self.old,
-            ref_logprob=self.ref, weight=self.weight, kl_coef=0.04,
-        ).loss  # fmt: skip
-
-    def other(self, loss_function) -> Tensor:
-        loss = loss_function(
-            self.non_leaf(), self.token, self.advantage, self.weight, self.old, self.ref
-        )
-        loss.backward()
-        return loss
-
-
-class Output(torch.autograd.Function):
-    """Stands for the lm_head: hands out stored logits and takes their gradient, at no cost."""
-
-    @staticmethod
-    def forward(ctx, anchor, logits):
-        return logits.view_as(logits)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return torch.zeros(()), None
-
-
-@pytest.fixture(params=[(s, d) for s in SIZES for d in DTYPES], ids="-".join, scope="module")
+@pytest.fixture(scope="module")
 def inputs(request):
     size, dtype = request.param
     made = Inputs(*SIZES[size], DTYPES[dtype])
@@ -82,44 +30,97 @@ def inputs(request):
     return made
 
 
-def measure(benchmark, inputs: Inputs, function, rounds: int) -> None:
+def for_sizes(sizes):
+    cases = [(size, dtype) for size in sizes for dtype in DTYPES]
+    return pytest.mark.parametrize("inputs", cases, ids="-".join, indirect=True)
+
+
+every_size, main_size = for_sizes(SIZES), for_sizes(MAIN)
+
+
+def measure(benchmark, inputs: Inputs, function, rounds: int = 15) -> None:
     """Times function on fresh logits, `rounds` times after one that does not count."""
     benchmark.group = inputs.group
     if inputs.logits.numel() < 1 << 20:
         rounds *= 20
-    benchmark.pedantic(function, setup=inputs.reset, rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(function, setup=inputs.reset, rounds=1 if SMOKE else rounds, warmup_rounds=1)
 
 
+def compiled(loss_function):
+    """Returns a baseline under torch.compile, with nothing remembered of other sizes."""
+    torch._dynamo.reset()
+    return torch.compile(loss_function, backend="eager" if SMOKE else "inductor")
+
+
+@every_size
 def test_memcpy_of_the_logits(benchmark, inputs):
     target = inputs.source.clone()
-    measure(benchmark, inputs, lambda: target.copy_(inputs.source), 15)
+    measure(benchmark, inputs, lambda: target.copy_(inputs.source))
 
 
+@every_size
 def test_rlkern_in_place(benchmark, inputs):
-    measure(benchmark, inputs, lambda: inputs.fused(inplace=True), 15)
+    measure(benchmark, inputs, lambda: inputs.fused(inplace=True))
 
 
+@every_size
 def test_rlkern_into_a_fresh_buffer(benchmark, inputs):
     measure(benchmark, inputs, lambda: inputs.fused(inplace=False), 7)
 
 
+@every_size
 def test_rlkern_forward_only(benchmark, inputs):
-    measure(benchmark, inputs, inputs.forward_only, 15)
+    measure(benchmark, inputs, lambda: inputs.loss(inputs.logits))
 
 
+@every_size
 def test_rlkern_logprob_and_entropy(benchmark, inputs):
-    measure(benchmark, inputs, lambda: rlkern.token_logprob(inputs.logits, inputs.token), 15)
+    measure(benchmark, inputs, lambda: rlkern.token_logprob(inputs.logits, inputs.token))
 
 
+@main_size
+def test_rlkern_gspo_in_place(benchmark, inputs):
+    measure(benchmark, inputs, lambda: inputs.fused(inplace=True, **GSPO))
+
+
+@main_size
+def test_rlkern_kept_set_in_place(benchmark, inputs):
+    measure(benchmark, inputs, lambda: inputs.fused(inplace=True, keep=inputs.keep))
+
+
+@main_size
+def test_rlkern_softcap_in_place(benchmark, inputs):
+    measure(benchmark, inputs, lambda: inputs.fused(inplace=True, softcap=SOFTCAP))
+
+
+@every_size
 def test_eager(benchmark, inputs):
-    measure(benchmark, inputs, lambda: inputs.other(eager_grpo_loss), 3)
+    measure(benchmark, inputs, lambda: inputs.other(baselines.eager_grpo_loss), 2)
 
 
+@every_size
 def test_torch_compile(benchmark, inputs):
-    torch._dynamo.reset()
-    compiled = torch.compile(eager_grpo_loss)
-    measure(benchmark, inputs, lambda: inputs.other(compiled), 3)
+    loss = compiled(baselines.eager_grpo_loss)
+    measure(benchmark, inputs, lambda: inputs.other(loss), 2)
 
 
+@main_size
 def test_eager_logprob_and_entropy(benchmark, inputs):
-    measure(benchmark, inputs, lambda: eager_logprob_and_entropy(inputs.logits, inputs.token), 3)
+    function = baselines.eager_logprob_and_entropy
+    measure(benchmark, inputs, lambda: function(inputs.logits, inputs.token), 2)
+
+
+@main_size
+def test_eager_gspo(benchmark, inputs):
+    measure(benchmark, inputs, lambda: inputs.other(baselines.eager_gspo_loss), 2)
+
+
+@main_size
+def test_eager_kept_set(benchmark, inputs):
+    loss = baselines.eager_kept_set_loss
+    measure(benchmark, inputs, lambda: inputs.other(loss, inputs.keep), 2)
+
+
+@main_size
+def test_eager_softcap(benchmark, inputs):
+    measure(benchmark, inputs, lambda: inputs.other(baselines.eager_softcap_loss, SOFTCAP), 2)

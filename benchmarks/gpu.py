@@ -17,7 +17,7 @@ import torch
 
 import rlkern
 from benchmarks.baselines import eager_grpo_loss, eager_logprob_and_entropy
-from benchmarks.bench_policy_loss import Inputs
+from benchmarks.inputs import Inputs
 from benchmarks.report import RESULTS, machine
 
 

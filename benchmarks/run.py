@@ -1,65 +1,107 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prints the speed ratios of one run, after the tests of what is timed: red means no number.
 
-python -m benchmarks.run [policy_loss | scans]
+    python -m benchmarks.run [policy_loss | scans | ...] [--select WORDS]
+
+A run without --select is recorded in benchmarks/results/cpu.jsonl, and the numbers of README.md are
+written from there.
 """
 
 import argparse
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from benchmarks import report
+from benchmarks import readme, report
 
 FOLDER = Path(__file__).parent
+JSON_FILE = FOLDER.parent / "build" / "benchmark.json"
 # Case names of the conformance test that stand for the sizes timed here.
 GATE = "cpu and (characters or qwen or garbage_under_mask or all_terms or native)"
+NOTHING_SELECTED = 5
+ISA_SELECT = "test_rlkern_in_place and 151936"
+# Vectorised and portable code of the loss, each forced by RLKERN_ISA in a process of its own.
+NARROW_ISAS = ("avx2", "baseline")
+
+
+def stems() -> list[str]:
+    """Returns the name of every file of benchmarks."""
+    return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+
+
+def pytest(*options: str, **environment: str) -> int:
+    """Returns the exit status of pytest in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", *options]
+    return subprocess.run(command, env={**os.environ, **environment}).returncode
+
+
+def gate() -> bool:
+    """Whether the conformance tests of these operations pass here."""
+    return pytest("--no-summary", str(FOLDER.parent / "tests/test_conformance.py"), "-k", GATE) == 0
+
+
+def timed(stem: str, select: str, **environment: str) -> report.Times | None:
+    """Returns what one file of benchmarks measures; None if one of them fails."""
+    JSON_FILE.parent.mkdir(exist_ok=True)
+    JSON_FILE.unlink(missing_ok=True)
+    options = ["--benchmark-disable-gc", "--benchmark-quiet", f"--benchmark-json={JSON_FILE}"]
+    options += ["-p", "no:cacheprovider", "-k", select]
+    status = pytest(str(FOLDER / f"bench_{stem}.py"), *options, **environment)
+    if status == NOTHING_SELECTED:
+        return {}
+    return report.read(JSON_FILE) if status == 0 else None
+
+
+def narrow_isas() -> list[str]:
+    """Returns the instruction sets to compare with the best one, if that is wider."""
+    try:
+        native = importlib.import_module("rlkern._C")
+    except ImportError:
+        return []
+    best, *others = native.isa_names()
+    return [isa for isa in NARROW_ISAS if isa in others and not best.startswith("avx2")]
+
+
+def isas() -> report.Times | None:
+    """Returns the loss in place by instruction set: the best this processor has, and narrower."""
+    found: list[report.Times] = []
+    narrow = narrow_isas()
+    for isa in ["", *narrow] if narrow else []:
+        times = timed("policy_loss", ISA_SELECT, RLKERN_ISA=isa)
+        if times is None:
+            return None
+        name = f"rlkern_in_place_{isa or 'best'}"
+        found.append({group: {name: min(rows.values())} for group, rows in times.items()})
+    return report.merge(*found)
 
 
 def main() -> int:
-    """Runs tests, then benchmarks; returns 1 if a test is red or a bound is missed."""
-    stems = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
+    """Runs tests, then benchmarks; returns 1 if one is red or a promised bound is missed."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("stem", nargs="?", choices=stems, help="one file; all of them by default")
+    parser.add_argument("stem", nargs="?", choices=stems(), help="one file; all by default")
     parser.add_argument("--select", default="", help="words that pytest's -k picks benchmarks by")
-    parser.add_argument(
-        "--record", action="store_true", help="add rows to benchmarks/results/cpu.jsonl"
-    )
     arguments = parser.parse_args()
-
-    gate = str(FOLDER.parent / "tests" / "test_conformance.py")
-    # In a process of its own: the suite switches checks on that must not be timed.
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--no-header",
-        "--no-summary",
-        gate,
-        "-k",
-        GATE,
-    ]
-    if subprocess.run(command).returncode != 0:
+    if not gate():
         print("the tests of these operations fail here, so nothing is timed", file=sys.stderr)
         return 1
-    files = [
-        str(FOLDER / f"bench_{stem}.py") for stem in ([arguments.stem] if arguments.stem else stems)
-    ]
-    json_file = FOLDER.parent / "build" / "benchmark.json"
-    json_file.parent.mkdir(exist_ok=True)
-    options = ["-q", "--no-header", "--benchmark-disable-gc", f"--benchmark-json={json_file}"]
-    options += ["--benchmark-quiet", "-p", "no:cacheprovider", "-k", arguments.select]
-    if pytest.main([*files, *options]) != 0:
-        return 1
-    times = report.read(json_file)
+    chosen = [arguments.stem] if arguments.stem else stems()
+    parts = {stem: timed(stem, arguments.select) for stem in chosen}
+    if "policy_loss" in chosen and not arguments.select:
+        parts["policy_loss by instruction set"] = isas()
+    times = report.merge(*(part for part in parts.values() if part))
     verdicts = report.verdicts(times)
     print(report.table(times), "", *verdicts, sep="\n")
-    if arguments.record:
-        report.append(times, report.RESULTS / "cpu.jsonl")
-    return int(any(line.startswith("MISSED") for line in verdicts))
+    failed = [stem for stem, part in parts.items() if part is None]
+    if failed:
+        print(f"FAILED, so not timed: {', '.join(failed)}", file=sys.stderr)
+    if times and not arguments.select and "RLKERN_BENCH_SMOKE" not in os.environ:
+        complete = not arguments.stem and not failed
+        path = report.RESULTS / "cpu.jsonl"
+        report.record(times, path, report.machine(), complete=complete)
+        readme.write()
+    return int(bool(failed) or any(verdict.broken for verdict in verdicts))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the numbers of README.md from the committed rows.
+
+python -m benchmarks.readme
+
+What stands between the two marks comes from benchmarks/results/*.jsonl and from nowhere else.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks import report
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN = "<!-- numbers: written by `python -m benchmarks.readme` -->"
+END = "<!-- end of numbers -->"
+MEMCPY, IN_PLACE = "memcpy_of_the_logits", "rlkern_in_place"
+SIZE_COLUMNS = {
+    "memcpy of the logits": MEMCPY,
+    "rlkern, in place": IN_PLACE,
+    "rlkern, fresh buffer": "rlkern_into_a_fresh_buffer",
+    "eager": "eager",
+    "`torch.compile`": "torch_compile",
+}
+# {what is computed: (row of rlkern, row of eager PyTorch)}
+FORMS = {
+    "GRPO, loss and gradient in place": (IN_PLACE, "eager"),
+    "GRPO, loss alone": ("rlkern_forward_only", None),
+    "log-probability and entropy": (
+        "rlkern_logprob_and_entropy", "eager_logprob_and_entropy"),
+    "GSPO, loss and gradient in place": ("rlkern_gspo_in_place", "eager_gspo"),
+    "GRPO among 64 kept ids, in place": ("rlkern_kept_set_in_place", "eager_kept_set"),
+    "GRPO with a softcap, in place": ("rlkern_softcap_in_place", "eager_softcap"),
+    "GRPO in place, AVX2 alone": ("rlkern_in_place_avx2", None),
+    "GRPO in place, code for any processor": ("rlkern_in_place_baseline", None),
+}  # fmt: skip
+
+
+def latest(path: Path) -> tuple[dict, report.Times]:
+    """Returns the machine that wrote last, and all rows of it."""
+    lines = report.records(path)
+    if not lines:
+        return {}, {}
+    where = lines[-1]
+    same = [x for x in lines if all(x[key] == where[key] for key in report.IDENTITY)]
+    return where, {line["group"]: line["min_ms"] for line in same}
+
+
+def number(x: float | None) -> str:
+    """Returns three digits of x, and a dash for nothing.
+
+    >>> number(19.2585), number(427.8), number(0.00294), number(1234.5), number(None)
+    ('19.3', '428', '0.00294', '1234', '–')
+    """
+    if x is None:
+        return "–"
+    return f"{x:.0f}" if x >= 1000 else f"{x:.3g}"
+
+
+def quotient(x: float | None, y: float | None) -> str:
+    """Returns x / y with one decimal, two below 10."""
+    if x is None or y is None:
+        return "–"
+    return f"{x / y:.2f}" if x / y < 10 else f"{x / y:.1f}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def policy_groups(times: report.Times) -> list[tuple[int, int, str, str]]:
+    """Returns (V, N, dtype, group) of the losses that were timed, small vocabularies first."""
+    found = []
+    for group in times:
+        words = group.split()
+        if words[0] == "policy_loss" and len(words) == 3:
+            n, v = words[1].split("x")
+            found.append((int(v), int(n), words[2], group))
+    return sorted(found, key=lambda x: (*x[:2], report.DTYPES.index(x[2])))
+
+
+def sizes(times: report.Times) -> str:
+    """Returns loss and gradient of GRPO at every vocabulary."""
+    head = ["N × V", *SIZE_COLUMNS, "eager / in place", "compile / in place"]
+    rows = []
+    for v, n, dtype, group in policy_groups(times):
+        ms = times[group]
+        cells = [number(ms.get(row)) for row in SIZE_COLUMNS.values()]
+        ratios = [quotient(ms.get(x), ms.get(IN_PLACE)) for x in ("eager", "torch_compile")]
+        rows.append([f"{n} × {v} {dtype}", *cells, *ratios])
+    return markdown(head, rows)
+
+
+def forms(times: report.Times) -> str:
+    """Returns what else the pass over the logits can do, as multiples of the memcpy."""
+    head = ["512 × 151936"]
+    for dtype in report.DTYPES:
+        head += [f"{dtype}, ms", "÷ memcpy", "eager, ms"]
+    rows = []
+    for name, (ours, eager) in FORMS.items():
+        cells = [name]
+        for dtype in report.DTYPES:
+            ms = times.get(f"policy_loss 512x151936 {dtype}", {})
+            cells += [number(ms.get(ours)), quotient(ms.get(ours), ms.get(MEMCPY))]
+            cells.append(number(ms.get(eager)) if eager else "")
+        if set(cells[1:]) - {"–", ""}:
+            rows.append(cells)
+    return markdown(head, rows)
+
+
+def checks(times: report.Times) -> str:
+    """Returns the bounds of 512 × 151936 with what was measured."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for verdict in report.verdicts(times):
+        group, above, below, sign, limit, promised = verdict.check
+        if "512x151936" in group:
+            what = f"{above} / {below}".replace("_", " ")
+            bound = f"{'≤' if sign == '<=' else '≥'} {limit}"
+            cell = f"{verdict.ratio:.2f} ({bound}){'' if verdict.held else ' **missed**'}"
+            cells = rows.setdefault((what, "promise" if promised else "goal"), {})
+            cells[group.split()[-1]] = cell
+    head = ["ratio", "", *report.DTYPES]
+    return markdown(head, [[*k, *(c.get(d, "–") for d in report.DTYPES)] for k, c in rows.items()])
+
+
+def others(times: report.Times) -> str:
+    """Returns every other group, a row each: milliseconds by name."""
+    rows = []
+    for group, ms in sorted(times.items()):
+        if not group.startswith("policy_loss"):
+            timed = [f"{name.replace('_', ' ')} {number(x)}" for name, x in ms.items()]
+            rows.append([group.replace("_", " "), " · ".join(timed)])
+    return markdown(["operation", "milliseconds"], rows)
+
+
+def cpu(path: Path) -> list[str]:
+    """Returns the paragraphs of the processor that was measured last."""
+    where, times = latest(path)
+    if not times:
+        return []
+    source = f"`benchmarks/results/{path.name}`"
+    return [
+        "Loss and gradient of GRPO with a KL term, milliseconds, fastest round, one run of "
+        f"`make bench` on {where['cpu']}, {where['threads']} threads, {where['isa']}, torch "
+        f"{where['torch']}, rows of {source}:",
+        sizes(times),
+        "The other forms that one pass over the logits takes, in the same run:",
+        forms(times),
+        "What the project promises and what it aims at (`make bench` fails on a broken promise):",
+        checks(times),
+        "Beside the logits:",
+        others(times),
+    ]
+
+
+def gpu(path: Path) -> list[str]:
+    """Returns the paragraphs of one GPU: the last run that its file holds."""
+    lines = report.records(path)
+    last = [
+        x for x in lines if (x["date"], x["commit"]) == (lines[-1]["date"], lines[-1]["commit"])
+    ]
+    where = last[-1]
+    rows = [
+        [x["row"].replace("_", " "), number(x["ms"]), number(x.get("goal_ms")),
+         f"{x['share_of_bound']:.0%}" if x.get("share_of_bound") else "–"]
+        for x in last if x.get("ms") is not None
+    ]  # fmt: skip
+    n, v = where["shape"]
+    return [
+        f"{where['device']}, {n} × {v} bfloat16, median of `make gpu`, torch {where['torch']}, "
+        f"rows of `benchmarks/results/{path.name}`; the bound is the time in which the bytes that "
+        "cannot be avoided pass through the memory at its nominal rate:",
+        markdown(["row", "ms", "goal, ms", "of the bound"], rows),
+    ]
+
+
+def numbers(folder: Path = report.RESULTS) -> str:
+    """Returns what stands between the marks."""
+    paragraphs = cpu(folder / "cpu.jsonl")
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.name != "cpu.jsonl":
+            paragraphs += gpu(path)
+    return "\n\n".join(paragraphs)
+
+
+def written(text: str, block: str) -> str:
+    """Returns the text with what stands between its marks replaced.
+
+    >>> written(f"a {BEGIN}old{END} b", "new").split()[-5:]
+    ['new', '<!--', 'end', 'of', 'numbers']
+    """
+    before, _, rest = text.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError(f"README.md must have a line {BEGIN} and after it a line {END}")
+    return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
+
+
+def write() -> None:
+    """Rewrites README.md."""
+    README.write_text(written(README.read_text(encoding="utf-8"), numbers()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
