@@ -13,6 +13,8 @@ namespace rlkern {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// The sweeps count in powers of two: t = u / ln 2. What leaves them is natural again.
+constexpr double kLn2 = 0.693147180559945309;
 
 template <class S>
 RLKERN_INLINE float block_max(const S* x, int64_t n) {
@@ -49,18 +51,22 @@ struct Cap<true> {
 
 struct BlockSums {
   double sum, weighted_sum, square_sum;
+  float max;  // of the logits, not capped
 };
+
+// Partial sums side by side: as many as AVX2 has registers for; elsewhere as many as accuracy asks.
+constexpr int kParts = kLanes == 8 ? 2 : 4;
 
 // One group of a block's partial sums, in registers.
 template <bool SQUARES>
 struct Partial {
   Vec sum{}, weighted_sum{}, square_sum{};
 
-  RLKERN_INLINE_MEMBER Vec add(Vec u) {
-    u = bounded(u);
-    const Vec e = exponential<5>(u);
+  RLKERN_INLINE_MEMBER Vec add(Vec t) {
+    t = bounded(t);
+    const Vec e = power_of_two<5>(t);
     sum += e;
-    weighted_sum += e * u;
+    weighted_sum += e * t;
     if (SQUARES) square_sum += e * e;
     return e;
   }
@@ -68,62 +74,93 @@ struct Partial {
 
 // STASH: leaves the exponentials in stash, which may be x.
 template <bool STASH, bool CAP, class S>
-RLKERN_INLINE BlockSums block_sums(const S* x, int64_t n, float max, float inv_temperature,
-                                   Cap<CAP> cap, float* stash) {
-  Partial<!STASH> part[4];
+RLKERN_INLINE BlockSums block_sums(const S* x, int64_t n, float max, float rate, Cap<CAP> cap,
+                                   float* stash) {
+  constexpr int kStep = kParts * kLanes;
+  Partial<!STASH> part[kParts];
+  Vec largest = splat(-kInfinity);
+  const auto add = [&](int k, Vec z) {
+    largest = maximum(largest, z);
+    return part[k].add((cap(z) - max) * rate);
+  };
   int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    for (int k = 0; k < 4; ++k) {
-      const Vec e = part[k].add((cap(load(x + i + k * kLanes)) - max) * inv_temperature);
+  for (; i + kStep <= n; i += kStep) {
+    for (int k = 0; k < kParts; ++k) {
+      const Vec e = add(k, load(x + i + k * kLanes));
       if (STASH) store(stash + i + k * kLanes, e);
     }
   }
   for (; i + kLanes <= n; i += kLanes) {
-    const Vec e = part[0].add((cap(load(x + i)) - max) * inv_temperature);
+    const Vec e = add(0, load(x + i));
     if (STASH) store(stash + i, e);
   }
   if (i < n) {
-    const Vec e = part[1].add((cap(load_head(x + i, n - i)) - max) * inv_temperature);
+    const Vec e = add(1, load_head(x + i, n - i));
     if (STASH) store_head(stash + i, e, n - i);
   }
   const auto total = [&](Vec Partial<!STASH>::* field) {
-    return horizontal_sum((part[0].*field + part[1].*field) + (part[2].*field + part[3].*field));
+    Vec sum = part[0].*field + part[1].*field;
+    for (int k = 2; k < kParts; k += 2) sum += part[k].*field + part[k + 1].*field;
+    return horizontal_sum(sum);
   };
-  return {total(&Partial<!STASH>::sum), total(&Partial<!STASH>::weighted_sum),
-          STASH ? 0 : total(&Partial<!STASH>::square_sum)};
+  return {total(&Partial<!STASH>::sum), kLn2 * total(&Partial<!STASH>::weighted_sum),
+          STASH ? 0 : total(&Partial<!STASH>::square_sum), horizontal_max(largest)};
 }
 
-template <bool STASH, bool CAP, class S>
-RLKERN_INLINE RowSums sweep_sums(const Row& row, float* stash, float* block_max_of) {
-  const S* x = static_cast<const S*>(row.logits);
-  const float inv_temperature = float(row.inv_temperature);
-  const Cap<CAP> cap(row.softcap);
+// The sums so far, relative to the largest (capped) logit so far.
+struct Running {
   float max = -kInfinity;
   double sum = 0, weighted_sum = 0, square_sum = 0;
-  for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
-    const int64_t n = std::min(kBlock, row.vocab - begin);
-    const float larger = cap(splat(block_max(x + begin, n)))[0];
-    if (larger > max) {
-      if (sum > 0) {
-        const double shift = (double(max) - larger) * row.inv_temperature, factor = std::exp(shift);
-        weighted_sum = factor * (weighted_sum + shift * sum);
-        sum *= factor;
-        square_sum *= factor * factor;
-      }
-      max = larger;
+
+  void raise(float larger, double inv_temperature) {
+    if (sum > 0) {
+      const double shift = (double(max) - larger) * inv_temperature, factor = std::exp(shift);
+      weighted_sum = factor * (weighted_sum + shift * sum);
+      sum *= factor;
+      square_sum *= factor * factor;
     }
-    // A row that is −inf so far has no maximum to subtract; its sums are 0 (or NaN if it holds
-    // one).
-    const float shift = max == -kInfinity ? 0.0f : max;
-    const BlockSums block = block_sums<STASH>(x + begin, n, shift, inv_temperature, cap,
-                                              STASH ? stash + begin : nullptr);
-    if (STASH) block_max_of[begin / kBlock] = max;
+    max = larger;
+  }
+
+  // A row that is −inf so far has no maximum to subtract; its sums are 0 (or NaN if it holds one).
+  float shift() const { return max == -kInfinity ? 0.0f : max; }
+
+  void add(const BlockSums& block) {
     sum += block.sum;
     weighted_sum += block.weighted_sum;
     square_sum += block.square_sum;
   }
-  if (max == -kInfinity) sum = std::numeric_limits<double>::quiet_NaN();
-  return {max, sum, weighted_sum, square_sum};
+};
+
+// Blocks are summed relative to the largest logit before them, and once more where they hold a
+// larger one: few do. Where the stash overwrites the logits there is no once more, so their
+// maximum comes first.
+template <bool STASH, bool CAP, class S>
+RLKERN_INLINE RowSums sweep_sums(const Row& row, float* stash, float* block_max_of) {
+  const S* x = static_cast<const S*>(row.logits);
+  const bool overwrites = static_cast<const void*>(stash) == row.logits;
+  const float rate = float(row.inv_temperature / kLn2);
+  const Cap<CAP> cap(row.softcap);
+  const auto raised = [&](float raw) { return cap(splat(raw))[0]; };
+  Running so_far;
+  for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
+    const int64_t n = std::min(kBlock, row.vocab - begin);
+    float* kept = STASH ? stash + begin : nullptr;
+    if (begin == 0 || overwrites) {
+      const float larger = raised(block_max(x + begin, n));
+      if (larger > so_far.max) so_far.raise(larger, row.inv_temperature);
+    }
+    BlockSums block = block_sums<STASH>(x + begin, n, so_far.shift(), rate, cap, kept);
+    const float larger = raised(block.max);
+    if (larger > so_far.max && !overwrites) {
+      so_far.raise(larger, row.inv_temperature);
+      block = block_sums<STASH>(x + begin, n, so_far.shift(), rate, cap, kept);
+    }
+    if (STASH) block_max_of[begin / kBlock] = so_far.max;
+    so_far.add(block);
+  }
+  if (so_far.max == -kInfinity) so_far.sum = std::numeric_limits<double>::quiet_NaN();
+  return {so_far.max, so_far.sum, so_far.weighted_sum, so_far.square_sum};
 }
 
 template <class S>
@@ -147,17 +184,17 @@ constexpr int gradient_degree() {
   return sizeof(S) == 4 ? 5 : 4;
 }
 
-// LINEAR: dz = p·(a + b·u); otherwise b is 0 and dz = p·a. What the cap takes off is the square of
+// LINEAR: dz = p·(a + b·t); otherwise b is 0 and dz = p·a. What the cap takes off is the square of
 // its tangent.
 template <class S, bool LINEAR, bool CAP>
 struct Slope {
-  float max, inv_temperature, a, b;
+  float max, rate, a, b;
   Cap<CAP> cap;
 
   RLKERN_INLINE_MEMBER Vec operator()(Vec x) const {
-    const Vec z = cap(x), u = bounded((z - max) * inv_temperature);
-    const Vec e = exponential<gradient_degree<S>()>(u);
-    const Vec grad = LINEAR ? e * (u * b + a) : e * a;
+    const Vec z = cap(x), t = bounded((z - max) * rate);
+    const Vec e = power_of_two<gradient_degree<S>()>(t);
+    const Vec grad = LINEAR ? e * (t * b + a) : e * a;
     if constexpr (CAP) {
       const Vec tanh = z * cap.inverse;
       return x == -kInfinity ? Vec{} : grad * (1.0f - tanh * tanh);
@@ -176,7 +213,8 @@ template <class S, bool LINEAR, bool CAP>
 RLKERN_INLINE void sweep_gradient(const Row& row, S* grad, float max, float a, float b) {
   const S* x = static_cast<const S*>(row.logits);
   const char* ahead = static_cast<const char*>(row.ahead);
-  const Slope<S, LINEAR, CAP> slope{max, float(row.inv_temperature), a, b, Cap<CAP>(row.softcap)};
+  const float rate = float(row.inv_temperature / kLn2);
+  const Slope<S, LINEAR, CAP> slope{max, rate, a, b, Cap<CAP>(row.softcap)};
   constexpr int64_t kStep = 4 * kLanes;
   int64_t i = 0;
   for (; i + kStep <= row.vocab; i += kStep) {
@@ -192,7 +230,8 @@ void row_gradient(const Row& row, const RowSums& sums, const RowSlope& slope, in
                   void* grad) {
   S* g = static_cast<S*>(grad);
   const double scale = row.inv_temperature / sums.sum;
-  const float a = float(slope.a * scale), b = float(slope.b * scale), max = float(sums.max);
+  const float a = float(slope.a * scale), b = float(slope.b * scale * kLn2);
+  const float max = float(sums.max);
   if (row.softcap != 0) {
     sweep_gradient<S, true, true>(row, g, max, a, b);
   } else if (b != 0) {

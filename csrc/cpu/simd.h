@@ -196,60 +196,61 @@ RLKERN_INLINE void store_head(S* p, Vec x, int64_t n) {
 #endif
 }
 
-// 2^n for whole n, times x; n ≥ −126 except where the instruction set scales any n.
-RLKERN_INLINE Vec scale_by_power(Vec x, Vec n) {
+// Where 2^t is 0 in float32 (with subnormals flushed where no instruction scales to them).
 #if defined(__AVX512F__)
-  return (Vec)_mm512_scalef_ps((__m512)x, (__m512)n);
+constexpr float kLowest = -160.0f;
 #else
-  const IntVec exponent = __builtin_convertvector(n, IntVec) + 127;
-  return x * bit_cast<Vec>(exponent << 23);
+constexpr float kLowest = -126.0f;
+#endif
+
+// t, with −inf replaced by a number whose power is 0: 0·t is then 0 and not NaN. NaN stays.
+RLKERN_INLINE Vec bounded(Vec t) { return maximum(splat(kLowest), t); }
+
+// The largest whole number up to t.
+RLKERN_INLINE Vec floor_of(Vec t) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return (Vec)_mm256_floor_ps((__m256)t);
+#else
+  const Vec nearest = t + 12582912.0f - 12582912.0f;  // 1.5·2²³: the sum rounds to a whole number
+  return nearest > t ? nearest - 1.0f : nearest;
 #endif
 }
 
-// Where exp is 0 in float32 (with subnormals flushed where no instruction scales to them).
-#if defined(__AVX512F__)
-constexpr float kLowest = -150.0f;
-#else
-constexpr float kLowest = -87.3f;
-#endif
-
-// u, with −inf replaced by a number whose exponential is 0: 0·u is then 0 and not NaN. NaN stays.
-RLKERN_INLINE Vec bounded(Vec u) { return maximum(splat(kLowest), u); }
-
-// exp(u) for bounded u ≤ 0, and exactly 1 at 0: a token of probability 1 has log-probability 0.
-// Relative error under 3e-7 with DEGREE 5 and 4e-6 with DEGREE 4, which is enough where the result
-// is rounded to 16 bits. Coefficients: iteratively reweighted least squares on [−ln2/2, ln2/2],
-// constant term fixed.
+// 2^t for bounded t ≤ 0, and exactly 1 at 0: a token of probability 1 has log-probability 0.
+// Relative error under 2e-7 with DEGREE 5 and 3e-6 with DEGREE 4, which is enough where the result
+// is rounded to 16 bits. Coefficients: iteratively reweighted least squares on [0, 1), constant
+// term fixed.
 template <int DEGREE>
-RLKERN_INLINE Vec exponential(Vec u) {
-  const Vec shifted = u * 1.44269504f + 12582912.0f;  // 1.5·2²³: the sum rounds to a whole number
-  const Vec n = shifted - 12582912.0f;
-  Vec r = u - n * 0.693359375f;  // ln 2 in two parts: n times the first is exact
-  r = r - n * -2.12194440e-4f;
+RLKERN_INLINE Vec power_of_two(Vec t) {
+#if defined(__AVX512F__)
+  const Vec r = (Vec)_mm512_reduce_ps((__m512)t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+  const Vec n = floor_of(t), r = t - n;
+#endif
   Vec y;
   if (DEGREE == 5) {
-    y = r * 0x1.0fa7d8p-7f + 0x1.573ad0p-5f;
-    y = y * r + 0x1.555a6ep-3f;
-    y = y * r + 0x1.fffdc4p-2f;
-    y = y * r + 0x1.fffff6p-1f;
+    y = r * 0x1.e975p-10f + 0x1.277854p-7f;
+    y = y * r + 0x1.c91ce6p-5f;
+    y = y * r + 0x1.ebdb56p-3f;
+    y = y * r + 0x1.62e4bap-1f;
   } else {
-    y = r * 0x1.541482p-5f + 0x1.57cf54p-3f;
-    y = y * r + 0x1.0003f6p-1f;
-    y = y * r + 0x1.fffba6p-1f;
+    y = r * 0x1.b7f736p-7f + 0x1.abf866p-5f;
+    y = y * r + 0x1.ee2452p-3f;
+    y = y * r + 0x1.62d6c6p-1f;
   }
   y = y * r + 1.0f;
-  const Vec e = scale_by_power(y, n);
 #if defined(__AVX512F__)
-  return e;
+  return (Vec)_mm512_scalef_ps((__m512)y, (__m512)t);  // by the floor of t
 #else
-  return u <= kLowest ? Vec{} : e;
+  const IntVec exponent = __builtin_convertvector(n, IntVec) << 23;
+  return t <= kLowest ? Vec{} : bit_cast<Vec>(bit_cast<IntVec>(y) + exponent);
 #endif
 }
 
 // tanh(y), to a few ulp: near 0 by an odd polynomial, where 1 − e would cancel.
 RLKERN_INLINE Vec tangent(Vec y) {
   const Vec size = y < 0 ? -y : y;
-  const Vec e = exponential<5>(bounded(-2.0f * size));
+  const Vec e = power_of_two<5>(bounded(-2.88539008f * size));
   const Vec far = (1.0f - e) / (1.0f + e);
   const Vec square = y * y;
   Vec near = square * -5.70498872745e-3f + 2.06390887954e-2f;

@@ -79,7 +79,8 @@ class Rows(NamedTuple):
 def gated(logprob: Tensor, rows: Rows, objective: Objective, sequences: Sequences):
     """Returns (what the gate makes of each token, the log ratio it saw, the token's own)."""
     old = logprob.detach() if rows.old_logprob is None else rows.old_logprob
-    own = logprob - old
+    # Selected here too, for the gradient: a sequence's ratio has none in tokens that do not count.
+    own = torch.where(rows.weight != 0, logprob - old, 0.0)
     level = LEVELS[objective.level](
         own, rows.advantage, rows.weight != 0, sequences, *objective.gate_coef
     )
