@@ -86,10 +86,9 @@ def mixed_groups(reward: Tensor, group: Tensor) -> Tensor:
 
 def _shuffled_first(chosen: Tensor, generator: torch.Generator) -> Tensor:
     """Returns all indices, those of the chosen first and in random order."""
-    keys = torch.rand(
-        chosen.shape, dtype=torch.float64, device=generator.device, generator=generator
-    )
-    return torch.argsort(torch.where(chosen, keys.to(chosen.device), 2.0), stable=True)
+    last = 1 << 62
+    keys = torch.randint(last, chosen.shape, device=generator.device, generator=generator)
+    return torch.argsort(torch.where(chosen, keys.to(chosen.device), last), stable=True)
 
 
 def _check_generator(op: str, generator: object) -> None:

@@ -42,9 +42,10 @@ def _lead(r: Tensor, known: Tensor, group: Tensor) -> Tensor:
         return torch.full_like(r, -torch.inf).scatter_reduce(0, group, x, "amax")[group]
 
     top = best(torch.where(known, r, -torch.inf))
-    tied = torch.zeros_like(group).index_add(0, group, ((r == top) & known).long())[group]
+    leads = known & (r == top)
+    tied = torch.zeros_like(group).index_add(0, group, leads.long())[group]
     second = best(torch.where(known & (r < top), r, -torch.inf))
-    return torch.where((r == top) & (tied == 1), r - second, 0.0)
+    return torch.where(leads & (tied == 1), r - second, 0.0)
 
 
 def group_advantage(

@@ -12,17 +12,14 @@ from rlkern.testing.runs.inputs import Outputs, upstream
 def run_group_advantage(case: Case, batch: Batch) -> Outputs:
     """Returns every kind of group advantage of rewards in ragged groups, one of them NaN."""
     n = case.V if case.V < 1000 else 1000
-    reward = upstream(batch.ref_logprob.new_empty(n), 1)
-    reward[n // 2] = torch.nan
-    index = torch.arange(n, device=reward.device)
+    index = torch.arange(n, device=batch.ref_logprob.device)
     group = (index * 7919 % 101).sqrt().long()
-    length = index * 31 % 17
-    # Positive for max_rl: a mean near 0 would magnify the rounding of the mean without bound.
-    inputs = {"max_rl": {"reward": reward.exp()}, "length_weighted": {"length": length}}
+    # Positive: a mean near 0, by which max_rl divides, would magnify the rounding of the mean.
+    reward = upstream(batch.ref_logprob.new_empty(n), 1).exp()
+    reward[n // 2] = torch.nan
+    lengths = {"length_weighted": index * 31 % 17}
     return {
-        kind: rlkern.group_advantage(
-            **{"reward": reward, "group": group, "kind": kind, **inputs.get(kind, {})}
-        )
+        kind: rlkern.group_advantage(reward, group, kind=kind, length=lengths.get(kind))
         for kind in KINDS
     }
 
