@@ -23,6 +23,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
 from rlkern import kernels  # type: ignore[attr-defined]  # lies in kernels/
+from rlkern.reference.group_advantage import KINDS
 from rlkern.reference.td_loss import BOOTSTRAPS, TD_KINDS
 from rlkern.reference.token_objective import GATES, KL_ESTIMATORS, Objective
 from rlkern.reference.value_loss import VALUE_KINDS
@@ -163,8 +164,9 @@ def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
     for length in (7, 2000):
         kernels.reverse_scan(torch.zeros(3, length), torch.zeros(3, length))
     order, offset = torch.arange(T), torch.arange(T + 1)
-    for kind in ("normalized", "centered", "leave_one_out"):
-        kernels.group_advantage(torch.zeros(T), order, offset, kind, coef, 1)
+    for kind in KINDS:
+        length = torch.zeros(T) if kind == "length_weighted" else None
+        kernels.group_advantage(torch.zeros(T), order, offset, kind, coef, 1, length)
     launch_values(T, coef)
 
 
