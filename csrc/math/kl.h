@@ -42,11 +42,16 @@ RLKERN_HD Dual<T> kl_k3(T d) {
   return {e + d, -e};
 }
 
-// r·x: both factors depend on log π.
+// r·d: both factors depend on log π.
 template <class T>
-RLKERN_HD Dual<T> importance_weighted(T log_ratio, Dual<T> x) {
-  const T ratio = std::exp(log_ratio);
-  return {ratio * x.value, ratio * (x.value + x.slope)};
+RLKERN_HD Dual<T> kl_importance_k1(T ratio, T d) {
+  return {ratio * d, ratio * (d + 1)};
+}
+
+// r·k3 has the slope r·(k3 + 1 − exp(−d)) = r·d: added up, the exponentials would take d with them.
+template <class T>
+RLKERN_HD Dual<T> kl_importance_k3(T ratio, T d) {
+  return {ratio * kl_k3(d).value, ratio * d};
 }
 
 // d = log π − log π_ref, log_ratio = log π − log π_old.
@@ -66,9 +71,9 @@ RLKERN_HD Dual<T> kl_divergence(Kl kind, T d, T log_ratio) {
     case Kl::k3_straight_through:
       return {kl_k3(d).value, d};
     case Kl::importance_k1:
-      return importance_weighted(log_ratio, kl_k1(d));
+      return kl_importance_k1(std::exp(log_ratio), d);
     case Kl::importance_k3:
-      return importance_weighted(log_ratio, kl_k3(d));
+      return kl_importance_k3(std::exp(log_ratio), d);
   }
   return {};
 }

@@ -249,7 +249,7 @@ def make_batch(case: Case, dtype: torch.dtype, device: str = "cpu") -> Batch:
         logits, token, advantage, mask, old if case.off_policy else None, ref, temperature,
         correction, case.softcap, keep,
     )  # fmt: skip
-    rows = vars(batch)
+    rows: dict[str, Any] = vars(batch)
     if case.packed:
         rows = {n: x[0] if isinstance(x, Tensor) and x.ndim > 1 else x for n, x in rows.items()}
         rows["cu_seqlens"] = bounds
