@@ -23,7 +23,18 @@ from rlkern.preference import (
     reward_model_loss,
     sequence_logprob,
 )
-from rlkern.returns import Gae, gae
+from rlkern.returns import (
+    Gae,
+    Vtrace,
+    discounted_return,
+    gae,
+    lambda_return,
+    length_adaptive_lambda,
+    n_step_return,
+    retrace,
+    reward_to_go,
+    vtrace,
+)
 from rlkern.value import TdLossOutput, td_loss, value_loss, value_metrics_dict
 
 __version__ = "0.1.0.dev0"
@@ -37,25 +48,32 @@ __all__ = [
     "LossOutput",
     "TdLossOutput",
     "TokenLogprob",
+    "Vtrace",
     "advantage",
     "aggregate",
     "algorithms",
     "backend_name",
     "batch_normalized",
+    "discounted_return",
     "explain",
     "gae",
     "group_advantage",
     "kto_loss",
+    "lambda_return",
+    "length_adaptive_lambda",
     "mean_sequence_logprob",
     "merge_metrics",
     "metrics_dict",
     "mismatched_kl",
+    "n_step_return",
     "off_policy_sequence_mask",
     "policy_loss",
     "preference_loss",
     "preference_metrics_dict",
+    "retrace",
     "reverse_scan",
     "reward_model_loss",
+    "reward_to_go",
     "rollout_correction",
     "rollout_rejection",
     "sampling",
@@ -66,4 +84,5 @@ __all__ = [
     "use_backend",
     "value_loss",
     "value_metrics_dict",
+    "vtrace",
 ]

@@ -11,6 +11,8 @@ from torch import Tensor
 from rlkern.ops import check
 from rlkern.ops.rows import sequence_bounds
 from rlkern.reference.levels import Sequences
+from rlkern.reference.whiten import EPS
+from rlkern.reference.whiten import whiten as definition
 
 MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum")
 
@@ -101,13 +103,22 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def whiten(x: Tensor, mask: Tensor, *, eps: float = 1e-8, ddof: int = 1) -> Tensor:
+def whiten(x: Tensor, mask: Tensor, *, eps: float = EPS, ddof: int = 1, group=None) -> Tensor:
     """Returns x with mean 0 and variance 1 over the counted elements; 0 elsewhere.
+
+        (x − mean) / √(variance + eps)
+
+    The variance is divided by n − ddof: ddof = 1 is the convention of TRL and verl, OpenRLHF has 0.
+    With a process group the counted elements are those of all its ranks, whose sums are added.
 
     >>> mask = torch.tensor([True, True, True, False])
     >>> whiten(torch.tensor([1.0, 3.0, 5.0, torch.nan]), mask).round(decimals=4).tolist()
     [-1.0, 0.0, 1.0, 0.0]
     """
-    centered = torch.where(mask, x - masked_mean(x, mask), 0.0)
-    variance = centered.square().sum() / (mask.sum() - ddof).clamp(min=1)
-    return centered * (variance + eps).rsqrt()
+
+    def all_reduced(sums: Tensor) -> Tensor:
+        if group is not None:
+            torch.distributed.all_reduce(sums, group=group)
+        return sums
+
+    return definition(x, mask, eps=eps, ddof=ddof, reduce=all_reduced)

@@ -29,6 +29,7 @@ STEMS = (
     "scale_",
     "scaled",
     "reverse_scan",
+    "gae",
     "group_segments",
     "group_advantage",
     "segment_sum",

@@ -8,6 +8,7 @@ import torch
 
 from rlkern import _C  # type: ignore[attr-defined]
 from rlkern.native.arguments import DTYPES
+from rlkern.native.gae import gae
 from rlkern.native.group_advantage import group_advantage, group_segments
 from rlkern.native.policy_loss import policy_loss, scale_, scaled
 from rlkern.native.reverse_scan import reverse_scan
@@ -18,6 +19,7 @@ from rlkern.native.token_objective import token_objective
 from rlkern.native.value_loss import value_loss
 
 __all__ = [
+    "gae",
     "group_advantage",
     "group_segments",
     "policy_loss",

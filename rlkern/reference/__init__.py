@@ -3,6 +3,7 @@
 
 import torch
 
+from rlkern.reference.gae import gae
 from rlkern.reference.group_advantage import group_advantage, group_segments
 from rlkern.reference.policy_loss import policy_loss, scale_, scaled
 from rlkern.reference.reverse_scan import reverse_scan
@@ -13,6 +14,7 @@ from rlkern.reference.token_objective import token_objective
 from rlkern.reference.value_loss import value_loss
 
 __all__ = [
+    "gae",
     "group_advantage",
     "group_segments",
     "policy_loss",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eager definition of the reverse scan x_t = bias_t + decay_t · x_{t+1}, padded or packed.
 
-Padded input is (B, T), a sequence a row; packed input is (N,) beside cu_seqlens (S + 1,), which says
-where each sequence begins and the last ends.
+Padded input is (B, T), a sequence a row. Packed input is (N,) beside cu_seqlens (S + 1,), which
+says where each sequence begins and the last ends.
 """
 
 import torch

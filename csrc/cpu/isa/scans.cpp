@@ -59,6 +59,40 @@ RLKERN_INLINE void transpose(T (&tile)[N][N]) {
   std::memcpy(tile, a, sizeof(a));
 }
 
+// The first n of at most a vector's elements, and `rest` for the others.
+template <class V, class T>
+RLKERN_INLINE V load_row(const T* x, int n, T rest) {
+  V v = V{} + rest;
+  if (n * sizeof(T) == sizeof(V)) {
+    std::memcpy(&v, x, sizeof(V));
+  } else {
+    std::memcpy(&v, x, n * sizeof(T));
+  }
+  return v;
+}
+
+template <class V, class T>
+RLKERN_INLINE void store_row(T* x, V v, int n) {
+  if (n * sizeof(T) == sizeof(V)) {
+    std::memcpy(x, &v, sizeof(V));
+  } else {
+    std::memcpy(x, &v, n * sizeof(T));
+  }
+}
+
+// 1 where the mask is True, 0 elsewhere.
+template <class V, class T>
+RLKERN_INLINE V load_mask(const bool* mask, int n) {
+  typedef uint8_t Bytes __attribute__((vector_size(sizeof(V) / sizeof(T))));
+  Bytes bytes = {};
+  if (n == sizeof(Bytes)) {
+    std::memcpy(&bytes, mask, sizeof(Bytes));
+  } else {
+    std::memcpy(&bytes, mask, n);
+  }
+  return __builtin_convertvector(bytes, V);
+}
+
 // The steps below are written once for vectors and for numbers, so that both round alike.
 
 template <class T, bool ENDS>
@@ -73,9 +107,11 @@ struct Scan {
   }
   // Steps that are not there leave the state as it is.
   inline __attribute__((always_inline)) void load(int64_t at, int n, T* in, int stride) const {
-    for (int i = 0; i < n; ++i) in[i] = rows.bias[at + i];
-    for (int i = 0; i < n; ++i) in[stride + i] = rows.decay[at + i];
-    for (int i = n; i < kWidth<T>; ++i) in[i] = 0, in[stride + i] = 1;
+    using V = Vector<T>;
+    const V bias = load_row<V>(rows.bias + at, n, T(0)),
+            decay = load_row<V>(rows.decay + at, n, T(1));
+    std::memcpy(in, &bias, sizeof(V));
+    std::memcpy(in + stride, &decay, sizeof(V));
   }
   template <class V>
   inline __attribute__((always_inline)) V step(const V* in, V* state) const {
@@ -87,7 +123,7 @@ struct Scan {
   }
   inline __attribute__((always_inline)) void store(int64_t at, int n, const T* x, const T*,
                                                    int) const {
-    for (int i = 0; i < n; ++i) rows.x[at + i] = x[i];
+    store_row(rows.x + at, load_row<Vector<T>>(x, kWidth<T>, T(0)), n);
   }
   void prefetch(int64_t at) const {
     __builtin_prefetch(rows.bias + at);
@@ -109,11 +145,13 @@ struct Gae {
     state[3 * stride] = T(discount * rows.gae_lambda[segment.sequence]);
   }
   inline __attribute__((always_inline)) void load(int64_t at, int n, T* in, int stride) const {
-    const uint8_t* mask = reinterpret_cast<const uint8_t*>(rows.mask);
-    for (int i = 0; i < n; ++i) in[i] = rows.reward[at + i];
-    for (int i = 0; i < n; ++i) in[stride + i] = rows.value[at + i];
-    for (int i = 0; i < n; ++i) in[2 * stride + i] = T(int(mask[at + i]));
-    for (int i = n; i < kWidth<T>; ++i) in[i] = in[stride + i] = in[2 * stride + i] = 0;
+    using V = Vector<T>;
+    const V reward = load_row<V>(rows.reward + at, n, T(0));
+    const V value = load_row<V>(rows.value + at, n, T(0));
+    const V mask = load_mask<V, T>(rows.mask + at, n);
+    std::memcpy(in, &reward, sizeof(V));
+    std::memcpy(in + stride, &value, sizeof(V));
+    std::memcpy(in + 2 * stride, &mask, sizeof(V));
   }
   template <class V>
   inline __attribute__((always_inline)) V step(const V* in, V* state) const {
@@ -126,9 +164,13 @@ struct Gae {
   }
   inline __attribute__((always_inline)) void store(int64_t at, int n, const T* advantage,
                                                    const T* in, int stride) const {
-    const T *value = in + stride, *mask = in + 2 * stride;
-    for (int i = 0; i < n; ++i) rows.advantage[at + i] = mask[i] != 0 ? advantage[i] : T(0);
-    for (int i = 0; i < n; ++i) rows.target[at + i] = mask[i] != 0 ? advantage[i] + value[i] : T(0);
+    using V = Vector<T>;
+    V x, value, mask;
+    std::memcpy(&x, advantage, sizeof(V));
+    std::memcpy(&value, in + stride, sizeof(V));
+    std::memcpy(&mask, in + 2 * stride, sizeof(V));
+    store_row(rows.advantage + at, mask != V{} ? x : V{}, n);
+    store_row(rows.target + at, mask != V{} ? x + value : V{}, n);
   }
   void prefetch(int64_t at) const {
     __builtin_prefetch(rows.reward + at);
