@@ -2,6 +2,7 @@
 """The invariants that every registered algorithm gets for free; none is named here."""
 
 import importlib
+import inspect
 import math
 import pkgutil
 import re
@@ -10,13 +11,28 @@ import pytest
 import torch
 
 import rlkern
+from rlkern.algorithms import registry
 from rlkern.backends import _load
-from rlkern.reference.token_logprob import differentiable_token_logprob
-from rlkern.reference.token_objective import GATES, KL_ESTIMATORS
+from rlkern.reference.gates import GATES
+from rlkern.reference.group_advantage import KINDS
+from rlkern.reference.kl import KL_ESTIMATORS
+from rlkern.reference.levels import LEVELS, Sequences
 from rlkern.testing.cases import Batch, Case, make_batch
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
-ADVANTAGES = {"normalized", "centered", "leave_one_out", "batch_centered", "gae"}
+ESTIMATORS = {
+    name
+    for name, x in inspect.getmembers(rlkern.advantage, inspect.isfunction)
+    if x.__module__ == rlkern.advantage.__name__
+}
+ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal"}
+# What an advantage or an anchor takes that a declaration must ask for.
+ASKS = {
+    "gae": "value",
+    "remax": "greedy",
+    "gdpo": "several_rewards",
+    "optimal": "reference_samples",
+}
 # A term is switched on by its coefficient; an algorithm takes those it declares.
 TERMS = {"kl_coef": 0.3, "entropy_coef": 0.2}
 NAMES = list(rlkern.algorithms())
@@ -117,21 +133,43 @@ def test_a_constant_shift_of_the_logits_changes_nothing(backend, name):
     batch = batch_of()
     shifted = Batch(**{**vars(batch), "logits": batch.logits + 100.0})
     for x, y in zip(run(name, shifted), run(name, batch)):
-        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
+
+
+def scale_of(declared):
+    """Returns what the policy gradient is multiplied by: 1, but 2·beta for a regression on A."""
+    numbers = [declared.defaults[c] for c in declared.gate_coef]
+    zero, one, two = (
+        GATES[declared.gate](torch.tensor(-1.0), torch.tensor(0.0), torch.tensor(a), *numbers).loss
+        for a in (0.0, 1.0, 2.0)
+    )
+    linear = torch.isclose(two - one, one - zero)
+    return 1.0 if linear else 2 * declared.defaults["beta"]
+
+
+def share_of(declared, weight, advantage, mask):
+    """Returns how much of weight·advantage each token's log π gets once the level has shared it."""
+    d = torch.zeros_like(advantage).requires_grad_()
+    numbers = [declared.defaults[c] for c in declared.gate_coef] + [0.0] * 4
+    through_ratio = GATES[declared.gate](d, d.detach(), torch.ones_like(d), *numbers[:4]).loss
+    if through_ratio.requires_grad and torch.autograd.grad(through_ratio.sum(), d)[0].any():
+        return weight * advantage  # the gradient is that of log π itself
+    level = LEVELS[declared.level](d, advantage, mask, Sequences(d.shape, None), *numbers[:4])
+    return torch.autograd.grad((weight * advantage * level.log_ratio).sum(), d)[0]
 
 
 @EVERY
 @pytest.mark.parametrize("given_old", (True, False), ids=("old policy given", "no old policy"))
 def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient(backend, name, given_old):
-    batch = batch_of(mask="garbage")
+    batch, declared = batch_of(mask="garbage"), rlkern.algorithms()[name]
     leaf = batch.logits.detach().clone().requires_grad_()
-    logprob = differentiable_token_logprob(leaf, batch.token, batch.mask)[0]
+    logprob = rlkern.token_logprob(leaf, batch.token, mask=batch.mask).logprob
     advantage = torch.where(batch.mask, batch.advantage, 0.0)
-    (-weight_of(name, batch.mask) * advantage * logprob).sum().backward()
+    share = share_of(declared, weight_of(name, batch.mask), advantage.double(), batch.mask)
+    (-scale_of(declared) * share * logprob).sum().backward()
     old = logprob.detach() if given_old else None
     off = dict.fromkeys(terms_of(name), 0.0)
     _, metrics, gradient = run(name, batch, old_logprob=old, ref_logprob=None, **off)
-    # The old policy's log-probabilities are those of the other backend: equal but for rounding.
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-6, atol=1e-12)
     named = rlkern.metrics_dict(metrics)
     assert named["ratio/min"] == pytest.approx(1) == named["ratio/max"]
@@ -173,12 +211,13 @@ def test_advantages_of_sequences_are_those_of_all_their_tokens(backend, name):
 
 @EVERY
 def test_every_coefficient_changes_the_loss_or_the_metrics(backend, name):
-    batch, declared = batch_of(), rlkern.algorithms()[name]
+    batch, declared = batch_of(B=16), rlkern.algorithms()[name]
     defaults = dict(declared.defaults)
     before = run(name, batch, **defaults)
     for key, value in defaults.items():
-        after = run(name, batch, **{**defaults, key: value + 0.15})
-        assert any(not x.equal(y) for x, y in zip(after, before)), key
+        # A bound that nothing reaches shows only when it is lowered.
+        tried = [run(name, batch, **{**defaults, key: x}) for x in (value + 0.15, value / 20)]
+        assert any(not x.equal(y) for after in tried for x, y in zip(after, before)), key
 
 
 @EVERY
@@ -200,12 +239,48 @@ def test_every_coefficient_has_a_default_and_every_default_a_source(name):
 def test_the_declaration_names_things_that_exist(name):
     declared = rlkern.algorithms()[name]
     assert declared.gate in GATES and declared.kl_estimator in KL_ESTIMATORS
-    assert declared.advantage in ADVANTAGES
+    assert declared.level in LEVELS and declared.advantage in ADVANTAGES
     assert declared.aggregation in rlkern.aggregate.MODES
+    assert declared.sampling in registry.SAMPLING and declared.anchor in registry.ANCHORS
+    assert set(declared.needs) <= set(registry.NEEDS)
+    assert set(declared.reward_terms) <= set(registry.REWARD_TERMS)
 
 
 @EVERY
-def test_the_file_states_equation_paper_and_a_doctest(name):
+def test_the_declaration_asks_for_what_it_takes(name):
+    declared = rlkern.algorithms()[name]
+    for advantage, needed in ASKS.items():
+        assert (declared.advantage == advantage) == (needed in declared.needs), needed
+    reads_reference = declared.anchor == "reference" or declared.defaults["kl_coef"] != 0
+    assert reads_reference == ("reference" in declared.needs)
+
+
+@EVERY
+def test_coefficients_bear_the_names_of_the_formula_and_one_name_everywhere(name):
+    declared = rlkern.algorithms()[name]
+    widths = {"low": "clip_low", "high": "clip_high", "cap": "clip_cap"}
+
+    def named(function, inputs):
+        parameters = list(inspect.signature(function).parameters.values())[inputs:]
+        given = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return tuple(widths.get(p, p) for p in given)
+
+    takes = {named(GATES[declared.gate], 3), named(LEVELS[declared.level], 4)} - {()}
+    assert takes == ({declared.gate_coef} if declared.gate_coef else set())
+    assert set(declared.defaults) == {*declared.gate_coef, "kl_coef", "entropy_coef"}
+
+
+def test_every_gate_and_every_level_is_of_some_algorithm():
+    declared = rlkern.algorithms().values()
+    assert {a.gate for a in declared} == set(GATES)
+    assert {a.level for a in declared} == set(LEVELS)
+    assert {a.sampling for a in declared} == set(registry.SAMPLING)
+    assert {x for a in declared for x in a.needs} == set(registry.NEEDS)
+    assert {x for a in declared for x in a.reward_terms} == set(registry.REWARD_TERMS)
+
+
+@EVERY
+def test_the_file_states_equation_paper_average_and_a_doctest(name):
     module, declared = modules()[name], rlkern.algorithms()[name]
     assert module.__name__.endswith(f".{name}")
     text = module.__doc__
@@ -213,6 +288,7 @@ def test_the_file_states_equation_paper_and_a_doctest(name):
     identifier = re.search(r"\d{4}\.\d{4,5}|10\.\d{4,}/\S+?(?=[,. ]|$)", declared.paper)
     assert identifier.group(0) in cited.group(1)
     assert "ℓ_t" in text and ">>> " in text
+    assert "the loss is the mean over" in " ".join(text.lower().split())
     assert f'algorithm="{name}"' in text
 
 

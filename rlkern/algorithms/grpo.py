@@ -5,7 +5,9 @@
     A   = (R − mean of the group) / (std of the group + eps)
 
 Paper: arXiv 2402.03300, eq. 3; KL by the k3 estimator, eq. 4. The loss is the mean over
-sequences of their token means. kl_coef is 0 here, as in TRL; the paper has 0.04.
+sequences of their token means. kl_coef is 0 here, as in TRL; the paper has 0.04. The std has ddof 1
+everywhere but in RL-Kernel; eps is 1e-4 in TRL and here, 1e-6 in verl and NeMo. verl averages over
+tokens and bounds the loss as dual_clip_ppo does, unless told otherwise.
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(2, 1, 2), torch.tensor([[0], [1]])

@@ -3,7 +3,8 @@
 
     ℓ_t = −min(r_t·A_t, clip(r_t, 1 − clip_low, 1 + clip_high)·A_t)        r_t = π(o_t) / π_old(o_t)
 
-Paper: arXiv 1707.06347, eq. 7; A_t by GAE, eq. 11. The KL to a reference belongs in the reward.
+Paper: arXiv 1707.06347, eq. 7; A_t by GAE, eq. 11. The KL to a reference belongs in the reward. The
+loss is the mean over the batch's tokens. verl adds the dual clip to it (dual_clip_ppo) always.
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(1, 1, 2), torch.tensor([[0]])
@@ -32,4 +33,6 @@ ALGORITHM = Algorithm(
         "kl_coef": "the clipped objective has none",
         "entropy_coef": "0 for language models, as TRL and verl; the paper uses 0.01 on Atari",
     },
+    needs=("value",),
+    reward_terms=("kl",),
 )

@@ -6,6 +6,12 @@ import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+# What a declaration may ask of a trainer.
+SAMPLING = ("all", "dynamic", "duplicate")
+NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards")
+REWARD_TERMS = ("kl", "overlong")
+ANCHORS = ("old", "reference")
+
 
 @dataclass(frozen=True)
 class Algorithm:
@@ -16,11 +22,25 @@ class Algorithm:
     gate          the surrogate, a key of rlkern.reference.gates.GATES
     gate_coef     names of the coefficients the gate takes, in order
     level         whose ratio the gate sees, a key of rlkern.reference.levels.LEVELS
-    advantage     "normalized", "centered", "leave_one_out" (of a group), "batch_centered" or "gae"
+    advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
+                  "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po)
     aggregation   a mode of rlkern.aggregate.token_weight
     kl_estimator  a key of rlkern.reference.kl.KL_ESTIMATORS
     defaults      value of every coefficient
     sources       where each default comes from
+
+    and what it asks of a trainer:
+
+    sampling      "all" trains on every group; "dynamic" samples on until the batch is full of
+                  groups whose rewards differ (rlkern.sampling.mixed_groups); "duplicate" puts
+                  copies of these in the places of the others (refill_multiplicity)
+    needs         beside samples and rewards: "value" (a value function), "reference" (the starting
+                  model), "reference_samples" (answers of it to each prompt), "greedy" (a greedy
+                  answer to each prompt), "several_rewards" (each normalized on its own)
+    reward_terms  what the paper adds to the reward: "kl" (to the reference) or "overlong"
+                  (rlkern.sampling.overlong_penalty)
+    anchor        whose log-probabilities are old_logprob: those of the "old" policy, which
+                  sampled, or of the "reference"
     """
 
     name: str
@@ -33,6 +53,10 @@ class Algorithm:
     kl_estimator: str = "k3"
     defaults: dict[str, float] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    sampling: str = "all"
+    needs: tuple[str, ...] = ()
+    reward_terms: tuple[str, ...] = ()
+    anchor: str = "old"
 
 
 _FOUND: dict[str, Algorithm] = {}
@@ -57,9 +81,9 @@ def algorithms() -> dict[str, Algorithm]:
 def algorithm(name: str) -> Algorithm:
     """Returns the algorithm of this name.
 
-    >>> algorithm("gpro")
+    >>> algorithm("gpro")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: algorithm must be one of grpo, ppo, reinforce, got 'gpro'
+    ValueError: algorithm must be one of a2c, ..., vespo, got 'gpro'
     """
     if name not in _FOUND:
         raise ValueError(f"algorithm must be one of {', '.join(_FOUND)}, got {name!r}")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DAPO: GRPO with a higher upper clip, averaged over tokens, on groups whose rewards differ.
+
+    ℓ_t = −min(r_t·A, clip(r_t, 1 − clip_low, 1 + clip_high)·A)
+    A   = (R − mean of the group) / (std of the group + eps)        0 < number of right answers < G
+
+Paper: arXiv 2503.14476, eq. 8; clip-higher eq. 10, dynamic sampling eq. 11, soft overlong
+punishment eq. 13, no KL §2.3. The loss is the mean over the tokens of the batch, eq. 12. The whole
+algorithm is the loss, the sampling and the punishment together (rlkern.sampling: mixed_groups,
+overlong_penalty, overlong_filter); `dapo` in TRL is the loss alone.
+
+>>> import torch, rlkern
+>>> reward, group = torch.tensor([1.0, -1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1])
+>>> rlkern.sampling.mixed_groups(reward, group).tolist()
+[True, True, False, False]
+>>> logprob, old = torch.log(torch.tensor([[0.4, 0.4]])), torch.log(torch.tensor([[0.2, 0.8]]))
+>>> mask, advantage = torch.tensor([[True, True]]), torch.tensor([1.0])
+>>> out = rlkern.token_objective(logprob, advantage, mask, old_logprob=old, algorithm="dapo")
+>>> round(out.loss.item(), 4)
+-0.89
+
+Ratios 2 and 1/2: the first is clipped at 1.28, so the loss is −(1.28 + 0.5)/2 = −0.89.
+"""
+
+from rlkern.algorithms.registry import Algorithm
+
+ALGORITHM = Algorithm(
+    name="dapo",
+    paper="arXiv 2503.14476, eq. 8",
+    gate="ppo_clip",
+    gate_coef=("clip_low", "clip_high"),
+    advantage="normalized",
+    aggregation="token_mean",
+    defaults={"clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0, "entropy_coef": 0.0},
+    sources={
+        "clip_low": "arXiv 2503.14476, §4.1",
+        "clip_high": "arXiv 2503.14476, §4.1",
+        "kl_coef": "arXiv 2503.14476, §2.3 removes it",
+        "entropy_coef": "the paper has none",
+    },
+    sampling="dynamic",
+    reward_terms=("overlong",),
+)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DPPO (Binary-TV): tokens are held by how far their probability moved, not by its ratio.
+
+    ℓ_t = −A·sg(min(r_t, clip_cap))·log π(o_t)    while the probability moved little, else 0
+    p − p_old ≤ clip_high if A > 0, else p − p_old ≥ −clip_low        p = π(o_t), r_t = p / p_old
+
+Paper: arXiv 2602.04879; the cap §5.4. |p − p_old| is the total variation between the policies when
+all other tokens are one. A rare token may double, which PPO forbids, and a likely one may not lose
+half of its probability, which PPO allows. The loss is the mean over the tokens of the batch. verl
+(`dppo_tv`) and SkyRL agree; prime-rl's default is this mask at 0.2, against the sampler, with
+(log ratio)² added.
+
+>>> import torch, rlkern
+>>> logprob, old = torch.log(torch.tensor([[0.5, 0.05]])), torch.log(torch.tensor([[0.3, 0.01]]))
+>>> mask, advantage = torch.tensor([[True, True]]), torch.tensor([1.0])
+>>> out = rlkern.token_objective(logprob, advantage, mask, old_logprob=old, algorithm="dppo")
+>>> round(out.loss.item(), 4)
+7.4893
+
+The first token moved by 0.2 and is held; the second moved by 0.04 at ratio 5: −5·log 0.05 / 2.
+"""
+
+from rlkern.algorithms.registry import Algorithm
+
+ALGORITHM = Algorithm(
+    name="dppo",
+    paper="arXiv 2602.04879",
+    gate="dppo_tv",
+    gate_coef=("clip_low", "clip_high", "clip_cap"),
+    advantage="normalized",
+    aggregation="token_mean",
+    defaults={
+        "clip_low": 0.15,
+        "clip_high": 0.15,
+        "clip_cap": 20.0,
+        "kl_coef": 0.0,
+        "entropy_coef": 0.0,
+    },
+    sources={
+        "clip_low": "verl's recipe for dppo_tv",
+        "clip_high": "verl's recipe for dppo_tv",
+        "clip_cap": "verl; arXiv 2602.04879, §5.4 wants it large",
+        "kl_coef": "the bound on the divergence is in the gate",
+        "entropy_coef": "the paper has none",
+    },
+)

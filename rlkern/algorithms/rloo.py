@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RLOO: each answer's baseline is the mean reward of the others, its ratio that of the answer.
+
+    ℓ_t = −min(S·A, clip(S, 1 − clip_low, 1 + clip_high)·A)        S = Π_t π(o_t) / π_old(o_t)
+    A   = R − mean reward of the other answers to the prompt
+
+Paper: arXiv 2402.14740, §3.2, with the KL to the reference in the reward. The paper takes one step
+on each batch, where S = 1 and ℓ_t has the gradient of −A·log π(answer); S and its clip are TRL's
+for more steps. verl and OpenRLHF take A alone and clip token by token. The loss is the mean over
+answers: all tokens of an answer hold the same ℓ_t.
+
+>>> import torch, rlkern
+>>> reward, group = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0, 0, 0])
+>>> rlkern.group_advantage(reward, group, kind="leave_one_out").tolist()
+[0.75, -0.75, 0.0]
+>>> logprob, old = torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.25, 0.5]]))
+>>> mask, advantage = torch.tensor([[True, True]]), torch.tensor([0.75])
+>>> out = rlkern.token_objective(logprob, advantage, mask, old_logprob=old, algorithm="rloo")
+>>> round(out.loss.item(), 4)
+-0.9
+
+The ratios 2 and 1 make S = 2, clipped at 1.2: −1.2·0.75 = −0.9.
+"""
+
+from rlkern.algorithms.registry import Algorithm
+
+ALGORITHM = Algorithm(
+    name="rloo",
+    paper="arXiv 2402.14740, §3.2",
+    gate="ppo_clip",
+    gate_coef=("clip_low", "clip_high"),
+    level="product",
+    advantage="leave_one_out",
+    aggregation="sequence_token_mean",
+    kl_estimator="k1",
+    defaults={"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0},
+    sources={
+        "clip_low": "TRL; the paper takes one step on each batch",
+        "clip_high": "TRL; the paper takes one step on each batch",
+        "kl_coef": "the paper has the KL in the reward",
+        "entropy_coef": "the paper has none",
+    },
+    reward_terms=("kl",),
+)
