@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks' arithmetic and the README's numbers; nothing here is timed."""
+
+import inspect
+import json
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import rlkern
+from benchmarks import baselines, bench_policy_loss, gpu, peers, readme, report, run
+from benchmarks.inputs import GSPO, SOFTCAP, Inputs
+
+WHERE = dict.fromkeys(report.IDENTITY, 1) | {"date": "2026-01-02", "commit": "abc"}
+
+
+def test_the_readme_shows_the_committed_numbers_and_no_others():
+    text = readme.README.read_text(encoding="utf-8")
+    assert text == readme.written(text, readme.numbers()), "run python -m benchmarks.readme"
+
+
+def test_a_number_of_the_results_reaches_the_readme(tmp_path):
+    rows = {"memcpy_of_the_logits": 10.0, "rlkern_in_place": 12.5, "eager": 300.0}
+    times = {"policy_loss 512x151936 float32": rows, "gae 8x4096": {"rlkern_gae": 0.03217}}
+    report.record(times, tmp_path / "cpu.jsonl", WHERE, complete=True)
+    block = readme.numbers(tmp_path)
+    assert "| 512 × 151936 float32 | 10 | 12.5 | – | 300 | – | 24.0 | – |" in block
+    assert "| rlkern in place / memcpy of the logits | goal | 1.25 (≤ 1.3) | – |" in block
+    assert "rlkern gae 0.0322" in block
+
+
+def test_a_missed_bound_is_seen_in_the_readme(tmp_path):
+    times = {"policy_loss 512x151936 bfloat16": {"memcpy_of_the_logits": 1, "rlkern_in_place": 3}}
+    report.record(times, tmp_path / "cpu.jsonl", WHERE, complete=True)
+    assert readme.numbers(tmp_path).count("3.00 (≤ 2.0) **missed**") == 1
+
+
+def test_a_gpu_run_reaches_the_readme_with_its_goal(tmp_path):
+    old, new = ({**WHERE, "commit": c, "device": "NVIDIA H200", "shape": [8, 9]} for c in "ab")
+    judged = {"row": "rlkern_x", "ms": 0.5, "goal_ms": 0.58, "share_of_bound": 0.91}
+    lines = [{**old, **judged, "ms": 7.0}, {**new, **judged}]
+    (tmp_path / "h200.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert readme.numbers(tmp_path).splitlines()[-1] == "| rlkern x | 0.5 | 0.58 | 91% |"
+    assert "| 7 |" not in readme.numbers(tmp_path)
+
+
+@pytest.mark.parametrize("sign,ratio,held", (("<=", 2.0, True), ("<=", 2.01, False),
+                                             (">=", 2.0, True), (">=", 1.99, False)))  # fmt: skip
+def test_a_bound_is_held_on_its_own_side(sign, ratio, held):
+    check = report.Check("g", "a", "b", sign, 2.0, promised=True)
+    assert check.ratio({"g": {"a": ratio * 4, "b": 4.0}}) == pytest.approx(ratio)
+    verdict = report.Verdict(check, ratio)
+    assert verdict.held == held and verdict.broken != held
+    assert str(verdict).startswith("held" if held else "MISSED ")
+
+
+def test_a_goal_that_is_missed_is_printed_and_breaks_nothing():
+    verdict = report.Verdict(report.Check("g", "a", "b", "<=", 1.0, promised=False), 1.5)
+    assert str(verdict).startswith("MISSED (a goal)") and not verdict.broken
+
+
+def test_what_was_not_measured_is_not_judged():
+    assert report.verdicts({"policy_loss 512x151936 float32": {"rlkern_in_place": 1.0}}) == []
+
+
+def benchmarks_of_policy_loss() -> dict[str, set[str]]:
+    """Returns {row: groups it is timed in}."""
+    found: dict[str, set[str]] = {}
+    for name, function in inspect.getmembers(bench_policy_loss, inspect.isfunction):
+        if name.startswith("test_"):
+            (mark,) = function.pytestmark
+            pairs = {f"policy_loss {size} {dtype}" for size, dtype in mark.args[1]}
+            found[name.removeprefix("test_")] = pairs
+    return found
+
+
+@pytest.mark.parametrize("check", report.CHECKS, ids=lambda c: f"{c.group} {c.above} {c.limit}")
+def test_every_check_names_rows_that_are_timed(check):
+    timed = benchmarks_of_policy_loss()
+    by_isa = {
+        f"rlkern_in_place_{isa}": timed["rlkern_in_place"] for isa in (*run.NARROW_ISAS, "best")
+    }
+    rows = timed | by_isa
+    assert check.group in rows[check.above] & rows[check.below]
+
+
+def test_every_vocabulary_of_a_model_must_beat_torch_compile():
+    faster = {check.group for check in report.CHECKS if check.above == "torch_compile"}
+    large = {group for group in benchmarks_of_policy_loss()["torch_compile"] if "x21 " not in group}
+    assert faster == large
+
+
+def test_no_size_is_larger_than_the_memory_of_a_small_machine():
+    assert max(n * v for n, v in bench_policy_loss.SIZES.values()) <= 10**8
+
+
+def test_every_row_the_readme_names_is_timed():
+    timed = benchmarks_of_policy_loss().keys() | {f"rlkern_in_place_{x}" for x in run.NARROW_ISAS}
+    named = {row for pair in readme.FORMS.values() for row in pair if row}
+    assert named | set(readme.SIZE_COLUMNS.values()) <= timed
+
+
+def test_the_fastest_round_counts(tmp_path):
+    entry = {"name": "test_eager[a-b]", "group": "g", "stats": {"min": 0.002, "mean": 9.0}}
+    (tmp_path / "x.json").write_text(json.dumps({"benchmarks": [entry]}))
+    assert report.read(tmp_path / "x.json") == {"g": {"eager": 2.0}}
+
+
+def test_a_run_replaces_what_the_same_machine_left_and_nothing_else(tmp_path):
+    path = tmp_path / "cpu.jsonl"
+    other = WHERE | {"cpu": "another"}
+    report.record({"g": {"a": 1.0}, "h": {"a": 2.0}}, path, WHERE, complete=True)
+    report.record({"g": {"a": 3.0}}, path, other, complete=True)
+    report.record({"g": {"a": 4.0}}, path, WHERE | {"commit": "def"}, complete=False)
+    left = [(line["cpu"], line["group"], line["min_ms"]["a"]) for line in report.records(path)]
+    assert left == [(1, "h", 2.0), ("another", "g", 3.0), (1, "g", 4.0)]
+    report.record({"g": {"a": 5.0}}, path, WHERE, complete=True)
+    assert [line["group"] for line in report.records(path)] == ["g", "g"]
+    assert readme.latest(path)[1] == {"g": {"a": 5.0}}
+
+
+def test_the_run_finds_every_file_of_benchmarks():
+    files = {path.name for path in Path(report.__file__).parent.glob("bench_*.py")}
+    assert {f"bench_{stem}.py" for stem in run.stems()} == files and "policy_loss" in run.stems()
+
+
+def compared(baseline, *extra, **options):
+    """Returns loss and gradient of rlkern and of a baseline in float32."""
+    inputs = Inputs(16, 130, torch.float32)
+    rows = (inputs.token, inputs.advantage, inputs.weight, inputs.old, inputs.ref)
+    arguments = [inputs.keep if x == "keep" else x for x in extra]
+    if "keep" in options:
+        options["keep"] = inputs.keep
+    for loss_of in (
+        lambda logits: inputs.loss(logits, **options),
+        lambda logits: baseline(logits, *rows, *arguments),
+    ):
+        leaf = inputs.source.clone().requires_grad_()
+        loss = loss_of(leaf)
+        loss.backward()
+        yield loss.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("name,extra,options", (
+    ("eager_grpo_loss", (), {}),
+    ("eager_gspo_loss", (), GSPO),
+    ("eager_kept_set_loss", ("keep",), {"keep": True}),
+    ("eager_softcap_loss", (SOFTCAP,), {"softcap": SOFTCAP}),
+))  # fmt: skip
+def test_a_baseline_computes_what_the_fused_loss_computes(name, extra, options):
+    (loss, grad), (expected, eager_grad) = compared(
+        getattr(baselines, name), *extra, **dict(options)
+    )
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, eager_grad, atol=1e-6, rtol=1e-4)
+    assert grad.abs().max() > 1e-3
+
+
+def test_the_kept_ids_differ_from_each_other():
+    keep = Inputs(16, 130, torch.float32).keep
+    assert all(len(set(ids)) == 64 for ids in keep.flatten(0, 1).tolist())
+
+
+def test_the_baseline_of_the_scores_agrees():
+    inputs = Inputs(16, 130, torch.float32)
+    logprob, entropy = baselines.eager_logprob_and_entropy(inputs.logits, inputs.token)
+    out = rlkern.token_logprob(inputs.logits, inputs.token)
+    torch.testing.assert_close(out.logprob, logprob)
+    torch.testing.assert_close(out.entropy, entropy)
+
+
+def test_the_gpu_benchmark_runs_small_on_any_machine(capsys, monkeypatch):
+    monkeypatch.setattr(gpu.peers, "PEERS", {"liger_kernel": peers.liger, "trl": peers.trl})
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    gpu.main(["--smoke"])
+    said = capsys.readouterr().out
+    inputs = Inputs(16, 130, torch.bfloat16)
+    rows = gpu.our_rows(inputs) | gpu.eager_rows(inputs, "eager")
+    assert all(f"\n{row} " in said for row in [*rows, "rlkern_gae", "eager_gae"])
+    assert "not installed" in said
+
+
+@pytest.fixture
+def pretend_liger(monkeypatch):
+    """Returns what puts a function in the place of Liger's loss, of all peers the only one."""
+
+    def install(triton_grpo_loss):
+        for name in ("liger_kernel", "liger_kernel.transformers"):
+            module = ModuleType(name)
+            module.__spec__ = ModuleSpec(name, None)
+            monkeypatch.setitem(sys.modules, name, module)
+        loss = ModuleType("liger_kernel.transformers.grpo_loss")
+        loss.triton_grpo_loss = triton_grpo_loss
+        monkeypatch.setitem(sys.modules, loss.__name__, loss)
+        monkeypatch.setattr(peers, "PEERS", {"liger_kernel": peers.liger})
+
+    return install
+
+
+def test_a_peer_that_cannot_run_is_named_and_the_others_are_timed(capsys, pretend_liger):
+    def broken(*unused, **options):
+        raise TypeError("other arguments")
+
+    pretend_liger(broken)
+    records = gpu.measure(Inputs(16, 130, torch.bfloat16), gpu.Device("cpu", "cpu"), 1, "eager")
+    said = capsys.readouterr().out
+    assert "liger_gspo_in_place" in said and "cannot run here: other arguments" in said
+    assert len(records) > 9 and not [x for x in records if x["row"].startswith("liger")]
+
+
+def test_a_peer_is_called_with_one_position_more_than_it_scores(pretend_liger):
+    given = []
+
+    def loss(
+        logits, old_logp, ref_logp, completion_ids, advantages, completion_mask, temperature, beta,
+        eps_low, eps_high, inplace, importance_sampling_level="token",
+    ):  # fmt: skip
+        given.append((importance_sampling_level, eps_low, beta))
+        b, t, _ = logits.shape
+        assert advantages.shape == (b,)
+        for x in (old_logp, ref_logp, completion_ids, completion_mask):
+            assert x.shape == (b, t - 1) and x.is_contiguous()
+        return (logits[:, :-1].sum(-1), None, None)
+
+    pretend_liger(loss)
+    for run_row, _ in peers.rows(Inputs(16, 130, torch.float32))[0].values():
+        run_row()
+    assert given == [("token", 0.2, 0.04), ("sequence", 3e-4, 0.04)]
+
+
+def test_the_goals_of_the_gpu_hold_there_and_at_that_size_alone():
+    h200 = gpu.Device("cuda", "NVIDIA H200")
+    record = {"row": "rlkern_gspo_in_place", "ms": 1.8, "gbps": 4320.0}
+    judged = gpu.judged(dict(record), h200, gpu.SHAPE, 4400.0)
+    assert judged["share_of_bound"] == 0.9 and judged["goal_held"] is False
+    assert "90% of bound   goal 1.75 ms: MISSED" in gpu.line(judged)
+    for device, shape in ((gpu.Device("cuda", "NVIDIA A10"), gpu.SHAPE), (h200, (64, 1000))):
+        assert "goal_ms" not in gpu.judged(dict(record), device, shape, 4400.0)
+
+
+def test_the_goals_of_the_gpu_are_90_percent_of_the_bytes_of_their_passes():
+    bytes_of_a_pass = gpu.SHAPE[0] * gpu.SHAPE[1] * 2
+    passes = {name: row.passes for name, row in gpu.our_rows(Inputs(8, 64, torch.bfloat16)).items()}
+    for row, goal in gpu.GOALS_H200_MS.items():
+        share = passes[row] * bytes_of_a_pass / (goal * 1e-3) / (gpu.NOMINAL_GBPS["H200"] * 1e9)
+        assert share == pytest.approx(0.9, abs=0.015)
