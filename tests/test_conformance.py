@@ -52,8 +52,10 @@ def test_there_is_a_native_backend_to_compare():
     assert BACKENDS, "neither the C++ extension nor Triton can serve here: nothing was compared"
 
 
-def test_every_algorithm_and_every_kl_estimator_has_a_case():
-    assert {case.algorithm for case in CASES} == set(rlkern.algorithms())
+def test_the_formula_of_every_algorithm_and_every_kl_estimator_has_a_case():
+    declared = rlkern.algorithms()
+    formulas = {(declared[c.algorithm].gate, declared[c.algorithm].level) for c in CASES}
+    assert formulas == {(a.gate, a.level) for a in declared.values()}
     named = {case.coefficients.get("kl_estimator") for case in CASES}
     assert named >= set(KL_ESTIMATORS)
     assert len({case.name for case in CASES}) == len(CASES)

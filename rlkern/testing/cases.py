@@ -111,11 +111,13 @@ def _of_algorithm(declared: Algorithm) -> list[Case]:
     return [plain, without, replace(plain, name=f"{declared.name}_packed", **_PACKED)]
 
 
+# Algorithms that differ in their advantages or defaults alone are one formula here.
+_FORMULAS = {(a.gate, a.level): a for a in reversed(algorithms().values())}
 CASES = (
     *_SHAPES,
     *(replace(case, about="softmax") for case in _SOFTMAXES),
     *(replace(case, about="objective") for case in _OBJECTIVES),
-    *(case for declared in algorithms().values() for case in _of_algorithm(declared)),
+    *(case for declared in _FORMULAS.values() for case in _of_algorithm(declared)),
 )
 
 
