@@ -11,6 +11,7 @@ from rlkern.correction import (
     rollout_correction,
     rollout_rejection,
 )
+from rlkern.linear import Lora, linear_policy_loss, linear_token_logprob
 from rlkern.metrics import merge_metrics, metrics_dict
 from rlkern.objective import LossOutput, policy_loss, token_objective
 from rlkern.ops import TokenLogprob, group_advantage, reverse_scan, token_logprob
@@ -45,6 +46,7 @@ __all__ = [
     "BackendUnavailable",
     "FixedKl",
     "Gae",
+    "Lora",
     "LossOutput",
     "TdLossOutput",
     "TokenLogprob",
@@ -61,6 +63,8 @@ __all__ = [
     "kto_loss",
     "lambda_return",
     "length_adaptive_lambda",
+    "linear_policy_loss",
+    "linear_token_logprob",
     "mean_sequence_logprob",
     "merge_metrics",
     "metrics_dict",

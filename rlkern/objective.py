@@ -96,7 +96,7 @@ def _weights(
     return weights.reshape(mask.shape)
 
 
-class _Given(NamedTuple):
+class LossArguments(NamedTuple):
     """What policy_loss and token_objective are both given, beside the scores."""
 
     advantage: Tensor
@@ -110,7 +110,7 @@ class _Given(NamedTuple):
     coefficients: Mapping[str, float | str]
 
 
-class _Checked(NamedTuple):
+class CheckedArguments(NamedTuple):
     """The same, checked."""
 
     rows: Rows
@@ -123,7 +123,9 @@ class _Checked(NamedTuple):
         return self.bounds, *names, number_tensor(self.objective.numbers)
 
 
-def _checked(op: str, scores: Tensor, shape: torch.Size, given: _Given) -> _Checked:
+def checked_arguments(
+    op: str, scores: Tensor, shape: torch.Size, given: LossArguments
+) -> CheckedArguments:
     check.like(op, "mask", given.mask, shape, scores, (torch.bool,))
     bounds = sequence_bounds(op, given.cu_seqlens, shape, scores.device)
     declared = find_algorithm(given.algorithm)
@@ -142,7 +144,7 @@ def _checked(op: str, scores: Tensor, shape: torch.Size, given: _Given) -> _Chec
         if x is not None:
             check.like(op, name, x, shape, scores, check.FLOATS)
             check.finite_values(op, name, x, given.mask)
-    return _Checked(rows, bounds, objective)
+    return CheckedArguments(rows, bounds, objective)
 
 
 def policy_loss(
@@ -212,11 +214,11 @@ def policy_loss(
     check.logits(op, logits)
     shape = logits.shape[:-1]
     check.like(op, "token", token, shape, logits, check.INTEGERS)
-    given = _Given(
+    given = LossArguments(
         advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
         coefficients,
     )  # fmt: skip
-    checked = _checked(op, logits, shape, given)
+    checked = checked_arguments(op, logits, shape, given)
     grid = as_grid(op, logits)
     part = None if group is None else sharded.slice_of(op, grid, group)
     whole = grid if part is None else part.whole
@@ -272,11 +274,11 @@ def token_objective(
     shape = logprob.shape
     if entropy is not None:
         check.like(op, "entropy", entropy, shape, logprob, (logprob.dtype,))
-    given = _Given(
+    given = LossArguments(
         advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
         coefficients,
     )  # fmt: skip
-    checked = _checked(op, logprob, shape, given)
+    checked = checked_arguments(op, logprob, shape, given)
     check.finite_values(op, "logprob", logprob, mask)
     entropy_coef = checked.objective.entropy_coef
     if entropy_coef != 0 and entropy is None:

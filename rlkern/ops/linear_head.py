@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear head whose logits exist for a wave of rows at a time: library products, and their waves.
+
+The size of a wave is the only memory knob. All waves share one buffer, in which the gradient takes
+the place of the logits.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Bytes of logits held at a time; long enough that a product is limited by arithmetic.
+WAVE_BYTES = {"cpu": 192 << 20, "cuda": 512 << 20}
+# Below this many rows a library takes another kernel, whose last bits differ.
+LEAST_ROWS = 16
+# Columns of a 16-bit gradient that are widened at a time.
+_BLOCK = 8192
+
+
+class Head(NamedTuple):
+    """logits = hidden·weightᵀ + lora_scale·(hidden·lora_aᵀ)·lora_bᵀ + bias.
+
+    weight (V, H), bias (V,), lora_a (R, H), lora_b (V, R): of one dtype, which the logits have too.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    lora_a: Tensor | None = None
+    lora_b: Tensor | None = None
+    lora_scale: float = 1.0
+
+    def write_logits(self, hidden: Tensor, out: Tensor) -> None:
+        """Writes the logits of (n, H) hidden states, in the weight's dtype, into out (n, V)."""
+        if self.bias is None:
+            torch.mm(hidden, self.weight.t(), out=out)
+        else:
+            torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+        if self.lora_a is not None and self.lora_b is not None:
+            out.addmm_(hidden @ self.lora_a.t(), self.lora_b.t(), alpha=self.lora_scale)
+
+
+def default_wave(vocabulary: int, dtype: torch.dtype, device: str) -> int:
+    """Returns how many rows of logits to hold at a time.
+
+    >>> default_wave(151936, torch.bfloat16, "cpu")
+    656
+    """
+    budget = WAVE_BYTES.get(device, WAVE_BYTES["cuda"])
+    rows = budget // (vocabulary * dtype.itemsize)
+    return max(LEAST_ROWS, rows // LEAST_ROWS * LEAST_ROWS)
+
+
+class Waves:
+    """The counted rows of hidden states in waves, and the buffer their logits take turns in.
+
+    Rows that do not count never reach a product: the others are copied together where there are
+    any. How many there are is data, so with a mask a GPU is waited for.
+    """
+
+    def __init__(self, head: Head, hidden: Tensor, mask: Tensor | None, wave: int):
+        self.head, self.wave = head, wave
+        self.rows = None if mask is None else mask.reshape(-1).nonzero().flatten()
+        if self.rows is not None and self.rows.numel() == hidden.shape[0]:
+            self.rows = None
+        self.hidden = self.take(hidden)
+        self.count = self.hidden.shape[0]
+        room = max(LEAST_ROWS, min(wave, self.count))
+        self._buffer = head.weight.new_empty(room, head.weight.shape[0])
+        self._held: tuple[int, int] | None = None
+
+    def take(self, x: Tensor) -> Tensor:
+        """Returns the counted rows of (N, ...)."""
+        return x if self.rows is None else x.index_select(0, self.rows)
+
+    def put(self, into: Tensor, x: Tensor) -> None:
+        """Writes one row of x for each counted row into (N, ...)."""
+        if self.rows is None:
+            into.copy_(x)
+        else:
+            into.index_copy_(0, self.rows, x.to(into.dtype))
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yields (begin, end) of each wave."""
+        for begin in range(0, self.count, self.wave):
+            yield begin, min(begin + self.wave, self.count)
+
+    def states(self, begin: int, end: int) -> Tensor:
+        """Returns the hidden states of a wave in the dtype of the head."""
+        return self.hidden[begin:end].to(self.head.weight.dtype)
+
+    def logits(self, begin: int, end: int) -> Tensor:
+        """Returns the logits (end − begin, V) of a wave, in the shared buffer."""
+        if self._held != (begin, end):
+            rows = max(end - begin, LEAST_ROWS)
+            states = self.states(begin, end)
+            missing = rows - states.shape[0]
+            if missing:
+                states = torch.nn.functional.pad(states, (0, 0, 0, missing))
+            self.head.write_logits(states, self._buffer[:rows])
+            self._held = begin, end
+        return self._buffer[: end - begin]
+
+    def overwritten(self) -> None:
+        """Says that the buffer holds something else than logits now."""
+        self._held = None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds aᵀ·b to total, whose dtype is wider than theirs where they have 16 bits."""
+    if total.dtype == a.dtype:
+        total.addmm_(a.t(), b)
+    elif total.device.type == "cuda":
+        torch.addmm(total, a.t(), b, out_dtype=total.dtype, out=total)
+    else:  # the CPU has no product of 16-bit matrices into float32
+        wide = b.to(total.dtype)
+        for begin in range(0, a.shape[1], _BLOCK):
+            columns = slice(begin, begin + _BLOCK)
+            total[columns].addmm_(a[:, columns].to(total.dtype).t(), wide)
+
+
+class Gradients:
+    """The gradients of the hidden states and of a head, from those of the logits, wave by wave.
+
+    wants says which of (hidden, weight, bias, lora_a, lora_b) are made. Sums over waves are kept in
+    float32, and rounded once.
+    """
+
+    def __init__(self, waves: Waves, wants: list[bool]):
+        self.waves, self.head = waves, waves.head
+        one_wave = waves.count <= waves.wave
+        names = ("hidden", "weight", "bias", "lora_a", "lora_b")
+        sources = (waves.hidden, *self.head[:4])
+        self.sums: dict[str, Tensor] = {}
+        for name, source, wanted in zip(names, sources, wants):
+            if not wanted or source is None:
+                continue
+            narrow = source.dtype in (torch.float16, torch.bfloat16)
+            widen = narrow and not one_wave and name != "hidden"
+            dtype = torch.float32 if widen else source.dtype
+            self.sums[name] = source.new_zeros(source.shape, dtype=dtype)
+
+    def add(self, begin: int, end: int, grad_logits: Tensor) -> None:
+        """Adds what the gradient of a wave's logits contributes."""
+        head, states = self.head, self.waves.states(begin, end)
+        if "hidden" in self.sums:
+            self.sums["hidden"][begin:end] = self._of_hidden(grad_logits)
+        if "weight" in self.sums:
+            _add_product(self.sums["weight"], grad_logits, states)
+        if "bias" in self.sums:
+            self.sums["bias"] += grad_logits.sum(0, dtype=self.sums["bias"].dtype)
+        if head.lora_a is None or head.lora_b is None:
+            return
+        if "lora_b" in self.sums:
+            _add_product(
+                self.sums["lora_b"], grad_logits, states @ head.lora_a.t() * head.lora_scale
+            )
+        if "lora_a" in self.sums:
+            _add_product(self.sums["lora_a"], grad_logits @ head.lora_b * head.lora_scale, states)
+
+    def _of_hidden(self, grad_logits: Tensor) -> Tensor:
+        head = self.head
+        grad = grad_logits @ head.weight
+        if head.lora_a is not None and head.lora_b is not None:
+            grad.addmm_(grad_logits @ head.lora_b, head.lora_a, alpha=head.lora_scale)
+        return grad
+
+    def results(self, hidden: Tensor) -> list[Tensor]:
+        """Returns the five, empty where they are not wanted; rows that do not count are 0."""
+        found = []
+        for name, source in zip(("weight", "bias", "lora_a", "lora_b"), self.head[:4]):
+            made = self.sums.get(name)
+            found.append(hidden.new_empty(0) if made is None else made.to(source.dtype))  # type: ignore[union-attr]
+        if "hidden" not in self.sums:
+            return [hidden.new_empty(0), *found]
+        if self.waves.rows is None:
+            return [self.sums["hidden"], *found]
+        grad_hidden = torch.zeros_like(hidden)
+        self.waves.put(grad_hidden, self.sums["hidden"])
+        return [grad_hidden, *found]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operation linear_policy_loss: loss, metrics and all gradients from hidden states and a head.
+
+The loss is a scalar, so the gradient of a wave's logits is made as soon as its objective is known,
+while they are there: 6·N·H·V operations, 4 with a frozen head. Where a sequence decides, waves are
+of whole sequences; where one does not fit, the logits are made twice: 8·N·H·V.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rlkern.backends import implementation
+from rlkern.ops.library import refuse_double_backward, register
+from rlkern.ops.linear_head import Gradients, Head, Waves
+from rlkern.ops.linear_token_logprob import (
+    HEAD,
+    SOFTMAX,
+    WaveRows,
+    gradients_fake,
+    overwrite_wave,
+    score_wave,
+)
+from rlkern.reference.token_logprob import Scored, Softmax, Upstream, accumulation_dtype
+from rlkern.reference.token_objective import METRICS, Objective, Rows
+
+
+class _Loss:
+    """One evaluation: the counted rows, what is known of them, and the objective."""
+
+    def __init__(self, hidden, head, token, rows, softmax, bounds, objective, wave):
+        self.waves = Waves(head, hidden, rows.weight.reshape(-1) != 0, wave)
+        self.rows = WaveRows(self.waves, token, softmax)
+        self.objective = objective
+        flat = [None if x is None else x.reshape(-1) for x in rows]
+        self.known = Rows(*(None if x is None else self.waves.take(x) for x in flat))
+        self.bounds = None if objective.level == "token" else self._counted_bounds(rows, bounds)
+        dtype = accumulation_dtype(head.weight.dtype)
+        self.scored = hidden.new_zeros((len(Scored._fields), self.waves.count), dtype=dtype)
+
+    def _counted_bounds(self, rows: Rows, bounds: Tensor | None) -> Tensor:
+        """Returns where each sequence begins and the last ends among the counted rows."""
+        if bounds is None:
+            B, T = rows.weight.shape
+            bounds = torch.arange(0, B * T + 1, max(T, 1), device=rows.weight.device)
+        before = torch.nn.functional.pad((rows.weight.reshape(-1) != 0).cumsum(0), (1, 0))
+        return before[bounds]
+
+    def whole_sequences(self) -> list[tuple[int, int]] | None:
+        """Returns waves of whole sequences, or None where one is longer than a wave."""
+        if self.bounds is None:
+            return list(self.waves.spans())
+        spans: list[tuple[int, int]] = []
+        begin = last = 0
+        for end in self.bounds.tolist()[1:]:
+            if end - last > self.waves.wave:
+                return None
+            if end - begin > self.waves.wave:
+                spans.append((begin, last))
+                begin = last
+            last = end
+        return [*spans, (begin, last)] if last > begin else spans
+
+    def score(self, begin: int, end: int) -> None:
+        """Keeps what is left of the rows of a wave."""
+        self.scored[:, begin:end] = torch.cat(score_wave(self.waves, self.rows, begin, end))
+
+    def upstream(self, begin: int, end: int) -> Upstream:
+        """Returns the gradients in log π and entropy of rows that are whole sequences."""
+        known = Rows(*(None if x is None else x[begin:end].unsqueeze(0) for x in self.known))
+        logprob, entropy = (x[begin:end].unsqueeze(0) for x in self.scored[:2])
+        bounds = None
+        if self.bounds is not None:
+            inside = (self.bounds >= begin) & (self.bounds <= end)
+            bounds = self.bounds[inside] - begin
+        objective = implementation("token_objective", logprob)
+        return Upstream(*objective(logprob, entropy, known, bounds, self.objective)[2:])
+
+    def differentiate(self, begin: int, end: int, upstream: Upstream, into: Gradients) -> None:
+        """Adds the gradients of a wave."""
+        scored = Scored(*(x[begin:end].unsqueeze(0) for x in self.scored))
+        span = (begin, end)
+        into.add(*span, overwrite_wave(self.waves, self.rows, span, scored.statistics, upstream))
+
+    def gradients(self, wants: list[bool]) -> Gradients:
+        """Scores all rows and returns the gradients that are wanted."""
+        into = Gradients(self.waves, wants)
+        spans = self.whole_sequences()
+        for begin, end in spans or ():
+            self.score(begin, end)
+            if any(wants):
+                self.differentiate(begin, end, self.upstream(begin, end), into)
+        if spans is not None:
+            return into
+        for span in self.waves.spans():
+            self.score(*span)
+        if any(wants):
+            upstream = self.upstream(0, self.waves.count)
+            for begin, end in self.waves.spans():
+                part = Upstream(*(x[:, begin:end].contiguous() for x in upstream[:2]))
+                self.differentiate(begin, end, part, into)
+        return into
+
+
+def _parts(rest) -> Iterator:
+    head, token, rows = Head(*rest[:5]), rest[5], Rows(*rest[6:11])
+    softmax, bounds = Softmax(*rest[11:14]), rest[14]
+    objective = Objective.of(*rest[15:18], rest[18].tolist())
+    return head, token, rows, softmax, bounds, objective, rest[19]
+
+
+def _run(hidden, *rest):
+    head, token, rows, softmax, bounds, objective, wave = _parts(rest)
+    loss = _Loss(hidden, head, token.reshape(-1), rows, softmax, bounds, objective, wave)
+    gradients = loss.gradients(rest[-1])
+    # Once more over all rows at once: the sum is then that of the logits path, to the last bit.
+    everywhere = torch.zeros(2, hidden.shape[0], dtype=loss.scored.dtype, device=hidden.device)
+    for into, x in zip(everywhere, loss.scored):
+        loss.waves.put(into, x)
+    logprob, entropy = (x.reshape(token.shape) for x in everywhere)
+    value, metrics, _, _ = implementation("token_objective", logprob)(
+        logprob, entropy, rows, bounds, objective
+    )
+    return value, metrics, *gradients.results(hidden)
+
+
+def _fake(hidden, *rest):
+    head = Head(*rest[:5])
+    dtype = accumulation_dtype(head.weight.dtype)
+    scalars = hidden.new_empty((), dtype=dtype), hidden.new_empty(len(METRICS), dtype=dtype)
+    return *scalars, *gradients_fake(hidden, head, rest[-1])
+
+
+linear_policy_loss = register(
+    f"linear_policy_loss(Tensor hidden, {HEAD}, Tensor token, Tensor advantage, Tensor row_weight,"
+    f" Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction, {SOFTMAX}, Tensor? cu_seqlens,"
+    " str gate, str level, str kl, Tensor coefficients, int wave, bool[] wants)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*output[2:])
+    ctx.wants, ctx.others = inputs[-1], len(inputs) - 5
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, grad_loss, *unused):
+    refuse_double_backward("linear_policy_loss")
+    others = (None,) * ctx.others
+    if grad_loss is None:
+        return *(None,) * 5, *others
+    made = zip(ctx.saved_tensors, ctx.wants)
+    return *(_scaled(x, grad_loss) if wanted else None for x, wanted in made), *others
+
+
+def _scaled(x: Tensor, factor: Tensor) -> Tensor:
+    if type(factor) is not Tensor or torch.compiler.is_compiling():
+        return (x * factor).to(x.dtype)
+    return implementation("scaled", x)(x, factor)
+
+
+torch.library.register_autograd(
+    "rlkern::linear_policy_loss", _autograd, setup_context=_setup_context
+)
