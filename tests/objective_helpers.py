@@ -28,6 +28,8 @@ DIFFERENCES = (-100.0, -20.0, -2.0, -0.1, -1e-4, -1e-9, 0.0, 1e-9, 1e-4, 0.1, 2.
 EDGES = (math.log(1 - LOW), math.log(1 + HIGH))
 LOGPROBS = (0.0, -1e-6, -1.5, -40.0)
 ADVANTAGES = (-2.0, 0.0, 0.7)
+# These gates and estimators stop gradients: their derivative is not that of their value.
+STOPPED = ("cispo", "dppo_tv", "dppo_kl", "vespo", "topr")
 EVERY_GATE = pytest.mark.parametrize("gate", GATES)
 EVERY_LEVEL = pytest.mark.parametrize("level", LEVELS)
 EVERY_KL = pytest.mark.parametrize("kl", KL_ESTIMATORS)
