@@ -96,20 +96,20 @@ struct Group {
   double second() const {
     double top = -std::numeric_limits<double>::infinity(), next = top;
     for (int64_t i = 0; i < count; ++i) {
-      next = std::max(next, std::min(top, reward[i]));
-      top = std::max(top, reward[i]);
+      const double r = reward[i], lower = std::min(top, r);
+      next = std::max(next, lower);
+      top = std::max(top, r);
     }
     return next;
   }
 };
 
-// The advantage of a reward: (r − baseline)·factor, with nothing below the baseline where clamped.
+// The advantage of a reward: (r − baseline)·factor, and not below the least.
 struct Comparison {
-  double baseline, factor;
-  bool clamped;
+  double baseline, factor, least;
 
   Comparison(const Group& group, AdvantageKind kind, double eps, int64_t ddof)
-      : baseline(group.mean), factor(1), clamped(false) {
+      : baseline(group.mean), factor(1), least(-std::numeric_limits<double>::infinity()) {
     switch (kind) {
       case AdvantageKind::leave_one_out:
         factor = double(group.count) / (group.count - 1);
@@ -123,7 +123,7 @@ struct Comparison {
       case AdvantageKind::pass_at_k:
       case AdvantageKind::pass_at_k_normalized:
         baseline = group.second();
-        clamped = true;
+        least = 0;
         break;
       default:
         break;
@@ -134,10 +134,7 @@ struct Comparison {
     }
   }
 
-  double operator()(double r) const {
-    const double ahead = (r - baseline) * factor;
-    return clamped ? std::max(ahead, 0.0) : ahead;
-  }
+  double operator()(double r) const { return std::max((r - baseline) * factor, least); }
 };
 
 }  // namespace
