@@ -98,6 +98,15 @@ def implementation(stem: str, tensor: torch.Tensor):
     return getattr(module, stem)
 
 
+def on_host(device: torch.device) -> bool:
+    """Returns whether values there can be looked at without waiting for a device.
+
+    >>> on_host(torch.device("cpu"))
+    True
+    """
+    return device.type == "cpu"
+
+
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Makes one backend serve every operation inside the with block; it raises where it cannot.

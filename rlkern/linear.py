@@ -40,8 +40,8 @@ def _plain(op: str, name: str, x: object) -> Tensor:
     found = check.tensor(op, name, x, check.FLOATS)
     if isinstance(found, DTensor):
         raise TypeError(
-            f"{op}: {name} must be a plain tensor, got a DTensor {tuple(found.shape)} that is spread "
-            "over ranks: gather it (FSDP2: model.unshard(); else .full_tensor()), or pass "
+            f"{op}: {name} must be a plain tensor, got a DTensor {tuple(found.shape)} spread over "
+            "ranks: gather it (FSDP2: model.unshard(); else .full_tensor()), or pass "
             ".to_local() of a weight split by rows together with group="
         )
     return found
@@ -80,7 +80,7 @@ def _checked_head(
         check.like(op, "bias", _plain(op, "bias", bias), torch.Size((V,)), weight, (weight.dtype,))
     head = Head(weight, bias, *_lora(op, lora, weight))
     if wave is None:
-        wave = default_wave(V, weight.dtype, weight.device.type)
+        wave = default_wave(weight)
     if not isinstance(wave, int) or wave < 1:
         raise ValueError(f"{op}: wave must be at least 1 row, got {wave!r}")
     shape = hidden.shape[:-1]

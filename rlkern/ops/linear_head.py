@@ -11,8 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Bytes of logits held at a time; long enough that a product is limited by arithmetic.
-WAVE_BYTES = {"cpu": 192 << 20, "cuda": 512 << 20}
+from rlkern.backends import on_host
+
+# Bytes of logits held at a time, enough that a product is limited by arithmetic.
+WAVE_BYTES_ON_HOST = 192 << 20
+WAVE_BYTES_ON_DEVICE = 512 << 20
 # Below this many rows a library takes another kernel, whose last bits differ.
 LEAST_ROWS = 16
 # Columns of a 16-bit gradient that are widened at a time.
@@ -41,14 +44,14 @@ class Head(NamedTuple):
             out.addmm_(hidden @ self.lora_a.t(), self.lora_b.t(), alpha=self.lora_scale)
 
 
-def default_wave(vocabulary: int, dtype: torch.dtype, device: str) -> int:
-    """Returns how many rows of logits to hold at a time.
+def default_wave(weight: Tensor) -> int:
+    """Returns how many rows of logits of a head to hold at a time.
 
-    >>> default_wave(151936, torch.bfloat16, "cpu")
+    >>> default_wave(torch.empty(151936, 1, dtype=torch.bfloat16))
     656
     """
-    budget = WAVE_BYTES.get(device, WAVE_BYTES["cuda"])
-    rows = budget // (vocabulary * dtype.itemsize)
+    budget = WAVE_BYTES_ON_HOST if on_host(weight.device) else WAVE_BYTES_ON_DEVICE
+    rows = budget // (weight.shape[0] * weight.element_size())
     return max(LEAST_ROWS, rows // LEAST_ROWS * LEAST_ROWS)
 
 
@@ -111,9 +114,9 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Adds aᵀ·b to total, whose dtype is wider than theirs where they have 16 bits."""
     if total.dtype == a.dtype:
         total.addmm_(a.t(), b)
-    elif total.device.type == "cuda":
+    elif not on_host(total.device):
         torch.addmm(total, a.t(), b, out_dtype=total.dtype, out=total)
-    else:  # the CPU has no product of 16-bit matrices into float32
+    else:  # no product of 16-bit matrices into float32 there
         wide = b.to(total.dtype)
         for begin in range(0, a.shape[1], _BLOCK):
             columns = slice(begin, begin + _BLOCK)
@@ -153,11 +156,11 @@ class Gradients:
         if head.lora_a is None or head.lora_b is None:
             return
         if "lora_b" in self.sums:
-            _add_product(
-                self.sums["lora_b"], grad_logits, states @ head.lora_a.t() * head.lora_scale
-            )
+            low_rank = states @ head.lora_a.t() * head.lora_scale
+            _add_product(self.sums["lora_b"], grad_logits, low_rank)
         if "lora_a" in self.sums:
-            _add_product(self.sums["lora_a"], grad_logits @ head.lora_b * head.lora_scale, states)
+            grad_low_rank = grad_logits @ head.lora_b * head.lora_scale
+            _add_product(self.sums["lora_a"], grad_low_rank, states)
 
     def _of_hidden(self, grad_logits: Tensor) -> Tensor:
         head = self.head

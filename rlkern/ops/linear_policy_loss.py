@@ -6,8 +6,6 @@ while they are there: 6·N·H·V operations, 4 with a frozen head. Where a seque
 of whole sequences; where one does not fit, the logits are made twice: 8·N·H·V.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -33,8 +31,7 @@ class _Loss:
         self.waves = Waves(head, hidden, rows.weight.reshape(-1) != 0, wave)
         self.rows = WaveRows(self.waves, token, softmax)
         self.objective = objective
-        flat = [None if x is None else x.reshape(-1) for x in rows]
-        self.known = Rows(*(None if x is None else self.waves.take(x) for x in flat))
+        self.known = rows.each(lambda x: self.waves.take(x.reshape(-1)))
         self.bounds = None if objective.level == "token" else self._counted_bounds(rows, bounds)
         dtype = accumulation_dtype(head.weight.dtype)
         self.scored = hidden.new_zeros((len(Scored._fields), self.waves.count), dtype=dtype)
@@ -68,7 +65,7 @@ class _Loss:
 
     def upstream(self, begin: int, end: int) -> Upstream:
         """Returns the gradients in log π and entropy of rows that are whole sequences."""
-        known = Rows(*(None if x is None else x[begin:end].unsqueeze(0) for x in self.known))
+        known = self.known.each(lambda x: x[begin:end].unsqueeze(0))
         logprob, entropy = (x[begin:end].unsqueeze(0) for x in self.scored[:2])
         bounds = None
         if self.bounds is not None:
@@ -96,17 +93,19 @@ class _Loss:
         for span in self.waves.spans():
             self.score(*span)
         if any(wants):
-            upstream = self.upstream(0, self.waves.count)
+            grads = [x for x in self.upstream(0, self.waves.count) if x is not None]
             for begin, end in self.waves.spans():
-                part = Upstream(*(x[:, begin:end].contiguous() for x in upstream[:2]))
+                part = Upstream(*(x[:, begin:end].contiguous() for x in grads))
                 self.differentiate(begin, end, part, into)
         return into
 
 
-def _parts(rest) -> Iterator:
+def _parts(rest):
+    """Returns what the operator's arguments after hidden stand for."""
     head, token, rows = Head(*rest[:5]), rest[5], Rows(*rest[6:11])
     softmax, bounds = Softmax(*rest[11:14]), rest[14]
-    objective = Objective.of(*rest[15:18], rest[18].tolist())
+    gate, level, kl, coefficients = rest[15:19]
+    objective = Objective.of(gate, level, kl, coefficients.tolist())
     return head, token, rows, softmax, bounds, objective, rest[19]
 
 

@@ -84,12 +84,13 @@ def _backward(hidden, *rest):
     wants = rest[-1]
     waves = Waves(head, hidden, mask, wave)
     rows = WaveRows(waves, token, softmax)
-    known = [None if x is None else waves.take(x).unsqueeze(0) for x in rest[11:17]]
+    statistics = [waves.take(x).unsqueeze(0) for x in rest[11:14]]
+    upstream = [None if x is None else waves.take(x).unsqueeze(0) for x in rest[14:17]]
     gradients = Gradients(waves, wants)
     for begin, end in waves.spans():
-        part = [None if x is None else x[:, begin:end] for x in known]
-        statistics, upstream = Statistics(*part[:3]), Upstream(*part[3:])
-        grad_logits = overwrite_wave(waves, rows, (begin, end), statistics, upstream)
+        known = Statistics(*(x[:, begin:end] for x in statistics))
+        arriving = Upstream(*(None if x is None else x[:, begin:end] for x in upstream))
+        grad_logits = overwrite_wave(waves, rows, (begin, end), known, arriving)
         gradients.add(begin, end, grad_logits)
     return tuple(gradients.results(hidden))
 

@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from rlkern.backends import on_host
 from rlkern.ops import check
 from rlkern.reference.token_logprob import Softmax, accumulation_dtype
 
@@ -53,7 +54,7 @@ def sequence_bounds(
             f"{op}: cu_seqlens must be (S + 1,) on {device} beside flat (N,) rows, "
             f"got {check.describe(cu_seqlens)} and rows {tuple(shape)}"
         )
-    if not torch.compiler.is_compiling() and (device.type == "cpu" or check.checks_values()):
+    if not torch.compiler.is_compiling() and (on_host(device) or check.checks_values()):
         bounds, rows = cu_seqlens.tolist(), shape[0]
         ends = bounds[:1] + bounds[-1:]
         if ends != [0, rows] or bounds != sorted(bounds):

@@ -6,6 +6,7 @@
 The gates are in gates.py, the levels that make log r in levels.py, the KL estimators in kl.py.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -69,11 +70,14 @@ class Rows(NamedTuple):
     ref_logprob: Tensor | None = None
     correction: Tensor | None = None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
+        """Returns the rows with every vector that is there changed."""
+        return Rows(*(None if x is None else change(x) for x in self))  # type: ignore[arg-type]
+
     def selected(self) -> "Rows":
         """Returns the rows with zeros wherever a token does not count."""
         counted = self.weight != 0
-        chosen = [None if x is None else torch.where(counted, x.detach(), 0.0) for x in self]
-        return Rows(*chosen)  # type: ignore[arg-type]
+        return self.each(lambda x: torch.where(counted, x.detach(), 0.0))
 
 
 def gated(logprob: Tensor, rows: Rows, objective: Objective, sequences: Sequences):
