@@ -4,6 +4,8 @@
     python -m benchmarks.passes
 
 One pass is one read or one write of the whole (N, V) tensor. Counted, not timed: no GPU needed.
+Of the three passes of policy_loss over rows of several blocks the second read is meant for the L2
+cache, as no more rows are worked on at a time than fit into it: two passes reach the memory.
 """
 
 import os
@@ -17,11 +19,17 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from rlkern import kernels  # noqa: E402
-from rlkern.reference.token_objective import Objective  # noqa: E402
+from rlkern.kernels._rows import launch_shape  # noqa: E402
+from rlkern.reference.token_logprob import Softmax, Statistics, Upstream  # noqa: E402
+from rlkern.reference.token_objective import Objective, Rows  # noqa: E402
 from rlkern.testing.traffic import traffic  # noqa: E402
 
-N, LONG, SHORT = 3, 151936, 4096
-OBJECTIVE = Objective("ppo_clip", (0.2, 0.2), "k3", 0.04, 0.01)
+N, K, LONG, SHORT = 3, 64, 151936, 4096
+NUMBERS = ((0.2, 0.2, 0.0, 0.0), 0.04, 0.01)
+OBJECTIVE = Objective("ppo_clip", "token", "k3", *NUMBERS)
+SEQUENCES = Objective("ppo_clip", "sequence", "k3", *NUMBERS)
+# The second sweep begins with the block that the first ended with, which never left the registers.
+KEPT_BLOCK = LONG % launch_shape(LONG)[0] / LONG
 
 
 class Row(NamedTuple):
@@ -55,22 +63,41 @@ def measure(kernel: str, expected: float, V: int, run: Callable[..., object], sh
 
 def forward(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
     """Runs token_logprob."""
-    kernels.token_logprob(z, token, weight != 0, None)
+    kernels.token_logprob(z, token, weight != 0, Softmax())
 
 
 def backward(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
     """Runs the backward of token_logprob, in place."""
-    kernels.token_logprob_backward(z, token, weight != 0, None, x, x, x, x, x, x, z)
+    kernels.token_logprob_backward(
+        z, token, weight != 0, Softmax(), Statistics(x, x, x), Upstream(x, x, x), z
+    )
 
 
 def loss(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
     """Runs policy_loss with its gradient, in place."""
-    kernels.policy_loss(z, token, x, weight, x, x, None, OBJECTIVE, z)
+    kernels.policy_loss(z, token, Rows(x, weight, x, x, x), Softmax(), OBJECTIVE, z)
+
+
+def kept_loss(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Runs policy_loss with its gradient, in place, on kept sets of K tokens."""
+    keep = (token[..., None] + 1 + torch.arange(K)) % z.shape[-1]
+    kernels.policy_loss(z, token, Rows(x, weight, x, x, x), Softmax(keep=keep), OBJECTIVE, z)
 
 
 def loss_alone(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
     """Runs policy_loss without a gradient."""
-    kernels.policy_loss(z, token, x, weight, x, x, None, OBJECTIVE, None)
+    kernels.policy_loss(z, token, Rows(x, weight, x, x, x), Softmax(), OBJECTIVE, None)
+
+
+def sequence_loss(z: Tensor, token: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Runs GSPO, in place: the ratio of a sequence is known only after its last row."""
+    mask = weight != 0
+    scored = kernels.token_logprob(z, token, mask, Softmax())
+    rows = Rows(x, weight, x, x, x)
+    _, _, *slopes = kernels.token_objective(scored.logprob, scored.entropy, rows, None, SEQUENCES)
+    kernels.token_logprob_backward(
+        z, token, mask, Softmax(), scored.statistics, Upstream(*slopes), z
+    )
 
 
 def scale(factor: float) -> Callable[..., None]:
@@ -83,10 +110,12 @@ def rows() -> Iterator[Row]:
     yield measure("token_logprob", 1, LONG, forward, 1)
     yield measure("token_logprob, one row in 3 counts", 1 / 3, LONG, forward, 1 / 3)
     yield measure("token_logprob_backward", 2, LONG, backward, 1)
-    yield measure("policy_loss and gradient", 3, LONG, loss, 1)
+    yield measure("policy_loss and gradient", 3 - KEPT_BLOCK, LONG, loss, 1)
     yield measure("policy_loss and gradient, row on chip", 2, SHORT, loss, 1)
     yield measure("policy_loss and gradient, no row counts", 1, LONG, loss, 0)
+    yield measure("policy_loss and gradient, 64 kept", 1 + 2 * K / LONG, LONG, kept_loss, 1)
     yield measure("policy_loss alone", 1, LONG, loss_alone, 1)
+    yield measure("GSPO and gradient", 3, LONG, sequence_loss, 1)
     yield measure("scale_ by 0.5", 2, LONG, scale(0.5), 1)
     yield measure("scale_ by 1", 0, LONG, scale(1.0), 1)
 

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every kernel over the vocabulary shares: launch shapes, row addressing, and the two sweeps.
 
-A row of logits z (already divided by the temperature) is known by its maximum m and two sums in
+A row of z = softcap·tanh(logit / softcap) / temperature is known by its maximum m and three sums in
 coordinates shifted by it, so that a common offset of the logits costs no digits:
-    s = Σ exp(z − m)      t = Σ exp(z − m)·(z − m)      log_sum = log s      entropy = log s − t/s
+    s = Σ exp(z − m)    t = Σ exp(z − m)·(z − m)    q = Σ exp(z − m)²
+    log_sum = log s     entropy = log s − t/s       sum_pi_squared = q/s²
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.kernels._math import expm1
+from rlkern.kernels._math import expm1, tanh, tanh_slope
 
 # (largest V, columns per block, warps). A row that fits one block is read once and kept on chip.
 # From register counts of compiled kernels, not from measurements: 8 to 16 columns per thread give
-# 16-byte accesses, no spills, and two or more resident programs per multiprocessor for long rows.
-SHAPES = ((128, 128, 1), (1024, 1024, 4), (4096, 4096, 8), (1 << 31, 8192, 16))
+# 16-byte accesses and no spills. Rows of up to 65 536 columns are short enough for an L2 cache to
+# hold two or more per multiprocessor, longer ones are not: those get the larger program.
+SHAPES = ((128, 128, 1), (1024, 1024, 4), (65536, 4096, 8), (1 << 31, 8192, 16))
 
 
 def launch_shape(vocabulary: int) -> tuple[int, int]:
@@ -81,31 +83,47 @@ def load_token(token_ptr, row, counted, V):
 
 
 @triton.jit
-def token_logit(row_ptr, token, scale):
+def token_logit(row_ptr, token):
     """Returns the token's logit; NaN, not foreign memory, for a token outside the vocabulary."""
-    z = tl.load(row_ptr + tl.maximum(token, 0), mask=token >= 0, other=float("nan"))
+    x = tl.load(row_ptr + tl.maximum(token, 0), mask=token >= 0, other=float("nan"))
     # Another warp must not overwrite the logit in place before every warp has it.
     tl.debug_barrier()
-    return z.to(tl.float32) * scale
+    return x.to(tl.float32)
 
 
 @triton.jit
-def load_block(row_ptr, columns, length, scale):
+def load_block(row_ptr, columns, length):
     """Returns float32 logits of a block; −inf, of probability 0, beyond the length."""
-    z = tl.load(row_ptr + columns, mask=columns < length, other=float("-inf"))
-    return z.to(tl.float32) * scale
+    return tl.load(row_ptr + columns, mask=columns < length, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def temper(x, scale, softcap, CAPPED: tl.constexpr):
+    """Returns z of logits: softcap, then temperature; a banned token (−inf) stays banned."""
+    if CAPPED:
+        x = tl.where(x == float("-inf"), x, softcap * tanh(tl.div_rn(x, softcap)))
+    return x * scale
+
+
+@triton.jit
+def temper_slope(x, softcap, CAPPED: tl.constexpr):
+    """Returns by what the softcap multiplies the gradient of a logit."""
+    if CAPPED:
+        return tanh_slope(x * (1.0 / softcap))
+    else:
+        return tl.zeros_like(x) + 1.0
 
 
 @triton.jit
 def empty_sums():
-    """Returns (m, s, t) of no logits at all."""
+    """Returns (m, s, t, q) of no logits at all."""
     zero = tl.zeros((), tl.float32)
-    return zero - float("inf"), zero, zero
+    return zero - float("inf"), zero, zero, zero
 
 
 @triton.jit
-def absorb_block(z, m, s, t):
-    """Returns (m, s, t) after a block more; after nothing but −inf still (−inf, 0, 0)."""
+def absorb_block(z, m, s, t, q, SQUARES: tl.constexpr):
+    """Returns (m, s, t, q) after a block more; after nothing but −inf still (−inf, 0, 0, 0)."""
     new_m = tl.maximum(m, tl.max(z, 0))
     shift = tl.where(new_m == float("-inf"), 0.0, new_m)
     drop = tl.where(m == float("-inf"), 0.0, m - shift)
@@ -113,17 +131,21 @@ def absorb_block(z, m, s, t):
     d = z - shift
     e = tl.exp(d)
     block_t = tl.sum(e * tl.where(e != 0, d, 0.0), 0)  # not 0·(−inf)
-    return new_m, s * keep + tl.sum(e, 0), (t + drop * s) * keep + block_t
+    if SQUARES:
+        q = q * keep * keep + tl.sum(e * e, 0)
+    return new_m, s * keep + tl.sum(e, 0), (t + drop * s) * keep + block_t, q
 
 
 @triton.jit
-def row_sums(row_ptr, length, scale, BLOCK: tl.constexpr):
-    """Returns (m, s, t) of a row in one read."""
-    m, s, t = empty_sums()
-    for start in range(0, length, BLOCK):
-        z = load_block(row_ptr, start + tl.arange(0, BLOCK), length, scale)
-        m, s, t = absorb_block(z, m, s, t)
-    return m, s, t
+def absorb_row(
+    row_ptr, end, length, scale, softcap, m, s, t, q,
+    CAPPED: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Returns (m, s, t, q) after the blocks that begin before end, columns up to length read."""
+    for start in range(0, end, BLOCK):
+        x = load_block(row_ptr, start + tl.arange(0, BLOCK), length)
+        m, s, t, q = absorb_block(temper(x, scale, softcap, CAPPED), m, s, t, q, SQUARES)
+    return m, s, t, q
 
 
 @triton.jit
@@ -137,7 +159,7 @@ def row_results(own, m, s, t, counted):
 
 
 @triton.jit
-def gradient_scalars(logprob, entropy, log_sum, scale, d_logprob, d_entropy, d_lse):
+def gradient_scalars(logprob, entropy, log_sum, scale, own_slope, d_logprob, d_entropy, d_lse):
     """Returns (a, b, own): dz_j = exp(z_j − m)·(a + b·(z_j − m)), and the token's element.
 
     dz_j = (p_j·(d_lse − d_logprob − d_entropy·(log p_j + H)) + d_logprob·[j = token]) · scale.
@@ -150,15 +172,25 @@ def gradient_scalars(logprob, entropy, log_sum, scale, d_logprob, d_entropy, d_l
     # p·log p is 0 for a token of probability 0.
     own_entropy = tl.where(p > 0, p * (logprob + entropy), 0.0)
     own = (-d_logprob * expm1(logprob) + d_lse * p - d_entropy * own_entropy) * scale
-    return a, b, own
+    return a, b, own * own_slope
 
 
 @triton.jit
-def store_gradient(grad_ptr, columns, z, m, token, V, a, b, own, VECTOR: tl.constexpr):
-    """Writes one block of the gradient; a logit of −inf gets 0."""
-    d = z - m
+def block_gradient(x, m, a, b, scale, softcap, CAPPED: tl.constexpr):
+    """Returns the gradient of logits that are not the token's; a logit of −inf gets 0."""
+    d = temper(x, scale, softcap, CAPPED) - m
     e = tl.exp(d)
     grad = e * (a + b * tl.where(e != 0, d, 0.0))  # not 0·(−inf)
+    return grad * temper_slope(x, softcap, CAPPED)
+
+
+@triton.jit
+def store_gradient(
+    grad_ptr, columns, x, m, token, V, a, b, own, scale, softcap,
+    CAPPED: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Writes one block of the gradient."""
+    grad = block_gradient(x, m, a, b, scale, softcap, CAPPED)
     grad = tl.where(columns == token, own, grad)
     inside = columns < V // VECTOR * VECTOR
     grad = grad.to(grad_ptr.dtype.element_ty)

@@ -6,9 +6,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.kernels._math import GATES, KL_ESTIMATORS
+from rlkern.kernels._device import programs
+from rlkern.kernels._kept import (
+    kept_arguments,
+    kept_length,
+    kept_sums,
+    scratch_for,
+    store_kept_gradient,
+)
 from rlkern.kernels._rows import (
     absorb_block,
+    absorb_row,
     empty_sums,
     gradient_scalars,
     launch_shape,
@@ -19,99 +27,145 @@ from rlkern.kernels._rows import (
     row_results,
     row_scalar,
     row_strides,
-    row_sums,
     store_gradient,
+    temper,
+    temper_slope,
     token_logit,
     vector_width,
 )
-from rlkern.kernels._score import loss_and_metrics, new_statistics, score_tokens
-from rlkern.reference.token_objective import Objective
+from rlkern.kernels._score import (
+    coefficients,
+    formulas,
+    loss_and_metrics,
+    new_statistics,
+    score_rows,
+)
+from rlkern.reference.token_logprob import Softmax
+from rlkern.reference.token_objective import Objective, Rows
 
-_RUN_TIME = ["N", "T", "V", "stride_b", "stride_t", "grad_stride_b", "grad_stride_t"]
-_ROWS = ["token_ptr", "advantage_ptr", "weight_ptr", "old_ptr", "ref_ptr", "scale_ptr", "stats_ptr"]
+_RUN_TIME = ["N", "T", "V", "K", "stride_b", "stride_t", "grad_stride_b", "grad_stride_t"]
+_ROWS = [
+    "token_ptr", "advantage_ptr", "weight_ptr", "old_ptr", "ref_ptr", "correction_ptr",
+    "scale_ptr", "keep_ptr", "scratch_ptr", "stats_ptr",
+]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_RUN_TIME, do_not_specialize_on_alignment=_ROWS)
 def policy_loss_kernel(
-    logits_ptr, token_ptr, advantage_ptr, weight_ptr, old_ptr, ref_ptr, scale_ptr,
-    stats_ptr, grad_ptr, N: tl.int64, T: tl.int64, V: tl.int32,
+    logits_ptr, token_ptr, advantage_ptr, weight_ptr, old_ptr, ref_ptr, correction_ptr, scale_ptr,
+    keep_ptr, scratch_ptr, stats_ptr, grad_ptr,
+    N: tl.int64, T: tl.int64, V: tl.int32, K: tl.int32, softcap: tl.float32, coef,
     stride_b: tl.int64, stride_t: tl.int64, grad_stride_b: tl.int64, grad_stride_t: tl.int64,
-    c0: tl.float32, c1: tl.float32, kl_coef: tl.float32, entropy_coef: tl.float32,
-    GATE: tl.constexpr, KL: tl.constexpr,
-    ONE_BLOCK: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr,
+    GATE: tl.constexpr, KL: tl.constexpr, CAPPED: tl.constexpr,
+    ONE_BLOCK: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr, KEPT_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per row; grad_ptr may be logits_ptr, or None where only the loss is wanted.
+    """Every program takes one row after another; grad_ptr may be logits_ptr, or None: loss alone.
 
-    - reads the row twice (once if it fits one block), its token's logit, and the row's scalars;
-      of a row of weight 0 nothing but the weight
-    - writes each element of the gradient once, and eight statistics per row
+    - reads the row, its token's logit and the row's scalars; then, backwards, all but the row's
+      last block again, from the cache if there are no more programs than rows fit into it;
+      of a kept set the ids and their columns, of a row of weight 0 nothing but the weight
+    - writes each element of the gradient once (zeros under that of a kept set), and the statistics
+      of the row
     - never materialises log-probabilities, probabilities or a one-hot row
     """
-    row = tl.program_id(0).to(tl.int64)
-    weight = tl.load(weight_ptr + row)
-    counted = weight != 0
-    token = load_token(token_ptr, row, counted, V)
-    advantage = tl.load(advantage_ptr + row, mask=counted, other=0.0)
-    old = row_scalar(old_ptr, row, counted, 0.0)
-    ref = row_scalar(ref_ptr, row, counted, 0.0)
-    scale = row_scalar(scale_ptr, row, counted, 1.0)
-    row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
-    length = row_length(counted, V, VECTOR)
-    own = token_logit(row_ptr, token, scale)
-    if ONE_BLOCK:
-        z = load_block(row_ptr, tl.arange(0, BLOCK), length, scale)
-        m, s, t = absorb_block(z, *empty_sums())
-    else:
-        m, s, t = row_sums(row_ptr, length, scale, BLOCK)
-    logprob, entropy, m, log_sum = row_results(own, m, s, t, counted)
-    d_logprob, d_entropy = score_tokens(
-        row, row < N, N, weight, logprob, entropy, advantage, old, ref, stats_ptr,
-        c0, c1, kl_coef, entropy_coef, GATE, KL, old_ptr is not None, ref_ptr is not None,
-    )  # fmt: skip
-    if grad_ptr is not None:
-        a, b, own = gradient_scalars(logprob, entropy, log_sum, scale, d_logprob, d_entropy, 0.0)
-        grad_row = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t, VECTOR)
-        if ONE_BLOCK:
-            store_gradient(grad_row, tl.arange(0, BLOCK), z, m, token, V, a, b, own, VECTOR)
-        else:
-            # Backwards: the end of the row, read last, is the likeliest to be in the cache.
-            blocks = tl.cdiv(V, BLOCK)
-            for i in range(0, blocks):
-                columns = (blocks - 1 - i) * BLOCK + tl.arange(0, BLOCK)
-                z = load_block(row_ptr, columns, length, scale)
-                store_gradient(grad_row, columns, z, m, token, V, a, b, own, VECTOR)
+    last = 0 if ONE_BLOCK else (tl.cdiv(V, BLOCK) - 1) * BLOCK
+    last_columns = last + tl.arange(0, BLOCK)
+    for i in range(tl.program_id(0), N, tl.num_programs(0)):
+        row = tl.cast(i, tl.int64)
+        weight = tl.load(weight_ptr + row)
+        counted = weight != 0
+        token = load_token(token_ptr, row, counted, V)
+        scale = row_scalar(scale_ptr, row, counted, 1.0)
+        row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
+        own_x = token_logit(row_ptr, token)
+        own = temper(own_x, scale, softcap, CAPPED)
+        length = row_length(counted, V, VECTOR)
+        m, s, t, q = empty_sums()
+        if keep_ptr is not None:
+            keep_row = keep_ptr + row * K
+            scratch_row = scratch_ptr + row * K
+            kept = kept_length(keep_row, K, counted, KEPT_BLOCK)
+            length = tl.where(kept > 0, 0, length)
+            m, s, t, q = kept_sums(
+                row_ptr, keep_row, kept, token, own, V, scale, softcap, scratch_row,
+                CAPPED, False, KEPT_BLOCK,
+            )  # fmt: skip
+            tl.debug_barrier()  # every warp has the kept logits before any overwrites them
+        if not ONE_BLOCK:
+            m, s, t, q = absorb_row(
+                row_ptr, tl.minimum(last, length), length, scale, softcap, m, s, t, q,
+                CAPPED, False, BLOCK,
+            )  # fmt: skip
+        # The last block stays in registers for the second sweep, which begins with it.
+        x = load_block(row_ptr, last_columns, length)
+        m, s, t, q = absorb_block(temper(x, scale, softcap, CAPPED), m, s, t, q, False)
+        logprob, entropy, m, log_sum = row_results(own, m, s, t, counted)
+        d_logprob, d_entropy = score_rows(
+            row, counted, N, weight, logprob, entropy, advantage_ptr, old_ptr, ref_ptr,
+            correction_ptr, stats_ptr, coef, GATE, KL,
+        )  # fmt: skip
+        if grad_ptr is not None:
+            slope = temper_slope(own_x, softcap, CAPPED)
+            a, b, own = gradient_scalars(
+                logprob, entropy, log_sum, scale, slope, d_logprob, d_entropy, 0.0
+            )
+            grad_row = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t, VECTOR)
+            store_gradient(
+                grad_row, last_columns, x, m, token, V, a, b, own, scale, softcap, CAPPED, VECTOR
+            )
+            if not ONE_BLOCK:
+                for back in range(0, last, BLOCK):
+                    columns = last - BLOCK - back + tl.arange(0, BLOCK)
+                    x = load_block(row_ptr, columns, length)
+                    store_gradient(
+                        grad_row, columns, x, m, token, V, a, b, own, scale, softcap,
+                        CAPPED, VECTOR,
+                    )  # fmt: skip
+            if keep_ptr is not None:
+                store_kept_gradient(
+                    grad_row, keep_row, kept, token, V, scratch_row, m, a, b, scale, softcap,
+                    CAPPED, KEPT_BLOCK,
+                )  # fmt: skip
 
 
 def policy_loss(
     logits: Tensor,
     token: Tensor,
-    advantage: Tensor,
-    weight: Tensor,
-    old_logprob: Tensor | None,
-    ref_logprob: Tensor | None,
-    inv_temperature: Tensor | None,
+    rows: Rows,
+    softmax: Softmax,
     objective: Objective,
     grad_logits: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns (loss, metrics); writes the gradient into grad_logits (logits itself, too) if any."""
-    statistics = new_statistics(weight)
+    """Returns (loss, metrics); writes the gradient into grad_logits (logits itself, too) if any.
+
+    Of level token: a sequence's ratio is not known before its last row is read.
+    """
+    assert objective.level == "token"
+    statistics = new_statistics(rows.weight)
     B, T, V = logits.shape
     block, warps = launch_shape(V)
     out = logits if grad_logits is None else grad_logits
+    keep, K, kept_block = kept_arguments(softmax, block)
     with torch.cuda.device_of(logits):
         if B * T:
-            policy_loss_kernel[(B * T,)](
-                logits, token, advantage, weight, old_logprob, ref_logprob, inv_temperature,
-                statistics, grad_logits, B * T, T, V, *row_strides(logits), *row_strides(out),
-                *objective.gate_coef, objective.kl_coef, objective.entropy_coef,
-                GATE=GATES[objective.gate], KL=KL_ESTIMATORS[objective.kl], ONE_BLOCK=V <= block,
-                VECTOR=vector_width(logits, out), BLOCK=block,
+            again = V > block and grad_logits is not None
+            row_bytes = V * logits.element_size()
+            grid = programs(B * T, row_bytes, warps, logits.device) if again else B * T
+            policy_loss_kernel[(grid,)](
+                logits, token, *rows, softmax.inv_temperature, keep, scratch_for(softmax),
+                statistics, grad_logits, B * T, T, V, K, float(softmax.softcap),
+                coefficients(objective), *row_strides(logits), *row_strides(out),
+                **formulas(objective), CAPPED=softmax.softcap != 0, ONE_BLOCK=V <= block,
+                VECTOR=vector_width(logits, out), BLOCK=block, KEPT_BLOCK=kept_block,
                 num_warps=warps, enable_fp_fusion=True,
             )  # fmt: skip
-        return loss_and_metrics(statistics, weight)
+        return loss_and_metrics(statistics, rows.weight)
 
 
-@triton.jit(do_not_specialize=_RUN_TIME[1:5], do_not_specialize_on_alignment=["factor_ptr"])
+@triton.jit(
+    do_not_specialize=["T", "V", "stride_b", "stride_t"],
+    do_not_specialize_on_alignment=["factor_ptr"],
+)
 def scale_kernel(
     x_ptr, factor_ptr, T: tl.int64, V: tl.int32, stride_b: tl.int64, stride_t: tl.int64,
     VECTOR: tl.constexpr, BLOCK: tl.constexpr,

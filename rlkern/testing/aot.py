@@ -13,6 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ from triton.runtime.jit import JITFunction
 from rlkern import kernels  # type: ignore[attr-defined]  # lies in kernels/
 from rlkern.reference.group_advantage import KINDS
 from rlkern.reference.td_loss import BOOTSTRAPS, TD_KINDS
-from rlkern.reference.token_objective import GATES, KL_ESTIMATORS, Objective
+from rlkern.reference.token_logprob import Softmax, Statistics, Upstream
+from rlkern.reference.token_objective import GATES, KL_ESTIMATORS, LEVELS, Objective, Rows
 from rlkern.reference.value_loss import VALUE_KINDS
 
 TARGETS = {
@@ -142,25 +144,39 @@ def resources(kernel: Any) -> Resources:
     return Resources(registers, sum(spills), kernel.metadata.shared)
 
 
-def launch_rows(dtype: torch.dtype, V: int, B: int = 1, T: int = 2, coef: float = 0.1) -> None:
-    """Launches every kernel over the vocabulary, with every optional vector given."""
+def launch_rows(
+    dtype: torch.dtype, V: int, B: int = 1, T: int = 2, coef: float = 0.1, K: int = 0
+) -> None:
+    """Launches every kernel over the vocabulary, with every optional vector given.
+
+    With K also a kept set of so many ids, and a softcap.
+    """
     z, x = torch.zeros(B, T, V, dtype=dtype), torch.zeros(B, T)
     token, mask = torch.zeros(B, T, dtype=torch.int64), x == 0
-    kernels.token_logprob(z, token, mask, x)
-    kernels.token_logprob_backward(z, token, mask, x, x, x, x, x, x, x, z)
-    objective = Objective("ppo_clip", (coef, coef), "k3", coef, coef)
-    kernels.policy_loss(z, token, x, x, x, x, x, objective, z)
+    softmax = Softmax(x)
+    if K:
+        softmax = Softmax(x, 1 + abs(coef), torch.zeros(B, T, K, dtype=torch.int64))
+    kernels.token_logprob(z, token, mask, softmax)
+    kernels.token_logprob_backward(
+        z, token, mask, softmax, Statistics(x, x, x), Upstream(x, x, x), z
+    )
+    objective = Objective("ppo_clip", "token", "k3", (coef,) * 4, coef, coef)
+    kernels.policy_loss(z, token, Rows(x, x, x, x, x), softmax, objective, z)
     kernels.scale_(z, torch.zeros(()))
 
 
 def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
-    """Launches every gate with every KL estimator, and every kernel that sees no vocabulary."""
+    """Launches every gate, KL estimator and level, and every kernel that sees no vocabulary."""
     x, token = torch.zeros(3, T), torch.zeros(3, T, dtype=torch.int64)
-    for gate, kl in ((g, k) for g in GATES for k in KL_ESTIMATORS):
-        objective = Objective(gate, (coef, coef), kl, coef, coef)
-        kernels.token_objective(x, x, x, x, x, x, objective)
-        z = torch.zeros(3, T, 151936 // 8, dtype=torch.bfloat16)
-        kernels.policy_loss(z, token, x, x, None, x, None, objective, None)
+    rows, offset = Rows(x, x, x, x, x), torch.tensor([0, 3 * T])
+    # Each name occurs; what one does to a kernel does not depend on the others.
+    for gate, kl, level in zip(GATES, cycle(KL_ESTIMATORS), cycle(LEVELS)):
+        objective = Objective(gate, level, kl, (coef,) * 4, coef, coef)
+        kernels.token_objective(x, x, rows, None, objective)
+        kernels.token_objective(x, x, rows, offset, objective)
+        alone, z = Rows(x, x, None, x), torch.zeros(3, T, 151936 // 8, dtype=torch.bfloat16)
+        kernels.policy_loss(z, token, alone, Softmax(), objective._replace(level="token"), z)
+        kernels.policy_loss(z, token, alone, Softmax(), objective._replace(level="token"), None)
     for length in (7, 2000):
         kernels.reverse_scan(torch.zeros(3, length), torch.zeros(3, length))
     order, offset = torch.arange(T), torch.arange(T + 1)
@@ -196,11 +212,12 @@ def table(target: str) -> Iterator[tuple[str, Resources]]:
     with compiling(target) as compiled:
         for dtype in DTYPES:
             for V in VOCABULARIES:
-                launch_rows(dtype, V)
-                suffix = f"{str(dtype).removeprefix('torch.')} V={V}"
-                for name, kernel in compiled:
-                    described.setdefault(kernel.hash, (f"{name} {suffix}", kernel))
-                compiled.clear()
+                for K, note in ((0, ""), (64, " kept")):
+                    launch_rows(dtype, V, K=K)
+                    suffix = f"{str(dtype).removeprefix('torch.')} V={V}{note}"
+                    for name, kernel in compiled:
+                        described.setdefault(kernel.hash, (f"{name} {suffix}", kernel))
+                    compiled.clear()
         launch_formulas()
         for name, kernel in compiled:
             described.setdefault(kernel.hash, (f"{name} ({len(described)})", kernel))
