@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every algorithm's file must declare and say; none is named here."""
+
+import importlib
+import inspect
+import math
+import pkgutil
+import re
+
+import pytest
+
+import rlkern
+from rlkern.algorithms import registry
+from rlkern.reference.gates import GATES
+from rlkern.reference.group_advantage import KINDS
+from rlkern.reference.kl import KL_ESTIMATORS
+from rlkern.reference.levels import LEVELS
+
+ESTIMATORS = {
+    name
+    for name, x in inspect.getmembers(rlkern.advantage, inspect.isfunction)
+    if x.__module__ == rlkern.advantage.__name__
+}
+ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal"}
+# What an advantage or an anchor takes that a declaration must ask for.
+ASKS = {
+    "gae": "value",
+    "remax": "greedy",
+    "gdpo": "several_rewards",
+    "optimal": "reference_samples",
+}
+NAMES = list(rlkern.algorithms())
+EVERY = pytest.mark.parametrize("name", NAMES)
+
+
+def modules():
+    """Returns the module that declares each algorithm, by the algorithm's name."""
+    package = importlib.import_module("rlkern.algorithms")
+    found = [
+        importlib.import_module(f"{package.__name__}.{m.name}")
+        for m in pkgutil.iter_modules(package.__path__)
+    ]
+    return {m.ALGORITHM.name: m for m in found if hasattr(m, "ALGORITHM")}
+
+
+@EVERY
+def test_every_coefficient_has_a_default_and_every_default_a_source(name):
+    declared = rlkern.algorithms()[name]
+    assert set(declared.sources) == set(declared.defaults)
+    assert all(text.strip() for text in declared.sources.values())
+    assert {c for c in declared.gate_coef if c} <= set(declared.defaults)
+    assert all(math.isfinite(x) for x in declared.defaults.values())
+
+
+@EVERY
+def test_the_declaration_names_things_that_exist(name):
+    declared = rlkern.algorithms()[name]
+    assert declared.gate in GATES and declared.kl_estimator in KL_ESTIMATORS
+    assert declared.level in LEVELS and declared.advantage in ADVANTAGES
+    assert declared.aggregation in rlkern.aggregate.MODES
+    assert declared.sampling in registry.SAMPLING and declared.anchor in registry.ANCHORS
+    assert set(declared.needs) <= set(registry.NEEDS)
+    assert set(declared.reward_terms) <= set(registry.REWARD_TERMS)
+
+
+@EVERY
+def test_the_declaration_asks_for_what_it_takes(name):
+    declared = rlkern.algorithms()[name]
+    for advantage, needed in ASKS.items():
+        assert (declared.advantage == advantage) == (needed in declared.needs), needed
+    reads_reference = declared.anchor == "reference" or declared.defaults["kl_coef"] != 0
+    assert reads_reference == ("reference" in declared.needs)
+
+
+@EVERY
+def test_coefficients_bear_the_names_of_the_formula_and_one_name_everywhere(name):
+    declared = rlkern.algorithms()[name]
+    widths = {"low": "clip_low", "high": "clip_high", "cap": "clip_cap"}
+
+    def named(function, inputs):
+        parameters = list(inspect.signature(function).parameters.values())[inputs:]
+        given = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return tuple(widths.get(p, p) for p in given)
+
+    takes = {named(GATES[declared.gate], 3), named(LEVELS[declared.level], 4)} - {()}
+    assert takes == ({declared.gate_coef} if declared.gate_coef else set())
+    assert set(declared.defaults) == {*declared.gate_coef, "kl_coef", "entropy_coef"}
+
+
+def test_every_gate_and_every_level_is_of_some_algorithm():
+    declared = rlkern.algorithms().values()
+    assert {a.gate for a in declared} == set(GATES)
+    assert {a.level for a in declared} == set(LEVELS)
+    assert {a.sampling for a in declared} == set(registry.SAMPLING)
+    assert {x for a in declared for x in a.needs} == set(registry.NEEDS)
+    assert {x for a in declared for x in a.reward_terms} == set(registry.REWARD_TERMS)
+
+
+@EVERY
+def test_the_file_states_equation_paper_average_and_a_doctest(name):
+    module, declared = modules()[name], rlkern.algorithms()[name]
+    assert module.__name__.endswith(f".{name}")
+    text = module.__doc__
+    cited = re.search(r"^Paper: (.*)", text, re.MULTILINE)
+    identifier = re.search(r"\d{4}\.\d{4,5}|10\.\d{4,}/\S+?(?=[,. ]|$)", declared.paper)
+    assert identifier.group(0) in cited.group(1)
+    assert "ℓ_t" in text and ">>> " in text
+    assert "the loss is the mean over" in " ".join(text.lower().split())
+    assert f'algorithm="{name}"' in text
+
+
+def test_scanning_finds_every_file_that_declares_an_algorithm():
+    assert sorted(modules()) == sorted(NAMES) and len(NAMES) >= 3
