@@ -63,7 +63,9 @@ class Device(NamedTuple):
         return GOALS_H200_MS.get(row)
 
 
-def median_ms(row: Callable[[], object], setup: Callable[[], object], kind: str, rounds: int):
+def median_ms(
+    row: Callable[[], object], setup: Callable[[], object], kind: str, rounds: int
+) -> float:
     """Returns the median time of one call, on the device's own clock where it has one.
 
     The copy that setup leaves on the device's queue hides the time of launching the call.

@@ -188,8 +188,8 @@ def numbers(folder: Path = report.RESULTS) -> str:
 def written(text: str, block: str) -> str:
     """Returns the text with what stands between its marks replaced.
 
-    >>> written(f"a {BEGIN}old{END} b", "new").split()[-5:]
-    ['new', '<!--', 'end', 'of', 'numbers']
+    >>> written(f"a {BEGIN} old {END} b", "new").replace(BEGIN, "[").replace(END, "]").split()
+    ['a', '[', 'new', ']', 'b']
     """
     before, _, rest = text.partition(BEGIN)
     _, mark, after = rest.partition(END)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks' arithmetic and the README's numbers; nothing here is timed."""
 
+import doctest
 import inspect
 import json
 import sys
@@ -21,6 +22,16 @@ WHERE = dict.fromkeys(report.IDENTITY, 1) | {"date": "2026-01-02", "commit": "ab
 def test_the_readme_shows_the_committed_numbers_and_no_others():
     text = readme.README.read_text(encoding="utf-8")
     assert text == readme.written(text, readme.numbers()), "run python -m benchmarks.readme"
+
+
+@pytest.mark.parametrize("module", (baselines, gpu, peers, readme, report, run))
+def test_the_examples_of_a_module_hold(module):
+    assert doctest.testmod(module).failed == 0
+
+
+def test_a_readme_without_marks_is_refused():
+    with pytest.raises(ValueError, match="must have a line"):
+        readme.written("no marks here", "new")
 
 
 def test_a_number_of_the_results_reaches_the_readme(tmp_path):
