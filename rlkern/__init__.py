@@ -11,6 +11,7 @@ from rlkern.correction import (
     rollout_correction,
     rollout_rejection,
 )
+from rlkern.fused_head import fused_head
 from rlkern.linear import Lora, linear_policy_loss, linear_token_logprob
 from rlkern.metrics import merge_metrics, metrics_dict
 from rlkern.objective import LossOutput, policy_loss, token_objective
@@ -58,6 +59,7 @@ __all__ = [
     "batch_normalized",
     "discounted_return",
     "explain",
+    "fused_head",
     "gae",
     "group_advantage",
     "kto_loss",
