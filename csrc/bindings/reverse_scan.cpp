@@ -12,7 +12,9 @@ static void bind_reverse_scan(int64_t steps, const SequencesTuple& where, bool i
   with_accumulator(is_double, [&](auto zero) {
     using T = decltype(zero);
     check_bounds("reverse_scan", all, steps);
-    reverse_scan<T>(all, {at<T>(rows[0]), at<T>(rows[1]), at<T>(rows[2])}, threads);
+    reverse_scan<T>(
+        all, {at<T>(rows[0]), at<T>(rows[1]), at<T>(rows[2]), exceeds_caches(steps * sizeof(T))},
+        threads);
   });
 }
 

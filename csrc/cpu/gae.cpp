@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/rows.h"
+
 namespace rlkern {
 namespace {
 
@@ -93,8 +95,8 @@ void whiten(const Sequences& all, const GaeRows<T>& rows, const std::vector<Mome
   for (const Moments& one : of_sequence) total.add(one);
   const double variance = total.squares / std::max(total.n - how.ddof, 1.0);
   const T mean = T(total.mean), scale = T(1 / std::sqrt(variance + how.eps));
-  share(all, threads, [&](int64_t first, int64_t last) {
-    for (int64_t i = all.begin(first); i < all.begin(last); ++i) {
+  parallel(all.steps(), 1, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
       rows.advantage[i] = rows.mask[i] ? (rows.advantage[i] - mean) * scale : T(0);
     }
   });

@@ -19,6 +19,7 @@ template <class T>
 struct ScanRows {
   const T *bias, *decay;
   T* x;
+  bool past;  // the caches
 };
 
 // One number per sequence or, with a stride of 0, one for all.
@@ -36,6 +37,7 @@ struct GaeRows {
   Coefficient discount, gae_lambda;
   const T* bootstrap;  // per sequence, or null
   T *advantage, *target;
+  bool past;  // the caches
 };
 
 template <class T>

@@ -26,14 +26,16 @@ void check_bounds(const char* op, const Sequences& sequences, int64_t steps);
 
 // Longer sequences are cut at multiples of this, counted from their own beginning, so that threads
 // can share them: neither the batch around a sequence nor the number of threads changes its bits.
-constexpr int64_t kSegment = 1 << 15;
+constexpr int64_t kSegment = 1 << 13;
 
 // Calls body(first, last) on parts of [0, sequences) with about as many steps each, one per thread.
 template <class Body>
 void share(const Sequences& all, int threads, const Body& body) {
-  constexpr int64_t kStepsPerThread = 1 << 14;
+  // Fewer sequences than a vector has lanes take as long as many.
+  constexpr int64_t kStepsPerThread = 1 << 14, kLanes = 16;
   const int64_t steps = all.steps();
-  const int parts = int(std::clamp<int64_t>(steps / kStepsPerThread, 1, threads));
+  const int parts =
+      int(std::clamp<int64_t>(std::min(steps / kStepsPerThread, all.count / kLanes), 1, threads));
   const auto first_of = [&](int part) {
     if (!all.bounds) return all.count * part / parts;
     const int64_t* end = all.bounds + all.count;
@@ -94,6 +96,9 @@ void sweep_all(std::vector<Segment<T>>& segments, int threads, const Sweep& swee
   share(parts, threads,
         [&](int64_t first, int64_t last) { sweep(segments.data() + first, last - first); });
 }
+
+// Whether outputs of this size are better written past the caches: nobody finds them there.
+constexpr bool exceeds_caches(int64_t bytes) { return bytes > (int64_t(24) << 20); }
 
 // Makes fresh memory of many megabytes arrive in few page faults.
 void announce_output(void* data, int64_t bytes);

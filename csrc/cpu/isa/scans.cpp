@@ -40,12 +40,12 @@ RLKERN_INLINE V interleaved(V a, V b, std::integer_sequence<int, K...>) {
 }
 
 template <class T, int N>
-RLKERN_INLINE void transpose(T (&tile)[N][N]) {
+RLKERN_INLINE void transpose(const T (&from)[N][N], T (&to)[N][N]) {
   using V = Vector<T>;
   using I = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   constexpr auto lanes = std::make_integer_sequence<int, N>{};
   V a[N], b[N];
-  std::memcpy(a, tile, sizeof(a));
+  for (int i = 0; i < N; ++i) std::memcpy(&a[i], from[i], sizeof(V));
 #pragma GCC unroll 4
   for (int round = 1; round < N; round *= 2) {
 #pragma GCC unroll 16
@@ -56,41 +56,67 @@ RLKERN_INLINE void transpose(T (&tile)[N][N]) {
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) a[i] = b[i];
   }
-  std::memcpy(tile, a, sizeof(a));
+  for (int i = 0; i < N; ++i) std::memcpy(to[i], &a[i], sizeof(V));
 }
 
-// The first n of at most a vector's elements, and `rest` for the others.
+// The first n of at most a vector's elements, and `rest` for the others. (A memcpy of unknown size
+// would be a call.)
 template <class V, class T>
 RLKERN_INLINE V load_row(const T* x, int n, T rest) {
   V v = V{} + rest;
   if (n * sizeof(T) == sizeof(V)) {
     std::memcpy(&v, x, sizeof(V));
   } else {
-    std::memcpy(&v, x, n * sizeof(T));
+    T row[sizeof(V) / sizeof(T)];
+    std::memcpy(row, &v, sizeof(V));
+    for (int i = 0; i < n; ++i) row[i] = x[i];
+    std::memcpy(&v, row, sizeof(V));
   }
   return v;
 }
 
+// `past`: full lines go past the caches, where they are more than the caches hold.
 template <class V, class T>
-RLKERN_INLINE void store_row(T* x, V v, int n) {
+RLKERN_INLINE void store_row(T* x, V v, int n, [[maybe_unused]] bool past) {
   if (n * sizeof(T) == sizeof(V)) {
+#if defined(__AVX512F__)
+    if (past && reinterpret_cast<uintptr_t>(x) % 64 == 0) {
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(x), (__m512i)v);
+      return;
+    }
+#endif
     std::memcpy(x, &v, sizeof(V));
   } else {
-    std::memcpy(x, &v, n * sizeof(T));
+    for (int i = 0; i < n; ++i) x[i] = v[i];
   }
 }
 
-// 1 where the mask is True, 0 elsewhere.
-template <class V, class T>
-RLKERN_INLINE V load_mask(const bool* mask, int n) {
-  typedef uint8_t Bytes __attribute__((vector_size(sizeof(V) / sizeof(T))));
-  Bytes bytes = {};
-  if (n == sizeof(Bytes)) {
-    std::memcpy(&bytes, mask, sizeof(Bytes));
-  } else {
-    std::memcpy(&bytes, mask, n);
-  }
-  return __builtin_convertvector(bytes, V);
+// 1 where the mask is True, 0 elsewhere. (The compiler would convert the bytes one by one.)
+RLKERN_INLINE Vector<float> to_numbers(const uint8_t* bytes, float) {
+#if defined(__AVX512F__)
+  return (Vector<float>)_mm512_cvtepi32_ps(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)bytes)));
+#elif defined(__AVX2__)
+  return (Vector<float>)_mm256_cvtepi32_ps(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)bytes)));
+#else
+  return Vector<float>{float(bytes[0]), float(bytes[1]), float(bytes[2]), float(bytes[3])};
+#endif
+}
+
+RLKERN_INLINE Vector<double> to_numbers(const uint8_t* bytes, double) {
+  Vector<double> v = {};
+  for (int i = 0; i < kWidth<double>; ++i) v[i] = bytes[i];
+  return v;
+}
+
+template <class T>
+RLKERN_INLINE Vector<T> load_mask(const bool* mask, int n) {
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(mask);
+  if (n == kWidth<T>) return to_numbers(bytes, T{});
+  uint8_t row[kWidth<T>] = {};
+  for (int i = 0; i < n; ++i) row[i] = bytes[i];
+  return to_numbers(row, T{});
 }
 
 // The steps below are written once for vectors and for numbers, so that both round alike.
@@ -113,6 +139,8 @@ struct Scan {
     std::memcpy(in, &bias, sizeof(V));
     std::memcpy(in + stride, &decay, sizeof(V));
   }
+  void get(int64_t t, T* in) const { in[0] = rows.bias[t], in[1] = rows.decay[t]; }
+  void put(int64_t t, T x, const T*) const { rows.x[t] = x; }
   template <class V>
   inline __attribute__((always_inline)) V step(const V* in, V* state) const {
     const V bias = in[0], decay = in[1];
@@ -123,7 +151,7 @@ struct Scan {
   }
   inline __attribute__((always_inline)) void store(int64_t at, int n, const T* x, const T*,
                                                    int) const {
-    store_row(rows.x + at, load_row<Vector<T>>(x, kWidth<T>, T(0)), n);
+    store_row(rows.x + at, load_row<Vector<T>>(x, kWidth<T>, T(0)), n, rows.past);
   }
   void prefetch(int64_t at) const {
     __builtin_prefetch(rows.bias + at);
@@ -148,10 +176,17 @@ struct Gae {
     using V = Vector<T>;
     const V reward = load_row<V>(rows.reward + at, n, T(0));
     const V value = load_row<V>(rows.value + at, n, T(0));
-    const V mask = load_mask<V, T>(rows.mask + at, n);
+    const V mask = load_mask<T>(rows.mask + at, n);
     std::memcpy(in, &reward, sizeof(V));
     std::memcpy(in + stride, &value, sizeof(V));
     std::memcpy(in + 2 * stride, &mask, sizeof(V));
+  }
+  void get(int64_t t, T* in) const {
+    in[0] = rows.reward[t], in[1] = rows.value[t], in[2] = T(rows.mask[t]);
+  }
+  void put(int64_t t, T advantage, const T* in) const {
+    rows.advantage[t] = in[2] != 0 ? advantage : T(0);
+    rows.target[t] = in[2] != 0 ? advantage + in[1] : T(0);
   }
   template <class V>
   inline __attribute__((always_inline)) V step(const V* in, V* state) const {
@@ -169,8 +204,8 @@ struct Gae {
     std::memcpy(&x, advantage, sizeof(V));
     std::memcpy(&value, in + stride, sizeof(V));
     std::memcpy(&mask, in + 2 * stride, sizeof(V));
-    store_row(rows.advantage + at, mask != V{} ? x : V{}, n);
-    store_row(rows.target + at, mask != V{} ? x + value : V{}, n);
+    store_row(rows.advantage + at, mask != V{} ? x : V{}, n, rows.past);
+    store_row(rows.target + at, mask != V{} ? x + value : V{}, n, rows.past);
   }
   void prefetch(int64_t at) const {
     __builtin_prefetch(rows.reward + at);
@@ -187,36 +222,46 @@ void finish(Segment<T>& segment, const T* state, int stride) {
 // Step by step: for segments that would fill little of a tile.
 template <class T, class Op>
 void sweep_one(const Op& op, Segment<T>& segment) {
-  T in[Op::kInputs * kWidth<T>], state[Op::kStates], out[kWidth<T>];
-  const int n = int(segment.length);
+  T state[Op::kStates];
   op.start(segment, state, 1);
-  op.load(segment.begin, n, in, kWidth<T>);
-  for (int t = n - 1; t >= 0; --t) {
+  for (int64_t t = segment.begin + segment.length - 1; t >= segment.begin; --t) {
     T step[Op::kInputs];
-    for (int k = 0; k < Op::kInputs; ++k) step[k] = in[k * kWidth<T> + t];
-    out[t] = op.step(step, state);
+    op.get(t, step);
+    const T x = op.step(step, state);
+    if (Op::kWrites) op.put(t, x, step);
   }
-  if (Op::kWrites) op.store(segment.begin, n, out, in, kWidth<T>);
   finish(segment, state, 1);
 }
 
 template <class T, class Op>
 void sweep(const Op& op, Segment<T>* segments, int64_t count) {
-  constexpr int N = kWidth<T>, kShort = N / 2, kAhead = 8 * N;
+  constexpr int N = kWidth<T>, kAhead = 8 * N, kStaggered = 32 * N;
   using V = Vector<T>;
   alignas(64) T in[Op::kInputs][N][N], steps[Op::kInputs][N][N], out[N][N], state[Op::kStates][N];
   Segment<T>* lane[N] = {};
   int64_t left[N] = {}, at[N] = {}, next = 0;
-  int size[N] = {};
+  int size[N] = {}, wait[N] = {};
   std::memset(state, 0, sizeof(state));
   std::memset(in, 0, sizeof(in));
+  if (count < N / 4) {
+    for (; next < count; ++next) sweep_one<T>(op, segments[next]);
+    return;
+  }
+  // Rows are often a power of two apart: in step, all lanes would want the same few places of the
+  // caches.
+  for (int k = 0; k < N && count && segments[0].length >= kStaggered; ++k) wait[k] = k;
   for (;;) {
     bool idle = true;
     for (int k = 0; k < N; ++k) {
+      if (wait[k] > 0) {
+        --wait[k];
+        idle = false;
+        continue;
+      }
       if (left[k] == 0) {
         if (lane[k]) finish(*lane[k], &state[0][k], N);
         lane[k] = nullptr;
-        for (; next < count && segments[next].length <= kShort; ++next) {
+        for (; next < count && segments[next].length < N; ++next) {
           sweep_one<T>(op, segments[next]);
         }
         if (next < count) {
@@ -238,8 +283,7 @@ void sweep(const Op& op, Segment<T>* segments, int64_t count) {
       }
     }
     if (idle) return;
-    std::memcpy(steps, in, sizeof(in));
-    for (int i = 0; i < Op::kInputs; ++i) transpose<T, N>(steps[i]);
+    for (int i = 0; i < Op::kInputs; ++i) transpose<T, N>(in[i], steps[i]);
     V carried[Op::kStates];
     std::memcpy(carried, state, sizeof(state));
     for (int t = N - 1; t >= 0; --t) {
@@ -250,7 +294,7 @@ void sweep(const Op& op, Segment<T>* segments, int64_t count) {
     }
     std::memcpy(state, carried, sizeof(state));
     if (!Op::kWrites) continue;
-    transpose<T, N>(out);
+    transpose<T, N>(out, out);
     for (int k = 0; k < N; ++k) {
       if (size[k] == N) {
         op.store(at[k], N, out[k], &in[0][k][0], N * N);
