@@ -148,6 +148,15 @@ def value_loss(
     return LossOutput(loss, metrics)
 
 
+def _action_values(op: str, name: str, action: Tensor, counted: Tensor, actions: int) -> None:
+    """Raises ValueError if a counted action is none (a check of values)."""
+    if check.checks_values():
+        outside = action[counted & ((action < 0) | (action >= actions))]
+        if outside.numel():
+            got = outside[0].item()
+            raise ValueError(f"{op}: {name} must be in [0, {actions}), got {got}")
+
+
 def _checked_second(op: str, bootstrap: str, q: Tensor, given: dict[str, Tensor | None]):
     """Returns (table, next action) of a bootstrap; raises where it is missing or another's."""
     if bootstrap not in BOOTSTRAPS:
@@ -237,9 +246,9 @@ def td_loss(
              "next_action": next_action, "next_probability": next_probability}  # fmt: skip
     table, then = _checked_second(op, bootstrap, q, given)
     counted = torch.ones_like(done) if weight is None else weight != 0
-    check.token_values(op, action, counted, q.shape[1])
+    _action_values(op, "action", action, counted, q.shape[1])
     if then is not None:
-        check.token_values(op, then, counted & ~done, q.shape[1])
+        _action_values(op, "next_action", then, counted & ~done, q.shape[1])
     numbers = (check.number(op, "discount", discount), _positive(op, "delta", delta))
     loss, metrics, _, error = raw_td.td_loss(
         q.contiguous(), action.to(torch.int64).contiguous(), _constant(reward, q),

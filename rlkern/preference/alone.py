@@ -90,6 +90,7 @@ def kto_loss(
     z = kl.detach().reshape(()).to(h.dtype)
     loss = weighted_sum(rows.weights(weight), kto(h, desirable, z, c))
     reward = c["beta"] * h
-    masks = (rows.mask & desirable, rows.mask & ~desirable, rows.mask)
+    counted = rows.counted()
+    masks = (counted & desirable, counted & ~desirable, counted)
     right = (h > z) == desirable
     return LossOutput(loss, preference_metrics(masks, (reward,) * 2, right, (log_pi,) * 2))

@@ -61,9 +61,10 @@ def _sorted(
         found = [logprob[0] - logprob[1], ref[0] - ref[1]]
     else:
         found = [x - y for x, y in zip(logprob, ref, strict=True)]
-    place = torch.arange(len(rows.mask), device=rows.mask.device) < rows.mask.sum()
+    mask = rows.counted()
+    place = torch.arange(len(mask), device=mask.device) < mask.sum()
     weight = Rows(rows.op, rows.like, place).weights(None)
-    return [_in_order(x, rows.mask) for x in found], weight
+    return [_in_order(x, mask) for x in found], weight
 
 
 def preference_loss(
@@ -139,7 +140,7 @@ def preference_loss(
     h = [x - y for x, y in zip(logprob, ref, strict=True)] if ref else logprob
     h = [x / n for x, n in zip(h, tokens, strict=True)] if tokens else h
     rewards = [c["beta"] * x for x in h]
-    metrics = preference_metrics((rows.mask,) * 3, rewards, rewards[0] > rewards[1], logprob)
+    metrics = preference_metrics((rows.counted(),) * 3, rewards, rewards[0] > rewards[1], logprob)
     if declared.sorted_by:
         if weight is not None:
             raise ValueError(f"{op}: weight must not be given with kind {kind!r}, which sorts")
@@ -195,5 +196,7 @@ def reward_model_loss(
         lead = lead - rows.select("margin", margin.detach(), 0.0)
     loss = c["center_coef"] * (better + worse).square() - logsigmoid(lead)
     absent = torch.full_like(better, torch.nan).detach()
-    metrics = preference_metrics((rows.mask,) * 3, (better, worse), better > worse, (absent,) * 2)
+    metrics = preference_metrics(
+        (rows.counted(),) * 3, (better, worse), better > worse, (absent,) * 2
+    )
     return LossOutput(weighted_sum(rows.weights(weight), loss), metrics)

@@ -23,20 +23,19 @@ _ANY_SIGN = ("reward_shift",)
 
 
 class Rows(NamedTuple):
-    """The rows of a batch; where mask is False nothing of them is used."""
+    """The rows of a batch; where the mask is False nothing of them is used, without one all is."""
 
     op: str
     like: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
     @staticmethod
     def of(op: str, name: str, x: Tensor, mask: Tensor | None) -> "Rows":
         check.tensor(op, name, x, check.FLOATS)
         if x.ndim != 1:
             raise ValueError(f"{op}: {name} must be (B,), got {check.describe(x)}")
-        if mask is None:
-            mask = torch.ones_like(x, dtype=torch.bool)
-        check.like(op, "mask", mask, x.shape, x, (torch.bool,))
+        if mask is not None:
+            check.like(op, "mask", mask, x.shape, x, (torch.bool,))
         return Rows(op, x, mask)
 
     @property
@@ -44,11 +43,18 @@ class Rows(NamedTuple):
         """What is computed in: float32, or float64 for float64 rows."""
         return torch.float64 if self.like.dtype == torch.float64 else torch.float32
 
+    def counted(self) -> Tensor:
+        """Returns the mask, all True where none was given."""
+        every = torch.ones_like(self.like, dtype=torch.bool)
+        return every if self.mask is None else self.mask
+
     def select(self, name: str, x: Tensor, filling: float) -> Tensor:
         """Returns x in the dtype of the computation, the filling where masked."""
         check.like(self.op, name, x, self.like.shape, self.like, check.FLOATS)
-        check.finite_values(self.op, name, x, self.mask)
-        return torch.where(self.mask, x.to(self.dtype), filling)
+        if check.checks_values():
+            check.finite_values(self.op, name, x, self.counted())
+        x = x.to(self.dtype)
+        return x if self.mask is None else torch.where(self.mask, x, filling)
 
     def logprobs(self, named: Mapping[str, Tensor]) -> list[Tensor]:
         """Returns log-probabilities, −1 where masked: every loss is finite there."""
@@ -64,7 +70,7 @@ class Rows(NamedTuple):
     def weights(self, weight: Tensor | None) -> Tensor:
         """Returns the weight of each row: the mean over the counted ones by default."""
         if weight is None:
-            weight = aggregate.token_weight(self.mask[None])[0]
+            return aggregate.token_weight(self.counted()[None])[0]
         return self.select("weight", weight.detach(), 0.0)
 
 
@@ -96,11 +102,11 @@ def preference_metrics(
 ) -> Tensor:
     """Returns PREFERENCE_METRICS; the masks say which rows are chosen, rejected and judged."""
     chosen, rejected, judged = masks
-    which = (*masks, chosen, rejected, judged, chosen, rejected)
-    fields = (*masks, *rewards, right, *logprobs)
+    one, right = torch.ones_like(rewards[0]), right.to(rewards[0].dtype)
     with torch.no_grad():
-        pairs = zip(which, fields, strict=True)
-        return torch.stack([torch.where(m, x.double(), 0.0).sum() for m, x in pairs])
+        fields = torch.stack([one, one, one, *rewards, right, *logprobs])
+        which = torch.stack([*masks, chosen, rejected, judged, chosen, rejected])
+        return torch.where(which, fields, 0.0).sum(-1, dtype=torch.float64)
 
 
 def preference_metrics_dict(metrics: Tensor) -> dict[str, float]:
