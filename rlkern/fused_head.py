@@ -28,7 +28,7 @@ class HeadOf(NamedTuple):
         return {"weight": base.weight, "bias": getattr(base, "bias", None), "lora": lora, **scaled}
 
 
-def _without_adapter(head: nn.Module) -> tuple[Any, Lora | None]:
+def _without_adapter(head: Any) -> tuple[Any, Lora | None]:
     """Returns (the linear layer, its low-rank addition) of a head that PEFT may have wrapped."""
     if not hasattr(head, "base_layer"):
         return head, None
@@ -101,7 +101,7 @@ def _forward_of(module: nn.Module, forward: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _probe(causal: nn.Module, decoder: nn.Module, head: nn.Module) -> tuple[Tensor, Tensor]:
+def _probe(causal: Any, decoder: nn.Module, head: Any) -> tuple[Tensor, Tensor]:
     """Returns (logits the model makes of random hidden states, what the head alone makes)."""
     from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -152,10 +152,10 @@ def fused_head(model: nn.Module) -> Iterator[nn.Module]:
             out = model(input_ids=..., attention_mask=..., token=token, mask=mask)
         out.logprob, out.entropy                                     # rlkern.TokenLogprob, (B, T)
 
-    token[b, t] is scored by the hidden state at [b, t]: nothing is shifted. With a token shorter
-    than the input its last positions but one are scored, token[:, i] following
-    input_ids[:, -T - 1 + i]: the answer, of an input that ends in it. mask, temperature, keep and wave
-    are those of rlkern.linear_token_logprob. Without token the model is as it was.
+    token[b, t] is scored by the hidden state at [b, t]: nothing is shifted. A token of fewer columns
+    T than the input is the answer that the input ends in, and is scored by the T hidden states
+    before its own. mask, temperature, keep and wave are those of rlkern.linear_token_logprob.
+    Without token the model is as it was.
 
     The head may be tied to the embeddings, in another dtype than the hidden states, or carry a LoRA
     adapter of PEFT, which is used without being merged. Gradients reach all of it. Works under
