@@ -221,7 +221,7 @@ void finish(Segment<T>& segment, const T* state, int stride) {
 
 // Step by step: for segments that would fill little of a tile.
 template <class T, class Op>
-void sweep_one(const Op& op, Segment<T>& segment) {
+__attribute__((noinline)) void sweep_one(const Op& op, Segment<T>& segment) {
   T state[Op::kStates];
   op.start(segment, state, 1);
   for (int64_t t = segment.begin + segment.length - 1; t >= segment.begin; --t) {
@@ -234,7 +234,7 @@ void sweep_one(const Op& op, Segment<T>& segment) {
 }
 
 template <class T, class Op>
-void sweep(const Op& op, Segment<T>* segments, int64_t count) {
+void sweep_many(const Op& op, Segment<T>* segments, int64_t count) {
   constexpr int N = kWidth<T>, kAhead = 8 * N, kStaggered = 32 * N;
   using V = Vector<T>;
   alignas(64) T in[Op::kInputs][N][N], steps[Op::kInputs][N][N], out[N][N], state[Op::kStates][N];
@@ -243,10 +243,6 @@ void sweep(const Op& op, Segment<T>* segments, int64_t count) {
   int size[N] = {}, wait[N] = {};
   std::memset(state, 0, sizeof(state));
   std::memset(in, 0, sizeof(in));
-  if (count < N / 4) {
-    for (; next < count; ++next) sweep_one<T>(op, segments[next]);
-    return;
-  }
   // Rows are often a power of two apart: in step, all lanes would want the same few places of the
   // caches.
   for (int k = 0; k < N && count && segments[0].length >= kStaggered; ++k) wait[k] = k;
@@ -303,6 +299,12 @@ void sweep(const Op& op, Segment<T>* segments, int64_t count) {
       }
     }
   }
+}
+
+template <class T, class Op>
+void sweep(const Op& op, Segment<T>* segments, int64_t count) {
+  if (count >= kWidth<T> / 4) return sweep_many<T>(op, segments, count);
+  for (int64_t i = 0; i < count; ++i) sweep_one<T>(op, segments[i]);
 }
 
 template <class T, bool ENDS>
