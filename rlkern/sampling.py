@@ -116,7 +116,7 @@ def refill_multiplicity(reward: Tensor, group: Tensor, *, generator: torch.Gener
     Arguments
         reward     (N,) float32 or float64; NaN marks an unscorable answer
         group      (N,) int64 or int32 ids, of any value and in any order
-        generator  draws the groups; the same seed draws the same ones on every device
+        generator  draws the groups; one on the CPU draws the same ones for rewards on any device
     Returns
         (N,) int64, equal within a group
     Raises
@@ -132,7 +132,7 @@ def refill_multiplicity(reward: Tensor, group: Tensor, *, generator: torch.Gener
     _check_generator(op, generator)
     groups = _groups(op, reward, group)
     first = _shuffled_first(groups.mixed, generator)
-    rank = torch.empty_like(first).index_copy(0, first, torch.arange(len(first)).to(first))
+    rank = torch.argsort(first)  # the inverse permutation
     survivors, places = groups.mixed.sum().clamp(min=1), groups.refilled.sum()
     copies = 1 + places // survivors + (rank < places % survivors)
     return torch.where(groups.mixed, copies, 0)[groups.of_sample]
@@ -177,7 +177,8 @@ def refill_index(reward: Tensor, group: Tensor, *, generator: torch.Generator) -
     source[places] = survivors[torch.arange(len(places), device=reward.device) % len(survivors)]
     size = groups.size[source]
     begin = groups.offset[source] - (size.cumsum(0) - size)
-    return groups.order[torch.arange(int(size.sum())).to(size) + begin.repeat_interleave(size)]
+    within = torch.arange(int(size.sum()), device=reward.device)
+    return groups.order[within + begin.repeat_interleave(size)]
 
 
 def multiplicity_weight(
