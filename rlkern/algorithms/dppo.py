@@ -5,10 +5,10 @@
     p − p_old ≤ clip_high if A > 0, else p − p_old ≥ −clip_low        p = π(o_t), r_t = p / p_old
 
 Paper: arXiv 2602.04879; the cap §5.4. |p − p_old| is the total variation between the policies when
-all other tokens are one. A rare token may double, which PPO forbids, and a likely one may not lose
-half of its probability, which PPO allows. The loss is the mean over the tokens of the batch. verl
-(`dppo_tv`) and SkyRL agree; prime-rl's default is this mask at 0.2, against the sampler, with
-(log ratio)² added.
+all other tokens are one. A rare token may become five times as likely, which PPO forbids; one of
+probability 0.99 may not fall to 0.8, which PPO allows. The loss is the mean over the tokens of the
+batch. verl (`dppo_tv`) and SkyRL agree; prime-rl's default is this mask at 0.2, against the
+sampler, with (log ratio)² added.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.05]])), torch.log(torch.tensor([[0.3, 0.01]]))

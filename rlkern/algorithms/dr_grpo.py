@@ -34,7 +34,7 @@ ALGORITHM = Algorithm(
     sources={
         "clip_low": "arXiv 1707.06347, table 3",
         "clip_high": "arXiv 1707.06347, table 3",
-        "kl_coef": "the paper trains without a KL",
+        "kl_coef": "the authors' setting, in their repository",
         "entropy_coef": "the paper has none",
     },
 )

@@ -34,7 +34,7 @@ ALGORITHM = Algorithm(
     sources={
         "clip_low": "arXiv 2507.18071, §5.1, for GSPO",
         "clip_high": "arXiv 2507.18071, §5.1, for GSPO",
-        "kl_coef": "the paper trains without a KL",
+        "kl_coef": "the authors' setting, in verl's pull request 2775",
         "entropy_coef": "the paper has none",
     },
 )
