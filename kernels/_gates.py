@@ -9,6 +9,8 @@ a compile-time constant.
 import triton
 import triton.language as tl
 
+from rlkern.kernels._math import expm1
+
 
 @triton.jit
 def weighted_logprob(weight, logprob, advantage, low, high):
@@ -107,8 +109,10 @@ def dppo_kl(logprob, log_ratio, advantage, low, high, cap, c3):
     """Returns the bounded loss where KL(Bernoulli p_old ‖ Bernoulli p) ≤ low or high."""
     p = tl.exp(logprob)
     old = tl.exp(logprob - log_ratio)
-    rest = tl.log((1.0 - old + 1e-8) / (1.0 - p + 1e-8))
-    divergence = -old * log_ratio + (1.0 - old) * rest
+    # A token that is almost certain leaves 1 − p without a digit.
+    left = -expm1(logprob)
+    old_left = -expm1(logprob - log_ratio)
+    divergence = -old * log_ratio + old_left * tl.log((old_left + 1e-8) / (left + 1e-8))
     too_low = (divergence > low) & (p < old)
     too_high = (divergence > high) & (p > old)
     return bounded_change(logprob, log_ratio, advantage, cap, too_low, too_high)

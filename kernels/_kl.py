@@ -7,7 +7,7 @@ d = log π − log π_ref; log_ratio = log π − log π_old of the token.
 import triton
 import triton.language as tl
 
-from rlkern.kernels._math import expm1
+from rlkern.kernels._math import exp_rest, expm1
 
 
 @triton.jit
@@ -24,9 +24,8 @@ def k2(d, log_ratio):
 
 @triton.jit
 def k3(d, log_ratio):
-    """Returns exp(−d) − 1 + d and 1 − exp(−d), by expm1: the large terms cancel for small d."""
-    excess = expm1(-d)
-    return excess + d, -excess
+    """Returns exp(−d) − 1 + d and 1 − exp(−d), in neither of which small d cancel."""
+    return exp_rest(-d), -expm1(-d)
 
 
 @triton.jit

@@ -6,12 +6,18 @@ import triton.language as tl
 
 
 @triton.jit
-def expm1(x):
-    """Returns exp(x) − 1 to a few ulp: near 0, where the difference cancels, by a Taylor sum."""
+def exp_rest(x):
+    """Returns exp(x) − 1 − x to a few ulp: near 0, where all of it cancels, by a Taylor sum."""
     tail = 1.0 + x * (1.0 / 7) * (1.0 + x * (1.0 / 8) * (1.0 + x * (1.0 / 9)))
     head = 1.0 + x * (1.0 / 4) * (1.0 + x * (1.0 / 5) * (1.0 + x * (1.0 / 6) * tail))
-    near = x * (1.0 + x * (1.0 / 2) * (1.0 + x * (1.0 / 3) * head))
-    return tl.where(tl.abs(x) < 0.5, near, tl.exp(x) - 1.0)
+    near = 0.5 * x * x * (1.0 + x * (1.0 / 3) * head)
+    return tl.where(tl.abs(x) < 0.5, near, tl.exp(x) - 1.0 - x)
+
+
+@triton.jit
+def expm1(x):
+    """Returns exp(x) − 1 to a few ulp, near 0 too."""
+    return tl.where(tl.abs(x) < 0.5, x + exp_rest(x), tl.exp(x) - 1.0)
 
 
 @triton.jit

@@ -12,15 +12,17 @@ import torch
 
 pytest.importorskip("triton")
 from rlkern import kernels, reference  # noqa: E402
+from rlkern.kernels import _device  # noqa: E402
 from rlkern.kernels._rows import SHAPES, launch_shape  # noqa: E402
 from rlkern.ops.group_advantage import group_segments  # noqa: E402
-from rlkern.reference.token_objective import Objective  # noqa: E402
+from rlkern.reference.token_logprob import Softmax  # noqa: E402
+from rlkern.reference.token_objective import METRICS, Objective, Rows  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
-OBJECTIVE = Objective("ppo_clip", (0.2, 0.28), "k3", 0.1, 0.01)
+OBJECTIVE = Objective("ppo_clip", "token", "k3", (0.2, 0.28, 0.0, 0.0), 0.1, 0.01)
 BLOCKS = sorted({block for _, block, _ in SHAPES})
-SEAMS = [1, 2, 127, 128, 129, 1023, 1025, 4095, 4097, 8191, 8192, 8193, 16384, 16385]
+SEAMS = [1, 2, 127, 128, 129, 1023, 1025, 4095, 4096, 4097, 8192, 65537, 73728, 73729]
 
 
 def random_batch(V, B=1, T=3, dtype=torch.float32, seed=0):
@@ -50,9 +52,10 @@ def wide(inputs):
 
 def loss_of(backend, inputs, objective=OBJECTIVE, grad=None):
     """Returns (loss, metrics, gradient) of a backend's policy_loss."""
-    logits, *rows = inputs
+    logits, token, *rows, inv_temperature = inputs
     grad = torch.full(logits.shape, torch.nan).to(logits) if grad is None else grad
-    return *backend.policy_loss(logits, *rows, objective, grad), grad
+    arguments = (logits, token, Rows(*rows), Softmax(inv_temperature), objective, grad)
+    return *backend.policy_loss(*arguments), grad
 
 
 def joined(outputs):
@@ -111,13 +114,13 @@ def test_rows_far_apart_are_addressed_with_64_bits():
     assert torch.equal(grad, near[2]) and loss == near[0] and torch.equal(metrics, near[1])
 
 
-@pytest.mark.parametrize("V", [21, 1000, 8200, 8208])
+@pytest.mark.parametrize("V", [21, 8200, 8208])
 def test_strides_and_the_place_of_the_gradient_do_not_change_a_bit(V):
-    inputs = random_batch(V, B=2, T=3, dtype=torch.bfloat16)
+    inputs = random_batch(V, B=2, T=2, dtype=torch.bfloat16)
     plain = loss_of(kernels, inputs)
-    time_slice = torch.zeros(2, 4, V, dtype=torch.bfloat16, device=DEVICE)[:, :-1]
-    padded = torch.zeros(2, 3, V + 8, dtype=torch.bfloat16, device=DEVICE)[..., :V]
-    batch_inside = torch.zeros(3, 2, V, dtype=torch.bfloat16, device=DEVICE).transpose(0, 1)
+    time_slice = torch.zeros(2, 3, V, dtype=torch.bfloat16, device=DEVICE)[:, :-1]
+    padded = torch.zeros(2, 2, V + 8, dtype=torch.bfloat16, device=DEVICE)[..., :V]
+    batch_inside = torch.zeros(2, 2, V, dtype=torch.bfloat16, device=DEVICE).transpose(0, 1)
     for view in (time_slice, padded, batch_inside):
         view.copy_(inputs[0])
         apart = loss_of(kernels, [view, *inputs[1:]])
@@ -128,13 +131,13 @@ def test_strides_and_the_place_of_the_gradient_do_not_change_a_bit(V):
 
 @pytest.mark.parametrize("V", [21, 9000])
 def test_a_row_gives_the_same_bits_in_any_batch(V):
-    logits, *rows = random_batch(V, B=1, T=7)
+    logits, *rows = random_batch(V, B=1, T=4)
     whole = loss_of(kernels, [logits, *rows])
     again = loss_of(kernels, [logits, *rows])
     assert all(torch.equal(x, y) for x, y in zip(whole, again, strict=True))
-    part = [x[:, 4:6].contiguous() for x in (logits, *rows)]
-    assert torch.equal(loss_of(kernels, part)[2], whole[2][:, 4:6])
-    order = torch.tensor([3, 0, 6, 1, 5, 2, 4], device=DEVICE)
+    part = [x[:, 2:3].contiguous() for x in (logits, *rows)]
+    assert torch.equal(loss_of(kernels, part)[2], whole[2][:, 2:3])
+    order = torch.tensor([3, 0, 2, 1], device=DEVICE)
     shuffled = [x[:, order].contiguous() for x in (logits, *rows)]
     assert torch.equal(loss_of(kernels, shuffled)[2], whole[2][:, order])
 
@@ -143,9 +146,12 @@ def test_the_loss_of_many_rows_is_summed_over_all_of_them():
     x = torch.linspace(-1, 0, 2500, device=DEVICE).reshape(1, -1)
     weight = torch.ones_like(x)
     args = (x, x.abs(), x + 0.5, weight, x - 0.1, x + 0.1)
-    oracle = reference.token_objective(*wide(args), OBJECTIVE)
-    eager = reference.token_objective(*args, OBJECTIVE)
-    assert_no_worse(kernels.token_objective(*args, OBJECTIVE), eager, oracle)
+
+    def objective(backend, logprob, entropy, *rows):
+        return backend.token_objective(logprob, entropy, Rows(*rows), None, OBJECTIVE)
+
+    eager, oracle = objective(reference, *args), objective(reference, *wide(args))
+    assert_no_worse(objective(kernels, *args), eager, oracle)
 
 
 @pytest.mark.parametrize("V", [21, 9000])
@@ -170,14 +176,15 @@ def test_a_batch_without_rows_has_no_loss_and_empty_metrics():
     ]
     inputs += [torch.zeros(2, 0, device=DEVICE) for _ in range(5)]
     loss, metrics, _ = loss_of(kernels, inputs)
-    assert loss == 0 and metrics.tolist() == [0.0] * 8 + [float("inf"), float("-inf")]
+    expected = [0.0] * (len(METRICS) - 2) + [float("inf"), float("-inf")]
+    assert loss == 0 and metrics.tolist() == expected
 
 
 def test_a_token_outside_the_vocabulary_gives_nan_instead_of_foreign_memory():
     logits, token, *_ = random_batch(21)
     for outside in (-1, 21, 2**40):
         token[0, 1] = outside
-        logprob = kernels.token_logprob(logits, token, None, None)[0]
+        logprob = kernels.token_logprob(logits, token, None, Softmax())[0]
         assert logprob.isnan().tolist() == [[False, True, False]]
 
 
@@ -189,11 +196,12 @@ def test_a_nan_logit_makes_its_row_nan_and_no_other():
 
 
 def test_without_a_gradient_the_logits_stay_and_the_loss_is_the_same():
-    logits, *rows = random_batch(9000)
+    logits, token, *rows, inv_temperature = inputs = random_batch(9000)
     before = logits.clone()
-    loss, metrics = kernels.policy_loss(logits, *rows, OBJECTIVE, None)
+    softmax = Softmax(inv_temperature)
+    loss, metrics = kernels.policy_loss(logits, token, Rows(*rows), softmax, OBJECTIVE, None)
     assert torch.equal(logits, before)
-    with_gradient = loss_of(kernels, [logits, *rows])
+    with_gradient = loss_of(kernels, inputs)
     torch.testing.assert_close(loss, with_gradient[0])
     torch.testing.assert_close(metrics, with_gradient[1])
 
@@ -249,5 +257,15 @@ def test_a_float64_call_is_refused_with_a_reason():
 
 
 def test_every_vocabulary_has_a_launch_shape_and_short_ones_fit_one_block():
-    assert all(V <= launch_shape(V)[0] for V in range(1, BLOCKS[-1] + 1))
-    assert launch_shape(262144) == (BLOCKS[-1], 16)
+    assert all(V <= launch_shape(V)[0] for V in range(1, BLOCKS[-2] + 1))
+    assert launch_shape(65536) == (BLOCKS[-2], 8) and launch_shape(262144) == (BLOCKS[-1], 16)
+
+
+@pytest.mark.parametrize("V", [9000, 70000])
+def test_a_row_has_the_same_bits_however_many_programs_share_the_rows(V, monkeypatch):
+    inputs = random_batch(V, B=2, T=2, dtype=torch.bfloat16)
+    plain = loss_of(kernels, inputs)
+    monkeypatch.setattr(_device, "limits", lambda device: (3, 1))
+    assert _device.programs(4, 2 * V, 16, inputs[0].device) == 3
+    shared = loss_of(kernels, inputs)
+    assert all(torch.equal(x, y) for x, y in zip(shared, plain, strict=True))

@@ -8,8 +8,8 @@ pytest.importorskip("triton")
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from rlkern.kernels import _math  # noqa: E402
-from rlkern.reference.token_objective import GATES, KL_ESTIMATORS  # noqa: E402
+from rlkern.kernels import _gates, _kl, _levels, _math  # noqa: E402
+from rlkern.reference.token_objective import GATES, KL_ESTIMATORS, LEVELS  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
@@ -19,45 +19,47 @@ EPS = torch.finfo(torch.float32).eps
 
 @triton.jit
 def gate_kernel(
-    x_ptr, r_ptr, a_ptr, out_ptr, d_ptr, c0, c1, GATE: tl.constexpr, BLOCK: tl.constexpr
-):
+    x_ptr, r_ptr, a_ptr, out_ptr, slope_ptr, ratio_slope_ptr, low_ptr, high_ptr, c,
+    GATE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value, derivative = GATE(tl.load(x_ptr + at), tl.load(r_ptr + at), tl.load(a_ptr + at), c0, c1)
+    x, r, a = tl.load(x_ptr + at), tl.load(r_ptr + at), tl.load(a_ptr + at)
+    value, slope, ratio_slope, low, high = GATE(x, r, a, c[0], c[1], c[2], c[3])
     tl.store(out_ptr + at, value)
-    tl.store(d_ptr + at, derivative)
+    tl.store(slope_ptr + at, slope)
+    tl.store(ratio_slope_ptr + at, ratio_slope)
+    tl.store(low_ptr + at, low.to(tl.float32))
+    tl.store(high_ptr + at, high.to(tl.float32))
 
 
 @triton.jit
-def kl_kernel(x_ptr, y_ptr, out_ptr, d_ptr, KL: tl.constexpr, BLOCK: tl.constexpr):
+def kl_kernel(d_ptr, r_ptr, out_ptr, slope_ptr, KL: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value, derivative = KL(tl.load(x_ptr + at), tl.load(y_ptr + at))
+    value, derivative = KL(tl.load(d_ptr + at), tl.load(r_ptr + at))
     tl.store(out_ptr + at, value)
-    tl.store(d_ptr + at, derivative)
+    tl.store(slope_ptr + at, derivative)
 
 
 @triton.jit
-def expm1_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+def function_kernel(x_ptr, out_ptr, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out_ptr + at, _math.expm1(tl.load(x_ptr + at)))
+    tl.store(out_ptr + at, FUNCTION(tl.load(x_ptr + at)))
 
 
-def run(kernel, *inputs, outputs=2, **arguments):
+def run(kernel, *inputs, outputs=2, scalars=(), **arguments):
     """Returns the outputs of a kernel over flat inputs, padded to whole blocks."""
     size = inputs[0].numel()
     grid = triton.cdiv(size, BLOCK)
     padded = [torch.nn.functional.pad(x, (0, grid * BLOCK - size)).to(DEVICE) for x in inputs]
     out = [torch.full_like(padded[0], torch.nan) for _ in range(outputs)]
-    positional = arguments.pop("scalars", ())
-    kernel[(grid,)](*padded, *out, *positional, BLOCK=BLOCK, enable_fp_fusion=True, **arguments)
+    kernel[(grid,)](*padded, *out, *scalars, BLOCK=BLOCK, enable_fp_fusion=True, **arguments)
     return [x[:size].cpu() for x in out]
 
 
-def reference_run(formula, logprob, *rest):
-    """Returns a reference formula's value and derivative in log π."""
-    leaf = logprob.clone().requires_grad_()
-    value = formula(leaf, *rest)
-    (derivative,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), derivative
+def slopes(value, *leaves):
+    """Returns a value and its derivative in each leaf, 0 where it does not depend on it."""
+    found = torch.autograd.grad(value.sum(), leaves, allow_unused=True, materialize_grads=True)
+    return value.detach(), *found
 
 
 def assert_no_worse(got, eager, oracle):
@@ -74,51 +76,89 @@ def grid(log_ratios):
     return [x.flatten() for x in torch.meshgrid(logprobs, log_ratios, advantages, indexing="ij")]
 
 
+def reference_gate(gate, coef, dtype, logprob, log_ratio, advantage):
+    """Returns (value, slope in log π, slope in the log ratio), (clip low, clip high)."""
+    leaves = [x.to(dtype).requires_grad_() for x in (logprob, log_ratio)]
+    gated = GATES[gate](*leaves, advantage.to(dtype), *coef)
+    return slopes(gated.loss, *leaves), (gated.clip_low, gated.clip_high)
+
+
 def test_the_tables_list_the_same_formulas_in_the_same_order():
-    assert list(_math.GATES) == list(GATES)
-    assert list(_math.KL_ESTIMATORS) == list(KL_ESTIMATORS)
+    assert list(_gates.GATES) == list(GATES)
+    assert list(_kl.KL_ESTIMATORS) == list(KL_ESTIMATORS)
+    assert list(_levels.LEVELS) == list(LEVELS)
 
 
 @pytest.mark.parametrize("width", [1e-3, 0.5, 3.0])
-@pytest.mark.parametrize("clip", [(0.2, 0.2), (0.2, 0.28), (0.0, 0.0)])
+@pytest.mark.parametrize("coef", [(0.2, 0.28, 3.0, 1.5), (0.5, 0.5, 1.1, 0.3)])
 @pytest.mark.parametrize("gate", GATES)
-def test_a_gate_has_the_value_and_derivative_of_the_reference(gate, clip, width):
-    logprob, log_ratio, advantage = grid(torch.linspace(-width, width, 97))
+def test_a_gate_has_the_value_derivatives_and_clips_of_the_reference(gate, coef, width):
+    inputs = grid(torch.linspace(-width, width, 97))
+    *got, low, high = run(gate_kernel, *inputs, outputs=5, scalars=(coef,), GATE=_gates.GATES[gate])
+    eager, clips = reference_gate(gate, coef, torch.float32, *inputs)
+    assert_no_worse(got, eager, reference_gate(gate, coef, torch.float64, *inputs)[0])
+    assert torch.equal(low.bool(), clips[0]) and torch.equal(high.bool(), clips[1])
 
-    def formula(x, shift, a):
-        return GATES[gate](x, x - x.detach() + shift, a, *clip)
 
-    got = run(gate_kernel, logprob, log_ratio, advantage, scalars=clip, GATE=_math.GATES[gate])
-    eager = reference_run(formula, logprob, log_ratio, advantage)
-    wide = [x.double() for x in (logprob, log_ratio, advantage)]
-    assert_no_worse(got, eager, reference_run(formula, *wide))
+@pytest.mark.parametrize("clip", [(0.0, 0.0, 2.0, 0.0), (0.2, 0.2, 3.0, 0.0)])
+@pytest.mark.parametrize("gate", ["ppo_clip", "dual_clip", "cispo"])
+def test_a_ratio_of_exactly_one_is_on_the_same_side_of_the_clip(gate, clip):
+    inputs = grid(torch.zeros(1))
+    *got, low, high = run(gate_kernel, *inputs, outputs=5, scalars=(clip,), GATE=_gates.GATES[gate])
+    eager, clips = reference_gate(gate, clip, torch.float32, *inputs)
+    assert torch.equal(got[0], eager[0])
+    assert torch.equal(low.bool(), clips[0]) and torch.equal(high.bool(), clips[1])
 
 
 @pytest.mark.parametrize("width", [1e-4, 0.1, 1.0, 20.0])
 @pytest.mark.parametrize("name", KL_ESTIMATORS)
 def test_a_kl_estimator_has_the_value_and_derivative_of_the_reference(name, width):
-    logprob = -torch.linspace(0, 8, 500)
-    ref = logprob + torch.linspace(-width, width, 500)
-    formula = KL_ESTIMATORS[name]
-    got = run(kl_kernel, logprob, ref, KL=_math.KL_ESTIMATORS[name])
-    oracle = reference_run(formula, logprob.double(), ref.double())
-    assert_no_worse(got, reference_run(formula, logprob, ref), oracle)
+    # 0 is left out: there the slope of |d| is anyone's choice.
+    d, log_ratio = torch.linspace(-width, width, 500), torch.linspace(0.5, -0.7, 500)
+
+    def reference(dtype):
+        leaf = torch.zeros(500, dtype=dtype).requires_grad_()
+        value = KL_ESTIMATORS[name](leaf, -d.to(dtype), leaf + log_ratio.to(dtype))
+        return slopes(value, leaf)
+
+    got = run(kl_kernel, d, log_ratio, KL=_kl.KL_ESTIMATORS[name])
+    assert_no_worse(got, reference(torch.float32), reference(torch.float64))
 
 
-def test_a_nan_ratio_shows_in_the_loss_and_its_derivative():
-    nan = torch.full((2,), torch.nan)
-    value, derivative = run(
-        gate_kernel, nan, nan, torch.tensor([1.0, -1.0]), scalars=(0.2, 0.2),
-        GATE=_math.GATES["ppo_clip"],
+@pytest.mark.parametrize("gate", ["importance", "ppo_clip", "dual_clip", "cispo", "topr"])
+def test_a_nan_ratio_shows_in_the_loss(gate):
+    nan = torch.full((1,), torch.nan)
+    value, *_ = run(
+        gate_kernel, nan, nan, torch.tensor([-1.0]), outputs=5, scalars=((0.2, 0.2, 3.0, 1.0),),
+        GATE=_gates.GATES[gate],
     )  # fmt: skip
-    assert value.isnan().all() and derivative.isnan().all()
+    assert value.isnan().all()
+
+
+def relative_error(function, exact, x):
+    (got,) = run(function_kernel, x, outputs=1, FUNCTION=function)
+    expected = exact(x.double())
+    return ((got.double() - expected).abs() / expected.abs().clamp(min=1e-300)).max()
 
 
 def test_expm1_does_not_cancel_near_zero():
     tiny = -torch.logspace(-30, 1.3, 1000)
     x = torch.cat([tiny, -tiny, torch.tensor([0.0, -torch.inf])])
-    (got,) = run(expm1_kernel, x, outputs=1)
-    exact = torch.expm1(x.double())
-    relative = (got.double() - exact).abs() / exact.abs().clamp(min=1e-300)
     # A GPU's exp rounds its argument times log₂ e, so at −20 it is good to about 20 ulp.
-    assert relative.max() <= (4 if DEVICE == "cpu" else 64) * EPS
+    assert relative_error(_math.expm1, torch.expm1, x) <= (4 if DEVICE == "cpu" else 64) * EPS
+
+
+def test_tanh_and_its_slope_have_all_their_digits_everywhere():
+    tiny = torch.logspace(-30, 1.5, 2000)
+    x = torch.cat([tiny, -tiny, torch.tensor([0.0])])
+    assert relative_error(_math.tanh, torch.tanh, x) <= 2 * EPS
+    assert (
+        relative_error(_math.tanh_slope, lambda y: 1 / y.cosh() ** 2, x)
+        <= (4 if DEVICE == "cpu" else 64) * EPS
+    )
+
+
+def test_tanh_keeps_infinities_and_nan():
+    x = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    (got,) = run(function_kernel, x, outputs=1, FUNCTION=_math.tanh)
+    assert got[:2].tolist() == [1.0, -1.0] and got[2].isnan()

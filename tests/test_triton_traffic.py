@@ -12,14 +12,15 @@ import torch
 pytest.importorskip("triton")
 from rlkern import kernels  # noqa: E402
 from rlkern.ops.group_advantage import group_segments  # noqa: E402
-from rlkern.reference.token_objective import Objective  # noqa: E402
+from rlkern.reference.token_logprob import Softmax, Statistics, Upstream  # noqa: E402
+from rlkern.reference.token_objective import Objective, Rows  # noqa: E402
 from rlkern.testing.traffic import traffic  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not kernels.INTERPRETED, reason="counts accesses of interpreted kernels"
 )
 ROOT = Path(__file__).resolve().parents[1]
-OBJECTIVE = Objective("ppo_clip", (0.2, 0.2), "k3", 0.1, 0.01)
+OBJECTIVE = Objective("ppo_clip", "token", "k3", (0.2, 0.2, 0.0, 0.0), 0.1, 0.01)
 
 
 def test_every_kernel_moves_the_bytes_of_the_pass_table():
@@ -29,7 +30,7 @@ def test_every_kernel_moves_the_bytes_of_the_pass_table():
     )  # fmt: skip
     print(run.stdout)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "policy_loss and gradient" in run.stdout
+    assert "policy_loss and gradient" in run.stdout and "GSPO" in run.stdout
 
 
 def batch(V, B=2, T=3):
@@ -39,16 +40,22 @@ def batch(V, B=2, T=3):
     return logits, torch.randint(0, V, (B, T)), weight, torch.full((B, T), -2.0)
 
 
+def backward(logits, token, mask, x, grad):
+    """Writes the gradient of what token_logprob returns, from statistics of any value."""
+    statistics, upstream = Statistics(x, x, x), Upstream(x, x, x)
+    kernels.token_logprob_backward(logits, token, mask, Softmax(), statistics, upstream, grad)
+
+
 @pytest.mark.parametrize("V", [21, 1024, 8193])
 def test_each_gradient_element_is_written_once_and_nothing_out_of_bounds(V):
     logits, token, weight, x = batch(V)
     grad = torch.empty(logits.shape)
     with traffic() as moved:
-        kernels.policy_loss(logits, token, x, weight, x, x, None, OBJECTIVE, grad)
+        kernels.policy_loss(logits, token, Rows(x, weight, x, x), Softmax(), OBJECTIVE, grad)
     assert (moved.times_stored(grad) == 1).all() and moved.outside == 0
     grad = torch.empty(logits.shape)
     with traffic() as moved:
-        kernels.token_logprob_backward(logits, token, weight != 0, None, x, x, x, x, x, x, grad)
+        backward(logits, token, weight != 0, x, grad)
     assert (moved.times_stored(grad) == 1).all() and moved.outside == 0
 
 
@@ -59,9 +66,8 @@ def test_a_row_of_weight_zero_is_not_read_and_its_gradient_is_zero(V):
     token[weight == 0] = -100
     grad = torch.full(logits.shape, torch.nan)
     with traffic() as moved:
-        loss, metrics = kernels.policy_loss(
-            logits, token, x, weight, x, x, x.neg(), OBJECTIVE, grad
-        )
+        rows, softmax = Rows(x, weight, x, x, x), Softmax(x.neg())
+        loss, metrics = kernels.policy_loss(logits, token, rows, softmax, OBJECTIVE, grad)
     read = moved.times_loaded(logits)
     assert (read[weight == 0] == 0).all() and (read[weight != 0] > 0).all()
     assert (moved.times_loaded(x)[weight == 0] == 0).all()
@@ -72,7 +78,7 @@ def test_a_row_of_weight_zero_is_not_read_and_its_gradient_is_zero(V):
 def test_a_gradient_in_place_leaves_what_lies_between_the_rows_alone():
     logits, token, weight, x = batch(8193)
     with traffic() as moved:
-        kernels.policy_loss(logits, token, x, weight, x, x, None, OBJECTIVE, logits)
+        kernels.policy_loss(logits, token, Rows(x, weight, x, x), Softmax(), OBJECTIVE, logits)
     whole = torch.empty(0).set_(logits.untyped_storage(), 0, (2, 4, 8193))
     stored = moved.times_stored(whole)
     assert (stored[:, :-1] == 1).all() and (stored[:, -1] == 0).all() and moved.outside == 0
@@ -85,7 +91,7 @@ def test_the_kernels_without_a_vocabulary_touch_each_element_once_and_nothing_el
     reward, group = torch.randn(300), torch.arange(300) % 2
     order, offset = group_segments(group)
     with traffic() as moved:
-        out = kernels.token_objective(x, x, x, weight, x, x, OBJECTIVE)
+        out = kernels.token_objective(x, x, Rows(x, weight, x, x), None, OBJECTIVE)
         scan = kernels.reverse_scan(bias, decay)
         advantage = kernels.group_advantage(reward, order, offset, "normalized", 1e-4, 1)
     for written in (*out, scan, advantage):
@@ -99,5 +105,5 @@ def test_an_access_out_of_bounds_is_seen():
     memory = bytearray(4 * 64)  # what the kernel writes too far still lands here
     short = torch.frombuffer(memory, dtype=torch.float32, count=20).reshape(1, 1, 20)
     with traffic() as moved:
-        kernels.token_logprob_backward(logits, token, None, None, x, x, x, x, x, x, short)
+        backward(logits, token, None, x, short)
     assert moved.outside == 1
