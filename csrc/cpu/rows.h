@@ -99,7 +99,11 @@ struct OpenRow {
   void* grad;     // where the row's gradient goes, may be null
 
   const RowKernels& kernels() const { return chosen_isa().kernels[dtype]; }
-  double token_u(const RowSums& sums) const { return (own - sums.max) * row.inv_temperature; }
+  // At most 0: the kernels cap the largest logit in float32, which may come out below own.
+  double token_u(const RowSums& sums) const {
+    const double u = (own - sums.max) * row.inv_temperature;
+    return u > 0 ? 0 : u;
+  }
   // What the cap takes off the token's own element.
   double token_rate() const {
     const double tanh = row.softcap == 0 ? 0 : own / row.softcap;

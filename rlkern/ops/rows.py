@@ -91,7 +91,7 @@ def _kept_ids(op: str, keep: Tensor, shape: torch.Size, grid: Tensor, mask: Tens
         expected = f"{(*shape, 'K')} with K > 0 on {grid.device}".replace("'", "")
         raise ValueError(f"{op}: keep must be {expected}, got {check.describe(keep)}")
     check.kept_values(op, keep, mask, grid.shape[-1])
-    return keep.to(torch.int64).reshape(*grid.shape[:2], -1).contiguous()
+    return keep.to(torch.int64).reshape(*grid.shape[:2], keep.shape[-1]).contiguous()
 
 
 def _as_rows(x: Tensor, grid: Tensor, dtype: torch.dtype) -> Tensor:
