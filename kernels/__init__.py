@@ -9,6 +9,7 @@ speed is known.
 import torch
 import triton
 
+from rlkern.kernels.gae import gae
 from rlkern.kernels.group_advantage import group_advantage, group_segments
 from rlkern.kernels.policy_loss import policy_loss, policy_loss_kernel, scale_, scaled
 from rlkern.kernels.reverse_scan import reverse_scan
@@ -19,6 +20,7 @@ from rlkern.kernels.token_objective import token_objective
 from rlkern.kernels.value_loss import value_loss
 
 __all__ = [
+    "gae",
     "group_advantage",
     "group_segments",
     "policy_loss",

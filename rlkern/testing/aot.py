@@ -36,9 +36,12 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-DTYPES = (torch.bfloat16, torch.float32)
-# Long rows, long rows without alignment, rows of one block of each size.
+# Long rows, long rows without alignment, rows of one block of each size; (dtype, V, kept ids).
 VOCABULARIES = (151936, 50257, 4096, 1000, 21)
+VARIANTS = (
+    *((dtype, V, 0) for dtype in (torch.bfloat16, torch.float32) for V in VOCABULARIES),
+    *((torch.bfloat16, V, 64) for V in (151936, 50257, 1000)),
+)
 
 
 class AbsentDevice(DriverBase):
@@ -170,15 +173,15 @@ def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
     x, token = torch.zeros(3, T), torch.zeros(3, T, dtype=torch.int64)
     rows, offset = Rows(x, x, x, x, x), torch.tensor([0, 3 * T])
     # Each name occurs; what one does to a kernel does not depend on the others.
-    for gate, kl, level in zip(GATES, cycle(KL_ESTIMATORS), cycle(LEVELS)):
+    for i, (gate, kl, level) in enumerate(zip(GATES, cycle(KL_ESTIMATORS), cycle(LEVELS))):
         objective = Objective(gate, level, kl, (coef,) * 4, coef, coef)
-        kernels.token_objective(x, x, rows, None, objective)
-        kernels.token_objective(x, x, rows, offset, objective)
+        kernels.token_objective(x, x, rows, offset if i % 2 else None, objective)
         alone, z = Rows(x, x, None, x), torch.zeros(3, T, 151936 // 8, dtype=torch.bfloat16)
-        kernels.policy_loss(z, token, alone, Softmax(), objective._replace(level="token"), z)
         kernels.policy_loss(z, token, alone, Softmax(), objective._replace(level="token"), None)
     for length in (7, 2000):
-        kernels.reverse_scan(torch.zeros(3, length), torch.zeros(3, length))
+        rows, numbers = torch.zeros(3, length), torch.full((2,), coef, dtype=torch.float64)
+        kernels.reverse_scan(rows, rows)
+        kernels.gae(rows, rows, rows == 0, numbers)
     order, offset = torch.arange(T), torch.arange(T + 1)
     for kind in KINDS:
         length = torch.zeros(T) if kind == "length_weighted" else None
@@ -210,14 +213,13 @@ def table(target: str) -> Iterator[tuple[str, Resources]]:
     """Yields (description, resources) of every kernel compiled for a target."""
     described: dict[str, tuple[str, Any]] = {}
     with compiling(target) as compiled:
-        for dtype in DTYPES:
-            for V in VOCABULARIES:
-                for K, note in ((0, ""), (64, " kept")):
-                    launch_rows(dtype, V, K=K)
-                    suffix = f"{str(dtype).removeprefix('torch.')} V={V}{note}"
-                    for name, kernel in compiled:
-                        described.setdefault(kernel.hash, (f"{name} {suffix}", kernel))
-                    compiled.clear()
+        for dtype, V, K in VARIANTS:
+            launch_rows(dtype, V, K=K)
+            kept = " kept" if K else ""
+            suffix = f"{str(dtype).removeprefix('torch.')} V={V}{kept}"
+            for name, kernel in compiled:
+                described.setdefault(kernel.hash, (f"{name} {suffix}", kernel))
+            compiled.clear()
         launch_formulas()
         for name, kernel in compiled:
             described.setdefault(kernel.hash, (f"{name} ({len(described)})", kernel))
