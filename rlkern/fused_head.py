@@ -21,6 +21,11 @@ class HeadOf(NamedTuple):
     logit_scale: float
     softcap: float | None
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Returns the logits of hidden states, as the model itself makes them."""
+        z = self.head(hidden) * self.logit_scale if self.logit_scale != 1 else self.head(hidden)
+        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
+
     def parameters(self) -> dict[str, Any]:
         """Returns the head as rlkern.linear_token_logprob takes it, of this moment."""
         base, lora = _without_adapter(self.head)
@@ -50,7 +55,7 @@ def _without_adapter(head: Any) -> tuple[Any, Lora | None]:
     return head.base_layer, Lora(a, b, float(head.scaling[name]))
 
 
-def _causal(model: nn.Module) -> nn.Module:
+def _causal(model: Any) -> Any:
     """Returns the module that owns the head, inside whatever wraps the model."""
     while True:
         inner = next(
@@ -152,10 +157,10 @@ def fused_head(model: nn.Module) -> Iterator[nn.Module]:
             out = model(input_ids=..., attention_mask=..., token=token, mask=mask)
         out.logprob, out.entropy                                     # rlkern.TokenLogprob, (B, T)
 
-    token[b, t] is scored by the hidden state at [b, t]: nothing is shifted. A token of fewer columns
-    T than the input is the answer that the input ends in, and is scored by the T hidden states
-    before its own. mask, temperature, keep and wave are those of rlkern.linear_token_logprob.
-    Without token the model is as it was.
+    token[b, t] is scored by the hidden state at [b, t]: nothing is shifted. A token of fewer
+    columns than the input is the answer that the input ends in, and is scored by as many hidden
+    states, each one before its own. mask, temperature, keep and wave are those of
+    rlkern.linear_token_logprob. Without token the model is as it was.
 
     The head may be tied to the embeddings, in another dtype than the hidden states, or carry a LoRA
     adapter of PEFT, which is used without being merged. Gradients reach all of it. Works under

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from rlkern.backends import autocast_dtype
 from rlkern.objective import LossArguments, LossOutput, checked_arguments
 from rlkern.ops import TokenLogprob, check
 from rlkern.ops.linear_head import Head, default_wave
@@ -36,6 +37,12 @@ class _Door(NamedTuple):
     wave: int
 
 
+def _as_layers_take(x: Tensor) -> Tensor:
+    """Returns x as a linear layer would take it: under autocast in its dtype."""
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
+
+
 def _plain(op: str, name: str, x: object) -> Tensor:
     found = check.tensor(op, name, x, check.FLOATS)
     if isinstance(found, DTensor):
@@ -44,18 +51,16 @@ def _plain(op: str, name: str, x: object) -> Tensor:
             "ranks: gather it (FSDP2: model.unshard(); else .full_tensor()), or pass "
             ".to_local() of a weight split by rows together with group="
         )
-    return found
+    return _as_layers_take(found)
 
 
 def _lora(op: str, lora: Lora | None, weight: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
     if lora is None:
         return None, None, 1.0
-    a, b, scale = lora
-    V, H = weight.shape
-    check.like(op, "lora.b", _plain(op, "lora.b", b), torch.Size((V, b.shape[-1])), weight,
-               (weight.dtype,))  # fmt: skip
-    check.like(op, "lora.a", _plain(op, "lora.a", a), torch.Size((b.shape[-1], H)), weight,
-               (weight.dtype,))  # fmt: skip
+    a, b = _plain(op, "lora.a", lora.a), _plain(op, "lora.b", lora.b)
+    (V, H), rank, scale = weight.shape, b.shape[-1], lora.scale
+    check.like(op, "lora.b", b, torch.Size((V, rank)), weight, (weight.dtype,))
+    check.like(op, "lora.a", a, torch.Size((rank, H)), weight, (weight.dtype,))
     return a, b, check.number(op, "lora.scale", scale)
 
 
@@ -77,7 +82,8 @@ def _checked_head(
             f"{op}: hidden must be {weight.dtype} like weight, or narrower, got {hidden.dtype}"
         )
     if bias is not None:
-        check.like(op, "bias", _plain(op, "bias", bias), torch.Size((V,)), weight, (weight.dtype,))
+        bias = _plain(op, "bias", bias)
+        check.like(op, "bias", bias, torch.Size((V,)), weight, (weight.dtype,))
     head = Head(weight, bias, *_lora(op, lora, weight))
     if wave is None:
         wave = default_wave(weight)

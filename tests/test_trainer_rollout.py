@@ -13,7 +13,7 @@ from trainer_helpers import (
 import rlkern
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.rollout import Prompts, encode, sample, stop_tokens, texts
-from rlkern.trainer.scoring import score, score_positions
+from rlkern.trainer.scoring import hidden_states, score
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -62,7 +62,7 @@ def test_sharing_prompts_gives_the_gradient_of_whole_rows(policy):
     advantage = torch.linspace(-1, 1, rollout.token.shape[0])
     gradients = []
     for share in (True, False):
-        logits = score_positions(policy, rollout, share_prompts=share)
+        logits = policy.head.logits(hidden_states(policy, rollout, share_prompts=share))
         loss = rlkern.policy_loss(logits, rollout.token, advantage, rollout.mask).loss
         gradients.append(torch.autograd.grad(loss, list(policy.model.parameters())))
     for shared, whole in zip(*gradients):

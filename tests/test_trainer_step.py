@@ -17,7 +17,7 @@ import rlkern
 from rlkern.trainer import step
 from rlkern.trainer.iteration import completion_statistics
 from rlkern.trainer.rollout import stop_tokens
-from rlkern.trainer.scoring import score_positions
+from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.sft import gold_rollout, supervise
 from rlkern.trainer.step import (
     Batch,
@@ -64,9 +64,10 @@ def test_the_gradient_does_not_depend_on_the_number_of_micro_batches(tmp_path, c
     assert metrics == pytest.approx(split_metrics, rel=1e-4, abs=1e-6)
 
 
-def test_fused_and_eager_losses_give_the_same_gradient(tmp_path):
+@pytest.mark.parametrize("loss", ["linear", "fused"])
+def test_fused_and_eager_losses_give_the_same_gradient(tmp_path, loss):
     coefficients = {"kl_coef": 0.1, "entropy_coef": 0.01}
-    fused = gradients(small(tmp_path, loss="fused"), coefficients=coefficients)
+    fused = gradients(small(tmp_path, loss=loss), coefficients=coefficients)
     eager = gradients(small(tmp_path, loss="eager"), coefficients=coefficients)
     torch.testing.assert_close(fused[0], eager[0], rtol=1e-5, atol=1e-6)
     assert (fused[1] - eager[1]).abs().max() <= 1e-5 * eager[1].abs().max()
@@ -82,17 +83,17 @@ def test_comparing_with_eager_changes_no_gradient_and_finds_rounding_only(tmp_pa
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_skip_the_step_and_leave_the_weights_alone(
+def test_hidden_states_that_are_not_finite_skip_the_step_and_leave_the_weights_alone(
     tmp_path, monkeypatch, poison
 ):
     policy, config = tiny_policy(), small(tmp_path)
     optimizer = make_optimizer(policy, config, lr=1e-3)
     before = {name: p.detach().clone() for name, p in policy.parameters().items()}
     batch = batch_of(policy)
-    spoilt = torch.zeros(*batch.rollout.token.shape, len(policy.tokenizer))
+    spoilt = torch.zeros(*batch.rollout.token.shape, policy.model.config.hidden_size)
     spoilt[0, 0, 0] = poison
     with monkeypatch.context() as patch:
-        patch.setattr(step, "score_positions", lambda *a, **k: score_positions(*a, **k) + spoilt)
+        patch.setattr(step, "hidden_states", lambda *a, **k: hidden_states(*a, **k) + spoilt)
         result = optimizer_step(policy, optimizer, batch, config, {}, lr=1e-3)
     assert result.skipped
     assert all(torch.equal(before[name], p) for name, p in policy.parameters().items())

@@ -47,7 +47,8 @@ class Config:
         micro_batches: Pieces a batch is split into to save memory; the result does not depend
             on it.
         share_prompts: Run each prompt once for its whole group, in rollouts and in the loss; exact.
-        loss: fused (gradient written over the logits in a single pass) or eager (PyTorch).
+        loss: linear (from hidden states, the logits never stored), fused (gradient written over the
+            logits in a single pass) or eager (PyTorch).
         compare: eager also computes the eager loss on every batch and reports the difference.
         kl_coef: Weight of the KL to the starting model; null takes the algorithm's own.
         clip_low: Lower clip width; null takes the algorithm's own.
@@ -101,7 +102,7 @@ class Config:
     updates_per_rollout: int = 1
     micro_batches: int = 1
     share_prompts: bool = True
-    loss: Literal["fused", "eager"] = "fused"
+    loss: Literal["linear", "fused", "eager"] = "linear"
     compare: Literal["eager"] | None = None
     kl_coef: float | None = None
     clip_low: float | None = None

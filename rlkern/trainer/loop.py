@@ -196,11 +196,11 @@ def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict
 
 
 def served_by(session: Session) -> str:
-    """Returns the name of the backend that served policy_loss in this run."""
+    """Returns the name of the backend that swept the logits in this run."""
     if session.config.loss == "eager":
         return "eager"
     policy = session.policy
     head = policy.model.get_output_embeddings().weight.dtype
     return rlkern.backend_name(
-        "policy_loss", policy.device.type, torch.bfloat16 if policy.mixed else head
+        "token_logprob", policy.device.type, torch.bfloat16 if policy.mixed else head
     )

@@ -6,6 +6,7 @@ from a folder.
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlkern.fused_head import HeadOf, find_head
 from rlkern.trainer import smollm2
 from rlkern.trainer.errors import UserError
 
@@ -25,6 +27,11 @@ class Policy:
     tokenizer: Any
     device: torch.device
     mixed: bool = False
+
+    @functools.cached_property
+    def head(self) -> HeadOf:
+        """Returns where the model's logits come from."""
+        return find_head(self.model)
 
     @property
     def context(self) -> int:

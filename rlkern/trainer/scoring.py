@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that shifts: logits whose position t scores completion token t."""
+"""The one place that shifts: hidden states whose position t scores completion token t."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rlkern.trainer.models import Policy
 from rlkern.trainer.rollout import Rollout, positions
 
 
-def score_positions(policy: Policy, rollout: Rollout, *, share_prompts: bool) -> Tensor:
-    """Returns logits (B, T, V) with logits[b, t] scoring rollout.token[b, t].
+def hidden_states(policy: Policy, rollout: Rollout, *, share_prompts: bool) -> Tensor:
+    """Returns hidden states (B, T, H) with hidden[b, t] scoring rollout.token[b, t].
 
     share_prompts runs each prompt once and lets its completions attend to the cached keys and
     values; gradients flow through the cache, so the result is that of whole rows.
@@ -29,14 +29,13 @@ def _whole_rows(policy: Policy, rollout: Rollout) -> Tensor:
         [rollout.prompts.mask.repeat_interleave(rollout.group_size, 0), rollout.mask], 1
     )
     with policy.precision():
-        output = policy.model(
+        output = policy.head.decoder(
             input_ids=torch.cat([prompt, rollout.token], 1),
             attention_mask=seen.long(),
             position_ids=positions(seen),
             use_cache=False,
-            logits_to_keep=rollout.token.shape[1] + 1,
         )
-    return output.logits[:, :-1]
+    return output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
 
 
 def _shared(policy: Policy, rollout: Rollout) -> Tensor:
@@ -45,7 +44,7 @@ def _shared(policy: Policy, rollout: Rollout) -> Tensor:
     last = prompt[:, -1:].repeat_interleave(rollout.group_size, 0)
     cache = DynamicCache()
     with policy.precision():
-        policy.model.get_decoder()(
+        policy.head.decoder(
             input_ids=prompt[:, :-1],
             attention_mask=known[:, :-1].long(),
             position_ids=positions(known)[:, :-1],
@@ -53,14 +52,14 @@ def _shared(policy: Policy, rollout: Rollout) -> Tensor:
             use_cache=True,
         )
         cache.batch_repeat_interleave(rollout.group_size)
-        output = policy.model(
+        output = policy.head.decoder(
             input_ids=torch.cat([last, rollout.token[:, :-1]], 1),
             attention_mask=seen.long(),
             position_ids=positions(seen)[:, prompt.shape[1] - 1 :],
             past_key_values=cache,
             use_cache=True,
         )
-    return output.logits
+    return output.last_hidden_state
 
 
 @torch.no_grad()
@@ -77,10 +76,12 @@ def score(
     found = []
     for first, last in pieces:
         part = rollout.piece(first, last)
-        logits = score_positions(policy, part, share_prompts=share_prompts)
-        found.append(
-            rlkern.token_logprob(
-                logits, part.token, temperature=temperature, mask=part.mask, inplace=True
-            ).logprob
-        )
+        hidden = hidden_states(policy, part, share_prompts=share_prompts)
+        head = policy.head.parameters()
+        with policy.precision():
+            scored = rlkern.linear_token_logprob(
+                hidden, head.pop("weight"), part.token, temperature=temperature, mask=part.mask,
+                **head,
+            )  # fmt: skip
+        found.append(scored.logprob)
     return torch.cat(found)

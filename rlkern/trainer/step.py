@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import rlkern
 from rlkern.trainer.config import Config, resolve
 from rlkern.trainer.models import Policy
 from rlkern.trainer.rollout import Rollout
-from rlkern.trainer.scoring import score_positions
+from rlkern.trainer.scoring import hidden_states
 
 
 @dataclass
@@ -67,7 +66,7 @@ def accumulate(
     differences: dict[str, float] = {}
     for first, last in pieces(batch.rollout.prompts.token.shape[0], config.micro_batches):
         part, rows = batch.rollout.piece(first, last), slice(first * group, last * group)
-        logits = score_positions(policy, part, share_prompts=config.share_prompts)
+        hidden = hidden_states(policy, part, share_prompts=config.share_prompts)
         arguments = {
             "token": part.token,
             "advantage": batch.advantage[rows],
@@ -80,34 +79,46 @@ def accumulate(
             **coefficients,
         }
         if config.compare:
-            found = compare(logits, arguments, config.compare)
+            found = compare(policy, hidden, arguments, config)
             differences = {
                 key: max(value, differences.get(key, 0.0)) for key, value in found.items()
             }
-        chosen = rlkern.use_backend("eager") if config.loss == "eager" else contextlib.nullcontext()
-        with chosen:
-            output = rlkern.policy_loss(logits, **arguments, inplace=config.loss == "fused")
-            output.loss.backward()
+        output = evaluate(policy, hidden, arguments, config.loss)
+        output.loss.backward()
         losses.append(output.loss.detach())
         metrics.append(output.metrics)
     return torch.stack(losses).sum(), rlkern.merge_metrics(metrics), differences
 
 
-def compare(logits: Tensor, arguments: dict, backend: str) -> dict[str, float]:
-    """Returns how far the fused loss is from another backend's on copies of the same logits.
+def evaluate(policy: Policy, hidden: Tensor, arguments: dict, path: str) -> rlkern.LossOutput:
+    """Returns the loss of hidden states by one of the paths that `loss` names."""
+    if path == "linear":
+        head = policy.head.parameters()
+        with policy.precision():
+            return rlkern.linear_policy_loss(hidden, head.pop("weight"), **arguments, **head)
+    with policy.precision():
+        logits = policy.head.logits(hidden)
+    if path == "fused":
+        return rlkern.policy_loss(logits, **arguments, inplace=True)
+    with rlkern.use_backend("eager"):
+        return rlkern.policy_loss(logits, **arguments)
 
-    The copies leave the training untouched. Differences are relative to the other backend's value.
+
+def compare(policy: Policy, hidden: Tensor, arguments: dict, config: Config) -> dict[str, float]:
+    """Returns how far the loss is from the one it is compared with, on the same hidden states.
+
+    Copies leave the training untouched. The gradient is that of the hidden states; its norm's
+    difference is relative to the other's.
     """
     results = []
-    for name in (None, backend):
-        copy = logits.detach().clone().requires_grad_()
-        with rlkern.use_backend(name) if name else contextlib.nullcontext():
-            output = rlkern.policy_loss(copy, **arguments, inplace=name is None)
-            (gradient,) = torch.autograd.grad(output.loss, copy)
-        results.append((output.loss.item(), gradient.float().norm().item()))
-    (loss, norm), (other_loss, other_norm) = results
+    for path in (config.loss, str(config.compare)):
+        copy = hidden.detach().clone().requires_grad_()
+        loss = evaluate(policy, copy, arguments, path).loss
+        (gradient,) = torch.autograd.grad(loss, copy)
+        results.append((loss.item(), gradient.float().norm().item()))
+    (own, norm), (other, other_norm) = results
     return {
-        "compare/loss_difference": abs(loss - other_loss),
+        "compare/loss_difference": abs(own - other),
         "compare/grad_norm_difference": abs(norm - other_norm) / max(other_norm, 1e-30),
     }
 
