@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corrections of the sampler's mismatch, by hand and by plain loops."""
+
+import math
+
+import pytest
+import torch
+
+import rlkern
+from rlkern import correction as module
+from rlkern.testing.cases import Case, make_batch
+
+NAN = math.nan
+KINDS = tuple(module.CORRECTIONS)
+# Ratios w of two answers, the second one token shorter; S = 2 and 1/8, s = 2^(1/3) and 8^(-1/2).
+W = torch.tensor([[4.0, 1.0, 0.5], [0.25, 0.5, NAN]], dtype=torch.float64)
+MASK = ~W.isnan()
+OLD = torch.where(MASK, -1.0, NAN).double()
+ROLLOUT = OLD - W.log()
+BY_HAND = {
+    "truncate": ((0.0, 2.0), [[2.0, 1.0, 0.5], [0.25, 0.5, 0.0]]),
+    "mask": ((0.5, 3.0), [[0.0, 1.0, 0.5], [0.0, 0.5, 0.0]]),
+    "sequence_truncate": ((0.0, 1.5), [[1.5] * 3, [0.125, 0.125, 0.0]]),
+    "sequence_mask": ((0.5, 3.0), [[2.0] * 3, [0.0] * 3]),
+    "geometric_mask": ((0.5, 1.5), [[4.0, 1.0, 0.5], [0.0] * 3]),
+}
+
+
+def flat(x):
+    """Returns the counted rows one after another, and their bounds with an empty answer."""
+    return x[MASK], torch.tensor([0, 3, 3, 5])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_what_the_table_says(kind):
+    (low, high), expected = BY_HAND[kind]
+    got = rlkern.rollout_correction(OLD, ROLLOUT, MASK, kind=kind, low=low, high=high)
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    rows, bounds = flat(OLD)
+    packed = rlkern.rollout_correction(
+        rows, flat(ROLLOUT)[0], rows == rows, kind=kind, low=low, high=high, cu_seqlens=bounds
+    )
+    torch.testing.assert_close(packed, expected[MASK], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sampler_that_agrees_needs_no_correction_and_nothing_masked_leaks(kind):
+    for garbage in (NAN, math.inf, -math.inf):
+        old = torch.where(MASK, -2.0, garbage)
+        got = rlkern.rollout_correction(old, old.clone(), MASK, kind=kind, low=0.9, high=1.1)
+        assert got.equal(MASK.float()) and not got.requires_grad
+
+
+def test_bounds_belong_to_what_is_kept():
+    log_two = torch.full((1, 1), math.log(2.0), dtype=torch.float64)
+    exact = log_two.exp().item()
+    zero, yes = torch.zeros_like(log_two), log_two > 0
+    for kind in ("mask", "sequence_mask", "geometric_mask"):
+        for low, high, expected in ((exact, exact, exact), (0.0, 1.9, 0.0), (2.1, 9.0, 0.0)):
+            got = rlkern.rollout_correction(log_two, zero, yes, kind=kind, low=low, high=high)
+            assert got.item() == expected
+
+
+def divergences(estimator):
+    d = (OLD - ROLLOUT).tolist()
+    formula = {
+        "k1": lambda x: x,
+        "k2": lambda x: x * x / 2,
+        "k3": lambda x: math.exp(-x) - 1 + x,
+    }[estimator]
+    return [[formula(x) for x in row if not math.isnan(x)] for row in d]
+
+
+def within(values, over, low, high):
+    """Returns which tokens of an answer are kept, by the definition."""
+    one = {"sum": [sum(values)], "mean": [sum(values) / len(values)]}.get(over, values)
+    inside = [low <= x <= high for x in one]
+    return inside if over == "token" else [all(inside)] * len(values)
+
+
+@pytest.mark.parametrize("estimator", module.DIVERGENCES)
+@pytest.mark.parametrize("over", ("token", "sum", "mean", "max"))
+def test_rejection_keeps_what_lies_within_the_bounds(over, estimator):
+    kept = set()
+    for low, high in ((-math.inf, 0.5), (-0.4, math.inf), (0.0, 2.0), (-0.7, 1.0)):
+        got = rlkern.rollout_rejection(
+            OLD, ROLLOUT, MASK, estimator=estimator, over=over, low=low, high=high
+        )
+        expected = [within(row, over, low, high) for row in divergences(estimator)]
+        assert [row[m].tolist() for row, m in zip(got, MASK)] == expected
+        assert not got[~MASK].any()
+        rows, bounds = flat(OLD)
+        packed = rlkern.rollout_rejection(
+            rows, flat(ROLLOUT)[0], rows == rows, estimator=estimator, over=over, low=low,
+            high=high, cu_seqlens=bounds,
+        )  # fmt: skip
+        assert packed.equal(got[MASK])
+        kept.add(int(got.sum()))
+    assert len(kept) > 1  # some bounds hold and others do not
+
+
+def test_bad_answers_left_behind_are_masked_and_good_ones_stay():
+    old, rollout = torch.full((4, 2), -2.0), torch.full((4, 2), -1.0)
+    rollout[3] = -1.6  # behind by 0.4 on average
+    advantage = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-1.0, NAN], [-1.0, -1.0]])
+    mask = advantage == advantage
+    got = rlkern.off_policy_sequence_mask(old, rollout, advantage, mask, threshold=0.5)
+    assert got.tolist() == [[True, True], [False, False], [False, False], [True, True]]
+    bounds = torch.tensor([0, 2, 4, 6, 8])
+    rows = [x.flatten() for x in (old, rollout, advantage, mask)]
+    packed = rlkern.off_policy_sequence_mask(*rows, threshold=0.5, cu_seqlens=bounds)
+    assert packed.equal(got.flatten())
+
+
+def test_a_normalized_correction_has_mean_one_over_the_counted_tokens():
+    correction = torch.tensor([[1.0, 3.0, NAN]])
+    got = module.batch_normalized(correction, torch.tensor([[True, True, False]]))
+    assert got.tolist() == [[0.5, 1.5, 0.0]]
+    nothing = module.batch_normalized(correction, torch.zeros(1, 3, dtype=torch.bool))
+    assert nothing.tolist() == [[0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_correction_multiplies_what_the_loss_makes_of_each_token(kind):
+    batch = make_batch(Case("correction", B=3, T=4, V=11), torch.float64)
+    batch = batch.to("cpu", torch.float64)
+    rollout = batch.old_logprob + 0.2 * torch.sin(40 * batch.ref_logprob)
+    factor = rlkern.rollout_correction(batch.old_logprob, rollout, batch.mask, kind=kind, high=1.5)
+    weight = rlkern.aggregate.token_weight(batch.mask).double()
+
+    def gradient(**options):
+        leaf = batch.logits.clone().requires_grad_()
+        out = rlkern.policy_loss(
+            leaf, batch.token, batch.advantage, batch.mask, old_logprob=batch.old_logprob,
+            algorithm="ppo", **options,
+        )  # fmt: skip
+        out.loss.backward()
+        return leaf.grad
+
+    got = gradient(correction=factor, weight=weight)
+    torch.testing.assert_close(got, gradient(weight=weight * factor), rtol=1e-10, atol=1e-14)
+    assert factor[batch.mask].unique().numel() > 1
+
+
+@pytest.mark.parametrize(
+    "function,options",
+    ((rlkern.rollout_correction, {"kind": "none"}), (rlkern.rollout_rejection, {"over": "all"}),
+     (rlkern.rollout_rejection, {"estimator": "k4"})),
+)  # fmt: skip
+def test_an_unknown_choice_is_refused_with_those_there_are(function, options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{function.__name__}: {name} must be one of .*{value}"):
+        function(OLD, ROLLOUT, MASK, **options)
+
+
+@pytest.mark.parametrize("name", ("old_logprob", "rollout_logprob"))
+def test_bad_log_probabilities_are_refused_by_name(name):
+    good = {"old_logprob": OLD, "rollout_logprob": ROLLOUT, "mask": MASK}
+    for value, error, sentence in (
+        (OLD.long(), TypeError, "must be float16 or bfloat16 or float32 or float64, got"),
+        (OLD * NAN, ValueError, "must be finite where mask is True, got NaN or inf"),
+        (OLD[:1], ValueError, r"must be \(\d, 3\) on cpu, got"),
+    ):
+        with pytest.raises(error, match=sentence):
+            rlkern.rollout_correction(**{**good, name: value})
+    with pytest.raises(ValueError, match=r"must be \(B, T\), or \(N,\) with cu_seqlens, got"):
+        rlkern.rollout_correction(*(x[0] for x in good.values()))
