@@ -53,12 +53,13 @@ def _algorithms(arguments: list[str]) -> int:
         return 2
     from rlkern import algorithms
 
-    for algorithm in algorithms().values():
+    known = algorithms()
+    width = max(map(len, known)) + 2
+    for algorithm in known.values():
         defaults = ", ".join(f"{name} {value:g}" for name, value in algorithm.defaults.items())
-        print(f"{algorithm.name:<14}{algorithm.paper}")
-        print(
-            f"{'':<14}advantage {algorithm.advantage}, mean by {algorithm.aggregation}; {defaults}"
-        )
+        print(f"{algorithm.name:<{width}}{algorithm.paper}")
+        made = f"advantage {algorithm.advantage}, mean by {algorithm.aggregation}"
+        print(f"{'':<{width}}{made}{f'; {defaults}' if defaults else ''}")
     return 0
 
 

@@ -193,7 +193,8 @@ def policy_loss(
         inplace       write the gradient over the logits (they must not be used afterwards)
         group         as in rlkern.token_logprob: the ranks hold slices of the vocabulary, and each
                       gets the loss of the whole and its slice's gradient, made by the backward
-        coefficients  clip_low, clip_high, kl_coef, kl_estimator, entropy_coef
+        coefficients  kl_coef, kl_estimator, entropy_coef, and the algorithm's own, such as
+                      clip_low and clip_high
     Returns
         LossOutput(loss, metrics): a float32 scalar (float64 for float64 logits), and a vector
         that metrics_dict reads

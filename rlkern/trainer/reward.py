@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import rlkern
+from rlkern.advantage import ESTIMATORS
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.tasks import Item, Task
 
@@ -145,9 +145,7 @@ def advantages(reward: Tensor, group_size: int, kind: str) -> Tensor:
     NaN.
     """
     group = torch.arange(reward.shape[0], device=reward.device) // group_size
-    if kind == "batch_centered":
-        return rlkern.group_advantage(reward, torch.zeros_like(group), kind="centered")
-    return rlkern.group_advantage(reward, group, kind=kind)
+    return ESTIMATORS[kind](reward, group)
 
 
 def reward_statistics(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 import rlkern
+from rlkern.advantage import ESTIMATORS
 from rlkern.trainer import checkpoint
 from rlkern.trainer.checkpoint import Progress
 from rlkern.trainer.config import Config, asked_coefficients, validate
@@ -56,6 +58,24 @@ class Session:
         return {**self.algorithm.defaults, **self.coefficients}.get("kl_coef", 0.0)
 
 
+def _beyond_this_trainer(algorithm: rlkern.Algorithm) -> Iterator[str]:
+    """Yields what an algorithm asks for and would otherwise silently go without."""
+    names = {
+        "value": "a value head",
+        "reference_samples": "answers of the reference",
+        "greedy": "a greedy answer to each prompt",
+        "several_rewards": "rewards kept apart",
+    }
+    yield from (names[need] for need in algorithm.needs if need in names)
+    if algorithm.sampling != "all":
+        yield f"{algorithm.sampling} sampling"
+    yield from (f"the {term} term in the reward" for term in algorithm.reward_terms)
+    if algorithm.anchor != "old":
+        yield f"log-probabilities of the {algorithm.anchor} in place of the old policy's"
+    if algorithm.advantage not in ESTIMATORS:
+        yield f"advantages by {algorithm.advantage}"
+
+
 def check(config: Config) -> tuple[Any, dict[str, float]]:
     """Returns the algorithm and its coefficients; raises one sentence for settings that
     cannot work."""
@@ -66,9 +86,10 @@ def check(config: Config) -> tuple[Any, dict[str, float]]:
             f"there is no algorithm {config.algorithm!r}: use one of {', '.join(known)}"
         )
     algorithm = known[config.algorithm]
-    if algorithm.advantage == "gae":
+    for missing in _beyond_this_trainer(algorithm):
         raise UserError(
-            f"algorithm {algorithm.name} needs a value head, which the trainer does not have yet"
+            f"algorithm {algorithm.name} needs {missing}, which the trainer does not have yet;"
+            " its loss is rlkern.policy_loss"
         )
     if algorithm.advantage != "batch_centered" and config.group_size < 2:
         raise UserError(
