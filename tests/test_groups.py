@@ -80,7 +80,8 @@ def ragged(n=90, seed=0):
     reward[::7] = math.nan
     reward[group == 0] = math.nan
     reward[group == 10**12] = 1 / 3
-    reward[group == -(10**12)] -= 9  # even the best is below 0
+    own = group == -(10**12)
+    reward[own] -= reward[own].nan_to_num(-9).max()  # the best is 0
     length[group == 2 * 10**12] = 0
     best = reward.nan_to_num(-9).argmax()
     reward[(group == group[best]).nonzero()[:2]] = reward[best].clone()  # two are best
