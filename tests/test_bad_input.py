@@ -6,38 +6,25 @@ import re
 
 import pytest
 import torch
+from call_helpers import (
+    NAN,
+    ROWS,
+    B,
+    T,
+    V,
+    good,
+    integers,
+    one,
+    policy_loss,
+    token_logprob,
+    token_objective,
+    yes,
+)
 
 import rlkern
 from rlkern import aggregate
-from rlkern.backends import _load, _resolve
-from rlkern.testing.cases import Case, make_batch
 
-B, T, V = 2, 3, 7
-ROWS, NAN = (B, T), math.nan
 FLOATS = "float16 or bfloat16 or float32 or float64"
-
-
-def good():
-    """Returns arguments that every operation takes, by name."""
-    batch = make_batch(Case("bad input", B=B, T=T, V=V), torch.float32)
-    vectors = {"old_logprob": batch.old_logprob, "ref_logprob": batch.ref_logprob}
-    return {**{n: getattr(batch, n) for n in ("logits", "token", "advantage", "mask")}, **vectors}
-
-
-def policy_loss(**changed):
-    rows = {**good(), **changed}
-    rows["logits"] = rows["logits"] * 1 if torch.is_tensor(rows["logits"]) else rows["logits"]
-    return rlkern.policy_loss(**rows)
-
-
-def token_logprob(**changed):
-    rows = {name: x for name, x in good().items() if name in ("logits", "token", "mask")}
-    return rlkern.token_logprob(**{**rows, **changed})
-
-
-def token_objective(**changed):
-    rows = {name: x for name, x in good().items() if name not in ("logits", "token")}
-    return rlkern.token_objective(**{"logprob": rows["ref_logprob"], **rows, **changed})
 
 
 def group_advantage(**changed):
@@ -60,9 +47,6 @@ def token_weight(**changed):
 
 OPERATIONS = {f.__name__: f for f in (policy_loss, token_logprob, token_objective, group_advantage,
                                       reverse_scan, gae, token_weight)}  # fmt: skip
-one = torch.ones(ROWS)
-integers = torch.ones(ROWS, dtype=torch.int64)
-yes = torch.ones(ROWS, dtype=torch.bool)
 elsewhere = torch.ones(ROWS, device="meta")
 
 SCORING = {
@@ -94,6 +78,26 @@ SCORING = {
         (NAN * one, ValueError, "positive where mask is True", "nan"),
     ],
 }  # fmt: skip
+KEPT = {
+    "softcap": [
+        (0, ValueError, "greater than 0 or None", "0"),
+        (-30.0, ValueError, "greater than 0 or None", "-30.0"),
+        (NAN, ValueError, "finite", "nan"),
+        ("none", TypeError, "a number", "'none'"),
+        (one, TypeError, "a number", "(2, 3)"),
+    ],
+    "keep": [
+        (one[..., None], TypeError, "int64 or int32", "(2, 3, 1) float32"),
+        ([[1, 2]], TypeError, "int64 or int32", "list"),
+        (integers, ValueError, "(2, 3, K) with K > 0 on cpu", "(2, 3) int64"),
+        (integers[..., None][..., :0], ValueError, "K > 0", "(2, 3, 0)"),
+        (integers[:, :2, None], ValueError, "(2, 3, K)", "(2, 2, 1)"),
+        (integers[..., None].to("meta"), ValueError, "on cpu", "on meta"),
+        (integers[..., None] * V, ValueError, "in [0, 7) or -1", "7"),
+        (integers[..., None] * -2, ValueError, "in [0, 7) or -1", "-2"),
+        (integers[..., None].expand(2, 3, 2), ValueError, "each id of a row once", "1 twice"),
+    ],
+}
 MASK = {
     "mask": [
         (integers, TypeError, "bool", "(2, 3) int64"),
@@ -121,7 +125,13 @@ OBJECTIVE = {
     ],
     "old_logprob": OPTIONAL_VECTOR,
     "ref_logprob": OPTIONAL_VECTOR,
+    "correction": OPTIONAL_VECTOR,
     "weight": OPTIONAL_VECTOR,
+    "cu_seqlens": [
+        (torch.tensor([0, 3, 6]), ValueError, "beside flat (N,) rows", "rows (2, 3)"),
+        ([0, 6], TypeError, "int64 or int32", "list"),
+        (torch.tensor([0.0, 6.0]), TypeError, "int64 or int32", "float32"),
+    ],
     "algorithm": [("gpro", ValueError, "one of ", "'gpro'")],
     "kl_estimator": [("k4", ValueError, "one of k1, k2, k3", "'k4'"),
                      (["k3"], ValueError, "one of k1, k2, k3", "['k3']")],
@@ -183,8 +193,8 @@ LOGPROB = {
                 (one[:1], ValueError, "(2, 3) on cpu", "(1, 3)")],
 }  # fmt: skip
 REFUSED = {
-    "policy_loss": {**SCORING, **MASK, **OBJECTIVE},
-    "token_logprob": {**SCORING, **MASK},
+    "policy_loss": {**SCORING, **KEPT, **MASK, **OBJECTIVE},
+    "token_logprob": {**SCORING, **KEPT, **MASK},
     "token_objective": {**LOGPROB, **MASK, **OBJECTIVE},
     "reverse_scan": SCAN,
     "gae": {**GAE, **MASK},
@@ -213,47 +223,7 @@ def test_a_bad_argument_is_refused_by_name_with_what_was_expected_and_got(
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_a_term_without_its_input_is_refused():
-    with pytest.raises(ValueError, match="policy_loss: kl_coef is 0.1, so ref_logprob must be"):
-        policy_loss(kl_coef=0.1, ref_logprob=None)
-    with pytest.raises(ValueError, match="token_objective: entropy_coef is 0.1, so entropy must"):
-        token_objective(entropy_coef=0.1)
-
-
-def test_a_flat_mask_without_weights_is_refused_where_sequences_are_averaged():
-    rows = {name: x[0] for name, x in good().items()}
-    with pytest.raises(ValueError, match=r"averages over sequences, so mask must be \(B, T\)"):
-        policy_loss(**rows, algorithm="grpo")
-
-
-def test_logits_of_four_dimensions_that_are_no_grid_are_refused():
-    logits = torch.zeros(2, 3, 4, V)[:, :, :2]
-    with pytest.raises(ValueError, match="more than three dimensions must be contiguous, got"):
-        rlkern.token_logprob(logits, torch.zeros(2, 3, 2, dtype=torch.int64))
-
-
-def test_vectors_of_metrics_that_are_none_are_refused():
-    with pytest.raises(ValueError, match=r"metrics_dict: metrics must be \(10,\), got \(3,\)"):
-        rlkern.metrics_dict(torch.zeros(3))
-    with pytest.raises(ValueError, match="merge_metrics: metrics must be a list of vectors, got"):
-        rlkern.merge_metrics([])
-
-
-def test_a_backend_that_is_unknown_or_cannot_serve_is_refused():
-    with pytest.raises(ValueError, match="name must be one of triton, cpu, eager, got 'numpy'"):
-        with rlkern.use_backend("numpy"):
-            pass
-    native = _load("cpu")[1] is None
-    with pytest.raises(rlkern.BackendUnavailable, match="'cpu' cannot serve"):
-        if native:
-            _resolve("cpu", "policy_loss", "cuda", torch.float32)
-        with rlkern.use_backend("cpu"):
-            pass
-    with rlkern.use_backend("eager"):
-        assert rlkern.backend_name("policy_loss") == "eager"
-
-
-BAD_CALLS = [(name, value) for name, cases in {**SCORING, **MASK, **OBJECTIVE}.items()
+BAD_CALLS = [(name, value) for name, cases in {**SCORING, **KEPT, **MASK, **OBJECTIVE}.items()
              for value, *_ in cases if name != "logits"]  # fmt: skip
 
 
@@ -265,35 +235,3 @@ def test_a_refused_call_has_written_nothing_over_the_logits():
         with pytest.raises((TypeError, ValueError)):
             rlkern.policy_loss(logits, **{**rows, name: value}, inplace=True)
     assert logits.equal(before) and logits._version == 0
-
-
-def test_values_are_not_looked_at_unless_asked_for(monkeypatch):
-    monkeypatch.setenv("RLKERN_CHECK_VALUES", "0")
-    assert policy_loss(old_logprob=NAN * one).loss.isnan()
-    rows = {name: x.to("meta") for name, x in good().items()}
-    assert rlkern.policy_loss(**rows).loss.shape == ()
-
-
-@pytest.mark.parametrize("token", [-100, 7, 2**40])
-@pytest.mark.parametrize("function", ["policy_loss", "token_logprob"])
-def test_a_token_outside_the_vocabulary_is_refused_by_the_cpu_kernels_too(
-    function, token, monkeypatch
-):
-    monkeypatch.delenv("RLKERN_CHECK_VALUES")
-    logits = torch.zeros(2, 3, 7)
-    tokens = torch.full((2, 3), token)
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    rest = (torch.ones(2), mask) if function == "policy_loss" else ()
-    with (
-        rlkern.use_backend("cpu"),
-        pytest.raises(ValueError, match=f"token must be .* got {token}"),
-    ):
-        getattr(rlkern, function)(logits, tokens, *rest)
-
-
-@pytest.mark.parametrize("backend", ["eager", "cpu", "triton"])
-def test_a_group_that_agrees_has_no_advantage_whatever_eps_is(backend):
-    reward, group = torch.full((7,), 0.7), torch.zeros(7, dtype=torch.long)
-    with rlkern.use_backend(backend):
-        for eps in (0.0, 1e-6):
-            assert not rlkern.group_advantage(reward, group, eps=eps).any()
