@@ -9,7 +9,7 @@ from torch import Tensor
 from rlkern.ops import check, reverse_scan
 from rlkern.ops.library import number_tensor
 from rlkern.ops.rows import sequence_bounds
-from rlkern.reference.reverse_scan import at_steps, following, last_steps
+from rlkern.reference.reverse_scan import at_steps, following, sequence_of_step
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -74,13 +74,23 @@ class Steps(NamedTuple):
             return self.reward.new_zeros(())
         return at_steps(found, self.reward.shape[-1], self.cu_seqlens)
 
-    def scan(self, bias: Tensor, decay: Tensor, after: Tensor) -> Tensor:
-        """Returns the reverse scan of the counted steps that begins with `after`; 0 elsewhere."""
+    def scan(self, bias: Tensor, decay: Tensor, bootstrap: Tensor | None = None) -> Tensor:
+        """Returns the reverse scan of the counted steps that begins with bootstrap; 0 elsewhere."""
         decay = torch.where(self.mask, decay, 1.0)
-        last = last_steps(bias, self.cu_seqlens)
-        bias = torch.where(self.mask, bias, 0.0) + torch.where(last, decay * after, 0.0)
+        bias = torch.where(self.mask, bias, 0.0)
+        if bootstrap is not None:
+            # At the last counted step, not the last of all: padding then changes no bit.
+            bias = torch.where(self._last_counted(), bias + decay * self.after(bootstrap), bias)
         x = reverse_scan(bias, decay, cu_seqlens=self.cu_seqlens)
-        return torch.where(self.mask, x, 0.0).reshape(self.shape)
+        return torch.where(self.mask, x, 0.0)
+
+    def _last_counted(self) -> Tensor:
+        counted = self.mask.cumsum(-1)
+        if self.cu_seqlens is None:
+            return self.mask & (counted == self.mask.sum(-1, keepdim=True))
+        of_step = sequence_of_step(self.cu_seqlens, counted.shape[0])
+        ends = torch.nn.functional.pad(counted, (1, 0))[self.cu_seqlens[1:]]
+        return self.mask & (counted == ends[of_step])
 
     def following(self, x: Tensor, after: Tensor) -> Tensor:
         """Returns x of the next counted step."""

@@ -45,7 +45,7 @@ def discounted_return(
 
 
 def _discounted(rows: Steps, discount: Tensor, bootstrap: Tensor | None) -> Tensor:
-    return rows.scan(rows.reward, discount, rows.after(bootstrap))
+    return rows.scan(rows.reward, discount, bootstrap).reshape(rows.shape)
 
 
 def reward_to_go(

@@ -71,7 +71,7 @@ def vtrace(
     rho = _truncated_ratio(rows, log_ratio, "rho_max", rho_max)
     trace = _truncated_ratio(rows, log_ratio, "trace_max", trace_max)
     delta = rho * (rows.reward + gamma * rows.following(value, after) - value)
-    error = rows.scan(delta, gamma * trace, after.new_zeros(())).reshape(value.shape)
+    error = rows.scan(delta, gamma * trace)
     target = torch.where(rows.mask, error + value, 0.0)
     advantage = rho * (rows.reward + gamma * rows.following(target, after) - value)
     advantage = torch.where(rows.mask, advantage, 0.0)
@@ -124,6 +124,5 @@ def retrace(
     trace = rows.coefficient("gae_lambda", gae_lambda) * trace
     gamma, after = rows.coefficient("discount", discount), rows.after(bootstrap)
     delta = rows.reward + gamma * rows.following(value, after) - q
-    none = after.new_zeros(())
-    error = rows.scan(delta, gamma * rows.following(trace, none), none).reshape(q.shape)
+    error = rows.scan(delta, gamma * rows.following(trace, after.new_zeros(())))
     return torch.where(rows.mask, error + q, 0.0).reshape(rows.shape)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs reverse_scan on vectors as long as a case's vocabulary."""
 
+import torch
+
 import rlkern
 from rlkern.testing.cases import Batch, Case
 from rlkern.testing.runs.inputs import Outputs, upstream
@@ -15,7 +17,9 @@ def run_reverse_scan(case: Case, batch: Batch) -> Outputs:
     decay.requires_grad_()
     x = rlkern.reverse_scan(bias, decay)
     x.backward(upstream(x, 3))
-    return {"x": x, "grad_bias": bias.grad, "grad_decay": decay.grad}  # type: ignore[dict-item]
+    bounds = torch.arange(case.B + 1, device=x.device) * length
+    packed = rlkern.reverse_scan(bias.flatten(), decay.flatten(), cu_seqlens=bounds)
+    return {"packed": packed, "x": x, "grad_bias": bias.grad, "grad_decay": decay.grad}  # type: ignore[dict-item]
 
 
 RUNS = {"reverse_scan": run_reverse_scan}
