@@ -4,18 +4,19 @@
 import subprocess
 import sys
 
+import pytest
+
+from rlkern.backends import _load
+
+pytestmark = pytest.mark.skipif(_load("cpu")[1] is not None, reason="no C++ extension")
+N, V = 512, 151936
 PROGRAM = """
 import re, torch, rlkern
+N, V = {N}, {V}
 
 def peak_kilobytes():
     # Not getrusage: its peak is that of whoever started this process, too.
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
-
-def loss(logits):
-    n = logits.shape[1]
-    token, mask = torch.zeros(1, n, dtype=torch.long), torch.ones(1, n, dtype=torch.bool)
-    rlkern.policy_loss(logits * 1 if n == 4 else Identity.apply(anchor, logits), token,
-                       torch.ones(1), mask, inplace={inplace}).loss.backward()
 
 class Identity(torch.autograd.Function):
     @staticmethod
@@ -25,26 +26,50 @@ class Identity(torch.autograd.Function):
     def backward(ctx, grad):
         return torch.zeros(()), None
 
+def loss(logits):
+    n = logits.shape[1]
+    token, mask = torch.zeros(1, n, dtype=torch.long), torch.ones(1, n, dtype=torch.bool)
+    keep = torch.arange(1, {K} + 1).expand(1, n, {K}).contiguous() if {K} else None
+    rlkern.policy_loss(Identity.apply(anchor, logits), token, torch.ones(1), mask, keep=keep,
+                       **{options}).loss.backward()
+
 anchor = torch.zeros((), requires_grad=True)
-loss(torch.randn(1, 4, 151936, requires_grad=True))
-logits = torch.ones(1, 512, 151936, dtype=torch.bfloat16)
+loss(torch.randn(1, 4, V, dtype=torch.bfloat16))
+logits = torch.ones(1, N, V, dtype=torch.bfloat16)
 before = peak_kilobytes()
 loss(logits)
 print(peak_kilobytes() - before)
 """
+FORMS = {
+    "token level": {},
+    "sequence level": {"algorithm": "gspo"},
+    "softcap and entropy": {"softcap": 30.0, "entropy_coef": 0.01, "temperature": 0.7},
+}
 
 
-def extra_megabytes(inplace: bool) -> float:
-    program = PROGRAM.replace("{inplace}", str(inplace))
+def extra_megabytes(K: int = 0, **options) -> float:
+    given = {"N": N, "V": V, "K": K, "options": options}
+    program = PROGRAM
+    for name, value in given.items():
+        program = program.replace(f"{{{name}}}", repr(value))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stdout) / 1024
 
 
-def test_the_loss_in_place_needs_no_memory_of_the_size_of_the_logits():
-    assert extra_megabytes(inplace=True) < 4
+@pytest.mark.parametrize("form", FORMS)
+def test_the_loss_in_place_needs_no_memory_of_the_size_of_the_logits(form):
+    assert extra_megabytes(inplace=True, **FORMS[form]) < 4
+
+
+@pytest.mark.parametrize("algorithm", ("grpo", "gspo"))
+def test_a_kept_set_needs_memory_of_its_own_size_alone(algorithm):
+    K = 1024
+    ids_megabytes = N * K * 8 / 2**20
+    # The ids themselves, their values being checked once, and their copy for the backward.
+    assert extra_megabytes(K, inplace=True, algorithm=algorithm) < 4 * ids_megabytes + 4
 
 
 def test_the_measurement_sees_a_gradient_buffer():
-    logits_megabytes = 512 * 151936 * 2 / 2**20
+    logits_megabytes = N * V * 2 / 2**20
     assert extra_megabytes(inplace=False) > 0.9 * logits_megabytes
