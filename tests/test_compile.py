@@ -19,10 +19,29 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def policy_loss(batch: Batch, logits, inplace=False):
+def policy_loss(batch: Batch, logits, inplace=False, **options):
     return rlkern.policy_loss(
-        logits * 1, batch.token, batch.advantage, batch.mask, old_logprob=batch.old_logprob,
-        ref_logprob=batch.ref_logprob, temperature=batch.temperature, inplace=inplace, **TERMS,
+        logits * 1, batch.token, batch.advantage, batch.mask, inplace=inplace,
+        **batch.rows, **{**batch.softmax, **TERMS, **options},
+    )  # fmt: skip
+
+
+def gspo(batch: Batch, logits, inplace=False):
+    return policy_loss(batch, logits, inplace, algorithm="gspo")
+
+
+def kept_set(batch: Batch, logits):
+    rows = batch.token.unsqueeze(-1)
+    return policy_loss(batch, logits, keep=torch.cat([rows, 2 - rows.sign()], -1), softcap=2.0)
+
+
+def packed_gspo(batch: Batch, logits):
+    B, T = batch.token.shape
+    cu_seqlens = torch.arange(0, B * T + 1, T)
+    rows = {name: x.flatten() for name, x in batch.rows.items() if x is not None}
+    return rlkern.policy_loss(
+        logits.flatten(0, 1), batch.token.flatten(), batch.advantage[:, 0],
+        batch.mask.flatten(), cu_seqlens=cu_seqlens, algorithm="gspo", **rows, **TERMS,
     )  # fmt: skip
 
 
@@ -32,12 +51,19 @@ def token_logprob(batch: Batch, logits, inplace=False):
     )
 
 
-def token_objective(batch: Batch, logits):
+def token_objective(batch: Batch, logits, **options):
     rows = logits.sum(-1)
     return rlkern.token_objective(
-        rows, batch.advantage, batch.mask, entropy=rows.abs(), old_logprob=batch.old_logprob,
-        ref_logprob=batch.ref_logprob, **TERMS,
+        rows, batch.advantage, batch.mask, entropy=rows.abs(), **batch.rows,
+        **{**TERMS, **options},
     )  # fmt: skip
+
+
+def corrections(batch: Batch, logits):
+    rows = batch.old_logprob, batch.ref_logprob
+    kinds = ("truncate", "sequence_mask", "geometric_mask")
+    weights = [rlkern.rollout_correction(*rows, batch.mask, kind=kind) for kind in kinds]
+    return *weights, rlkern.rollout_rejection(*rows, batch.mask, over="mean", high=0.2)
 
 
 def reverse_scan(batch: Batch, logits):
@@ -64,9 +90,15 @@ def merge_metrics(batch: Batch, logits):
 FUNCTIONS = {
     "policy_loss": policy_loss,
     "policy_loss in place": lambda batch, logits: policy_loss(batch, logits, inplace=True),
+    "gspo": gspo,
+    "gspo in place": lambda batch, logits: gspo(batch, logits, inplace=True),
+    "packed gspo": packed_gspo,
+    "kept set": kept_set,
+    "corrections": corrections,
     "token_logprob": token_logprob,
     "token_logprob in place": lambda batch, logits: token_logprob(batch, logits, inplace=True),
     "token_objective": token_objective,
+    "token_objective of sequences": lambda b, x: token_objective(b, x, algorithm="gmpo"),
     "reverse_scan": reverse_scan,
     "gae": gae,
     "group_advantage": group_advantage,
@@ -102,6 +134,22 @@ def test_a_compiled_call_has_the_bits_of_the_plain_one_whatever_the_shape(name):
         batch = batch_of(B, T)
         assert same(results(compiled, batch), results(FUNCTIONS[name], batch))
     # One graph for the first shape, one for every other.
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("function", (policy_loss, token_objective))
+def test_other_coefficients_need_no_other_graph(function):
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def run(batch, logits, clip_low, kl_coef, entropy_coef):
+        coefficients = {"clip_low": clip_low, "kl_coef": kl_coef, "entropy_coef": entropy_coef}
+        return function(batch, logits, **coefficients)[0]
+
+    compiled, batch = torch.compile(run, backend=counter, fullgraph=True), batch_of()
+    numbers = ((0.2, 0.3, 0.2), (0.1, 0.03, 0.01), (0.3, 0.7, 0.5), (0.05, 1.5, 0.25))
+    losses = [compiled(batch, batch.logits, *coefficients) for coefficients in numbers]
+    assert losses == [run(batch, batch.logits, *coefficients) for coefficients in numbers]
+    assert len(set(map(float, losses))) == len(numbers)
     assert counter.frame_count <= 2
 
 
