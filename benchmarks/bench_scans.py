@@ -1,63 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages: GAE by the scan and group-relative rewards, against what trainers run."""
+"""Advantages and scans, beside the bytes they must move and what trainers run instead."""
 
 import pytest
 import torch
 
 import rlkern
 from benchmarks.baselines import python_loop_gae
+from rlkern import reference
 
-SHAPES = {"8x4096": (8, 4096), "8192x1024": (8192, 1024)}
+SHAPES = {
+    "1x1": (1, 1),
+    "8x4096": (8, 4096),
+    "512x4096": (512, 4096),
+    "8192x1024": (8192, 1024),
+    "1x1000000": (1, 10**6),
+}
+NUMBERS = torch.tensor([0.99, 0.95], dtype=torch.float64)
+# Reads reward, value and mask, writes advantage and target.
+GAE_BYTES = 17
+LOOP_STEPS = 4096  # a longer loop takes minutes
 
 
 @pytest.fixture(params=SHAPES, scope="module")
 def values(request):
     random = torch.Generator().manual_seed(0)
-    reward, value = (torch.randn(SHAPES[request.param], generator=random) for _ in range(2))
+    reward, value = torch.randn(2, *SHAPES[request.param], generator=random)
     return request.param, reward, value, torch.ones_like(reward, dtype=torch.bool)
 
 
+def time(benchmark, values, run, rounds=20, kind="gae"):
+    benchmark.group = f"{kind} {values[0]}"
+    small = values[1].numel() < 10**5
+    benchmark.pedantic(run, rounds=rounds, warmup_rounds=2, iterations=10 if small else 1)
+
+
+def test_memcpy_of_the_bytes_moved(benchmark, values):
+    source = torch.ones(max(values[1].numel() * GAE_BYTES // 2, 1), dtype=torch.uint8)
+    target = torch.ones_like(source)
+    time(benchmark, values, lambda: target.copy_(source))
+
+
 def test_rlkern_gae(benchmark, values):
-    name, reward, value, mask = values
-    benchmark.group = f"gae {name}"
-    run = lambda: rlkern.gae(reward, value, mask, discount=0.99, gae_lambda=0.95)  # noqa: E731
-    benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+    _, *rows = values
+    time(benchmark, values, lambda: rlkern.gae(*rows, discount=0.99, gae_lambda=0.95))
+
+
+def test_rlkern_gae_into_memory_in_use(benchmark, values):
+    """The sweep alone: fresh outputs of many megabytes also cost their page faults."""
+    _C = pytest.importorskip("rlkern._C")
+    _, *rows = values
+    out = [torch.zeros_like(rows[0]) for _ in range(2)]
+    where = [x.data_ptr() for x in rows] + [0] + [x.data_ptr() for x in out]
+    coefficients, threads = (NUMBERS.data_ptr(), False), torch.get_num_threads()
+    count, shape = rows[0].numel(), (*rows[0].shape, 0)
+    run = lambda: _C.gae(count, shape, False, where, coefficients, None, threads)  # noqa: E731
+    time(benchmark, values, run)
+
+
+def test_rlkern_gae_whitened(benchmark, values):
+    _, *rows = values
+    time(benchmark, values, lambda: rlkern.gae(*rows, discount=0.99, whiten=True))
 
 
 def test_eager_gae(benchmark, values):
-    name, reward, value, mask = values
-    benchmark.group = f"gae {name}"
+    _, *rows = values
+    time(benchmark, values, lambda: reference.gae(*rows, NUMBERS), rounds=3)
 
-    def run():
-        with rlkern.use_backend("eager"):
-            rlkern.gae(reward, value, mask, discount=0.99, gae_lambda=0.95)
 
-    benchmark.pedantic(run, rounds=3, warmup_rounds=1)
+def test_torch_compile_gae(benchmark, values):
+    _, *rows = values
+    torch._dynamo.reset()
+    compiled = torch.compile(reference.gae)
+    time(benchmark, values, lambda: compiled(*rows, NUMBERS), rounds=3)
 
 
 def test_python_loop_gae(benchmark, values):
-    name, reward, value, _ = values
-    benchmark.group = f"gae {name}"
-    benchmark.pedantic(
-        lambda: python_loop_gae(reward, value, 0.99, 0.95), rounds=2, warmup_rounds=1
-    )
+    _, reward, value, _ = values
+    if reward.shape[1] > LOOP_STEPS:
+        pytest.skip("the loop takes minutes")
+    time(benchmark, values, lambda: python_loop_gae(reward, value, 0.99, 0.95), rounds=2)
 
 
-def _advantage(benchmark, backend: str) -> None:
-    benchmark.group = "group_advantage 65536"
-    random = torch.Generator().manual_seed(0)
-    reward, group = torch.rand(65536, generator=random), torch.arange(65536) // 8
-
-    def run():
-        with rlkern.use_backend(backend):
-            rlkern.group_advantage(reward, group)
-
-    benchmark.pedantic(run, rounds=20, warmup_rounds=2)
+def test_rlkern_reverse_scan(benchmark, values):
+    _, bias, decay, _ = values
+    time(benchmark, values, lambda: rlkern.reverse_scan(bias, decay), kind="reverse_scan")
 
 
-def test_rlkern_group_advantage(benchmark):
-    _advantage(benchmark, rlkern.backend_name("group_advantage"))
-
-
-def test_eager_group_advantage(benchmark):
-    _advantage(benchmark, "eager")
+def test_eager_reverse_scan(benchmark, values):
+    _, bias, decay, _ = values
+    run = lambda: reference.reverse_scan(bias, decay)  # noqa: E731
+    time(benchmark, values, run, rounds=3, kind="reverse_scan")
