@@ -126,5 +126,7 @@ def inverse_temperature(
         raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")
     if temperature == 1:
         return None
-    shape, dtype = grid.shape[:2], accumulation_dtype(grid.dtype)
-    return torch.full(shape, 1.0 / temperature, dtype=dtype, device=grid.device)
+    like: dict = {"dtype": accumulation_dtype(grid.dtype), "device": grid.device}
+    if torch.compiler.is_compiling():  # a product keeps the number out of the guards
+        return torch.ones(grid.shape[:2], **like) * (1.0 / temperature)
+    return torch.full(grid.shape[:2], 1.0 / temperature, **like)
