@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlkern.ops import check
+from rlkern.ops.library import refuse_double_backward
 from rlkern.reference.token_logprob import ABSENT, Scored, Softmax
 
 # A kept id of another rank's slice: −1 would say that the place is unused.
@@ -46,13 +47,10 @@ def slice_of(op: str, grid: Tensor, group: dist.ProcessGroup) -> Slice:
     """Returns which part of the vocabulary these (B, T, V) logits are; every rank calls this."""
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"{op}: group must be a ProcessGroup, got {check.describe(group)}")
-    rank = dist.get_rank(group)
-    if rank < 0:
-        raise ValueError(f"{op}: group must hold the rank that calls, got a group without it")
     size = grid.shape[-1]
     # Filled on the device: a number that is copied there would synchronise.
     sizes = _gather(torch.full((1,), size, dtype=torch.int64, device=grid.device), group)
-    first = sizes[:rank].sum()
+    first = sizes[: dist.get_rank(group)].sum()
     vocabulary = int(sizes.sum()) if check.checks_values() else size
     whole = grid.detach().new_empty(()).expand(*grid.shape[:2], vocabulary)
     return Slice(group, first, whole)
@@ -77,7 +75,9 @@ def combine(scored: Sequence[Tensor], mask: Tensor | None) -> Scored:
 
     A slice without probability (all −inf, or nothing kept in it) is left out, its NaN with it.
     """
-    logprob, entropy, row_max, log_sum, sum_pi_squared = scored
+    dtype = scored[0].dtype
+    # In float64, to round once: five numbers per row cost nothing, even where float64 is slow.
+    logprob, entropy, row_max, log_sum, sum_pi_squared = (x.double() for x in scored)
     top = row_max.amax(0)
     empty = (row_max == -torch.inf) & (top > -torch.inf)
     log_mass = torch.where(empty, -torch.inf, row_max - top + log_sum)
@@ -89,10 +89,10 @@ def combine(scored: Sequence[Tensor], mask: Tensor | None) -> Scored:
     found = _sum_over_ranks(torch.where(not_here, 0.0, own))
     parts = torch.stack([share * (entropy - log_share), share.square() * sum_pi_squared], 1)
     sums = _sum_over_ranks(torch.where((share == 0).unsqueeze(1), 0.0, parts))
-    whole = Scored(torch.where(not_here.all(0), torch.nan, found), sums[0], top, total, sums[1])
-    if mask is None:
-        return whole
-    return Scored(*(torch.where(mask, x, 0.0) for x in whole))
+    whole = torch.where(not_here.all(0), torch.nan, found), sums[0], top, total, sums[1]
+    if mask is not None:
+        whole = tuple(torch.where(mask, x, 0.0) for x in whole)
+    return Scored(*(x.to(dtype) for x in whole))
 
 
 class _Rows(torch.autograd.Function):
@@ -108,8 +108,9 @@ class _Rows(torch.autograd.Function):
         return tuple(whole)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum, grad_sum):
+        if not torch.compiler.is_compiling():  # AOTAutograd refuses by itself
+            refuse_double_backward("token_logprob")
         # lse = row_max + log_sum: its whole gradient arrives through log_sum.
         upstream = [
             None if g is None else g.contiguous()
