@@ -247,18 +247,20 @@ RLKERN_INLINE Vec power_of_two(Vec t) {
 #endif
 }
 
-// tanh(y), to a few ulp: near 0 by an odd polynomial, where 1 − e would cancel.
+// tanh(y) = m / (m + 2), m = e^{2y} − 1 = 2^n·(2^r − 1) + (2^n − 1) with whole n: relative error
+// under 2e-7, also near 0, where e^{2y} − 1 would cancel. Coefficients as above, on [−½, ½].
 RLKERN_INLINE Vec tangent(Vec y) {
-  const Vec size = y < 0 ? -y : y;
-  const Vec e = power_of_two<5>(bounded(-2.88539008f * size));
-  const Vec far = (1.0f - e) / (1.0f + e);
-  const Vec square = y * y;
-  Vec near = square * -5.70498872745e-3f + 2.06390887954e-2f;
-  near = near * square - 5.37397155531e-2f;
-  near = near * square + 1.33314422036e-1f;
-  near = near * square - 3.33332819422e-1f;
-  near = near * square * y + y;
-  return size < 0.625f ? near : (y < 0 ? -far : far);
+  Vec t = maximum(splat(-40.0f), y * 2.88539008f);
+  t = t > 40.0f ? splat(40.0f) : t;
+  const Vec n = t + 12582912.0f - 12582912.0f, r = t - n;
+  Vec q = r * 0x1.4308fap-13f + 0x1.5f07b4p-10f;
+  q = q * r + 0x1.3b2ba0p-7f;
+  q = q * r + 0x1.c6af6ep-5f;
+  q = q * r + 0x1.ebfbdep-3f;
+  q = q * r + 0x1.62e430p-1f;
+  const Vec s = bit_cast<Vec>((__builtin_convertvector(n, IntVec) + 127) << 23);
+  const Vec m = s * (q * r) + (s - 1.0f);
+  return m / (m + 2.0f);
 }
 
 }  // namespace
