@@ -74,6 +74,18 @@ def gae(batch: Batch, logits):
     return rlkern.gae(batch.advantage, batch.ref_logprob, batch.mask, discount=0.9, gae_lambda=0.8)
 
 
+def returns(batch: Batch, logits):
+    reward, ratio, mask = batch.advantage, batch.ref_logprob, batch.mask
+    options = {"discount": 0.9, "bootstrap": reward[:, 0]}
+    return (
+        rlkern.discounted_return(reward, mask, **options),
+        rlkern.n_step_return(reward, ratio, mask, n=2, **options),
+        rlkern.lambda_return(reward, ratio, mask, **options),
+        *rlkern.vtrace(ratio, reward, reward, mask, **options),
+        rlkern.retrace(ratio, reward, reward, reward, mask, **options),
+    )
+
+
 def group_advantage(batch: Batch, logits):
     return (rlkern.group_advantage(batch.advantage.flatten(), batch.token.flatten() // 9),)
 
@@ -101,6 +113,7 @@ FUNCTIONS = {
     "token_objective of sequences": lambda b, x: token_objective(b, x, algorithm="gmpo"),
     "reverse_scan": reverse_scan,
     "gae": gae,
+    "returns": returns,
     "group_advantage": group_advantage,
     "token_weight": token_weight,
     "merge_metrics": merge_metrics,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the returns that are formulas over the scan."""
 
+from typing import Any
+
 import rlkern
 from rlkern.testing.cases import Batch, Case
 from rlkern.testing.runs.inputs import Outputs, upstream
@@ -11,7 +13,7 @@ def run_returns(case: Case, batch: Batch) -> Outputs:
     reward = upstream(batch.ref_logprob.new_empty(case.B, min(case.V, 300)), 1)
     value, ratio = upstream(reward, 2), upstream(reward, 3)
     mask, bootstrap = upstream(reward, 4) > -0.5, upstream(reward.new_empty(case.B), 5)
-    options = {"discount": 0.97, "bootstrap": bootstrap}
+    options: dict[str, Any] = {"discount": 0.97, "bootstrap": bootstrap}
     return {
         "discounted": rlkern.discounted_return(reward, mask, **options),
         "n_step": rlkern.n_step_return(reward, value, mask, n=5, **options),
