@@ -96,14 +96,20 @@ class Waves:
     def logits(self, begin: int, end: int) -> Tensor:
         """Returns the logits (end − begin, V) of a wave, in the shared buffer."""
         if self._held != (begin, end):
-            rows = max(end - begin, LEAST_ROWS)
-            states = self.states(begin, end)
-            missing = rows - states.shape[0]
+            states, room = self.states(begin, end), self.room(end - begin)
+            missing = room.shape[0] - states.shape[0]
             if missing:
                 states = torch.nn.functional.pad(states, (0, 0, 0, missing))
-            self.head.write_logits(states, self._buffer[:rows])
+            self.head.write_logits(states, room)
             self._held = begin, end
         return self._buffer[: end - begin]
+
+    def room(self, count: int) -> Tensor:
+        """Returns the rows of the buffer that a wave of so many rows is multiplied as.
+
+        At least LEAST_ROWS: those after the first count are of no use to anybody.
+        """
+        return self._buffer[: max(count, LEAST_ROWS)]
 
     def overwritten(self) -> None:
         """Says that the buffer holds something else than logits now."""
@@ -148,7 +154,7 @@ class Gradients:
         """Adds what the gradient of a wave's logits contributes."""
         head, states = self.head, self.waves.states(begin, end)
         if "hidden" in self.sums:
-            self.sums["hidden"][begin:end] = self._of_hidden(grad_logits)
+            self.sums["hidden"][begin:end] = self._of_hidden(end - begin)
         if "weight" in self.sums:
             _add_product(self.sums["weight"], grad_logits, states)
         if "bias" in self.sums:
@@ -162,12 +168,12 @@ class Gradients:
             grad_low_rank = grad_logits @ head.lora_b * head.lora_scale
             _add_product(self.sums["lora_a"], grad_low_rank, states)
 
-    def _of_hidden(self, grad_logits: Tensor) -> Tensor:
-        head = self.head
+    def _of_hidden(self, count: int) -> Tensor:
+        head, grad_logits = self.head, self.waves.room(count)
         grad = grad_logits @ head.weight
         if head.lora_a is not None and head.lora_b is not None:
             grad.addmm_(grad_logits @ head.lora_b, head.lora_a, alpha=head.lora_scale)
-        return grad
+        return grad[:count]
 
     def results(self, hidden: Tensor) -> list[Tensor]:
         """Returns the five, empty where they are not wanted; rows that do not count are 0."""

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses and scores from hidden states and a head: those of the logits, whatever the waves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from linear_helpers import (
+    PATHS,
+    SOURCES,
+    evaluated,
+    loss_by_linear,
+    misses,
+    problem,
+    same_bits,
+    scores_by_linear,
+)
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import rlkern
+from rlkern.backends import _load
+from rlkern.testing.cases import CASES, Case
+
+BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
+PLAIN = Case("plain", B=3, T=5, V=37)
+PACKED = {"B": 1, "T": 11, "V": 37, "mask": "holes", "packed": True, "correction": True}
+VARIANTS = {
+    "odd vocabulary": PLAIN,
+    "two logits": replace(PLAIN, V=2),
+    "rows of temperatures": replace(PLAIN, temperature="rows", correction=True),
+    "softcap and kept sets": replace(PLAIN, softcap=2.0, keep="narrow", temperature="rows"),
+    "holes": replace(PLAIN, mask="holes"),
+    "advantages of sequences": replace(PLAIN, sequence_advantage=True, off_policy=False),
+    "packed": Case("packed", **PACKED),
+    "packed sequences": Case("packed", **PACKED, sequence_advantage=True, algorithm="gspo"),
+    "nothing counted": replace(PLAIN, mask="none_counted"),
+    "no rows": replace(PLAIN, B=0),
+}
+DTYPES = {
+    "float32": (torch.float32, None),
+    "bfloat16": (torch.bfloat16, None),
+    "float16": (torch.float16, None),
+    "float32 head": (torch.bfloat16, torch.float32),
+}
+FORMULAS = {c.name: replace(c, V=37) for c in CASES if c.about == "objective"}
+EVERY_PATH = pytest.mark.parametrize("path", PATHS)
+EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
+EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES)
+
+
+def results(path, task, backend="cpu", wants=SOURCES, **options):
+    with rlkern.use_backend(backend if backend in BACKENDS else "eager"):
+        return evaluated(PATHS[path][0], task, wants, **options)
+
+
+@EVERY_PATH
+@EVERY_BACKEND
+@EVERY_DTYPE
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_and_gradients_are_those_of_the_logits(
+    path, backend, dtype, variant, poisoned_memory
+):
+    task = problem(VARIANTS[variant], *DTYPES[dtype])
+    for wave in (1, 4, None):
+        assert not misses(results(path, task, backend, wave=wave), task, PATHS[path][1])
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_every_formula_is_that_of_the_logits_in_waves_of_sequences_and_in_shorter_ones(name):
+    task = problem(FORMULAS[name])
+    for wave in (2, 5, None):  # a sequence in two waves, a wave of one sequence, all in one
+        got = results("loss", task, wave=wave)
+        assert not misses(got, task, PATHS["loss"][1])
+
+
+@EVERY_PATH
+@EVERY_DTYPE
+@pytest.mark.parametrize("wanted", SOURCES)
+def test_each_gradient_alone_has_the_bits_it_has_among_all(path, dtype, wanted):
+    task = problem(PLAIN, *DTYPES[dtype])
+    alone = results(path, task, wants=(wanted,), wave=4)
+    together = results(path, task, wave=4)
+    assert set(alone) == {n for n in together if not n.startswith("grad_") or n[5:] == wanted}
+    assert same_bits(alone, {name: together[name] for name in alone})
+
+
+@EVERY_PATH
+@EVERY_DTYPE
+@pytest.mark.parametrize("added", ((), ("bias",), ("lora_a", "lora_b")), ids=len)
+def test_a_head_may_lack_what_it_does_not_need(path, dtype, added):
+    sources = "hidden", "weight", *added
+    task = problem(PLAIN, *DTYPES[dtype], sources=sources)
+    got = results(path, task, wants=sources, wave=4)
+    assert not misses(got, task, PATHS[path][1], wants=sources)
+
+
+@EVERY_PATH
+def test_an_upstream_gradient_scales_all_gradients(path):
+    task = problem(PLAIN)
+    got = results(path, task, factor=-2.5)
+    assert not misses(got, task, PATHS[path][1], factor=-2.5)
+
+
+@EVERY_PATH
+@EVERY_DTYPE
+def test_nothing_is_made_where_nothing_is_wanted_and_two_runs_are_equal(path, dtype):
+    task = problem(PLAIN, *DTYPES[dtype])
+    first, again = (results(path, task, wave=4) for _ in range(2))
+    assert same_bits(first, again)
+    values = results(path, task, wants=(), wave=4)
+    assert same_bits(values, {name: first[name] for name in values})
+
+
+@pytest.mark.parametrize("algorithm", ("grpo", "gspo", "gmpo"))
+@EVERY_BACKEND
+@EVERY_DTYPE
+def test_the_loss_has_the_bits_of_the_logits_path_on_the_same_logits(algorithm, backend, dtype):
+    task = problem(replace(PLAIN, V=130, algorithm=algorithm), *DTYPES[dtype], H=24)
+    batch, sources = task.batch, task.sources
+    counted = torch.where(batch.mask.unsqueeze(-1), sources["hidden"], 0)
+    padded = torch.nn.functional.pad(counted.reshape(-1, 24), (0, 0, 0, 1))  # 16 rows
+    head = sources["weight"]
+    logits = torch.mm(padded.to(head.dtype), head.t())[:15].reshape(3, 5, 130)
+    for wave in (3, None):
+        with rlkern.use_backend(backend):
+            made = rlkern.linear_policy_loss(
+                sources["hidden"], head, batch.token, batch.advantage, batch.mask, wave=wave,
+                **batch.rows, **task.objective,
+            )  # fmt: skip
+            expected = rlkern.policy_loss(
+                logits, batch.token, batch.advantage, batch.mask, **batch.rows, **task.objective
+            )
+        assert torch.equal(made.loss, expected.loss)
+        assert torch.equal(made.metrics, expected.metrics)
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("algorithm", ("grpo", "gspo"))
+def test_a_row_does_not_depend_on_the_size_of_the_waves_or_on_the_rows_around_it(dtype, algorithm):
+    case = Case("rows", B=8, T=9, V=301, mask="full", algorithm=algorithm)
+    task = problem(case, *DTYPES[dtype], H=48)
+    weight = torch.full((8, 9), 0.1)
+
+    def rows_of(batch_rows, wave):
+        leaf = task.sources["hidden"][batch_rows].clone().requires_grad_()
+        b, head = task.batch, task.sources["weight"]
+        picked = {n: x[batch_rows] for n, x in b.rows.items() if x is not None}
+        loss = rlkern.linear_policy_loss(
+            leaf, head, b.token[batch_rows], b.advantage[batch_rows], b.mask[batch_rows],
+            weight=weight[batch_rows], wave=wave, **picked, **task.objective,
+        ).loss  # fmt: skip
+        scores = rlkern.linear_token_logprob(leaf, head, b.token[batch_rows], wave=wave)
+        grads = (torch.autograd.grad(x, leaf)[0] for x in (loss, scores.entropy.sum()))
+        return [*(x.detach() for x in scores), *grads]
+
+    everything = rows_of(slice(None), None)
+    for wave in (1, 7, 16, 40, 71):
+        assert all(map(torch.equal, rows_of(slice(None), wave), everything))
+    for some in (slice(3, 4), slice(1, 6), [5, 0, 7]):
+        parts = [x[some] for x in everything]
+        assert all(map(torch.equal, rows_of(some, None), parts))
+
+
+def test_sums_over_waves_are_kept_in_float32():
+    # Of two tokens with p = 0.5 each row adds ±0.5·h to the gradient of either weight: a large
+    # contribution that is taken back by the last rows would swallow the small ones in bfloat16.
+    N, small = 64, 2.0**-9
+    hidden = torch.full((N, 1), small)
+    hidden[0], hidden[-1] = 1.0, -1.0
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.zeros(2, dtype=torch.bfloat16, requires_grad=True)
+    out = rlkern.linear_token_logprob(
+        hidden.bfloat16(), weight, torch.ones(N, dtype=torch.int64), bias=bias, wave=1
+    )
+    # 1 + 2⁻⁹ is no bfloat16 number, and neither is the bias' sum of these.
+    upstream = torch.full((N,), small)
+    upstream[0], upstream[-1] = 1.0, -1.0
+    upstream_of_weight = torch.ones(N)
+    (grad,) = torch.autograd.grad(out.logprob @ upstream_of_weight, weight, retain_graph=True)
+    assert grad.flatten().tolist() == [-0.5 * small * (N - 2), 0.5 * small * (N - 2)]
+    (grad,) = torch.autograd.grad(out.logprob @ upstream, bias)
+    assert grad.tolist() == [-0.5 * small * (N - 2), 0.5 * small * (N - 2)]
+
+
+# Where the two matrices are among the arguments of a product.
+PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::addmm_": 1}
+
+
+def products(function) -> list[tuple]:
+    """Returns the shapes of the matrices of each product that function makes."""
+    with torch.profiler.profile(record_shapes=True) as profile:
+        function()
+    events = [e for e in profile.events() if e.name in PRODUCTS]
+    shapes = [e.input_shapes[PRODUCTS[e.name] :][:2] for e in events]
+    return [tuple(tuple(s) for s in pair) for pair in shapes]
+
+
+@pytest.mark.parametrize(
+    "path,products_of_a_wave", (("loss", (1, 1, 1)), ("scores", (2, 1, 1))), ids=PATHS
+)
+def test_a_product_is_made_only_for_what_is_wanted(path, products_of_a_wave):
+    V, H = 37, 7
+    task = problem(replace(PLAIN, mask="full"), H=H, sources=("hidden", "weight", "bias"))
+    forward, of_hidden, of_weight = ((16, H), (H, V)), ((16, V), (V, H)), ((V, 15), (15, H))
+
+    def made(*wants):
+        return products(lambda: results(path, task, wants=wants, wave=20))
+
+    expected = (forward,) * products_of_a_wave[0]
+    assert sorted(made("hidden", "weight", "bias")) == sorted((*expected, of_hidden, of_weight))
+    assert sorted(made("hidden")) == sorted((*expected, of_hidden))
+    assert sorted(made("hidden", "bias")) == sorted((*expected, of_hidden))
+    assert sorted(made("weight")) == sorted((*expected, of_weight))
+    assert made() == [forward]
+
+
+def test_an_adapter_never_needs_the_gradient_of_the_weight():
+    V, H, R = 37, 7, 3
+    task = problem(replace(PLAIN, mask="full"), H=H, R=R)
+    made = products(lambda: results("loss", task, wants=("hidden", "lora_a", "lora_b")))
+    assert ((V, 15), (15, R)) in made and ((V, 15), (15, H)) not in made
+
+
+def test_rows_that_do_not_count_are_left_out_of_every_product():
+    task = problem(replace(PLAIN, B=40, T=3, mask="ragged"), H=7, sources=("hidden", "weight"))
+    counted = int(task.batch.mask.sum())
+    made = products(lambda: results("loss", task, wants=("hidden", "weight"), wave=10**6))
+    assert counted < 120 and {first[0] for first, _ in made} == {counted, task.case.V}
+
+
+def test_a_longer_sequence_than_a_wave_is_multiplied_twice_and_a_shorter_once():
+    task = problem(replace(PLAIN, B=2, T=40, mask="full", algorithm="gspo"), H=7,
+                   sources=("hidden", "weight"))  # fmt: skip
+
+    def forwards(wave):
+        made = products(lambda: results("loss", task, wants=("hidden",), wave=wave))
+        return sum(second == (7, 37) for _, second in made)
+
+    assert forwards(40) == 2 and forwards(39) == 2 * 3 and forwards(80) == 1
+
+
+def test_the_gradients_of_tied_embeddings_add_up():
+    torch.manual_seed(0)
+    batch = problem(PLAIN).batch
+
+    def gradient(fused):
+        table = torch.linspace(-1, 1, 37 * 6).reshape(37, 6).sin().requires_grad_()
+        hidden = torch.nn.functional.embedding(batch.token.clamp(0, 36), table).tanh()
+        rows = (batch.token, batch.advantage, batch.mask)
+        if fused:
+            rlkern.linear_policy_loss(hidden, table, *rows, wave=4).loss.backward()
+        else:
+            rlkern.policy_loss(hidden @ table.t(), *rows).loss.backward()
+        return table.grad
+
+    torch.testing.assert_close(gradient(True), gradient(False))
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("variant", ("softcap and kept sets", "packed sequences"))
+def test_gradients_are_those_of_finite_differences(path, variant):
+    task = problem(VARIANTS[variant]).widened()
+    names = tuple(task.sources)
+    mask = task.batch.mask.unsqueeze(-1)
+    task.sources["hidden"].nan_to_num_(0.0)
+
+    def value(*tensors):
+        outputs = PATHS[path][0](task, dict(zip(names, tensors)), wave=4)
+        return outputs["loss"]
+
+    leaves = [x.clone().requires_grad_() for x in task.sources.values()]
+    assert mask.any() and torch.autograd.gradcheck(value, leaves, fast_mode=True)
+
+
+@EVERY_PATH
+def test_double_backward_raises(path):
+    task = problem(PLAIN)
+    leaves = task.leaves()
+    loss = PATHS[path][0](task, leaves)["loss"]
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(loss, leaves["hidden"], create_graph=True)
+
+
+def operator_calls(level):
+    """Returns arguments of the three operators by name."""
+    task = problem(replace(PLAIN, mask="full", keep="narrow", temperature="rows"))
+    batch = task.batch
+    hidden, *head = task.leaves().values()
+    head = (hidden.detach().flatten(0, 1).requires_grad_(), *head, 0.5)
+    softmax = (1 / batch.temperature.flatten(), 2.0, batch.keep.flatten(0, 1))
+    token, mask = batch.token.flatten(), torch.arange(15) % 4 != 1
+    call = (*head, token, mask, *softmax, 4)
+    with torch.no_grad():
+        logprob, *statistics, _ = torch.ops.rlkern.linear_token_logprob(*call)
+    plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in call]
+    rows = [batch.advantage, mask.reshape(3, 5) / 7, *list(batch.rows.values())[:3]]
+    numbers = torch.tensor([0.2, 0.28, 0.0, 0.0, 0.3, 0.2], dtype=torch.float64)
+    objective = (None, "ppo_clip", level, "k3", numbers)
+    wants = [True, False, True, True, True]
+    return {
+        "linear_token_logprob": call,
+        "linear_token_logprob_backward": (*plain, *statistics, logprob, None, logprob, wants),
+        "linear_policy_loss": (*head, batch.token, *rows, *softmax, *objective, 4, [True] * 5),
+    }
+
+
+@EVERY_BACKEND
+@pytest.mark.parametrize("level", ("token", "sequence"))
+@pytest.mark.parametrize("name", operator_calls("token"))
+def test_the_operator_passes_opcheck(backend, level, name):
+    with rlkern.use_backend(backend):
+        operator = getattr(torch.ops.rlkern, name).default
+        torch.library.opcheck(operator, operator_calls(level)[name])
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("algorithm", ("grpo", "gspo"))
+def test_a_compiled_call_has_the_bits_of_the_plain_one_whatever_the_shape(path, algorithm):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def run(task, leaves, **options):
+        return PATHS[path][0](task, leaves, wave=5, **options)
+
+    compiled = torch.compile(run, backend=counter, fullgraph=True)
+    for B, T, clip in ((2, 3, 0.2), (3, 4, 0.3), (5, 7, 0.1)):
+        case = Case("compiled", B=B, T=T, V=37, temperature="rows", algorithm=algorithm)
+        options = {"clip_low": clip} if path == "loss" else {}
+        results = []
+        for function in (run, compiled):
+            task = problem(case)
+            leaves = task.leaves()
+            out = function(task, leaves, **options)
+            out["loss"].backward()
+            results.append({**out, **{n: x.grad for n, x in leaves.items()}})
+        assert same_bits(*results)
+    # One graph for the first shape, one for every other.
+    assert counter.frame_count <= 2
+
+
+def test_what_is_wanted_is_what_requires_a_gradient_when_the_loss_is_made():
+    task = problem(PLAIN)
+    with torch.no_grad():
+        assert not loss_by_linear(task, task.leaves())["loss"].requires_grad
+        assert not scores_by_linear(task, task.leaves())["loss"].requires_grad
+    leaves = task.leaves(("bias",))
+    loss_by_linear(task, leaves)["loss"].backward()
+    assert [name for name, x in leaves.items() if x.grad is not None] == ["bias"]
