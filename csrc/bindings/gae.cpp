@@ -20,9 +20,10 @@ void bind_gae(int64_t steps, const SequencesTuple& where, bool is_double, const 
   with_accumulator(is_double, [&](auto zero) {
     using T = decltype(zero);
     check_bounds("gae", all, steps);
-    const GaeRows<T> r{at<T>(rows[0]), at<T>(rows[1]), at<bool>(rows[2]),
-                       discount,       gae_lambda,     at<T>(rows[3]),
-                       at<T>(rows[4]), at<T>(rows[5]), exceeds_caches(2 * steps * sizeof(T))};
+    // Whitening reads the advantages again.
+    const bool past = !whitening && exceeds_caches(2 * steps * sizeof(T));
+    const GaeRows<T> r{at<T>(rows[0]), at<T>(rows[1]), at<bool>(rows[2]), discount, gae_lambda,
+                       at<T>(rows[3]), at<T>(rows[4]), at<T>(rows[5]),    past};
     gae<T>(all, r, whitening ? &how : nullptr, threads);
   });
 }

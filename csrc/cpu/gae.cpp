@@ -73,17 +73,23 @@ struct Moments {
 template <class T>
 Moments moments(const T* x, const bool* mask, int64_t length) {
   constexpr int kLanes = 8;
-  double sum[kLanes] = {}, squares[kLanes] = {};
+  double sum[kLanes] = {}, squares[kLanes] = {}, total = 0, deviations = 0;
   int64_t n = 0;
+  const auto in_lanes = [&](const auto& add) {
+    int64_t t = 0;
+    for (; t + kLanes <= length; t += kLanes) {
+      for (int k = 0; k < kLanes; ++k) add(t + k, k);
+    }
+    for (int k = 0; t + k < length; ++k) add(t + k, k);
+  };
   for (int64_t t = 0; t < length; ++t) n += mask[t];
-  for (int64_t t = 0; t < length; ++t) sum[t % kLanes] += x[t];
-  double total = 0, deviations = 0;
+  in_lanes([&](int64_t t, int k) { sum[k] += x[t]; });
   for (double lane : sum) total += lane;
   const double mean = n ? total / n : 0;
-  for (int64_t t = 0; t < length; ++t) {
+  in_lanes([&](int64_t t, int k) {
     const double d = mask[t] ? x[t] - mean : 0.0;
-    squares[t % kLanes] += d * d;
-  }
+    squares[k] += d * d;
+  });
   for (double lane : squares) deviations += lane;
   return {double(n), mean, deviations};
 }
