@@ -255,7 +255,9 @@ def make_batch(case: Case, dtype: torch.dtype, device: str = "cpu") -> Batch:
     if case.packed:
         rows = {n: x[0] if isinstance(x, Tensor) and x.ndim > 1 else x for n, x in rows.items()}
         rows["cu_seqlens"] = bounds
-    moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()}
+    moved: dict[str, Any] = {
+        name: x.to(device) if isinstance(x, Tensor) else x for name, x in rows.items()
+    }
     moved["logits"] = view_of(case, moved["logits"])
     return Batch(**moved)
 
