@@ -40,7 +40,7 @@ def with_garbage(batch: Batch, garbage: float) -> Batch:
     """Returns the batch with garbage wherever nothing is counted."""
 
     def spoiled(x):
-        if x is batch.mask or x is batch.temperature:
+        if x is batch.mask:
             return x
         x = x.clone()
         x[~batch.mask] = garbage if x.is_floating_point() else -100
