@@ -3,7 +3,7 @@
 #pragma once
 
 #include "bindings/arguments.h"
-#include "cpu/segments.h"
+#include "cpu/sequences.h"
 
 namespace rlkern {
 

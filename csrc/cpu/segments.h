@@ -7,19 +7,9 @@
 #include <vector>
 
 #include "cpu/scans.h"
+#include "cpu/sequences.h"
 
 namespace rlkern {
-
-// Sequences side by side in the flat inputs: of `time` steps each, or where `bounds` (count + 1
-// offsets) says.
-struct Sequences {
-  int64_t count, time;
-  const int64_t* bounds;
-
-  int64_t begin(int64_t i) const { return bounds ? bounds[i] : i * time; }
-  int64_t length(int64_t i) const { return bounds ? bounds[i + 1] - bounds[i] : time; }
-  int64_t steps() const { return begin(count); }
-};
 
 // Raises std::invalid_argument unless the bounds ascend from 0 to the number of steps there are.
 void check_bounds(const char* op, const Sequences& sequences, int64_t steps);

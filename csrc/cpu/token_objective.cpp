@@ -68,7 +68,7 @@ void token_objective(const Sequences& sequences, const T* logprob, const T* entr
                      const TokenRows<T>& rows, const Objective<T>& objective, T* loss, T* metrics,
                      T* grad_logprob, T* grad_entropy) {
   std::vector<TokenResult<T>> results;
-  results.reserve(sequences.count == 0 ? 0 : sequences.end(sequences.count - 1));
+  results.reserve(sequences.steps());
   for (int64_t s = 0; s < sequences.count; ++s) {
     const int64_t begin = sequences.begin(s), end = sequences.end(s);
     for (int64_t i = begin; i < end; ++i) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/sequences.h"
 #include "math/token_objective.h"
 
 namespace rlkern {
@@ -30,15 +31,6 @@ struct TokenRows {
 // Sums in the order of the results, whatever thread computed them.
 template <class T>
 void sum_results(const std::vector<TokenResult<T>>& results, T* loss, T* metrics);
-
-// Which rows belong together: rows of `time`, or stretches between bounds.
-struct Sequences {
-  int64_t count, time;
-  const int64_t* bounds;  // may be null
-
-  int64_t begin(int64_t s) const { return bounds ? bounds[s] : s * time; }
-  int64_t end(int64_t s) const { return bounds ? bounds[s + 1] : (s + 1) * time; }
-};
 
 template <class T>
 void token_objective(const Sequences& sequences, const T* logprob, const T* entropy,
