@@ -5,16 +5,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
 from rlkern.backends import autocast_dtype
 from rlkern.objective import LossArguments, LossOutput, checked_arguments
-from rlkern.ops import TokenLogprob, check
+from rlkern.ops import TokenLogprob, check, linear_sharded
 from rlkern.ops.linear_head import Head, default_wave
 from rlkern.ops.linear_policy_loss import linear_policy_loss as raw_policy_loss
 from rlkern.ops.linear_token_logprob import forward as raw_token_logprob
+from rlkern.ops.policy_loss import token_objective as raw_token_objective
 from rlkern.ops.rows import make_softmax, mask_vector, row_vector, token_vector
-from rlkern.reference.token_logprob import Softmax
+from rlkern.ops.sharded import Slice, slice_of
+from rlkern.reference.token_logprob import Scored, Softmax
 
 
 class Lora(NamedTuple):
@@ -35,6 +38,7 @@ class _Door(NamedTuple):
     head: Head
     grid: Tensor  # (B, T, V): the logits there would be, of no memory
     wave: int
+    part: Slice | None  # of the vocabulary, where ranks share it
 
 
 def _as_layers_take(x: Tensor) -> Tensor:
@@ -66,7 +70,7 @@ def _lora(op: str, lora: Lora | None, weight: Tensor) -> tuple[Tensor | None, Te
 
 def _checked_head(
     op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None,
-    wave: int | None,
+    wave: int | None, group: ProcessGroup | None,
 ) -> _Door:  # fmt: skip
     hidden, weight = _plain(op, "hidden", hidden), _plain(op, "weight", weight)
     if weight.ndim != 2 or weight.shape[0] == 0:
@@ -92,7 +96,8 @@ def _checked_head(
     shape = hidden.shape[:-1]
     rows = shape if len(shape) == 2 else (1, shape.numel())
     grid = weight.detach().new_empty(()).expand(*rows, V)
-    return _Door(hidden.reshape(-1, H), head, grid, wave)
+    part = None if group is None else slice_of(op, grid, group)
+    return _Door(hidden.reshape(-1, H), head, grid if part is None else part.whole, wave, part)
 
 
 def _softmax(op, door: _Door, shape, mask, temperature, softcap, keep, logit_scale) -> Softmax:
@@ -113,6 +118,16 @@ def _softmax(op, door: _Door, shape, mask, temperature, softcap, keep, logit_sca
     return Softmax(inv_temperature, softmax.softcap, ids)
 
 
+def _scored(door: _Door, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
+    """Returns what is left of the rows, each (N,)."""
+    token, mask = token.flatten(), None if mask is None else mask.flatten()
+    if door.part is not None:
+        return linear_sharded.score(
+            door.part, door.hidden, door.head, token, mask, softmax, door.wave
+        )
+    return Scored(*raw_token_logprob(door.hidden, *door.head, token, mask, *softmax, door.wave))
+
+
 def linear_token_logprob(
     hidden: Tensor,
     weight: Tensor,
@@ -126,6 +141,7 @@ def linear_token_logprob(
     mask: Tensor | None = None,
     keep: Tensor | None = None,
     wave: int | None = None,
+    group: ProcessGroup | None = None,
 ) -> TokenLogprob:
     """Returns what token_logprob(hidden·weightᵀ + bias, token) does, without storing the logits.
 
@@ -145,6 +161,9 @@ def linear_token_logprob(
         temperature, softcap, mask, keep  as in rlkern.token_logprob; rows that do not count are
                      left out of every product (on a GPU their number is waited for)
         wave         rows of logits held at a time, by default 192 MiB of them (512 on a GPU)
+        group        the process group whose ranks hold the vocabulary in slices, in rank order and
+                     of any size above 0: weight, bias and lora.b are this rank's rows of the head,
+                     token and keep are ids of the whole vocabulary; the rest is the same on all
     Returns
         TokenLogprob(logprob, entropy, lse, sum_pi_squared), each (...) float32 (float64 for
         float64)
@@ -153,7 +172,8 @@ def linear_token_logprob(
         RuntimeError           on double backward
     Gradient
         to hidden, weight, bias, lora.a and lora.b, each made only where it is needed; those of
-        the head are summed over waves in float32
+        the head are summed over waves in float32. With group, hidden and lora.a get the sum over
+        the ranks, provided that all make the same loss
 
     >>> hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [3.0]]).log1p()
     >>> out = linear_token_logprob(hidden, weight, torch.tensor([1]))
@@ -161,19 +181,16 @@ def linear_token_logprob(
     0.8
     """
     op = "linear_token_logprob"
-    door = _checked_head(op, hidden, weight, bias, lora, wave)
+    door = _checked_head(op, hidden, weight, bias, lora, wave, group)
     shape = hidden.shape[:-1]
     check.like(op, "token", token, shape, hidden, check.INTEGERS)
     if mask is not None:
         check.like(op, "mask", mask, shape, hidden, (torch.bool,))
-    check.token_values(op, token, mask, weight.shape[0])
+    check.token_values(op, token, mask, door.grid.shape[-1])
     softmax = _softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale)
-    counted = mask_vector(mask, door.grid)
-    logprob, entropy, row_max, log_sum, sum_pi_squared = raw_token_logprob(
-        door.hidden, *door.head, token_vector(token, door.grid).flatten(),
-        None if counted is None else counted.flatten(), *softmax, door.wave,
-    )  # fmt: skip
-    results = (logprob, entropy, row_max + log_sum, sum_pi_squared)
+    scored = _scored(door, token_vector(token, door.grid), mask_vector(mask, door.grid), softmax)
+    lse = scored.row_max + scored.log_sum
+    results = (scored.logprob, scored.entropy, lse, scored.sum_pi_squared)
     return TokenLogprob(*(x.reshape(shape) for x in results))
 
 
@@ -197,17 +214,18 @@ def linear_policy_loss(
     algorithm: str = "grpo",
     weight: Tensor | None = None,
     wave: int | None = None,
+    group: ProcessGroup | None = None,
     **coefficients: float | str,
 ) -> LossOutput:
     """Returns what policy_loss(hidden·head_weightᵀ + bias, ...) does, without storing the logits.
 
     All gradients are made in the forward, while a wave's logits are there: 6·N·H·V operations, 4
     with a frozen head. Where the ratio is a sequence's (GSPO), waves are of whole sequences; where
-    one is longer than a wave, the logits are made twice (8 and 6). The loss is that of the logits
-    path on the same logits, to the last bit.
+    one is longer than a wave, or the vocabulary is split (group), the logits are made twice (8 and
+    6). The loss is that of the logits path on the same logits, to the last bit.
 
     Arguments
-        hidden, head_weight, bias, lora, logit_scale, wave  as in rlkern.linear_token_logprob
+        hidden, head_weight, bias, lora, logit_scale, wave, group  as in linear_token_logprob
         the others   as in rlkern.policy_loss; weight (B, T) is that of the tokens
     Returns
         LossOutput(loss, metrics)
@@ -225,7 +243,7 @@ def linear_policy_loss(
     [[[-1.0]]]
     """
     op = "linear_policy_loss"
-    door = _checked_head(op, hidden, head_weight, bias, lora, wave)
+    door = _checked_head(op, hidden, head_weight, bias, lora, wave, group)
     shape = hidden.shape[:-1]
     check.like(op, "token", token, shape, hidden, check.INTEGERS)
     given = LossArguments(
@@ -233,14 +251,20 @@ def linear_policy_loss(
         coefficients,
     )  # fmt: skip
     checked = checked_arguments(op, hidden, shape, given)
-    check.token_values(op, token, mask, head_weight.shape[0])
+    check.token_values(op, token, mask, door.grid.shape[-1])
     rows = [None if x is None else row_vector(x, door.grid) for x in checked.rows]
+    softmax = _softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale)
+    token = token_vector(token, door.grid)
+    if door.part is not None:
+        counted = row_vector(checked.rows.weight, door.grid) != 0
+        scored = _scored(door, token, counted, softmax)
+        logprob, entropy = (x.reshape(token.shape) for x in (scored.logprob, scored.entropy))
+        loss, metrics, _, _ = raw_token_objective(logprob, entropy, *rows, *checked.operator_form())
+        return LossOutput(loss, metrics.detach())
     sources = (hidden, *door.head[:4])
     recording = torch.is_grad_enabled()
     wants = [recording and x is not None and x.requires_grad for x in sources]
     loss, metrics, *_ = raw_policy_loss(
-        door.hidden, *door.head, token_vector(token, door.grid), *rows,
-        *_softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale),
-        *checked.operator_form(), door.wave, wants,
-    )  # fmt: skip
+        door.hidden, *door.head, token, *rows, *softmax, *checked.operator_form(), door.wave, wants
+    )
     return LossOutput(loss, metrics.detach())

@@ -127,6 +127,22 @@ class _Rows(torch.autograd.Function):
         return logits, *(None,) * 7
 
 
+def in_slice(part: Slice, size: int, token: Tensor, softmax: Softmax) -> tuple[Tensor, Softmax]:
+    """Returns the tokens and kept sets of the whole vocabulary in ids of a slice of this size."""
+    token = _to_slice(token, part.first, size, ABSENT)
+    if softmax.keep is None:
+        return token, softmax
+    elsewhere = _to_slice(softmax.keep, part.first, size, _KEPT_ELSEWHERE)
+    return token, softmax._replace(keep=torch.where(softmax.keep == -1, -1, elsewhere))
+
+
+def gather_scores(part: Slice, token: Tensor, scored: Sequence[Tensor]) -> Tensor:
+    """Returns (ranks, 5, ...): what is left of the rows of each rank's slice, for combine."""
+    logprob, *others = scored
+    logprob = torch.where(token == ABSENT, _NOT_HERE, logprob)
+    return _gather(torch.stack([logprob, *others]), part.group)
+
+
 def score(
     part: Slice, grid: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax, inplace: bool
 ) -> Scored:
@@ -134,14 +150,8 @@ def score(
 
     The gradient is this rank's slice's, by the backward; with inplace written over its logits.
     """
-    size = grid.shape[-1]
-    token = _to_slice(token, part.first, size, ABSENT)
-    inv_temperature, softcap, keep = softmax
-    if keep is not None:
-        elsewhere = _to_slice(keep, part.first, size, _KEPT_ELSEWHERE)
-        keep = torch.where(keep == -1, -1, elsewhere)
-    arguments = (token, mask, inv_temperature, softcap, keep)
-    logprob, *others = torch.ops.rlkern.token_logprob(grid.detach(), *arguments)
-    logprob = torch.where(token == ABSENT, _NOT_HERE, logprob)
-    gathered = _gather(torch.stack([logprob, *others]), part.group)
+    token, softmax = in_slice(part, grid.shape[-1], token, softmax)
+    arguments = (token, mask, *softmax)
+    scored = torch.ops.rlkern.token_logprob(grid.detach(), *arguments)
+    gathered = gather_scores(part, token, scored)
     return Scored(*_Rows.apply(grid, *arguments, inplace, gathered))
