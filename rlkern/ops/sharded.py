@@ -89,9 +89,9 @@ def combine(scored: Sequence[Tensor], mask: Tensor | None) -> Scored:
     found = _sum_over_ranks(torch.where(not_here, 0.0, own))
     parts = torch.stack([share * (entropy - log_share), share.square() * sum_pi_squared], 1)
     sums = _sum_over_ranks(torch.where((share == 0).unsqueeze(1), 0.0, parts))
-    whole = torch.where(not_here.all(0), torch.nan, found), sums[0], top, total, sums[1]
+    whole = [torch.where(not_here.all(0), torch.nan, found), sums[0], top, total, sums[1]]
     if mask is not None:
-        whole = tuple(torch.where(mask, x, 0.0) for x in whole)
+        whole = [torch.where(mask, x, 0.0) for x in whole]
     return Scored(*(x.to(dtype) for x in whole))
 
 
