@@ -23,7 +23,7 @@ COMBINATIONS = [
 
 
 def _device(backend: str) -> str:
-    return DEVICE if backend == "triton" else "cpu"
+    return "cpu" if backend == "cpu" else DEVICE
 
 
 @pytest.mark.parametrize("operation,case", COMBINATIONS)
