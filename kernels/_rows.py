@@ -139,10 +139,13 @@ def absorb_block(z, m, s, t, q, SQUARES: tl.constexpr):
 @triton.jit
 def absorb_row(
     row_ptr, end, length, scale, softcap, m, s, t, q,
-    CAPPED: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr, SQUARES: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Returns (m, s, t, q) after the blocks that begin before end, columns up to length read."""
-    for start in range(0, end, BLOCK):
+    """Returns (m, s, t, q) after the blocks that begin before end, columns up to length read.
+
+    With more than one stage the next blocks are on their way while one is summed.
+    """
+    for start in tl.range(0, end, BLOCK, num_stages=STAGES):
         x = load_block(row_ptr, start + tl.arange(0, BLOCK), length)
         m, s, t, q = absorb_block(temper(x, scale, softcap, CAPPED), m, s, t, q, SQUARES)
     return m, s, t, q

@@ -50,82 +50,105 @@ _ROWS = [
 ]  # fmt: skip
 
 
+@triton.jit
+def loss_of_row(
+    row, logits_ptr, token_ptr, advantage_ptr, weight_ptr, old_ptr, ref_ptr, correction_ptr,
+    scale_ptr, keep_ptr, scratch_ptr, stats_ptr, grad_ptr, N, T, V, K, softcap, coef,
+    stride_b, stride_t, grad_stride_b, grad_stride_t,
+    GATE: tl.constexpr, KL: tl.constexpr, CAPPED: tl.constexpr, ONE_BLOCK: tl.constexpr,
+    STAGES: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr, KEPT_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Writes the statistics and the gradient of one row."""
+    last = 0 if ONE_BLOCK else (tl.cdiv(V, BLOCK) - 1) * BLOCK
+    last_columns = last + tl.arange(0, BLOCK)
+    weight = tl.load(weight_ptr + row)
+    counted = weight != 0
+    token = load_token(token_ptr, row, counted, V)
+    scale = row_scalar(scale_ptr, row, counted, 1.0)
+    row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
+    own_x = token_logit(row_ptr, token)
+    own = temper(own_x, scale, softcap, CAPPED)
+    length = row_length(counted, V, VECTOR)
+    m, s, t, q = empty_sums()
+    if keep_ptr is not None:
+        keep_row = keep_ptr + row * K
+        scratch_row = scratch_ptr + row * K
+        kept = kept_length(keep_row, K, counted, KEPT_BLOCK)
+        length = tl.where(kept > 0, 0, length)
+        m, s, t, q = kept_sums(
+            row_ptr, keep_row, kept, token, own, V, scale, softcap, scratch_row,
+            CAPPED, False, KEPT_BLOCK,
+        )  # fmt: skip
+        tl.debug_barrier()  # every warp has the kept logits before any overwrites them
+    if not ONE_BLOCK:
+        m, s, t, q = absorb_row(
+            row_ptr, tl.minimum(last, length), length, scale, softcap, m, s, t, q,
+            CAPPED, False, STAGES, BLOCK,
+        )  # fmt: skip
+    # The last block stays in registers for the second sweep, which begins with it.
+    x = load_block(row_ptr, last_columns, length)
+    m, s, t, q = absorb_block(temper(x, scale, softcap, CAPPED), m, s, t, q, False)
+    logprob, entropy, m, log_sum = row_results(own, m, s, t, counted)
+    d_logprob, d_entropy = score_rows(
+        row, counted, N, weight, logprob, entropy, advantage_ptr, old_ptr, ref_ptr,
+        correction_ptr, stats_ptr, coef, GATE, KL,
+    )  # fmt: skip
+    if grad_ptr is not None:
+        slope = temper_slope(own_x, softcap, CAPPED)
+        a, b, own = gradient_scalars(
+            logprob, entropy, log_sum, scale, slope, d_logprob, d_entropy, 0.0
+        )
+        grad_row = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t, VECTOR)
+        store_gradient(
+            grad_row, last_columns, x, m, token, V, a, b, own, scale, softcap, CAPPED, VECTOR
+        )
+        if not ONE_BLOCK:
+            for back in tl.range(0, last, BLOCK, num_stages=STAGES):
+                columns = last - BLOCK - back + tl.arange(0, BLOCK)
+                x = load_block(row_ptr, columns, length)
+                store_gradient(
+                    grad_row, columns, x, m, token, V, a, b, own, scale, softcap,
+                    CAPPED, VECTOR,
+                )  # fmt: skip
+        if keep_ptr is not None:
+            store_kept_gradient(
+                grad_row, keep_row, kept, token, V, scratch_row, m, a, b, scale, softcap,
+                CAPPED, KEPT_BLOCK,
+            )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=_RUN_TIME, do_not_specialize_on_alignment=_ROWS)
 def policy_loss_kernel(
     logits_ptr, token_ptr, advantage_ptr, weight_ptr, old_ptr, ref_ptr, correction_ptr, scale_ptr,
     keep_ptr, scratch_ptr, stats_ptr, grad_ptr,
     N: tl.int64, T: tl.int64, V: tl.int32, K: tl.int32, softcap: tl.float32, coef,
     stride_b: tl.int64, stride_t: tl.int64, grad_stride_b: tl.int64, grad_stride_t: tl.int64,
-    GATE: tl.constexpr, KL: tl.constexpr, CAPPED: tl.constexpr,
+    GATE: tl.constexpr, KL: tl.constexpr, CAPPED: tl.constexpr, PERSISTENT: tl.constexpr,
     ONE_BLOCK: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr, KEPT_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Every program takes one row after another; grad_ptr may be logits_ptr, or None: loss alone.
+    """One program per row, or persistent ones that take row after row; grad_ptr may be logits_ptr.
 
     - reads the row, its token's logit and the row's scalars; then, backwards, all but the row's
       last block again, from the cache if there are no more programs than rows fit into it;
       of a kept set the ids and their columns, of a row of weight 0 nothing but the weight
-    - writes each element of the gradient once (zeros under that of a kept set), and the statistics
-      of the row
+    - writes each element of the gradient once (zeros under that of a kept set; nothing where
+      grad_ptr is None), and the statistics of the row
     - never materialises log-probabilities, probabilities or a one-hot row
     """
-    last = 0 if ONE_BLOCK else (tl.cdiv(V, BLOCK) - 1) * BLOCK
-    last_columns = last + tl.arange(0, BLOCK)
-    for i in range(tl.program_id(0), N, tl.num_programs(0)):
-        row = tl.cast(i, tl.int64)
-        weight = tl.load(weight_ptr + row)
-        counted = weight != 0
-        token = load_token(token_ptr, row, counted, V)
-        scale = row_scalar(scale_ptr, row, counted, 1.0)
-        row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
-        own_x = token_logit(row_ptr, token)
-        own = temper(own_x, scale, softcap, CAPPED)
-        length = row_length(counted, V, VECTOR)
-        m, s, t, q = empty_sums()
-        if keep_ptr is not None:
-            keep_row = keep_ptr + row * K
-            scratch_row = scratch_ptr + row * K
-            kept = kept_length(keep_row, K, counted, KEPT_BLOCK)
-            length = tl.where(kept > 0, 0, length)
-            m, s, t, q = kept_sums(
-                row_ptr, keep_row, kept, token, own, V, scale, softcap, scratch_row,
-                CAPPED, False, KEPT_BLOCK,
-            )  # fmt: skip
-            tl.debug_barrier()  # every warp has the kept logits before any overwrites them
-        if not ONE_BLOCK:
-            m, s, t, q = absorb_row(
-                row_ptr, tl.minimum(last, length), length, scale, softcap, m, s, t, q,
-                CAPPED, False, BLOCK,
-            )  # fmt: skip
-        # The last block stays in registers for the second sweep, which begins with it.
-        x = load_block(row_ptr, last_columns, length)
-        m, s, t, q = absorb_block(temper(x, scale, softcap, CAPPED), m, s, t, q, False)
-        logprob, entropy, m, log_sum = row_results(own, m, s, t, counted)
-        d_logprob, d_entropy = score_rows(
-            row, counted, N, weight, logprob, entropy, advantage_ptr, old_ptr, ref_ptr,
-            correction_ptr, stats_ptr, coef, GATE, KL,
+    # A persistent program is alone on its multiprocessor: it must have several blocks on their way.
+    # Each iteration of the second sweep writes its own columns only, so loads may run ahead.
+    STAGES: tl.constexpr = 3 if PERSISTENT and VECTOR > 1 else 1
+    first = tl.program_id(0)
+    end = N if PERSISTENT else first + 1
+    step = tl.num_programs(0) if PERSISTENT else 1
+    # What does not depend on the row would otherwise stay in registers from row to row.
+    for i in tl.range(first, end, step, disable_licm=True):
+        loss_of_row(
+            tl.cast(i, tl.int64), logits_ptr, token_ptr, advantage_ptr, weight_ptr, old_ptr,
+            ref_ptr, correction_ptr, scale_ptr, keep_ptr, scratch_ptr, stats_ptr, grad_ptr,
+            N, T, V, K, softcap, coef, stride_b, stride_t, grad_stride_b, grad_stride_t,
+            GATE, KL, CAPPED, ONE_BLOCK, STAGES, VECTOR, BLOCK, KEPT_BLOCK,
         )  # fmt: skip
-        if grad_ptr is not None:
-            slope = temper_slope(own_x, softcap, CAPPED)
-            a, b, own = gradient_scalars(
-                logprob, entropy, log_sum, scale, slope, d_logprob, d_entropy, 0.0
-            )
-            grad_row = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t, VECTOR)
-            store_gradient(
-                grad_row, last_columns, x, m, token, V, a, b, own, scale, softcap, CAPPED, VECTOR
-            )
-            if not ONE_BLOCK:
-                for back in range(0, last, BLOCK):
-                    columns = last - BLOCK - back + tl.arange(0, BLOCK)
-                    x = load_block(row_ptr, columns, length)
-                    store_gradient(
-                        grad_row, columns, x, m, token, V, a, b, own, scale, softcap,
-                        CAPPED, VECTOR,
-                    )  # fmt: skip
-            if keep_ptr is not None:
-                store_kept_gradient(
-                    grad_row, keep_row, kept, token, V, scratch_row, m, a, b, scale, softcap,
-                    CAPPED, KEPT_BLOCK,
-                )  # fmt: skip
 
 
 def policy_loss(
@@ -148,16 +171,16 @@ def policy_loss(
     keep, K, kept_block = kept_arguments(softmax, block)
     with torch.cuda.device_of(logits):
         if B * T:
-            again = V > block and grad_logits is not None
+            persistent = V > block and keep is None and grad_logits is not None
             row_bytes = V * logits.element_size()
-            grid = programs(B * T, row_bytes, warps, logits.device) if again else B * T
+            grid = programs(B * T, row_bytes, warps, logits.device) if persistent else B * T
             policy_loss_kernel[(grid,)](
                 logits, token, *rows, softmax.inv_temperature, keep, scratch_for(softmax),
                 statistics, grad_logits, B * T, T, V, K, float(softmax.softcap),
                 coefficients(objective), *row_strides(logits), *row_strides(out),
-                **formulas(objective), CAPPED=softmax.softcap != 0, ONE_BLOCK=V <= block,
-                VECTOR=vector_width(logits, out), BLOCK=block, KEPT_BLOCK=kept_block,
-                num_warps=warps, enable_fp_fusion=True,
+                **formulas(objective), CAPPED=softmax.softcap != 0, PERSISTENT=persistent,
+                ONE_BLOCK=V <= block, VECTOR=vector_width(logits, out), BLOCK=block,
+                KEPT_BLOCK=kept_block, num_warps=warps, enable_fp_fusion=True,
             )  # fmt: skip
         return loss_and_metrics(statistics, rows.weight)
 

@@ -72,7 +72,7 @@ def token_logprob_forward(
             row_ptr, keep_row, kept, token, own, V, scale, softcap, None, CAPPED, True, KEPT_BLOCK
         )
     m, s, t, q = absorb_row(
-        row_ptr, length, length, scale, softcap, m, s, t, q, CAPPED, True, BLOCK
+        row_ptr, length, length, scale, softcap, m, s, t, q, CAPPED, True, 1, BLOCK
     )
     logprob, entropy, m, log_sum = row_results(own, m, s, t, counted)
     tl.store(logprob_ptr + row, logprob)
