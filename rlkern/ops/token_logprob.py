@@ -151,7 +151,8 @@ def token_logprob(
         logits       (..., V) float16, bfloat16, float32 or float64; the last dimension contiguous
         token        (...) int64 or int32; any value where mask is False
         temperature  a number > 0, or a float tensor that broadcasts to (...)
-        softcap      a number > 0 (Gemma's final_logit_softcapping), or None
+        softcap      a number > 0 (Gemma's final_logit_softcapping), or None; torch.compile takes it
+                     for a constant of the model and compiles anew for another
         mask         (...) bool, True counts; other rows are not read and give 0
         keep         (..., K) int64 or int32: the ids top-k, top-p or min-p left to the sampler, −1
                      in unused places. The probabilities are those among these (and the token). A
