@@ -73,7 +73,7 @@ T following_value(Bootstrap bootstrap, const TdLossArguments<T>& a, int64_t i) {
   }
 }
 
-template <ValueKind kind, class T>
+template <Penalty penalty, class T>
 void sweep(Bootstrap bootstrap, const TdLossArguments<T>& a, int threads) {
   const int64_t rows = std::max<int64_t>(1, kValueBlock / std::max<int64_t>(a.actions, 1));
   std::vector<ValueSums> blocks((a.n + rows - 1) / rows);
@@ -90,7 +90,7 @@ void sweep(Bootstrap bootstrap, const TdLossArguments<T>& a, int threads) {
         const T value = a.q[i * a.actions + a.action[i]];
         const T following = a.done[i] ? T(0) : following_value(bootstrap, a, i);
         const T target = a.reward[i] + a.discount * following;
-        const ValueTerm<T> term = value_term<kind>(value, target, value, T(0), a.delta);
+        const Penalised<T> term = penalise<penalty>(value - target, a.delta);
         grad[a.action[i]] = weight * term.slope;
         a.error[i] = target - value;
         sums.add(double(weight) * term.value, value, target, false);
@@ -108,11 +108,11 @@ void td_loss(Bootstrap bootstrap, ValueKind kind, const TdLossArguments<T>& a, i
   check_actions(a);
   switch (kind) {
     case ValueKind::squared:
-      return sweep<ValueKind::squared>(bootstrap, a, threads);
+      return sweep<Penalty::half_square>(bootstrap, a, threads);
     case ValueKind::full_squared:
-      return sweep<ValueKind::full_squared>(bootstrap, a, threads);
+      return sweep<Penalty::square>(bootstrap, a, threads);
     default:
-      return sweep<ValueKind::huber>(bootstrap, a, threads);
+      return sweep<Penalty::huber>(bootstrap, a, threads);
   }
 }
 

@@ -1,31 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/value_loss.h"
 
+#include <cstring>
+
 #include "cpu/rows.h"
 
 namespace rlkern {
+
+extern const ValueIsa values_baseline, values_avx2, values_avx512, values_avx512_bf16;
+
 namespace {
 
-template <ValueKind kind, class T>
-void sweep(const ValueLossArguments<T>& a, int threads) {
+const ValueIsa& chosen_values() {
+  static const ValueIsa& chosen = []() -> const ValueIsa& {
+    const char* name = chosen_isa().name;
+#if RLKERN_HAVE_AVX512_BF16
+    if (std::strcmp(name, values_avx512_bf16.name) == 0) return values_avx512_bf16;
+#endif
+#if RLKERN_HAVE_AVX512
+    if (std::strcmp(name, values_avx512.name) == 0) return values_avx512;
+#endif
+#if RLKERN_HAVE_AVX2
+    if (std::strcmp(name, values_avx2.name) == 0) return values_avx2;
+#endif
+    return values_baseline;
+  }();
+  return chosen;
+}
+
+template <class T>
+void sweep(const ValueKernels<T>& kernels, ValueKind kind, const ValueLossArguments<T>& a,
+           int threads) {
   std::vector<ValueSums> blocks((a.n + kValueBlock - 1) / kValueBlock);
   parallel(blocks.size(), kValueBlock, threads, [&](int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; ++block) {
-      ValueSums sums;
-      const int64_t end = std::min(a.n, (block + 1) * kValueBlock);
-      for (int64_t i = block * kValueBlock; i < end; ++i) {
-        const T weight = a.weight[i];
-        if (weight == 0) {
-          a.grad_value[i] = 0;
-          continue;
-        }
-        const T value = a.value[i], target = a.target[i];
-        const ValueTerm<T> term =
-            value_term<kind>(value, target, a.old_value ? a.old_value[i] : value, a.clip, a.delta);
-        a.grad_value[i] = weight * term.slope;
-        sums.add(double(weight) * term.value, value, target, term.clipped);
-      }
-      blocks[block] = sums;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i * kValueBlock, end = std::min(a.n, begin + kValueBlock);
+      blocks[i] = kernels.block[int(kind)](a, begin, end);
     }
   });
   write_sums(blocks, a.loss, a.metrics);
@@ -33,27 +43,14 @@ void sweep(const ValueLossArguments<T>& a, int threads) {
 
 }  // namespace
 
-template <class T>
-void value_loss(ValueKind kind, const ValueLossArguments<T>& a, int threads) {
-  switch (kind) {
-    case ValueKind::squared:
-      return sweep<ValueKind::squared>(a, threads);
-    case ValueKind::full_squared:
-      return sweep<ValueKind::full_squared>(a, threads);
-    case ValueKind::huber:
-      return sweep<ValueKind::huber>(a, threads);
-    case ValueKind::clipped:
-      return sweep<ValueKind::clipped>(a, threads);
-    case ValueKind::full_clipped:
-      return sweep<ValueKind::full_clipped>(a, threads);
-    case ValueKind::clipped_huber:
-      return sweep<ValueKind::clipped_huber>(a, threads);
-    default:
-      return sweep<ValueKind::clipped_only>(a, threads);
-  }
+template <>
+void value_loss(ValueKind kind, const ValueLossArguments<float>& a, int threads) {
+  sweep(chosen_values().of_float, kind, a, threads);
 }
 
-template void value_loss(ValueKind, const ValueLossArguments<float>&, int);
-template void value_loss(ValueKind, const ValueLossArguments<double>&, int);
+template <>
+void value_loss(ValueKind kind, const ValueLossArguments<double>& a, int threads) {
+  sweep(chosen_values().of_double, kind, a, threads);
+}
 
 }  // namespace rlkern

@@ -51,6 +51,18 @@ struct ValueLossArguments {
   T* grad_value;
 };
 
+// The sums of the elements from begin to end, whose gradients are written; by kind.
+template <class T>
+struct ValueKernels {
+  ValueSums (*block[kValueKinds])(const ValueLossArguments<T>&, int64_t begin, int64_t end);
+};
+
+struct ValueIsa {
+  const char* name;
+  ValueKernels<float> of_float;
+  ValueKernels<double> of_double;
+};
+
 template <class T>
 void value_loss(ValueKind kind, const ValueLossArguments<T>& a, int threads);
 

@@ -25,6 +25,7 @@ enum class ValueKind : int {
   clipped_huber,
   clipped_only
 };
+constexpr int kValueKinds = 7;
 enum class Penalty : int { half_square, square, huber };
 enum class ClipRule : int { free, larger, clipped };
 
@@ -64,9 +65,10 @@ template <Penalty kind, class T>
 RLKERN_HD Penalised<T> penalise(T error, T delta) {
   if (kind == Penalty::half_square) return {T(0.5) * error * error, error};
   if (kind == Penalty::square) return {error * error, 2 * error};
-  const T size = std::abs(error);
-  if (size <= delta) return {T(0.5) * error * error, error};
-  return {delta * (size - T(0.5) * delta), std::copysign(delta, error)};
+  const T size = std::abs(error), tangent = std::copysign(delta, error);
+  const bool beyond = size > delta;  // false for NaN, which shows in value and slope
+  const T square = T(0.5) * error * error, line = delta * (size - T(0.5) * delta);
+  return {beyond ? line : square, beyond ? tangent : error};
 }
 
 template <class T>
@@ -75,17 +77,18 @@ struct ValueTerm {
   bool clipped;
 };
 
-// One counted element.
-template <ValueKind kind, class T>
-RLKERN_HD ValueTerm<T> value_term(T value, T target, T old_value, T clip, T delta) {
-  constexpr Penalty penalty = penalty_of(kind);
-  constexpr ClipRule rule = clip_rule_of(kind);
-  const Penalised<T> free = penalise<penalty>(value - target, delta);
-  if (rule == ClipRule::free) return {free.value, free.slope, false};
+// The value brought to within clip of the old one.
+template <class T>
+RLKERN_HD T near_old(T value, T old_value, T clip) {
   const T low = old_value - clip, high = old_value + clip;
-  const T near = value < low ? low : (value > high ? high : value);
-  const Penalised<T> held = penalise<penalty>(near - target, delta);
-  const bool moved = near != value;
+  const T raised = value < low ? low : value;
+  return raised > high ? high : raised;
+}
+
+// What is lost, from the penalties of the value and of the value near the old one.
+template <ClipRule rule, class T>
+RLKERN_HD ValueTerm<T> chosen_term(Penalised<T> free, Penalised<T> held, bool moved) {
+  if (rule == ClipRule::free) return {free.value, free.slope, false};
   if (rule == ClipRule::clipped) return {held.value, moved ? T(0) : held.slope, moved};
   // Larger only where the clip moved the estimate, so that the slope there is 0.
   const bool clipped = held.value > free.value;
