@@ -12,16 +12,8 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[1]
-KERNELS = {
-    "token_logprob_forward",
-    "token_logprob_backward_kernel",
-    "policy_loss_kernel",
-    "scale_kernel",
-    "sum_statistics",
-    "token_objective_kernel",
-    "reverse_scan_kernel",
-    "group_advantage_kernel",
-}
+SOURCES = "\n".join(p.read_text() for p in (ROOT / "kernels").glob("*.py"))
+KERNELS = set(re.findall(r"(\w+)\[\(", SOURCES))
 
 
 def python(*arguments: str) -> str:
@@ -34,12 +26,6 @@ def python(*arguments: str) -> str:
     return done.stdout
 
 
-def test_every_kernel_of_the_backend_is_compiled_here():
-    sources = "\n".join(p.read_text() for p in (ROOT / "kernels").glob("*.py"))
-    launched = set(re.findall(r"(\w+)\[\(", sources))
-    assert launched == KERNELS
-
-
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_no_kernel_spills_registers_on(target):
     table = python("-m", "rlkern.testing.aot", target)
@@ -49,8 +35,12 @@ def test_no_kernel_spills_registers_on(target):
     lines = [line.split() for line in table.splitlines()[:-1]]
     long_rows = [words for words in lines if "V=151936" in words and words[1] != "sum_statistics"]
     assert {words[2] for words in long_rows} == {"bfloat16", "float32"}
-    # Of 65 536 registers and programs of 512 threads: at least two programs per multiprocessor.
-    assert all(int(words[words.index("registers") + 1]) <= 64 for words in long_rows)
+    # Of 65 536 registers and programs of 512 threads: two programs per multiprocessor, and one
+    # where the cache has room for no more rows than that, or kept sets leave little to read.
+    for words in long_rows:
+        alone = words[1] == "policy_loss_kernel" or "kept" in words
+        registers, shared = (int(words[words.index(x) + 1]) for x in ("registers", "shared"))
+        assert registers <= (128 if alone else 64) and shared <= (65600 if alone else 64), words
 
 
 WIDE = """
@@ -64,7 +54,8 @@ for dtype in (torch.bfloat16, torch.float32):
             if name != "sum_statistics":
                 ptx = kernel.asm["ptx"]
                 widths = re.findall(r"(?:ld|st)\\.global\\S*?\\.(v4\\.b32|b16)\\b", ptx)
-                print(name, dtype, V, widths.count("v4.b32"), widths.count("b16"))
+                wide = widths.count("v4.b32") + len(re.findall(r"cp\\.async\\.\\S+ .*, 0x10,", ptx))
+                print(name, dtype, V, wide, widths.count("b16"))
 """
 
 
@@ -94,24 +85,30 @@ def test_aligned_rows_are_read_and_written_sixteen_bytes_at_a_time():
 COUNT = """
 import torch
 from rlkern import kernels
-from rlkern.reference.token_objective import Objective
+from rlkern.reference.token_logprob import Softmax
+from rlkern.reference.token_objective import Objective, Rows
 from rlkern.testing.aot import counting_variants, launch_formulas, launch_rows
 
 with counting_variants() as variants:
     launch_rows(torch.bfloat16, 9216)
+    launch_rows(torch.bfloat16, 9216, K=20)
     launch_formulas()
     first = sorted(set(variants))
     print(len(variants), *first)
     for B, T, V, coef in ((1, 1, 9216, 0.0), (16, 1, 9216, 1.0), (1, 16, 9216, 0.2),
                           (5, 7, 16384, -1.0), (3, 1000, 9216, 0.1), (1, 3, 12288, 1e-30)):
         launch_rows(torch.bfloat16, V, B, T, coef)
+        launch_rows(torch.bfloat16, V, B, T, coef, K=T)
     for T, coef in ((1, 0.0), (16, 1.0), (48, 0.5)):
         launch_formulas(T, coef)
     odd = torch.zeros(1, 8)[:, 1:]  # vectors that are not aligned to 16 bytes
     token, z = torch.zeros(8, dtype=torch.int64)[1:][None], torch.zeros(1, 7, 9216).bfloat16()
-    objective = Objective("ppo_clip", (0, 1), "k3", 1, 0)
-    kernels.policy_loss(z, token, odd, odd, odd, odd, odd, objective, z)
-    kernels.token_objective(odd, odd, odd, odd, odd, odd, objective)
+    objective, rows = Objective("ppo_clip", "token", "k3", (0, 1, 2, 3), 1, 0), Rows(*[odd] * 5)
+    kernels.policy_loss(z, token, rows, Softmax(odd), objective, z)
+    for gate, kl, level, offset in (("reinforce", "k1", "token", None),
+                                    ("importance", "k2", "sequence", torch.arange(0, 8, 7))):
+        objective = Objective(gate, level, kl, (0, 1, 2, 3), 1, 0)
+        kernels.token_objective(odd, odd, rows, offset, objective)
     kernels.reverse_scan(torch.zeros(9, 16), torch.zeros(9, 16))
     print(len(variants))
 """
