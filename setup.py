@@ -2,7 +2,9 @@
 """Builds `rlkern._C`: one binary with the CPU kernels of several instruction sets.
 
 RLKERN_BUILD says what to build: `auto` (the default: the extension if a C++ compiler is there),
-`cpu` (the extension, or an error), `none`. Everything else about the package is in pyproject.toml.
+`cpu` (the extension, or an error), `cuda` (the extension and rlkern/_cuda.so, or an error), `none`.
+`auto` builds no CUDA kernels even where nvcc is: they have not run on a GPU yet, and Triton serves.
+Everything else about the package is in pyproject.toml.
 """
 
 import os
@@ -35,6 +37,9 @@ ISAS = {
     "avx512": AVX512,
     "avx512_bf16": [*AVX512, "-mavx512bf16"],
 }
+# PTX of sm_90 serves what comes later: the kernels use nothing particular to one architecture.
+CUDA_TARGETS = ("sm_80", "sm_90", "sm_100", "compute_90")
+CUDA_FLAGS = "-std=c++17 -O3 -shared -Xcompiler -fPIC,-Wall -Xlinker --exclude-libs,ALL".split()
 HEADER_PROBE = "#include <Python.h>\n#include <atomic>\nint main() { return 0; }\n"
 
 
@@ -66,6 +71,21 @@ def python_include():
     return f"-I{sysconfig.get_path('include')}"
 
 
+def find_nvcc():
+    """Returns the path of the CUDA compiler, or None."""
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which(str(Path(home, "bin", "nvcc")) if home else "nvcc")
+
+
+def cuda_obstacle():
+    """Returns why the CUDA kernels cannot be built here, in a sentence, or None."""
+    if not cuda_sources():
+        return "csrc/cuda is not there"
+    if find_nvcc() is None:
+        return f"no nvcc found (CUDA_HOME={os.environ.get('CUDA_HOME', '')!r}, nor on PATH)"
+    return None
+
+
 def obstacle():
     """Returns why the extension cannot be built here, in a sentence, or None."""
     if not (ROOT / "csrc" / "registration.cpp").is_file():
@@ -81,25 +101,21 @@ def obstacle():
 
 
 def wanted():
-    """Returns whether to build the extension; ends with one sentence if it cannot be had."""
+    """Returns the names of what to build; ends with one sentence if it cannot be had."""
     choice = os.environ.get("RLKERN_BUILD", "auto")
     if choice not in CHOICES:
         raise SystemExit(
             f"rlkern: RLKERN_BUILD must be one of {', '.join(CHOICES)}, got {choice!r}"
         )
-    if choice == "cuda":
-        raise SystemExit(
-            "rlkern: RLKERN_BUILD=cuda has nothing to build: there are no CUDA C++ sources yet, "
-            "GPUs are served by Triton"
-        )
     if choice == "none":
-        return False
-    reason = obstacle()
-    if reason and choice == "cpu":
-        raise SystemExit(f"rlkern: RLKERN_BUILD=cpu, but {reason}")
+        return []
+    reason = obstacle() or (cuda_obstacle() if choice == "cuda" else None)
+    if reason and choice != "auto":
+        raise SystemExit(f"rlkern: RLKERN_BUILD={choice}, but {reason}")
     if reason:
         say(f"installing without the native extension, because {reason}; the eager backend serves")
-    return reason is None
+        return []
+    return ["rlkern._C", "rlkern._cuda"] if choice == "cuda" else ["rlkern._C"]
 
 
 def supported_isas(compiler):
@@ -128,6 +144,20 @@ def common_sources():
 def isa_sources():
     """Returns what is compiled once for each instruction set, with RLKERN_ISA its name."""
     return sorted([*ROOT.glob("csrc/cpu/kernels.cpp"), *ROOT.glob("csrc/cpu/isa/*.cpp")])
+
+
+def cuda_sources():
+    """Returns what nvcc compiles."""
+    return sorted(ROOT.glob("csrc/cuda/*.cu"))
+
+
+def cuda_command(target):
+    """Returns the command that makes the shared library of the CUDA kernels."""
+    targets = []
+    for code in CUDA_TARGETS:
+        targets += ["-gencode", f"arch={code.replace('sm_', 'compute_')},code={code}"]
+    sources = [str(path) for path in cuda_sources()]
+    return [find_nvcc(), *CUDA_FLAGS, *targets, f"-I{ROOT / 'csrc'}", *sources, "-o", str(target)]
 
 
 def escape(path):
@@ -179,24 +209,35 @@ def ninja_command():
 class NinjaBuild(build_ext):
     """Compiles with ninja in build/native/, which outlives pip's own temporary folders."""
 
+    def get_ext_filename(self, name):
+        # No Python module, so no version of Python in its name.
+        return "rlkern/_cuda.so" if name.endswith("_cuda") else super().get_ext_filename(name)
+
     def build_extension(self, ext):
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
         folder = ROOT / "build" / "native" / sysconfig.get_config_var("SOABI")
         folder.mkdir(parents=True, exist_ok=True)
-        compiler = find_compiler()
-        text = ninja_file(compiler, f"_C{suffix}", supported_isas(compiler))
-        (folder / "build.ninja").write_text(text)
-        subprocess.run([ninja_command(), "-C", str(folder)], check=True)
         target = Path(self.get_ext_fullpath(ext.name))
+        built = folder / target.name
+        if ext.name == "rlkern._cuda":
+            subprocess.run(cuda_command(built), check=True)
+        else:
+            compiler = find_compiler()
+            text = ninja_file(compiler, built.name, supported_isas(compiler))
+            (folder / "build.ninja").write_text(text)
+            subprocess.run([ninja_command(), "-C", str(folder)], check=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Replace, never overwrite: a process that has the old one loaded keeps it.
-        shutil.copy2(folder / f"_C{suffix}", f"{target}.new")
+        shutil.copy2(built, f"{target}.new")
         os.replace(f"{target}.new", target)
 
 
 def extensions():
-    sources = [str(path.relative_to(ROOT)) for path in [*common_sources(), *isa_sources()]]
-    return [Extension("rlkern._C", sources)] if wanted() else []
+    """Returns what setuptools shall build; the sources are those that an sdist must hold."""
+    sources = {"rlkern._C": [*common_sources(), *isa_sources()], "rlkern._cuda": cuda_sources()}
+    return [
+        Extension(name, [str(path.relative_to(ROOT)) for path in sources[name]])
+        for name in wanted()
+    ]
 
 
 setup(

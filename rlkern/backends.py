@@ -20,7 +20,15 @@ import torch
 ORDER = ("triton", "cpu", "eager")
 # Triton's interpreter can serve tensors on the CPU, but only where it is asked for by name.
 CHOICES = {"cpu": ("cpu", "eager")}
-MODULES = {"triton": "rlkern.kernels", "cpu": "rlkern.native", "eager": "rlkern.reference"}
+# These serve only where they are asked for by name, and why.
+BY_NAME = {"cuda": "asked for by name only, as its kernels have no recorded run on a GPU"}
+NAMES = (*ORDER, *BY_NAME)
+MODULES = {
+    "triton": "rlkern.kernels",
+    "cpu": "rlkern.native",
+    "eager": "rlkern.reference",
+    "cuda": "rlkern.cuda",
+}
 STEMS = (
     "token_logprob",
     "token_logprob_backward",
@@ -63,8 +71,8 @@ def _refusal(name: str, stem: str, device: str, dtype: torch.dtype) -> str | Non
 
 def _chosen_by_environment() -> str | None:
     name = os.environ.get("RLKERN_BACKEND") or None
-    if name is not None and name not in ORDER:
-        raise ValueError(f"RLKERN_BACKEND must be one of {', '.join(ORDER)}, got {name!r}")
+    if name is not None and name not in NAMES:
+        raise ValueError(f"RLKERN_BACKEND must be one of {', '.join(NAMES)}, got {name!r}")
     return name
 
 
@@ -124,11 +132,11 @@ def use_backend(name: str) -> Iterator[None]:
     >>> with use_backend("numpy"):
     ...     pass
     Traceback (most recent call last):
-    ValueError: use_backend: name must be one of triton, cpu, eager, got 'numpy'
+    ValueError: use_backend: name must be one of triton, cpu, eager, cuda, got 'numpy'
     """
     global _chosen
-    if name not in ORDER:
-        raise ValueError(f"use_backend: name must be one of {', '.join(ORDER)}, got {name!r}")
+    if name not in NAMES:
+        raise ValueError(f"use_backend: name must be one of {', '.join(NAMES)}, got {name!r}")
     _, reason = _load(name)
     if reason is not None:
         raise BackendUnavailable(f"use_backend: {name!r} cannot serve here: {reason}")
@@ -157,9 +165,11 @@ def explain(dtype: torch.dtype = torch.float32) -> str:
 def _refusals(device: str, dtype: torch.dtype) -> list[str]:
     """Returns one line for each reason that keeps a backend from serving operations on a device."""
     reasons: dict[tuple[str, str], list[str]] = {}
-    for name in ORDER:
+    for name in NAMES:
         for stem in STEMS:
             reason = _refusal(name, stem, device, dtype)
+            if reason is None and name != _chosen:
+                reason = BY_NAME.get(name)
             if reason is not None:
                 reasons.setdefault((name, reason), []).append(stem)
     return [

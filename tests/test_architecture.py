@@ -33,7 +33,7 @@ TEXT = {
 
 # A module imports from its own layer and those before it.
 LAYERS = (
-    {"reference", "native", "kernels", "_C"},
+    {"reference", "native", "kernels", "cuda", "_C"},
     {"backends"},
     {"ops"},
     {

@@ -156,7 +156,7 @@ def test_without_a_compiler_auto_says_so_and_eager_serves(source, tmp_path):
     ("choice", "sentence"),
     [
         ("bogus", "RLKERN_BUILD must be one of auto, cpu, cuda, none, got 'bogus'"),
-        ("cuda", "RLKERN_BUILD=cuda has nothing to build"),
+        ("cuda", "RLKERN_BUILD=cuda, but no C++ compiler found"),
         ("cpu", "RLKERN_BUILD=cpu, but no C++ compiler found"),
     ],
 )

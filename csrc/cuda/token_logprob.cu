@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// Log-probability of given tokens, with entropy and log-sum-exp, and the backward. As policy_loss,
+// it has never run on a GPU.
+#include "cuda/launch.cuh"
+#include "cuda/row.cuh"
+
+namespace rlkern {
+
+// One cluster per row.
+// - reads the row once, one more element of it: the token's; nothing of a row that does not count
+// - writes five scalars
+// - never materialises probabilities
+template <class S, bool CAPPED>
+__global__ void __launch_bounds__(kMostThreads, resident_blocks(CAPPED))
+    token_logprob_forward(const TokenLogprob p) {
+  const int64_t i = blockIdx.x / cluster_blocks();
+  const bool writes = cluster_rank() == 0 && threadIdx.x == 0;
+  if (p.mask && !p.mask[i]) {
+    if (writes) p.logprob[i] = p.entropy[i] = p.row_max[i] = p.log_sum[i] = p.sum_pi_squared[i] = 0;
+    return;
+  }
+  const Slice<S> slice(p.call.logits, i, cluster_rank(), cluster_blocks());
+  const Temper<CAPPED> temper(p.call, i);
+  slice.read();
+  const Stat row = row_statistics(slice_statistics<true>(slice, temper));
+  if (writes) {
+    const float own_x = token_logit(slice.row, p.call.token[i], p.call.logits.vocab);
+    p.logprob[i] = token_logprob_of(row, temper, own_x);
+    p.entropy[i] = entropy_of(row);
+    p.row_max[i] = row.sum == 0 ? -INFINITY : row.max;  // nothing but −inf
+    p.log_sum[i] = logf(row.sum);
+    p.sum_pi_squared[i] = row.square_sum / (row.sum * row.sum);
+  }
+  cluster_sync();  // no block leaves before all have read what it has
+}
+
+// As many blocks per row as its forward has, each alone; the gradient's row may be the logits'.
+// - reads the row once, and the forward's scalars; of a row that does not count nothing
+// - writes each element of the gradient once, the token's twice
+// - never materialises probabilities or a one-hot row
+template <class S, bool CAPPED>
+__global__ void __launch_bounds__(kMostThreads, resident_blocks(CAPPED))
+    token_logprob_backward(const TokenLogprobBackward p) {
+  const int blocks = gridDim.x / p.call.logits.rows;
+  const int64_t i = blockIdx.x / blocks;
+  const Slice<S> slice(p.call.logits, i, blockIdx.x % blocks, blocks);
+  S* const grad = row_of<S>(p.call.grad, i);
+  if (p.mask && !p.mask[i]) return write_zeros(slice, grad);
+  const int64_t token = p.call.token[i];
+  const Temper<CAPPED> temper(p.call, i);
+  slice.read();
+  if (threadIdx.x == 0) {
+    // The sums may be those of a larger vocabulary that this row is a slice of.
+    const float log_sum = p.log_sum[i], sum = expf(log_sum);
+    const Stat row{p.row_max[i], sum, (log_sum - p.entropy[i]) * sum, 0};
+    const int place = slice.place(token);
+    const float own_x = place < 0 ? NAN : to_float(slice.kept[place]);
+    share_slope(row, temper, own_x, token_logprob_of(row, temper, own_x),
+                p.grad_logprob ? p.grad_logprob[i] : 0.0f,
+                p.grad_entropy ? p.grad_entropy[i] : 0.0f, p.grad_lse ? p.grad_lse[i] : 0.0f);
+  }
+  __syncthreads();
+  write_gradient(slice, grad, temper, token);
+}
+
+}  // namespace rlkern
+
+extern "C" int rlkern_cuda_token_logprob(const rlkern::TokenLogprob* p) {
+  using namespace rlkern;
+  return with_dtype(p->call.logits.dtype, [&](auto type) {
+    using S = typename decltype(type)::Element;
+    return launch_rows<S>(
+        p->call.softcap ? token_logprob_forward<S, true> : token_logprob_forward<S, false>, *p,
+        false);
+  });
+}
+
+extern "C" int rlkern_cuda_token_logprob_backward(const rlkern::TokenLogprobBackward* p) {
+  using namespace rlkern;
+  return with_dtype(p->call.logits.dtype, [&](auto type) {
+    using S = typename decltype(type)::Element;
+    return launch_rows<S>(
+        p->call.softcap ? token_logprob_backward<S, true> : token_logprob_backward<S, false>, *p,
+        true);
+  });
+}

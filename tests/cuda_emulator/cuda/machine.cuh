@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA kernels on a CPU: every thread of a cluster is a fiber, barriers switch between them.
+// Takes the place of csrc/cuda/machine.cuh; whatever the kernels ask of a machine is here.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned x = 1, unsigned y = 1) : x(x), y(y) {}
+};
+using cudaError_t = int;
+inline const char* cudaGetErrorString(cudaError_t) { return "an error of the emulator"; }
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+template <class T>
+T min(T x, T y) {
+  return x < y ? x : y;
+}
+
+namespace rlkern {
+
+constexpr bool kEmulated = true;
+
+struct bfloat16 {
+  uint16_t bits;
+};
+using float16 = _Float16;
+inline float to_float(float x) { return x; }
+inline float to_float(float16 x) { return float(x); }
+inline float to_float(bfloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+inline void put(float* p, float x) { *p = x; }
+inline void put(float16* p, float x) { *p = float16(x); }
+inline void put(bfloat16* p, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  p->bits = x != x ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Everybody waits until all have come.
+struct Barrier {
+  int expected = 0, arrived = 0, generation = 0;
+  void wait();
+};
+
+struct EmulatedBlock {
+  std::vector<char> memory;
+  std::vector<float> exchange;
+  std::vector<std::pair<void*, const void*>> copies;
+  std::vector<Barrier> warps;
+  Barrier barrier;
+  char* aligned() { return memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16); }
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  int block, thread;
+  bool done = false;
+};
+
+// The cluster that runs now.
+struct Machine {
+  static constexpr int kWarpSize = 32, kStack = 32 << 10;
+  std::vector<EmulatedBlock> blocks;
+  std::vector<Fiber> fibers;
+  ucontext_t scheduler;
+  Fiber* now = nullptr;
+  Barrier cluster;
+  std::function<void()> body;
+
+  EmulatedBlock& block() { return blocks[now->block]; }
+  void yield() { swapcontext(&now->context, &scheduler); }
+  static void start();
+
+  void prepare(int cluster_blocks, int threads, int shared_bytes) {
+    blocks = std::vector<EmulatedBlock>(cluster_blocks);
+    for (EmulatedBlock& block : blocks) {
+      block.memory.resize(shared_bytes + 16);
+      block.exchange.resize(threads);
+      block.warps = std::vector<Barrier>(threads / kWarpSize);
+      for (Barrier& warp : block.warps) warp.expected = kWarpSize;
+      block.barrier.expected = threads;
+    }
+    cluster.expected = cluster_blocks * threads;
+    fibers = std::vector<Fiber>(cluster_blocks * threads);
+    for (size_t k = 0; k < fibers.size(); ++k) {
+      fibers[k].block = int(k) / threads, fibers[k].thread = int(k) % threads;
+      fibers[k].stack.reset(new char[kStack]);
+    }
+  }
+
+  void run(int first_block);
+};
+inline Machine machine;
+
+inline void Barrier::wait() {
+  const int mine = generation;
+  if (++arrived == expected) {
+    arrived = 0;
+    ++generation;
+  }
+  while (generation == mine) machine.yield();
+}
+
+inline void Machine::start() {
+  machine.body();
+  machine.now->done = true;
+}
+
+inline void Machine::run(int first_block) {
+  for (EmulatedBlock& block : blocks) std::memset(block.memory.data(), 0xff, block.memory.size());
+  for (Fiber& fiber : fibers) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = &scheduler;
+    fiber.done = false;
+    makecontext(&fiber.context, &Machine::start, 0);
+  }
+  for (bool any = true; any;) {
+    any = false;
+    // Backwards: a kernel that forgets a barrier must not be saved by the order of its threads.
+    for (size_t k = fibers.size(); k-- > 0;) {
+      if (fibers[k].done) continue;
+      any = true;
+      now = &fibers[k];
+      threadIdx.x = now->thread;
+      blockIdx.x = first_block + now->block;
+      swapcontext(&scheduler, &now->context);
+    }
+  }
+}
+
+inline char* shared_memory() { return machine.block().aligned(); }
+inline void block_sync() { machine.block().barrier.wait(); }
+inline float exp2_fast(float x) { return x < -126 ? 0.0f : std::exp2(x); }
+inline float larger(float a, float b) { return a != a || b != b ? NAN : (a > b ? a : b); }
+
+template <class Join>
+float warp_join(float x, Join join) {
+  EmulatedBlock& block = machine.block();
+  const int thread = machine.now->thread, first = thread / 32 * 32;
+  block.exchange[thread] = x;
+  block.warps[thread / 32].wait();
+  float lanes[32], next[32];
+  for (int k = 0; k < 32; ++k) lanes[k] = block.exchange[first + k];
+  for (int step = 16; step > 0; step /= 2) {
+    for (int k = 0; k < 32; ++k) next[k] = join(lanes[k], lanes[k ^ step]);
+    std::memcpy(lanes, next, sizeof lanes);
+  }
+  block.warps[thread / 32].wait();
+  return lanes[thread % 32];
+}
+
+// The copies happen as late as they may.
+inline void copy_16_bytes(void* shared, const void* global) {
+  const auto address = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
+  if (address % 16) std::abort();
+  machine.block().copies.emplace_back(shared, global);
+}
+inline void wait_for_copies() {
+  block_sync();
+  for (const auto& copy : machine.block().copies) std::memcpy(copy.first, copy.second, 16);
+  machine.block().copies.clear();
+  block_sync();
+}
+inline void store_16_bytes(void* p, const void* x) {
+  if (reinterpret_cast<uintptr_t>(p) % 16) std::abort();
+  std::memcpy(p, x, 16);
+}
+
+inline int cluster_blocks() { return int(machine.blocks.size()); }
+inline int cluster_rank() { return machine.now->block; }
+inline void cluster_sync() { machine.cluster.wait(); }
+template <class T>
+T of_block(T* mine, int rank) {
+  const std::ptrdiff_t offset = reinterpret_cast<char*>(mine) - shared_memory();
+  return *reinterpret_cast<T*>(machine.blocks[rank].aligned() + offset);
+}
+
+struct Device {
+  int major, shared_bytes;
+};
+
+// Device 8 is as small as an A100 and has no clusters, every other is like an H100.
+inline cudaError_t open_device(int64_t index, Device* device) {
+  *device = index == 8 ? Device{8, 163 << 10} : Device{9, 227 << 10};
+  return 0;
+}
+
+template <class Arguments>
+cudaError_t launch(void (*kernel)(Arguments), const Arguments& arguments, dim3 blocks, int cluster,
+                   int threads, int shared_bytes, void*) {
+  gridDim = blocks;
+  blockDim = dim3(threads);
+  machine.prepare(cluster, threads, shared_bytes);
+  machine.body = [&] { kernel(arguments); };
+  for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y)
+    for (unsigned first = 0; first < blocks.x; first += cluster) machine.run(int(first));
+  return 0;
+}
+
+}  // namespace rlkern
+
+#define __syncthreads rlkern::block_sync
