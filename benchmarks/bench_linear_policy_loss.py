@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss and gradients of N rows from hidden states and a head, against its matrix products alone."""
+
+import gc
+import math
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import rlkern
+from benchmarks import baselines
+from benchmarks.inputs import GRPO
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SMOKE = "RLKERN_BENCH_SMOKE" in os.environ  # a few rows, nothing compiled: only whether it runs
+# Hidden size and vocabulary of Qwen2.5-0.5B; few rows are where a fixed cost would show.
+MAIN, FEW = 512, (64, 128)
+H, V = (16, 1000) if SMOKE else (896, 151936)
+SEQUENCES = 8
+
+
+class LinearInputs:
+    """Hidden states as a decoder leaves them, a head, and what the loss is given beside them."""
+
+    def __init__(self, n: int, dtype: torch.dtype):
+        random = torch.Generator().manual_seed(0)
+        shape = (SEQUENCES, n // SEQUENCES)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=random)
+
+        self.hidden = normal(*shape, H).to(dtype).requires_grad_()
+        self.head = (normal(V, H) / math.sqrt(H)).to(dtype).requires_grad_()
+        self.token = torch.randint(V, shape, generator=random)
+        self.advantage = normal(SEQUENCES, 1).expand(shape).contiguous()
+        self.old = normal(*shape) * 0.1 - math.log(V)
+        self.ref = self.old + 0.1 * normal(*shape)
+        self.mask = torch.ones(shape, dtype=torch.bool)
+        self.weight = torch.full(shape, 1.0 / n)
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Returns what the baselines are given beside the logits."""
+        return self.token, self.advantage, self.weight, self.old, self.ref
+
+    def differentiate(self, loss: Tensor, frozen: bool = False) -> None:
+        """Makes the gradient of the hidden states, and of the head unless it is frozen."""
+        torch.autograd.grad(loss, [self.hidden] if frozen else [self.hidden, self.head])
+
+    def fused(self, frozen: bool = False) -> None:
+        """Runs rlkern's loss and gradients."""
+        head = self.head.detach() if frozen else self.head
+        loss = rlkern.linear_policy_loss(
+            self.hidden, head, self.token, self.advantage, self.mask, old_logprob=self.old,
+            ref_logprob=self.ref, weight=self.weight, **GRPO,
+        ).loss  # fmt: skip
+        self.differentiate(loss, frozen)
+
+    def by_logits(self, loss_function: Callable[..., Tensor]) -> None:
+        """Runs a baseline that stores the logits."""
+        self.differentiate(loss_function(self.hidden, self.head, *self.rows))
+
+
+def eager_loss(hidden: Tensor, head: Tensor, *rows: Tensor) -> Tensor:
+    return baselines.eager_grpo_loss(functional.linear(hidden, head), *rows)
+
+
+class Products:
+    """The matrix products that no way around the logits can save, into memory that is touched."""
+
+    def __init__(self, inputs: LinearInputs):
+        self.hidden, self.head = inputs.hidden.detach().flatten(0, 1), inputs.head.detach()
+        self.logits = self.hidden.new_ones(len(self.hidden), V)
+        self.grad_hidden, self.grad_head = torch.ones_like(self.hidden), torch.ones_like(self.head)
+
+    def two(self) -> None:
+        """Makes the logits and the gradient of the hidden states."""
+        torch.mm(self.hidden, self.head.t(), out=self.logits)
+        torch.mm(self.logits, self.head, out=self.grad_hidden)
+
+    def three(self) -> None:
+        """Makes the gradient of the head, too."""
+        self.two()
+        torch.mm(self.logits.t(), self.hidden, out=self.grad_head)
+
+
+@pytest.fixture(scope="module")
+def inputs(request):
+    n, dtype = request.param
+    gc.collect()
+    made = LinearInputs(n, DTYPES[dtype])
+    made.group = f"linear_policy_loss {n}x{H}x{V} {dtype}"
+    return made
+
+
+def for_rows(*numbers: int):
+    cases = [(n, dtype) for n in numbers for dtype in DTYPES]
+    names = [f"{n}-{dtype}" for n, dtype in cases]
+    return pytest.mark.parametrize("inputs", cases, ids=names, indirect=True)
+
+
+main_rows, every_row = for_rows(MAIN), for_rows(MAIN, *FEW)
+
+
+def measure(benchmark, inputs: LinearInputs, function, rounds: int = 2) -> None:
+    """Times function; a round takes seconds, so none is spent on warming up."""
+    benchmark.group = inputs.group
+    benchmark.pedantic(function, rounds=1 if SMOKE else rounds)
+
+
+@main_rows
+def test_three_products(benchmark, inputs):
+    measure(benchmark, inputs, Products(inputs).three)
+
+
+@main_rows
+def test_two_products(benchmark, inputs):
+    measure(benchmark, inputs, Products(inputs).two)
+
+
+@every_row
+def test_rlkern(benchmark, inputs):
+    measure(benchmark, inputs, inputs.fused)
+
+
+@main_rows
+def test_rlkern_frozen_head(benchmark, inputs):
+    measure(benchmark, inputs, lambda: inputs.fused(frozen=True))
+
+
+@main_rows
+def test_rlkern_logprob_and_backward(benchmark, inputs):
+    def run():
+        scores = rlkern.linear_token_logprob(inputs.hidden, inputs.head, inputs.token)
+        inputs.differentiate((scores.logprob * inputs.weight).sum())
+
+    measure(benchmark, inputs, run, 1)
+
+
+@every_row
+def test_eager(benchmark, inputs):
+    rounds = 1 if inputs.hidden.shape[1] * SEQUENCES == MAIN else 2
+    measure(benchmark, inputs, lambda: inputs.by_logits(eager_loss), rounds)
+
+
+@main_rows
+def test_torch_compile(benchmark, inputs):
+    torch._dynamo.reset()
+    loss = torch.compile(eager_loss, backend="eager" if SMOKE else "inductor")
+    for T in (2, 3):  # one graph for the first length, one for every other
+        rows = [x[:, :T].contiguous() for x in (inputs.hidden, *inputs.rows)]
+        inputs.differentiate(loss(rows[0], inputs.head, *rows[1:]))
+    measure(benchmark, inputs, lambda: inputs.by_logits(loss), 1)
+
+
+@main_rows
+def test_torch_linear_cross_entropy(benchmark, inputs):
+    """Times the supervised loss, which has no ratio, no KL and no metrics."""
+    if not hasattr(functional, "linear_cross_entropy"):
+        pytest.skip("this torch has no linear_cross_entropy")
+    hidden, token = inputs.hidden.flatten(0, 1), inputs.token.flatten()
+
+    def run():
+        loss = functional.linear_cross_entropy(hidden, inputs.head, token)
+        torch.autograd.grad(loss, [inputs.hidden, inputs.head], retain_graph=True)
+
+    measure(benchmark, inputs, run, 1)
+
+
+@main_rows
+def test_liger_chunked_grpo(benchmark, inputs):
+    chunked = pytest.importorskip("liger_kernel.chunked_loss", reason="Liger is not installed")
+    loss = chunked.LigerFusedLinearGRPOLoss(beta=GRPO["kl_coef"], compiled=not SMOKE)
+
+    def run():
+        value = loss(
+            inputs.hidden, inputs.head, inputs.token, inputs.mask.float(), inputs.advantage[:, 0],
+            ref_per_token_logps=inputs.ref, old_per_token_logps=inputs.old,
+        )[0]  # fmt: skip
+        inputs.differentiate(value)
+
+    measure(benchmark, inputs, run, 1)
+
+
+@main_rows
+def test_cut_cross_entropy(benchmark, inputs):
+    """Times the portable path of the supervised loss."""
+    cut = pytest.importorskip("cut_cross_entropy", reason="cut-cross-entropy is not installed")
+
+    def run():
+        loss = cut.linear_cross_entropy(
+            inputs.hidden, inputs.head, inputs.token, impl="torch_compile"
+        )
+        inputs.differentiate(loss)
+
+    measure(benchmark, inputs, run, 1)
