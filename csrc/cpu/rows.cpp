@@ -74,7 +74,8 @@ template <class T>
 OpenRow RowReader<T>::open(int64_t i, int64_t ahead) {
   const double rate = softmax_.rate(i), cap = softmax_.softcap;
   OpenRow open;
-  if (gather(i)) {
+  has_kept_set_ = gather(i);
+  if (has_kept_set_) {
     void* grad = grad_logits_ ? kept_.data() : nullptr;
     open = {
         {kept_.data(), nullptr, int64_t(kept_.size()), rate, cap}, kDtypeOf<T>, place_, 0, grad};
@@ -96,7 +97,7 @@ OpenRow RowReader<T>::open(int64_t i, int64_t ahead) {
 
 template <class T>
 void RowReader<T>::close(int64_t i) {
-  if (ids_.empty() || grad_logits_ == nullptr) return;
+  if (!has_kept_set_ || grad_logits_ == nullptr) return;
   std::memset(grad_logits_->row(i), 0, grad_logits_->vocab * kElementSize[grad_logits_->dtype]);
   for (size_t k = 0; k < ids_.size(); ++k) put(*grad_logits_, i, ids_[k], double(kept_[k]));
 }

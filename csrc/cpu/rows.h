@@ -131,7 +131,8 @@ class RowReader {
   const int64_t* token_;
   const Softmax<T>& softmax_;
   const Grid* grad_logits_;
-  std::vector<int64_t> ids_;  // the kept set of the open row, the token included; or empty
+  bool has_kept_set_ = false;  // of the open row; none of it need lie in these logits
+  std::vector<int64_t> ids_;   // what of it does, the token included
   std::vector<T> kept_;
   int64_t place_ = -1;
 };

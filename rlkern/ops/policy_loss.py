@@ -158,11 +158,11 @@ class PolicyLossInPlace(torch.autograd.Function):
         return loss, metrics
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, grad_metrics):
         (grad_logits,) = ctx.saved_tensors
         others = (None,) * (ctx.arguments - 1)
         if torch.compiler.is_compiling():  # a mutating operation would copy the buffer here
             return grad_logits * grad_loss, *others
+        refuse_double_backward("policy_loss")
         scale_(grad_logits, grad_loss)
         return grad_logits, *others

@@ -116,7 +116,6 @@ class _InPlace(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, *grads):
         found = _arguments(ctx, grads)
         if found is None:
@@ -124,6 +123,7 @@ class _InPlace(torch.autograd.Function):
         saved, rest = found
         if torch.compiler.is_compiling():
             return backward(saved, *rest), *(None,) * 5
+        refuse_double_backward("token_logprob")
         logits = saved.detach()
         backward_(logits, *rest)
         return logits, *(None,) * 5
