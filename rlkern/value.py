@@ -167,14 +167,15 @@ def _checked_second(op: str, bootstrap: str, q: Tensor, given: dict[str, Tensor 
         if (x is None) == (name == needed):
             verb = "must" if name == needed else "must not"
             raise ValueError(f"{op}: {name} {verb} be given with bootstrap {bootstrap!r}")
-    if needed is None:
-        return None, None
-    second = given[needed]
-    if needed == "next_action":
-        check.like(op, needed, second, q.shape[:1], q, check.INTEGERS)
-        return None, second.to(torch.int64).contiguous()
-    check.like(op, needed, second, q.shape, q, check.FLOATS)
-    return _constant(second, q), None
+    table = then = None
+    for name, x in given.items():
+        if x is not None and name == "next_action":
+            check.like(op, name, x, q.shape[:1], q, check.INTEGERS)
+            then = x.to(torch.int64).contiguous()
+        elif x is not None:
+            check.like(op, name, x, q.shape, q, check.FLOATS)
+            table = _constant(x, q)
+    return table, then
 
 
 def td_loss(

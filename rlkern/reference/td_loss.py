@@ -77,9 +77,10 @@ def td_loss(
     counted = weight != 0
     read, follows = counted[:, None], (counted & ~done)[:, None]
     action = torch.where(counted, action, 0)
-    later = [x if x is None else torch.where(follows, x.detach(), 0.0) for x in (next_q, other)]
+    later = torch.where(follows, next_q.detach(), 0.0)
+    second = None if other is None else torch.where(follows, other.detach(), 0.0)
     then = None if next_action is None else torch.where(follows[:, 0], next_action, 0)
-    following = torch.where(follows[:, 0], BOOTSTRAPS[bootstrap](*later, then), 0.0)
+    following = torch.where(follows[:, 0], BOOTSTRAPS[bootstrap](later, second, then), 0.0)
     target = torch.where(counted, reward.detach() + discount * following, 0.0)
     with recording():
         leaf = torch.where(read, q.detach(), 0.0).requires_grad_()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs every bootstrap of td_loss on as many actions as a case has logits in a row."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from rlkern.value import td_loss
 _KIND = {"max": "huber", "double": "squared", "twin_min": "full_squared"}
 
 
-def _second(bootstrap: str, like: Tensor) -> dict[str, Tensor]:
+def _second(bootstrap: str, like: Tensor) -> dict[str, Any]:
     other = upstream(like, 3)
     return {
         "max": {},
