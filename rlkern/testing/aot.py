@@ -171,11 +171,11 @@ def launch_rows(
 def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
     """Launches every gate, KL estimator and level, and every kernel that sees no vocabulary."""
     x, token = torch.zeros(3, T), torch.zeros(3, T, dtype=torch.int64)
-    rows, offset = Rows(x, x, x, x, x), torch.tensor([0, 3 * T])
+    batch, offset = Rows(x, x, x, x, x), torch.tensor([0, 3 * T])
     # Each name occurs; what one does to a kernel does not depend on the others.
     for i, (gate, kl, level) in enumerate(zip(GATES, cycle(KL_ESTIMATORS), cycle(LEVELS))):
         objective = Objective(gate, level, kl, (coef,) * 4, coef, coef)
-        kernels.token_objective(x, x, rows, offset if i % 2 else None, objective)
+        kernels.token_objective(x, x, batch, offset if i % 2 else None, objective)
         alone, z = Rows(x, x, None, x), torch.zeros(3, T, 151936 // 8, dtype=torch.bfloat16)
         kernels.policy_loss(z, token, alone, Softmax(), objective._replace(level="token"), None)
     for length in (7, 2000):
@@ -184,8 +184,8 @@ def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
         kernels.gae(rows, rows, rows == 0, numbers)
     order, offset = torch.arange(T), torch.arange(T + 1)
     for kind in KINDS:
-        length = torch.zeros(T) if kind == "length_weighted" else None
-        kernels.group_advantage(torch.zeros(T), order, offset, kind, coef, 1, length)
+        lengths = torch.zeros(T) if kind == "length_weighted" else None
+        kernels.group_advantage(torch.zeros(T), order, offset, kind, coef, 1, lengths)
     launch_values(T, coef)
 
 
