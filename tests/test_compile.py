@@ -90,6 +90,20 @@ def group_advantage(batch: Batch, logits):
     return (rlkern.group_advantage(batch.advantage.flatten(), batch.token.flatten() // 9),)
 
 
+def values(batch: Batch, logits):
+    old, target = batch.ref_logprob, batch.old_logprob
+    out = rlkern.value_loss(logits.sum(-1), old, target, batch.mask)
+    q, action = logits[:, 0], batch.token[:, 0]
+    td = rlkern.td_loss(q, action, old[:, 0], batch.mask[:, 0], logits[:, -1].detach())
+    return out.loss, td.loss, td.error
+
+
+def preferences(batch: Batch, logits):
+    total = rlkern.sequence_logprob(-logits.abs().sum(-1), batch.mask)
+    ref = total.detach() - 1
+    return rlkern.preference_loss(total, total.flip(0), ref, ref)
+
+
 def token_weight(batch: Batch, logits):
     modes = rlkern.aggregate.MODES
     return tuple(rlkern.aggregate.token_weight(batch.mask, mode) for mode in modes)
@@ -115,6 +129,8 @@ FUNCTIONS = {
     "gae": gae,
     "returns": returns,
     "group_advantage": group_advantage,
+    "values": values,
+    "preferences": preferences,
     "token_weight": token_weight,
     "merge_metrics": merge_metrics,
 }
