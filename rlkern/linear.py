@@ -61,11 +61,13 @@ def _plain(op: str, name: str, x: object) -> Tensor:
 def _lora(op: str, lora: Lora | None, weight: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
     if lora is None:
         return None, None, 1.0
+    if not isinstance(lora, Lora):
+        raise TypeError(f"{op}: lora must be Lora(a, b, scale), got {check.describe(lora)}")
     a, b = _plain(op, "lora.a", lora.a), _plain(op, "lora.b", lora.b)
-    (V, H), rank, scale = weight.shape, b.shape[-1], lora.scale
-    check.like(op, "lora.b", b, torch.Size((V, rank)), weight, (weight.dtype,))
-    check.like(op, "lora.a", a, torch.Size((rank, H)), weight, (weight.dtype,))
-    return a, b, check.number(op, "lora.scale", scale)
+    (V, H), rank = weight.shape, b.shape[-1:]
+    check.like(op, "lora.b", b, torch.Size((V, *rank)), weight, (weight.dtype,))
+    check.like(op, "lora.a", a, torch.Size((*rank, H)), weight, (weight.dtype,))
+    return a, b, check.number(op, "lora.scale", lora.scale)
 
 
 def _checked_head(

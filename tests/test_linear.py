@@ -15,7 +15,6 @@ from linear_helpers import (
     same_bits,
     scores_by_linear,
 )
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
 from rlkern.backends import _load
@@ -182,63 +181,6 @@ def test_sums_over_waves_are_kept_in_float32():
     assert grad.tolist() == [-0.5 * small * (N - 2), 0.5 * small * (N - 2)]
 
 
-# Where the two matrices are among the arguments of a product.
-PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::addmm_": 1}
-
-
-def products(function) -> list[tuple]:
-    """Returns the shapes of the matrices of each product that function makes."""
-    with torch.profiler.profile(record_shapes=True) as profile:
-        function()
-    events = [e for e in profile.events() if e.name in PRODUCTS]
-    shapes = [e.input_shapes[PRODUCTS[e.name] :][:2] for e in events]
-    return [tuple(tuple(s) for s in pair) for pair in shapes]
-
-
-@pytest.mark.parametrize(
-    "path,products_of_a_wave", (("loss", (1, 1, 1)), ("scores", (2, 1, 1))), ids=PATHS
-)
-def test_a_product_is_made_only_for_what_is_wanted(path, products_of_a_wave):
-    V, H = 37, 7
-    task = problem(replace(PLAIN, mask="full"), H=H, sources=("hidden", "weight", "bias"))
-    forward, of_hidden, of_weight = ((16, H), (H, V)), ((16, V), (V, H)), ((V, 15), (15, H))
-
-    def made(*wants):
-        return products(lambda: results(path, task, wants=wants, wave=20))
-
-    expected = (forward,) * products_of_a_wave[0]
-    assert sorted(made("hidden", "weight", "bias")) == sorted((*expected, of_hidden, of_weight))
-    assert sorted(made("hidden")) == sorted((*expected, of_hidden))
-    assert sorted(made("hidden", "bias")) == sorted((*expected, of_hidden))
-    assert sorted(made("weight")) == sorted((*expected, of_weight))
-    assert made() == [forward]
-
-
-def test_an_adapter_never_needs_the_gradient_of_the_weight():
-    V, H, R = 37, 7, 3
-    task = problem(replace(PLAIN, mask="full"), H=H, R=R)
-    made = products(lambda: results("loss", task, wants=("hidden", "lora_a", "lora_b")))
-    assert ((V, 15), (15, R)) in made and ((V, 15), (15, H)) not in made
-
-
-def test_rows_that_do_not_count_are_left_out_of_every_product():
-    task = problem(replace(PLAIN, B=40, T=3, mask="ragged"), H=7, sources=("hidden", "weight"))
-    counted = int(task.batch.mask.sum())
-    made = products(lambda: results("loss", task, wants=("hidden", "weight"), wave=10**6))
-    assert counted < 120 and {first[0] for first, _ in made} == {counted, task.case.V}
-
-
-def test_a_longer_sequence_than_a_wave_is_multiplied_twice_and_a_shorter_once():
-    task = problem(replace(PLAIN, B=2, T=40, mask="full", algorithm="gspo"), H=7,
-                   sources=("hidden", "weight"))  # fmt: skip
-
-    def forwards(wave):
-        made = products(lambda: results("loss", task, wants=("hidden",), wave=wave))
-        return sum(second == (7, 37) for _, second in made)
-
-    assert forwards(40) == 2 and forwards(39) == 2 * 3 and forwards(80) == 1
-
-
 def test_the_gradients_of_tied_embeddings_add_up():
     torch.manual_seed(0)
     batch = problem(PLAIN).batch
@@ -279,63 +221,6 @@ def test_double_backward_raises(path):
     loss = PATHS[path][0](task, leaves)["loss"]
     with pytest.raises(RuntimeError, match="double backward"):
         torch.autograd.grad(loss, leaves["hidden"], create_graph=True)
-
-
-def operator_calls(level):
-    """Returns arguments of the three operators by name."""
-    task = problem(replace(PLAIN, mask="full", keep="narrow", temperature="rows"))
-    batch = task.batch
-    hidden, *head = task.leaves().values()
-    head = (hidden.detach().flatten(0, 1).requires_grad_(), *head, 0.5)
-    softmax = (1 / batch.temperature.flatten(), 2.0, batch.keep.flatten(0, 1))
-    token, mask = batch.token.flatten(), torch.arange(15) % 4 != 1
-    call = (*head, token, mask, *softmax, 4)
-    with torch.no_grad():
-        logprob, *statistics, _ = torch.ops.rlkern.linear_token_logprob(*call)
-    plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in call]
-    rows = [batch.advantage, mask.reshape(3, 5) / 7, *list(batch.rows.values())[:3]]
-    numbers = torch.tensor([0.2, 0.28, 0.0, 0.0, 0.3, 0.2], dtype=torch.float64)
-    objective = (None, "ppo_clip", level, "k3", numbers)
-    wants = [True, False, True, True, True]
-    return {
-        "linear_token_logprob": call,
-        "linear_token_logprob_backward": (*plain, *statistics, logprob, None, logprob, wants),
-        "linear_policy_loss": (*head, batch.token, *rows, *softmax, *objective, 4, [True] * 5),
-    }
-
-
-@EVERY_BACKEND
-@pytest.mark.parametrize("level", ("token", "sequence"))
-@pytest.mark.parametrize("name", operator_calls("token"))
-def test_the_operator_passes_opcheck(backend, level, name):
-    with rlkern.use_backend(backend):
-        operator = getattr(torch.ops.rlkern, name).default
-        torch.library.opcheck(operator, operator_calls(level)[name])
-
-
-@EVERY_PATH
-@pytest.mark.parametrize("algorithm", ("grpo", "gspo"))
-def test_a_compiled_call_has_the_bits_of_the_plain_one_whatever_the_shape(path, algorithm):
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-
-    def run(task, leaves, **options):
-        return PATHS[path][0](task, leaves, wave=5, **options)
-
-    compiled = torch.compile(run, backend=counter, fullgraph=True)
-    for B, T, clip in ((2, 3, 0.2), (3, 4, 0.3), (5, 7, 0.1)):
-        case = Case("compiled", B=B, T=T, V=37, temperature="rows", algorithm=algorithm)
-        options = {"clip_low": clip} if path == "loss" else {}
-        results = []
-        for function in (run, compiled):
-            task = problem(case)
-            leaves = task.leaves()
-            out = function(task, leaves, **options)
-            out["loss"].backward()
-            results.append({**out, **{n: x.grad for n, x in leaves.items()}})
-        assert same_bits(*results)
-    # One graph for the first shape, one for every other.
-    assert counter.frame_count <= 2
 
 
 def test_what_is_wanted_is_what_requires_a_gradient_when_the_loss_is_made():
