@@ -11,8 +11,8 @@ from rlkern.reference.token_logprob import Scored, Softmax, Statistics, Upstream
 def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
     """Returns what is left of each row; see rlkern.reference.token_logprob."""
     arguments = rows_call("token_logprob", logits, token, softmax, None)
-    new = {"dtype": torch.float32, "device": logits.device}
-    out = Scored(*(torch.empty(token.shape, **new) for _ in Scored._fields))
+    x = logits.new_empty(token.shape, dtype=torch.float32)
+    out = Scored(*(torch.empty_like(x) for _ in Scored._fields))
     with torch.cuda.device_of(logits):
         call("token_logprob", TokenLogprob(arguments, address(mask), *map(address, out)))
     return out

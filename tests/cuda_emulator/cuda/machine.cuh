@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels on a CPU: every thread of a cluster is a fiber, barriers switch between them.
 // Takes the place of csrc/cuda/machine.cuh; whatever the kernels ask of a machine is here.
+// Included once: a library is one source.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -71,9 +73,10 @@ struct EmulatedBlock {
 
 struct Fiber {
   ucontext_t context;
+  jmp_buf place;
   std::unique_ptr<char[]> stack;
   int block, thread;
-  bool done = false;
+  bool started, done;
 };
 
 // The cluster that runs now.
@@ -81,13 +84,24 @@ struct Machine {
   static constexpr int kWarpSize = 32, kStack = 32 << 10;
   std::vector<EmulatedBlock> blocks;
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   Fiber* now = nullptr;
   Barrier cluster;
   std::function<void()> body;
+  bool forwards = false;          // in which order the threads take turns
+  int64_t read = 0, written = 0;  // bytes moved 16 at a time
 
   EmulatedBlock& block() { return blocks[now->block]; }
-  void yield() { swapcontext(&now->context, &scheduler); }
+  // Jumps, since switching contexts is a system call.
+  void yield() {
+    if (!_setjmp(now->place)) _longjmp(scheduler, 1);
+  }
+  void resume() {
+    if (_setjmp(scheduler)) return;
+    if (now->started) _longjmp(now->place, 1);
+    now->started = true;
+    setcontext(&now->context);
+  }
   static void start();
 
   void prepare(int cluster_blocks, int threads, int shared_bytes) {
@@ -123,6 +137,7 @@ inline void Barrier::wait() {
 inline void Machine::start() {
   machine.body();
   machine.now->done = true;
+  _longjmp(machine.scheduler, 1);
 }
 
 inline void Machine::run(int first_block) {
@@ -131,20 +146,18 @@ inline void Machine::run(int first_block) {
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = &scheduler;
-    fiber.done = false;
+    fiber.started = fiber.done = false;
     makecontext(&fiber.context, &Machine::start, 0);
   }
   for (bool any = true; any;) {
     any = false;
-    // Backwards: a kernel that forgets a barrier must not be saved by the order of its threads.
-    for (size_t k = fibers.size(); k-- > 0;) {
-      if (fibers[k].done) continue;
+    for (size_t turn = 0; turn < fibers.size(); ++turn) {
+      now = &fibers[forwards ? turn : fibers.size() - 1 - turn];
+      if (now->done) continue;
       any = true;
-      now = &fibers[k];
       threadIdx.x = now->thread;
       blockIdx.x = first_block + now->block;
-      swapcontext(&scheduler, &now->context);
+      resume();
     }
   }
 }
@@ -175,6 +188,7 @@ inline void copy_16_bytes(void* shared, const void* global) {
   const auto address = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
   if (address % 16) std::abort();
   machine.block().copies.emplace_back(shared, global);
+  machine.read += 16;
 }
 inline void wait_for_copies() {
   block_sync();
@@ -185,6 +199,7 @@ inline void wait_for_copies() {
 inline void store_16_bytes(void* p, const void* x) {
   if (reinterpret_cast<uintptr_t>(p) % 16) std::abort();
   std::memcpy(p, x, 16);
+  machine.written += 16;
 }
 
 inline int cluster_blocks() { return int(machine.blocks.size()); }
@@ -221,3 +236,11 @@ cudaError_t launch(void (*kernel)(Arguments), const Arguments& arguments, dim3 b
 }  // namespace rlkern
 
 #define __syncthreads rlkern::block_sync
+
+// For the tests. A kernel that lacks a barrier gives other bits in one of the two orders.
+extern "C" void emulator_begin(int forwards) {
+  rlkern::machine.forwards = forwards;
+  rlkern::machine.read = rlkern::machine.written = 0;
+}
+extern "C" int64_t emulator_bytes_read() { return rlkern::machine.read; }
+extern "C" int64_t emulator_bytes_written() { return rlkern::machine.written; }

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA C++ kernels run by an emulator on the CPU, against the reference.
+
+The emulator (tests/cuda_emulator) takes the place of one header, csrc/cuda/machine.cuh, and runs
+every thread of a cluster as a fiber. What it cannot show is speed, and what a real GPU would make
+of the few instructions in that header.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from batch_helpers import loss_and_gradient, same_bits, scores_and_gradient
+from cuda_helpers import forget
+
+import rlkern
+from rlkern import cuda, reference
+from rlkern.backends import BackendUnavailable
+from rlkern.cuda.library import c_int64, load_library
+from rlkern.reference.token_logprob import Softmax, Upstream
+from rlkern.testing.cases import CASES, make_batch
+from rlkern.testing.conformance import applicable, compare, row
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+COMPILER = shutil.which("g++")
+needs_compiler = pytest.mark.skipif(not COMPILER, reason="g++ is not installed")
+
+
+@pytest.fixture(scope="module")
+def emulated_library(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("emulator")
+    flags = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas -Werror"
+    include = [f"-I{ROOT / 'tests' / 'cuda_emulator'}", f"-I{ROOT / 'csrc'}"]
+    # One source: the emulated machine is one variable.
+    everything = folder / "all.cpp"
+    everything.write_text("".join(f'#include "{source}"\n' for source in SOURCES))
+    command = [str(COMPILER), *flags.split(), *include, "-shared", str(everything)]
+    subprocess.run([*command, "-o", str(folder / "emulated.so")], check=True)
+    return folder / "emulated.so"
+
+
+@pytest.fixture
+def emulated(emulated_library, monkeypatch):
+    """The cuda backend on the CPU."""
+    monkeypatch.setenv("RLKERN_CUDA_LIBRARY", str(emulated_library))
+    forget()
+    yield
+    forget()
+
+
+@needs_compiler
+def test_it_serves_only_where_it_is_asked_for(emulated):
+    assert rlkern.backend_name("policy_loss") != "cuda"
+    assert "not cuda on cpu: asked for by name only" in rlkern.explain()
+    with rlkern.use_backend("cuda"):
+        assert rlkern.backend_name("policy_loss") == "cuda"
+        with pytest.raises(BackendUnavailable, match="takes float32, bfloat16, float16 here"):
+            rlkern.backend_name("policy_loss", dtype=torch.float64)
+        with pytest.raises(BackendUnavailable, match="has no gae"):
+            rlkern.backend_name("gae")
+    with rlkern.use_backend("eager"):
+        pass
+
+
+def served(case) -> bool:
+    """Returns whether the backend takes a case: no kept sets, and ratios of tokens alone."""
+    return case.keep == "none" and rlkern.algorithms()[case.algorithm].level == "token"
+
+
+def check(operation: str, case, dtype: torch.dtype, device: str) -> None:
+    result = compare(operation, case, "cuda", dtype, device)
+    line = row("cuda", operation, case, dtype, result)
+    print(line)
+    assert result.passed, line
+
+
+@needs_compiler
+@pytest.mark.conformance
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("operation", ["policy_loss (in place)", "token_logprob"])
+def test_the_error_is_at_most_twice_eagers_own(operation, dtype, emulated, poisoned_memory):
+    cases = [case for case in CASES if served(case) and applicable(operation, case, dtype)]
+    assert cases
+    for case in cases:
+        check(operation, case, dtype, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.conformance
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("operation", ["policy_loss", "policy_loss (in place)", "token_logprob"])
+def test_a_gpu_computes_what_the_reference_does(operation, dtype):
+    if cuda.unavailable():
+        pytest.skip(cuda.unavailable())
+    for case in CASES:
+        if served(case) and applicable(operation, case, dtype):
+            check(operation, case, dtype, "cuda")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("V", [999, 1000, 50257])
+def test_a_rows_bits_do_not_depend_on_its_address(V, dtype, emulated):
+    x = torch.randn(1, 2, V, generator=torch.Generator().manual_seed(1)).to(dtype)
+    token, mask = torch.tensor([[V - 1, 5]]), torch.ones(1, 2, dtype=torch.bool)
+    results = []
+    with rlkern.use_backend("cuda"):
+        for offset in range(0, 16 // x.element_size(), 3):
+            storage = torch.zeros(offset + 2 * V + 8, dtype=dtype)
+            shifted = storage[offset : offset + 2 * V].view(1, 2, V).copy_(x)
+            rows = (token, torch.tensor([[0.5, -1.0]]), mask)
+            with torch.no_grad():
+                scored = rlkern.token_logprob(shifted, token)
+            leaf = shifted.requires_grad_()
+            out = rlkern.policy_loss(leaf, *rows, entropy_coef=0.1, algorithm="grpo")
+            (grad,) = torch.autograd.grad(out.loss, leaf)
+            results.append((*scored, out.loss.detach(), out.metrics, grad))
+    for other in results[1:]:
+        for name, a, b in zip(range(99), results[0], other):
+            assert torch.equal(a, b), name
+
+
+@needs_compiler
+def test_rows_before_clusters_must_fit_one_block_and_larger_ones_are_refused(emulated, monkeypatch):
+    monkeypatch.setenv("RLKERN_CUDA_EMULATED_DEVICE", "8")  # as small as an A100
+    by_name = {case.name: case for case in CASES}
+    check("policy_loss", by_name["gpt2"], torch.bfloat16, "cpu")
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    with (
+        rlkern.use_backend("cuda"),
+        pytest.raises(RuntimeError, match="a row does not fit the shared memory of this GPU"),
+    ):
+        rlkern.token_logprob(torch.zeros(1, 1, 151936), token)
+    # Without a maximum to find, a row can be cut up: the backward alone takes any.
+    x = torch.randn(1, 1, 151936, generator=torch.Generator().manual_seed(2))
+    got, expected = torch.empty_like(x), torch.empty_like(x)
+    plain, one = Softmax(), torch.ones(1, 1)
+    scored = reference.token_logprob(x, token, None, plain)
+    for backend, grad in ((cuda, got), (reference, expected)):
+        backend.token_logprob_backward(
+            x, token, None, plain, scored.statistics, Upstream(one, one, one), grad
+        )
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-8)
+
+
+@needs_compiler
+def test_the_factor_of_a_loss_reaches_its_gradient(emulated):
+    x, token = torch.randn(2, 3, 21), torch.zeros(2, 3, dtype=torch.int64)
+    grads = []
+    with rlkern.use_backend("cuda"):
+        for factor in (1.0, 0.25):
+            leaf = x.clone().requires_grad_()
+            mask = torch.ones(2, 3, dtype=torch.bool)
+            out = rlkern.policy_loss(leaf, token, torch.ones(2, 3), mask)
+            (out.loss * factor).backward()
+            grads.append(leaf.grad)
+        kept = torch.arange(4).expand(2, 3, 4)
+        with pytest.raises(
+            NotImplementedError, match="policy_loss: the cuda backend takes no kept"
+        ):
+            rlkern.policy_loss(leaf, token, torch.ones(2, 3), mask, keep=kept)
+    assert grads[0].abs().sum() > 0
+    assert torch.equal(grads[1], grads[0] * 0.25)
+
+
+def launch_shape(V: int, element_size: int, clusters: bool) -> tuple[int, int, int]:
+    """Returns (blocks per row, threads, bytes of shared memory), as csrc/cuda/shape.h has it."""
+
+    def size(blocks):
+        groups = -(-V * element_size // 16)
+        return 144 + -(-groups // blocks) * 16
+
+    choices = (1, 2, 4, 8) if clusters else (1,)
+    blocks = next((b for b in choices if size(b) <= 75 * 1024), choices[-1])
+    threads = next((t for t in (128, 256) if (size(blocks) - 144) // 16 <= 4 * t), 512)
+    return blocks, threads, size(blocks)
+
+
+@needs_compiler
+def test_launch_shapes_follow_from_the_length_of_a_row(emulated):
+    for V in (1, 7, 1000, 4096, 32000, 50257, 128256, 129920, 151936, 262144):
+        for element_size in (2, 4):
+            for clusters in (False, True):
+                shape = (c_int64 * 3)()
+                load_library().rlkern_cuda_shape(V, element_size, clusters, shape)
+                assert tuple(shape) == launch_shape(V, element_size, clusters)
+    assert launch_shape(151936, 2, True) == (4, 512, 76112)
+    assert launch_shape(262144, 4, True)[0] == 8
+    # What the largest GPUs give a block; with the 1 KB that the driver takes, three of 228 KB.
+    assert launch_shape(262144, 4, True)[2] <= 227 * 1024
+    assert 3 * (launch_shape(151936, 2, True)[2] + 1024) <= 228 * 1024
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("V", [4096, 151936])
+def test_a_row_is_read_once_and_written_once_and_not_at_all_without_weight(V, dtype, emulated):
+    mask = torch.tensor([[True, False, True]])
+    x = torch.randn(1, 3, V).to(dtype).requires_grad_()
+    token, emulator = torch.zeros(1, 3, dtype=torch.int64), load_library()
+    emulator.emulator_begin(0)
+    with rlkern.use_backend("cuda"):
+        rlkern.policy_loss(x, token, torch.ones(1, 3), mask)
+    row_bytes = V * x.element_size()
+    assert emulator.emulator_bytes_read() == 2 * row_bytes
+    assert emulator.emulator_bytes_written() == 3 * row_bytes
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", ["gpt2", "qwen", "time_slice", "softcap_temperature_entropy"])
+def test_the_order_of_the_threads_does_not_change_a_bit(case, emulated):
+    batch = make_batch(next(c for c in CASES if c.name == case), torch.bfloat16)
+    results = []
+    for forwards in (0, 1):
+        load_library().emulator_begin(forwards)
+        with rlkern.use_backend("cuda"):
+            scores = scores_and_gradient(batch, inplace=True)
+            results.append((*scores, *loss_and_gradient(batch, inplace=True)))
+    assert same_bits(*results)
