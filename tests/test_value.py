@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of values of states and of actions against formulas written out, and their metrics."""
+"""Losses of values of states against formulas written out, and KL controllers."""
 
 import math
 
@@ -14,9 +14,6 @@ from rlkern.reference.value_loss import VALUE_KINDS
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
 CLIPPING = [name for name, kind in VALUE_KINDS.items() if kind.rule != "free"]
 NAN = math.nan
-SECOND = {"double": "online_next_q", "twin_min": "second_next_q", "sarsa": "next_action",
-          "expected": "next_probability"}  # fmt: skip
-BOOTSTRAPS = ("max", *SECOND)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -152,188 +149,43 @@ def test_low_precision_values_are_lost_in_float32_and_get_their_own_gradient_dty
     assert out.loss.dtype == torch.float32 and leaf.grad.dtype == torch.bfloat16
 
 
-def transitions(B=9, A=5, seed=1, dtype=torch.float64):
-    """Returns (arguments, others) of td_loss; some episodes are done, with NaN beyond them."""
-    random = torch.Generator().manual_seed(seed)
-    q, next_q, other = torch.randn(3, B, A, generator=random, dtype=dtype)
-    action, then = torch.randint(A, (2, B), generator=random)
-    reward = torch.randn(B, generator=random, dtype=dtype)
-    done = torch.rand(B, generator=random) < 0.3
-    done[0], done[1] = True, False
-    next_q[done] = NAN
-    others = {"online_next_q": other, "second_next_q": other, "next_action": then,
-              "next_probability": other.softmax(-1)}  # fmt: skip
-    return (q, action, reward, done, next_q), others
-
-
-def bootstrapped(bootstrap, row, second):
-    """Returns the value of the next state by its equation."""
-    if bootstrap == "max":
-        return max(row)
-    if bootstrap == "double":
-        return row[second.index(max(second))]
-    if bootstrap == "twin_min":
-        return max(min(x, y) for x, y in zip(row, second))
-    if bootstrap == "sarsa":
-        return row[second]
-    return sum(p * x for p, x in zip(second, row))
-
-
-@pytest.mark.parametrize("kind", ("squared", "full_squared", "huber"))
-@pytest.mark.parametrize("bootstrap", BOOTSTRAPS)
-def test_every_temporal_difference_loss_is_its_equation(backend, bootstrap, kind):
-    (q, action, reward, done, next_q), others = transitions()
-    second = others[SECOND[bootstrap]] if bootstrap in SECOND else None
-    chosen = {SECOND[bootstrap]: second} if bootstrap in SECOND else {}
-    expected, errors = [], []
-    for i in range(len(q)):
-        extra = None if second is None else second[i].tolist()
-        future = 0 if done[i] else bootstrapped(bootstrap, next_q[i].tolist(), extra)
-        errors.append(reward[i].item() + 0.9 * future - q[i, action[i]].item())
-        expected.append(penalty(kind, -errors[-1], 0.7))
-    weight = torch.linspace(0.1, 1, len(q), dtype=torch.float64)
-    out = rlkern.td_loss(
-        q, action, reward, done, next_q, discount=0.9, bootstrap=bootstrap, kind=kind, delta=0.7,
-        weight=weight, **chosen,
-    )  # fmt: skip
-    torch.testing.assert_close(out.error, torch.tensor(errors, dtype=torch.float64))
-    loss = sum(w * x for w, x in zip(weight.tolist(), expected))
-    assert out.loss.item() == pytest.approx(loss, rel=1e-12)
-
-
-@pytest.mark.parametrize("bootstrap", BOOTSTRAPS)
-def test_the_gradient_of_td_loss_reaches_the_taken_actions_of_q_alone(backend, bootstrap):
-    (q, action, *rest), others = transitions()
-    name = SECOND.get(bootstrap)
-    chosen = {name: others[name]} if name else {}
-    weight = torch.linspace(0, 1, len(q), dtype=torch.float64)
-
-    def loss(q):
-        return rlkern.td_loss(q, action, *rest, bootstrap=bootstrap, weight=weight, **chosen).loss
-
-    q.requires_grad_()
-    assert torch.autograd.gradcheck(loss, q)
-    (grad,) = torch.autograd.grad(loss(q), q)
-    taken = torch.nn.functional.one_hot(action, q.shape[1]).bool()
-    assert grad[~taken].eq(0).all() and grad[0].eq(0).all() and grad[1:][taken[1:]].ne(0).all()
-
-
-def test_a_transition_of_weight_zero_may_hold_anything(backend):
-    arguments, _ = transitions()
-    q, action, reward, done, next_q = (x.clone() for x in arguments)
-    weight = torch.full((len(q),), 0.2, dtype=torch.float64)
-    weight[3] = 0
-    expected = rlkern.td_loss(q, action, reward, done, next_q, weight=weight).loss
-    for x in (q, reward, next_q):
-        x[3] = NAN
-    action[3] = -100
-    out = rlkern.td_loss(q.requires_grad_(), action, reward, done, next_q, weight=weight)
-    out.loss.backward()
-    assert out.loss.item() == expected.item() and out.error[3] == 0 and q.grad[3].eq(0).all()
-
-
-def test_a_next_value_that_is_nan_shows_whatever_the_bootstrap(backend):
-    (q, action, reward, done, next_q), others = transitions()
-    next_q[1] = NAN
-    for bootstrap in BOOTSTRAPS:
-        name = SECOND.get(bootstrap)
-        chosen = {name: others[name]} if name else {}
-        out = rlkern.td_loss(q, action, reward, done, next_q, bootstrap=bootstrap, **chosen)
-        assert out.error.isnan().tolist() == [i == 1 for i in range(len(q))], bootstrap
-
-
-def test_double_q_of_the_same_network_is_the_maximum(backend):
-    (q, action, reward, done, next_q), _ = transitions()
-    plain = rlkern.td_loss(q, action, reward, done, next_q)
-    double = rlkern.td_loss(
-        q, action, reward, done, next_q, bootstrap="double", online_next_q=next_q.nan_to_num()
-    )
-    twin = rlkern.td_loss(
-        q, action, reward, done, next_q, bootstrap="twin_min", second_next_q=next_q
-    )
-    assert plain.loss.equal(double.loss) and plain.loss.equal(twin.loss)
-
-
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
-def test_an_action_outside_the_table_is_refused_before_anything_is_read(monkeypatch):
-    monkeypatch.delenv("RLKERN_CHECK_VALUES", raising=False)
-    (q, action, *rest), _ = transitions()
-    action[2] = 5
-    with pytest.raises(ValueError, match=r"td_loss: action must be in \[0, 5\), got 5"):
-        rlkern.td_loss(q, action, *rest)
-
-
 def value_call(**changed):
     x = torch.ones(2, 3)
     good = {"value": x, "old_value": x, "target": x, "mask": x.bool()}
     return rlkern.value_loss(**{**good, **changed})
 
 
-def td_call(**changed):
-    x = torch.ones(2, 3)
-    good = {"q": x, "action": torch.zeros(2).long(), "reward": torch.ones(2),
-            "done": torch.zeros(2).bool(), "next_q": x}  # fmt: skip
-    return rlkern.td_loss(**{**good, **changed})
-
-
 @pytest.mark.parametrize(
-    "call,changed,sentence",
+    "changed,sentence",
     (
-        (
-            value_call,
-            {"target": torch.ones(2)},
-            r"target must be \(2, 3\) on cpu, got \(2,\) float32",
-        ),
-        (value_call, {"mask": torch.ones(2, 3)}, "mask must be bool, got"),
-        (value_call, {"old_value": None}, "kind 'clipped' clips, so old_value must be given"),
-        (value_call, {"kind": "mse"}, "kind must be one of squared, .*, got 'mse'"),
-        (value_call, {"kind": "huber", "clip": 0.1}, "clip belongs to the kinds that clip"),
-        (value_call, {"clip": 0.0}, "clip must be greater than 0, got 0.0"),
-        (value_call, {"delta": -1.0}, "delta must be greater than 0, got -1.0"),
-        (value_call, {"value": torch.full((2, 3), NAN)}, "value must be finite where mask is True"),
-        (td_call, {"q": torch.ones(2)}, r"q must be \(B, A\) with A > 0, got \(2,\)"),
-        (td_call, {"action": torch.tensor([0, 3])}, r"action must be in \[0, 3\), got 3"),
-        (td_call, {"done": torch.zeros(2)}, "done must be bool, got"),
-        (td_call, {"bootstrap": "soft"}, "bootstrap must be one of max, .*, got 'soft'"),
-        (td_call, {"bootstrap": "double"}, "online_next_q must be given with bootstrap 'double'"),
-        (td_call, {"next_action": torch.zeros(2).long()}, "next_action must not be given with"),
-        (td_call, {"kind": "clipped"}, "kind must be one of squared, full_squared, huber"),
-        (td_call, {"discount": NAN}, "discount must be finite"),
+        ({"target": torch.ones(2)}, r"target must be \(2, 3\) on cpu, got \(2,\) float32"),
+        ({"mask": torch.ones(2, 3)}, "mask must be bool, got"),
+        ({"old_value": None}, "kind 'clipped' clips, so old_value must be given"),
+        ({"kind": "mse"}, "kind must be one of squared, .*, got 'mse'"),
+        ({"kind": "huber", "clip": 0.1}, "clip belongs to the kinds that clip"),
+        ({"clip": 0.0}, "clip must be greater than 0, got 0.0"),
+        ({"delta": -1.0}, "delta must be greater than 0, got -1.0"),
+        ({"value": torch.full((2, 3), NAN)}, "value must be finite where mask is True"),
     ),
 )
-def test_bad_input_ends_in_one_sentence(call, changed, sentence):
+def test_bad_input_ends_in_one_sentence(changed, sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
-        call(**changed)
+        value_call(**changed)
 
 
-def operator_calls():
+def test_the_operation_passes_opcheck(backend):
     value, old, target, weight = (x.float() for x in rows(8))
     coef = torch.tensor([0.2, 1.0], dtype=torch.float64)
-    (q, action, reward, done, next_q), others = transitions(dtype=torch.float32)
-    rest = (action, reward, done, next_q.nan_to_num())
-    weights = torch.ones(len(q))
-    other, then = others["online_next_q"], others["next_action"]
-    return [
-        ("value_loss", (value.requires_grad_(), target, old, weight, "clipped", coef)),
-        ("value_loss", (value.requires_grad_(), target, None, weight, "squared", coef)),
-        ("td_loss", (q.requires_grad_(), *rest, other, None, weights, "double", "huber", coef)),
-        ("td_loss", (q.requires_grad_(), *rest, None, then, weights, "sarsa", "squared", coef)),
-    ]
+    for old_value, kind in ((old, "clipped"), (None, "squared")):
+        arguments = (value.requires_grad_(), target, old_value, weight, kind, coef)
+        torch.library.opcheck(torch.ops.rlkern.value_loss.default, arguments)
 
 
-def test_the_operations_pass_opcheck(backend):
-    for name, arguments in operator_calls():
-        torch.library.opcheck(getattr(torch.ops.rlkern, name).default, arguments)
-
-
-def test_double_backward_of_value_losses_raises(backend):
-    value, old, target, _ = rows()
-    q, *rest = transitions()[0]
-    for leaf, call in ((value, lambda v: rlkern.value_loss(v, old, target, v.detach().abs() > 0)),
-                       (q, lambda q: rlkern.td_loss(q, *rest))):  # fmt: skip
-        leaf.requires_grad_()
-        with pytest.raises(RuntimeError, match="double backward"):
-            torch.autograd.grad(call(leaf).loss, leaf, create_graph=True)
+def test_double_backward_raises(backend):
+    value, old, target, weight = rows()
+    loss = rlkern.value_loss(value.requires_grad_(), old, target, weight > 0).loss
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(loss, value, create_graph=True)
 
 
 def test_no_coefficient_or_shape_compiles_a_third_graph():
