@@ -64,6 +64,17 @@ def test_values_and_gradients_are_those_of_the_logits(
         assert not misses(results(path, task, backend, wave=wave), task, PATHS[path][1])
 
 
+@EVERY_PATH
+@pytest.mark.parametrize("variant", ("softcap and kept sets", "packed sequences"))
+@pytest.mark.skipif(_load("triton")[1] is not None or torch.cuda.is_available(),
+                    reason="needs Triton's interpreter: these problems lie on the CPU")  # fmt: skip
+def test_the_triton_kernels_take_waves(path, variant):
+    task = problem(VARIANTS[variant])
+    with rlkern.use_backend("triton"):
+        got = evaluated(PATHS[path][0], task, wave=4)
+    assert not misses(got, task, PATHS[path][1])
+
+
 @pytest.mark.parametrize("name", FORMULAS)
 def test_every_formula_is_that_of_the_logits_in_waves_of_sequences_and_in_shorter_ones(name):
     task = problem(FORMULAS[name])
