@@ -172,6 +172,15 @@ def fused_head(model: nn.Module) -> Iterator[nn.Module]:
     Raises
         TypeError, ValueError  for a model without a head, or whose logits are more than a head's,
                                a scale and a softcap (its configuration's)
+
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> sizes = {"vocab_size": 8, "hidden_size": 4, "intermediate_size": 4}
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=1))
+    >>> _ = model.lm_head.weight.data.zero_()
+    >>> with fused_head(model), torch.no_grad():
+    ...     out = model(input_ids=torch.tensor([[1, 2]]), token=torch.tensor([[2, 3]]))
+    >>> out.logprob.exp()
+    tensor([[0.1250, 0.1250]])
     """
     found = find_head(model)
     original = found.causal.forward
