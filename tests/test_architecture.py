@@ -16,20 +16,7 @@ import pytest
 import rlkern
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = {
-    ".py",
-    ".cpp",
-    ".h",
-    ".cu",
-    ".toml",
-    ".yaml",
-    ".yml",
-    ".md",
-    ".txt",
-    ".in",
-    ".json",
-    ".jsonl",
-}
+TEXT = set(".py .cpp .h .cu .cuh .toml .yaml .yml .md .txt .in .json .jsonl".split())
 
 # A module imports from its own layer and those before it.
 LAYERS = (
