@@ -178,10 +178,11 @@ def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
         kernels.token_objective(x, x, batch, offset if i % 2 else None, objective)
         alone, z = Rows(x, x, None, x), torch.zeros(3, T, 151936 // 8, dtype=torch.bfloat16)
         kernels.policy_loss(z, token, alone, Softmax(), objective._replace(level="token"), None)
-    for length in (7, 2000):
+    for length in (7, 2000, 20000):
         rows, numbers = torch.zeros(3, length), torch.full((2,), coef, dtype=torch.float64)
-        kernels.reverse_scan(rows, rows)
-        kernels.gae(rows, rows, rows == 0, numbers)
+        for steps, bounds in ((rows, None), (rows.flatten(), torch.arange(4) * length)):
+            kernels.reverse_scan(steps, steps, bounds)
+            kernels.gae(steps, steps, steps == 0, numbers, None, bounds)
     order, offset = torch.arange(T), torch.arange(T + 1)
     for kind in KINDS:
         lengths = torch.zeros(T) if kind == "length_weighted" else None
