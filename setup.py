@@ -210,8 +210,10 @@ class NinjaBuild(build_ext):
     """Compiles with ninja in build/native/, which outlives pip's own temporary folders."""
 
     def get_ext_filename(self, name):
-        # No Python module, so no version of Python in its name.
-        return "rlkern/_cuda.so" if name.endswith("_cuda") else super().get_ext_filename(name)
+        *package, last = name.split(".")
+        if last != "_cuda":
+            return super().get_ext_filename(name)
+        return os.path.join(*package, "_cuda.so")  # no module: no version of Python in its name
 
     def build_extension(self, ext):
         folder = ROOT / "build" / "native" / sysconfig.get_config_var("SOABI")

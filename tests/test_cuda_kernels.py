@@ -210,6 +210,25 @@ def test_a_row_is_read_once_and_written_once_and_not_at_all_without_weight(V, dt
 
 
 @needs_compiler
+@pytest.mark.parametrize("softcap", [0.0, 20.0])
+def test_blocks_of_nothing_but_minus_infinity_change_nothing(softcap, emulated):
+    x = torch.randn(1, 1, 151936)
+    x[..., :60000] = x[..., 120000:] = -torch.inf
+    token, plain = torch.tensor([[70000]]), Softmax(torch.full((1, 1), 2.0), softcap)
+    got = cuda.token_logprob(x, token, None, plain)
+    torch.testing.assert_close(got, reference.token_logprob(x, token, None, plain))
+    empty = cuda.token_logprob(torch.full_like(x, -torch.inf), token, None, plain)
+    assert empty.logprob.isnan() and empty.row_max == -torch.inf
+
+
+@needs_compiler
+def test_a_nan_among_the_logits_is_heard_of(emulated):
+    x, token = torch.zeros(1, 1, 50257), torch.tensor([[7]])
+    x[..., 40000] = torch.nan
+    assert cuda.token_logprob(x, token, None, Softmax()).logprob.isnan()
+
+
+@needs_compiler
 @pytest.mark.parametrize("case", ["gpt2", "qwen", "time_slice", "softcap_temperature_entropy"])
 def test_the_order_of_the_threads_does_not_change_a_bit(case, emulated):
     batch = make_batch(next(c for c in CASES if c.name == case), torch.bfloat16)

@@ -68,6 +68,7 @@ struct EmulatedBlock {
   std::vector<std::pair<void*, const void*>> copies;
   std::vector<Barrier> warps;
   Barrier barrier;
+  int gone;
   char* aligned() { return memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16); }
 };
 
@@ -89,6 +90,7 @@ struct Machine {
   Barrier cluster;
   std::function<void()> body;
   bool forwards = false;          // in which order the threads take turns
+  int64_t events = 0;             // barriers that opened, threads that ended
   int64_t read = 0, written = 0;  // bytes moved 16 at a time
 
   EmulatedBlock& block() { return blocks[now->block]; }
@@ -122,6 +124,7 @@ struct Machine {
   }
 
   void run(int first_block);
+  bool advance(int first_block, Fiber* warp);
 };
 inline Machine machine;
 
@@ -130,6 +133,7 @@ inline void Barrier::wait() {
   if (++arrived == expected) {
     arrived = 0;
     ++generation;
+    ++machine.events;
   }
   while (generation == mine) machine.yield();
 }
@@ -137,11 +141,19 @@ inline void Barrier::wait() {
 inline void Machine::start() {
   machine.body();
   machine.now->done = true;
+  ++machine.events;
+  // A block that has left takes its memory along.
+  EmulatedBlock& block = machine.block();
+  if (++block.gone == block.barrier.expected)
+    std::memset(block.memory.data(), 0xff, block.memory.size());
   _longjmp(machine.scheduler, 1);
 }
 
 inline void Machine::run(int first_block) {
-  for (EmulatedBlock& block : blocks) std::memset(block.memory.data(), 0xff, block.memory.size());
+  for (EmulatedBlock& block : blocks) {
+    std::memset(block.memory.data(), 0xff, block.memory.size());
+    block.gone = 0;
+  }
   for (Fiber& fiber : fibers) {
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -149,17 +161,38 @@ inline void Machine::run(int first_block) {
     fiber.started = fiber.done = false;
     makecontext(&fiber.context, &Machine::start, 0);
   }
-  for (bool any = true; any;) {
-    any = false;
-    for (size_t turn = 0; turn < fibers.size(); ++turn) {
-      now = &fibers[forwards ? turn : fibers.size() - 1 - turn];
-      if (now->done) continue;
-      any = true;
-      threadIdx.x = now->thread;
-      blockIdx.x = first_block + now->block;
-      resume();
+  // A warp goes as far as it can before the next one starts, and so does a block: what it forgets
+  // to wait for is not there yet, or there no more.
+  const int count = int(blocks.size()), warps = int(fibers.size()) / kWarpSize / count;
+  const auto place = [&](int turn, int of) { return forwards ? turn : of - 1 - turn; };
+  const auto advance_block = [&](int block) {
+    const int64_t before = events;
+    for (int turn = 0; turn < warps; ++turn) {
+      const int warp = block * warps + place(turn, warps);
+      while (advance(first_block, &fibers[warp * kWarpSize])) continue;
     }
+    return events != before;
+  };
+  for (int64_t before = -1; before != events;) {
+    before = events;
+    for (int turn = 0; turn < count; ++turn)
+      while (advance_block(place(turn, count))) continue;
   }
+  for (const Fiber& fiber : fibers)
+    if (!fiber.done) std::abort();  // a barrier that some never reach
+}
+
+// Returns whether a barrier opened, or a thread ended.
+inline bool Machine::advance(int first_block, Fiber* warp) {
+  const int64_t before = events;
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    now = &warp[lane];
+    if (now->done) continue;
+    threadIdx.x = now->thread;
+    blockIdx.x = first_block + now->block;
+    resume();
+  }
+  return events != before;
 }
 
 inline char* shared_memory() { return machine.block().aligned(); }
