@@ -68,6 +68,15 @@ BEATEN = {
     "eager": ("1920x21",),
 }  # fmt: skip
 DTYPES = ("float32", "bfloat16")
+# (rows of hidden states, row, its divisor, sign, limits), of H = 896 and V = 151 936.
+LINEAR = (
+    (512, "rlkern", "three_products", "<=", 1.08, 1.25),
+    (512, "rlkern_frozen_head", "two_products", "<=", 1.08, 1.25),
+    *((rows, "eager", "rlkern", ">=", 1.0, 1.0) for rows in (64, 128, 512)),
+)
+# Half the bandwidth of a memcpy of the bytes that must move, and never slower than eager.
+SWEPT = ("rlkern_gae", "rlkern_gae_into_memory_in_use")
+SCANS = ("1x1", "8x4096", "512x4096", "8192x1024", "1x1000000")
 CHECKS = [
     Check(_main(dtype), above, below, sign, limits[i], table is PROMISES)
     for table in (GOALS, PROMISES)
@@ -79,6 +88,14 @@ CHECKS = [
     for size in sizes
     for dtype in DTYPES
 ]
+CHECKS += [
+    Check(f"linear_policy_loss {n}x896x151936 {dtype}", above, below, sign, limits[i], False)
+    for n, above, below, sign, *limits in LINEAR
+    for i, dtype in enumerate(DTYPES)
+]
+CHECKS += [
+    Check("gae 8192x1024", row, "memcpy_of_the_bytes_moved", "<=", 2.0, False) for row in SWEPT
+] + [Check(f"gae {shape}", "eager_gae", "rlkern_gae", ">=", 1.0, False) for shape in SCANS]
 
 
 class Verdict(NamedTuple):

@@ -11,7 +11,6 @@ from linear_helpers import PATHS, SOURCES, Problem, evaluated, misses, problem, 
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
-from rlkern.backends import _load
 from rlkern.testing.cases import Case
 
 GROUPS = {2: [1, 2], 3: [0, 1, 2]}  # in the pair a process is another rank than in the world
@@ -117,11 +116,8 @@ WORLDS = pytest.mark.parametrize("ranks", GROUPS)
 @WORLDS
 @pytest.mark.parametrize("path,case,dtype", RUNS)
 def test_a_split_head_gives_the_numbers_of_the_whole_and_every_rank_the_same_bits(
-    found, ranks, path, case, dtype, request
+    found, ranks, path, case, dtype
 ):
-    if ranks == 3 and CASES[case].keep != "none":  # a slice of one id, which few rows keep
-        reason = "the C++ backward does not write rows whose whole kept set lies in other slices"
-        request.applymarker(pytest.mark.xfail(strict=_load("cpu")[1] is None, reason=reason))
     parts = [dict(rank[ranks, path, case, dtype]) for rank in found[ranks]]
     own = [{n: part.pop(f"grad_{n}") for n in SPLIT} for part in parts]
     assert all(same_bits(part, parts[0]) for part in parts[1:])

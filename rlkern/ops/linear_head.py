@@ -116,17 +116,41 @@ class Waves:
         self._held = None
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds aᵀ·b to total, whose dtype is wider than theirs where they have 16 bits."""
-    if total.dtype == a.dtype:
-        total.addmm_(a.t(), b)
-    elif not on_host(total.device):
-        torch.addmm(total, a.t(), b, out_dtype=total.dtype, out=total)
-    else:  # no product of 16-bit matrices into float32 there
-        wide = b.to(total.dtype)
-        for begin in range(0, a.shape[1], _BLOCK):
-            columns = slice(begin, begin + _BLOCK)
-            total[columns].addmm_(a[:, columns].to(total.dtype).t(), wide)
+class _Sum:
+    """A sum over waves, shaped like what it is the gradient of; its dtype may be wider."""
+
+    def __init__(self, source: Tensor, dtype: torch.dtype):
+        self.source, self.dtype = source, dtype
+        self.value: Tensor | None = None
+
+    def add_product(self, a: Tensor, b: Tensor) -> None:
+        """Adds aᵀ·b; the first of one dtype is the product itself, nothing zeroed for it."""
+        if self.value is None and self.dtype == a.dtype:
+            self.value = torch.mm(a.t(), b)
+            return
+        total = self.value = self.result(self.dtype)
+        if total.dtype == a.dtype:
+            total.addmm_(a.t(), b)
+        elif not on_host(total.device):
+            torch.addmm(total, a.t(), b, out_dtype=total.dtype, out=total)
+        else:  # no product of 16-bit matrices into float32 there
+            wide = b.to(total.dtype)
+            for begin in range(0, a.shape[1], _BLOCK):
+                columns = slice(begin, begin + _BLOCK)
+                total[columns].addmm_(a[:, columns].to(total.dtype).t(), wide)
+
+    def add(self, x: Tensor) -> None:
+        """Adds a tensor."""
+        self.value = self.result(self.dtype).add_(x)
+
+    def result(self, dtype: torch.dtype) -> Tensor:
+        """Returns the sum so far in this dtype: zeros where there was nothing to add."""
+        if self.value is None:
+            return self.source.new_zeros(self.source.shape, dtype=dtype)
+        return self.value.to(dtype)
+
+
+_NAMES = ("weight", "bias", "lora_a", "lora_b")
 
 
 class Gradients:
@@ -139,34 +163,30 @@ class Gradients:
     def __init__(self, waves: Waves, wants: list[bool]):
         self.waves, self.head = waves, waves.head
         one_wave = waves.count <= waves.wave
-        names = ("hidden", "weight", "bias", "lora_a", "lora_b")
-        sources = (waves.hidden, *self.head[:4])
-        self.sums: dict[str, Tensor] = {}
-        for name, source, wanted in zip(names, sources, wants):
-            if not wanted or source is None:
-                continue
-            narrow = source.dtype in (torch.float16, torch.bfloat16)
-            widen = narrow and not one_wave and name != "hidden"
-            dtype = torch.float32 if widen else source.dtype
-            self.sums[name] = source.new_zeros(source.shape, dtype=dtype)
+        self.sums: dict[str, _Sum] = {}
+        for name, source, wanted in zip(_NAMES, self.head[:4], wants[1:]):
+            if wanted and source is not None:
+                widen = source.dtype in (torch.float16, torch.bfloat16) and not one_wave
+                self.sums[name] = _Sum(source, torch.float32 if widen else source.dtype)
+        self.hidden = torch.zeros_like(waves.hidden) if wants[0] else None
 
     def add(self, begin: int, end: int, grad_logits: Tensor) -> None:
         """Adds what the gradient of a wave's logits contributes."""
         head, states = self.head, self.waves.states(begin, end)
-        if "hidden" in self.sums:
-            self.sums["hidden"][begin:end] = self._of_hidden(end - begin)
+        if self.hidden is not None:
+            self.hidden[begin:end] = self._of_hidden(end - begin)
         if "weight" in self.sums:
-            _add_product(self.sums["weight"], grad_logits, states)
+            self.sums["weight"].add_product(grad_logits, states)
         if "bias" in self.sums:
-            self.sums["bias"] += grad_logits.sum(0, dtype=self.sums["bias"].dtype)
+            self.sums["bias"].add(grad_logits.sum(0, dtype=self.sums["bias"].dtype))
         if head.lora_a is None or head.lora_b is None:
             return
         if "lora_b" in self.sums:
             low_rank = states @ head.lora_a.t() * head.lora_scale
-            _add_product(self.sums["lora_b"], grad_logits, low_rank)
+            self.sums["lora_b"].add_product(grad_logits, low_rank)
         if "lora_a" in self.sums:
             grad_low_rank = grad_logits @ head.lora_b * head.lora_scale
-            _add_product(self.sums["lora_a"], grad_low_rank, states)
+            self.sums["lora_a"].add_product(grad_low_rank, states)
 
     def _of_hidden(self, count: int) -> Tensor:
         head, grad_logits = self.head, self.waves.room(count)
@@ -177,14 +197,12 @@ class Gradients:
 
     def results(self, hidden: Tensor) -> list[Tensor]:
         """Returns the five, empty where they are not wanted; rows that do not count are 0."""
-        found = []
-        for name, source in zip(("weight", "bias", "lora_a", "lora_b"), self.head[:4]):
-            made = self.sums.get(name)
-            found.append(hidden.new_empty(0) if made is None else made.to(source.dtype))  # type: ignore[union-attr]
-        if "hidden" not in self.sums:
-            return [hidden.new_empty(0), *found]
+        sums = (self.sums.get(name) for name in _NAMES)
+        of_head = [hidden.new_empty(0) if x is None else x.result(x.source.dtype) for x in sums]
+        if self.hidden is None:
+            return [hidden.new_empty(0), *of_head]
         if self.waves.rows is None:
-            return [self.sums["hidden"], *found]
+            return [self.hidden, *of_head]
         grad_hidden = torch.zeros_like(hidden)
-        self.waves.put(grad_hidden, self.sums["hidden"])
-        return [grad_hidden, *found]
+        self.waves.put(grad_hidden, self.hidden)
+        return [grad_hidden, *of_head]

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlkern.ops.library import refuse_double_backward
 from rlkern.ops.linear_head import Head
 from rlkern.ops.sharded import Slice, combine, gather_scores, in_slice
 from rlkern.reference.token_logprob import Scored, Softmax, accumulation_dtype
@@ -23,8 +24,8 @@ class _Replicated(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        refuse_double_backward("linear_token_logprob")
         total = grad.to(accumulation_dtype(grad.dtype), copy=True)
         dist.all_reduce(total, group=ctx.group)
         return total.to(grad.dtype), None
@@ -45,8 +46,8 @@ class _Rows(torch.autograd.Function):
         return tuple(whole)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum, grad_sum):
+        refuse_double_backward("linear_token_logprob")
         # lse = row_max + log_sum: its whole gradient arrives through log_sum.
         upstream = [
             None if g is None else g.contiguous()
