@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forms of the Triton scans: one order of steps in all of them, and what each reads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+import rlkern  # noqa: E402
+from rlkern import kernels, reference  # noqa: E402
+from rlkern.kernels import _scan  # noqa: E402
+from rlkern.testing.traffic import traffic  # noqa: E402
+
+pytestmark = pytest.mark.skipif(not kernels.INTERPRETED, reason="looks into the interpreter")
+NUMBERS = torch.tensor([0.99, 0.9], dtype=torch.float64)
+
+
+def steps(*shape):
+    """Returns reward, value and mask; NaN wherever nothing counts."""
+    random = torch.Generator().manual_seed(len(shape))
+    mask = torch.rand(shape, generator=random) < 0.7
+    reward, value = torch.randn(2, *shape, generator=random)
+    return reward.masked_fill(~mask, torch.nan), value.masked_fill(~mask, torch.nan), mask
+
+
+def test_a_short_row_of_any_tile_has_the_bits_it_has_packed(poisoned_memory):
+    reward, value, mask = steps(17, 33)
+    rates = torch.rand(2, 17, dtype=torch.float64)
+    bootstrap = torch.randn(17)
+    assert _scan.plan(reward, None).programs == 2
+    padded = kernels.gae(reward, value, mask, rates, bootstrap)
+    some = torch.tensor([0, 15, 16])
+    flat = (x[some].flatten() for x in (reward, value, mask))
+    bounds = torch.arange(4) * 33
+    packed = kernels.gae(*flat, rates[:, some], bootstrap[some], bounds)
+    for x, y in zip(packed, padded):
+        assert x.view(3, 33).equal(y[some]) and y.isfinite().all()
+
+
+@pytest.mark.parametrize("bounds", ([0, 5, 5, 3500], None), ids=("packed", "padded"))
+def test_long_sequences_have_the_bits_of_the_middle_form(bounds, monkeypatch, poisoned_memory):
+    reward, value, mask = steps(*((3500,) if bounds else (1, 3500)))
+    mask[..., 1000:2100] = False  # a hole that begins in one block and ends after the next
+    mask[..., 3200:] = False
+    bounds = torch.tensor(bounds) if bounds else None
+    bootstrap = torch.randn(1 if bounds is None else 3)
+    arguments = (reward, value, mask, NUMBERS, bootstrap, bounds)
+    middle = kernels.gae(*arguments)
+    monkeypatch.setattr(_scan, "LONG", 2000)
+    assert _scan.plan(reward, bounds).owner is not None
+    long = kernels.gae(*arguments)
+    assert all(x.equal(y) for x, y in zip(long, middle))
+    oracle = reference.gae(
+        reward.double(), value.double(), mask, NUMBERS, bootstrap.double(), bounds
+    )
+    for x, exact in zip(long, oracle):
+        torch.testing.assert_close(x.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("T,long,reads", ((40, False, 1), (1100, False, 1), (1100, True, 2)))
+def test_each_step_is_read_as_often_as_its_form_says(T, long, reads, monkeypatch):
+    monkeypatch.setattr(_scan, "LONG", 64 if long else 1 << 20)
+    bias, decay = torch.rand(2, 2, T).unbind()
+    reward, value, mask = steps(1, T)
+    with traffic() as moved:
+        x = kernels.reverse_scan(bias, decay)
+        advantage, target = kernels.gae(reward, value, mask, NUMBERS)
+    assert moved.outside == 0
+    assert all((moved.times_loaded(y) == reads).all() for y in (bias, decay))
+    assert all((moved.times_stored(y) == 1).all() for y in (x, advantage, target))
+    assert moved.times_loaded(reward).equal(reads * mask.long())
+    # And once more a step ahead, where it still is in the cache.
+    assert (moved.times_loaded(value) <= 2 * reads + long).all()
+    assert not moved.times_loaded(value)[~mask].any()
+
+
+def test_the_gradient_of_a_long_scan_is_that_of_the_formula(monkeypatch):
+    monkeypatch.setattr(_scan, "LONG", 64)
+    inputs = torch.rand(2, 1, 1100).requires_grad_()
+    grads = []
+    for backend, x in (("triton", inputs), ("eager", inputs.detach().double().requires_grad_())):
+        with rlkern.use_backend(backend):
+            rlkern.reverse_scan(*x).square().sum().backward()
+        grads.append(x.grad.double())
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+
+LAYOUTS = """
+import re, sys, torch
+from rlkern import kernels
+from rlkern.testing.aot import compiling
+numbers = torch.full((2,), 0.9, dtype=torch.float64)
+with compiling(sys.argv[1]) as compiled:
+    for T in (7, 2000, 20000):
+        x = torch.zeros(2, T)
+        kernels.reverse_scan(x, x)
+        kernels.gae(x, x, x == 0, numbers)
+for name, kernel in compiled:
+    text = kernel.asm["ttgir"]
+    scans = re.findall(r'"tt.scan"\\(.*?axis = 1 .*?-> \\(?tensor<16x64xf32, (#\\w+)>', text, re.S)
+    for layout in set(scans):
+        print(name, re.search(rf"^{layout} = (.*)$", text, re.M)[1], sep="|")
+"""
+
+
+@pytest.mark.parametrize("target", ("sm_80", "sm_90", "sm_100", "gfx942"))
+def test_every_form_spreads_a_row_of_steps_over_the_same_threads(target):
+    env = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", LAYOUTS, target],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, env=env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("|") for line in done.stdout.splitlines()]
+    assert sorted(name for name, _ in lines) == ["gae_kernel"] * 4 + ["reverse_scan_kernel"] * 4
+    assert len({layout for _, layout in lines}) == 1
