@@ -13,7 +13,17 @@ import pytest
 import torch
 
 import rlkern
-from benchmarks import baselines, bench_policy_loss, gpu, peers, readme, report, run
+from benchmarks import (
+    baselines,
+    bench_policy_loss,
+    bench_scans,
+    gpu,
+    peers,
+    readme,
+    report,
+    run,
+)
+from benchmarks import bench_linear_policy_loss as bench_linear
 from benchmarks.inputs import GSPO, SOFTCAP, Inputs
 
 WHERE = dict.fromkeys(report.IDENTITY, 1) | {"date": "2026-01-02", "commit": "abc"}
@@ -89,18 +99,41 @@ def benchmarks_of_policy_loss() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("check", report.CHECKS, ids=lambda c: f"{c.group} {c.above} {c.limit}")
-def test_every_check_names_rows_that_are_timed(check):
+def benchmarks_of_all_shapes(module: ModuleType, groups: set[str]) -> dict[str, set[str]]:
+    """Returns {row: groups} of a file whose every row is timed in every group."""
+    tests = [n for n, _ in inspect.getmembers(module, inspect.isfunction) if n.startswith("test_")]
+    return {name.removeprefix("test_"): groups for name in tests}
+
+
+def all_benchmarks() -> dict[str, set[str]]:
+    """Returns {row: groups it is timed in} of the files that checks are about."""
     timed = benchmarks_of_policy_loss()
     by_isa = {
         f"rlkern_in_place_{isa}": timed["rlkern_in_place"] for isa in (*run.NARROW_ISAS, "best")
     }
-    rows = timed | by_isa
+    linear = {
+        f"linear_policy_loss {n}x{bench_linear.H}x{bench_linear.V} {dtype}"
+        for n in (bench_linear.MAIN, *bench_linear.FEW)
+        for dtype in bench_linear.DTYPES
+    }
+    found = timed | by_isa
+    for rows in (
+        benchmarks_of_all_shapes(bench_scans, {f"gae {s}" for s in bench_scans.SHAPES}),
+        benchmarks_of_all_shapes(bench_linear, linear),
+    ):
+        found = {name: found.get(name, set()) | rows.get(name, set()) for name in found | rows}
+    return found
+
+
+@pytest.mark.parametrize("check", report.CHECKS, ids=lambda c: f"{c.group} {c.above} {c.limit}")
+def test_every_check_names_rows_that_are_timed(check):
+    rows = all_benchmarks()
     assert check.group in rows[check.above] & rows[check.below]
 
 
 def test_every_vocabulary_of_a_model_must_beat_torch_compile():
-    faster = {check.group for check in report.CHECKS if check.above == "torch_compile"}
+    checks = [check for check in report.CHECKS if check.group.startswith("policy_loss")]
+    faster = {check.group for check in checks if check.above == "torch_compile"}
     large = {group for group in benchmarks_of_policy_loss()["torch_compile"] if "x21 " not in group}
     assert faster == large
 
