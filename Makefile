@@ -22,7 +22,8 @@ INSTALL := $(PIP) install --quiet --progress-bar off
 # $(call set-up,a b): the stamps of requirements/a.txt and b.txt, none of them with SYSTEM=1.
 set-up = $(if $(SYSTEM),,$(addprefix $(STAMPS)/,$(1)))
 NATIVE := $(STAMPS)/native-$(or $(RLKERN_BUILD),auto)
-BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' 2>/dev/null)
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+BUILD_INPUTS := setup.py pyproject.toml $(SOURCES)
 
 CONFIG_tiny := configs/tiny_addition.yaml
 CONFIG_smollm2 := configs/smollm2_arithmetic.yaml
@@ -51,14 +52,12 @@ lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	files=$$(find csrc -name '*.cpp' -o -name '*.h'); \
-	[ -z "$$files" ] || $(VENV)/bin/clang-format --dry-run -Werror $$files
+	$(VENV)/bin/clang-format --dry-run -Werror $(SOURCES)
 
 format: $(call set-up,dev)  ## rewrite the sources as lint wants them
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	files=$$(find csrc -name '*.cpp' -o -name '*.h'); \
-	[ -z "$$files" ] || $(VENV)/bin/clang-format -i $$files
+	$(VENV)/bin/clang-format -i $(SOURCES)
 
 bench: $(call set-up,dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
 	$(PY) -m benchmarks.run $(ARGS)
@@ -67,7 +66,7 @@ doctor: $(call set-up,build) $(NATIVE)  ## versions, compiler, instruction set, 
 	$(PY) -m rlkern.doctor
 
 gpu:  ## build, conformance and benchmark on a GPU machine, with its own torch and no network
-	$(MAKE) --no-print-directory SYSTEM=1 gpu-steps
+	$(MAKE) --no-print-directory SYSTEM=1 RLKERN_BUILD=$(if $(shell command -v nvcc),cuda,auto) gpu-steps
 
 clean:  ## remove environments, builds and caches; runs/ stays
 	rm -rf .venv .venv-system build dist *.egg-info rlkern/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
