@@ -61,11 +61,13 @@ def test_long_sequences_have_the_bits_of_the_middle_form(bounds, monkeypatch, po
         torch.testing.assert_close(x.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("T,long,reads", ((40, False, 1), (1100, False, 1), (1100, True, 2)))
-def test_each_step_is_read_as_often_as_its_form_says(T, long, reads, monkeypatch):
+@pytest.mark.parametrize(
+    "B,T,long,reads", ((17, 40, False, 1), (1, 1100, False, 1), (1, 1100, True, 2))
+)
+def test_each_step_is_read_as_often_as_its_form_says(B, T, long, reads, monkeypatch):
     monkeypatch.setattr(_scan, "LONG", 64 if long else 1 << 20)
-    bias, decay = torch.rand(2, 2, T).unbind()
-    reward, value, mask = steps(1, T)
+    bias, decay = torch.rand(2, B, T).unbind()
+    reward, value, mask = steps(B, T)
     with traffic() as moved:
         x = kernels.reverse_scan(bias, decay)
         advantage, target = kernels.gae(reward, value, mask, NUMBERS)
