@@ -162,7 +162,7 @@ def linear_token_logprob(
         logit_scale  a number > 0 (Cohere's logit_scale, 1 / Granite's logits_scaling)
         temperature, softcap, mask, keep  as in rlkern.token_logprob; rows that do not count are
                      left out of every product (on a GPU their number is waited for)
-        wave         rows of logits held at a time, by default 192 MiB of them (512 on a GPU)
+        wave         rows of logits held at a time, by default 320 MiB of them (512 on a GPU)
         group        the process group whose ranks hold the vocabulary in slices, in rank order and
                      of any size above 0: weight, bias and lora.b are this rank's rows of the head,
                      token and keep are ids of the whole vocabulary; the rest is the same on all

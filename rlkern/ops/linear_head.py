@@ -14,7 +14,7 @@ from torch import Tensor
 from rlkern.backends import on_host
 
 # Bytes of logits held at a time, enough that a product is limited by arithmetic.
-WAVE_BYTES_ON_HOST = 192 << 20
+WAVE_BYTES_ON_HOST = 320 << 20
 WAVE_BYTES_ON_DEVICE = 512 << 20
 # Below this many rows a library takes another kernel, whose last bits differ.
 LEAST_ROWS = 16
@@ -48,7 +48,7 @@ def default_wave(weight: Tensor) -> int:
     """Returns how many rows of logits of a head to hold at a time.
 
     >>> default_wave(torch.empty(151936, 1, dtype=torch.bfloat16))
-    656
+    1104
     """
     budget = WAVE_BYTES_ON_HOST if on_host(weight.device) else WAVE_BYTES_ON_DEVICE
     rows = budget // (weight.shape[0] * weight.element_size())
