@@ -20,6 +20,7 @@ TEXT = set(".py .cpp .h .cu .cuh .toml .yaml .yml .md .txt .in .json .jsonl".spl
 
 # A module imports from its own layer and those before it.
 LAYERS = (
+    {"memory"},
     {"reference", "native", "kernels", "cuda", "_C"},
     {"backends"},
     {"ops"},

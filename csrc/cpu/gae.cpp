@@ -123,8 +123,6 @@ void gae(const Sequences& sequences, const GaeRows<T>& rows, const Whitening* wh
     sweep(s, n);
     for (int64_t k = 0; whitening && k < n; ++k) note(s[k].sequence);  // while it is in the cache
   };
-  announce_output(rows.advantage, sequences.steps() * sizeof(T));
-  announce_output(rows.target, sequences.steps() * sizeof(T));
   const auto start = [&](Segment<T>& s) { s.state[1] = bootstrap(rows, s.sequence); };
   sweep_short<T>(sequences, threads, start, sweep_and_note);
   std::vector<Segment<T>> segments = long_segments<T>(sequences);

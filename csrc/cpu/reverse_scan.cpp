@@ -19,7 +19,6 @@ static void link(std::vector<Segment<T>>& segments, const ScanRows<T>& rows, int
 template <class T>
 void reverse_scan(const Sequences& sequences, const ScanRows<T>& rows, int threads) {
   const auto sweep = [&](Segment<T>* s, int64_t n) { scan_kernels<T>().reverse_scan(rows, s, n); };
-  announce_output(rows.x, sequences.steps() * sizeof(T));
   sweep_short<T>(sequences, threads, [](Segment<T>&) {}, sweep);
   std::vector<Segment<T>> segments = long_segments<T>(sequences);
   if (segments.empty()) return;

@@ -7,10 +7,6 @@
 
 #include "cpu/kernels.h"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace rlkern {
 
 extern const ScanIsa scans_baseline, scans_avx2, scans_avx512, scans_avx512_bf16;
@@ -51,16 +47,6 @@ void check_bounds(const char* op, const Sequences& all, int64_t steps) {
                               ": cu_seqlens must rise from 0 to the number of rows " +
                               std::to_string(steps) + ", got " + std::to_string(all.bounds[0]) +
                               " … " + std::to_string(all.bounds[all.count]));
-}
-
-void announce_output([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr int64_t kHuge = 1 << 21;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
-  // Advice: where it is not taken, or the memory is not fresh, nothing changes.
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
 }
 
 }  // namespace rlkern

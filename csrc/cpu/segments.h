@@ -90,7 +90,4 @@ void sweep_all(std::vector<Segment<T>>& segments, int threads, const Sweep& swee
 // Whether outputs of this size are better written past the caches: nobody finds them there.
 constexpr bool exceeds_caches(int64_t bytes) { return bytes > (int64_t(24) << 20); }
 
-// Makes fresh memory of many megabytes arrive in few page faults.
-void announce_output(void* data, int64_t bytes);
-
 }  // namespace rlkern

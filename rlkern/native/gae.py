@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
+from rlkern.memory import fresh
 from rlkern.native.arguments import addresses
 from rlkern.native.reverse_scan import sequences
 from rlkern.reference.whiten import EPS
@@ -20,7 +21,7 @@ def gae(
     whiten: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Returns (advantage, target) in one sweep over the steps; whitening is a second."""
-    advantage, target = torch.empty_like(reward), torch.empty_like(reward)
+    advantage, target = fresh(reward.shape, reward), fresh(reward.shape, reward)
     _C.gae(
         reward.numel(),
         sequences(reward, cu_seqlens),

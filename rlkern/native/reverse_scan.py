@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
+from rlkern.memory import fresh
 from rlkern.native.arguments import addresses
 
 
@@ -17,7 +18,7 @@ def sequences(x: Tensor, cu_seqlens: Tensor | None) -> tuple[int, int, int]:
 
 def reverse_scan(bias: Tensor, decay: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
     """Returns x with x_t = bias_t + decay_t · x_{t+1} in each sequence, and x = 0 after its end."""
-    x = torch.empty_like(bias)
+    x = fresh(bias.shape, bias)
     _C.reverse_scan(
         bias.numel(),
         sequences(bias, cu_seqlens),

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
+from rlkern.memory import fresh
 from rlkern.native.arguments import addresses
 from rlkern.reference.value_loss import VALUE_KIND_INDEX, VALUE_METRICS
 
@@ -13,7 +14,7 @@ def value_loss(
     value: Tensor, target: Tensor, old_value: Tensor | None, weight: Tensor, kind: str, coef: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (loss, metrics, grad_value) of loss = Σ weight·ℓ."""
-    loss, grad_value = value.new_empty(()), torch.empty_like(value)
+    loss, grad_value = value.new_empty(()), fresh(value.shape, value)
     metrics = torch.empty(len(VALUE_METRICS), dtype=torch.float64)
     _C.value_loss(
         value.numel(),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends import on_host
+from rlkern.memory import announce, fresh
 
 # Bytes of logits held at a time, enough that a product is limited by arithmetic.
 WAVE_BYTES_ON_HOST = 320 << 20
@@ -70,7 +71,7 @@ class Waves:
         self.hidden = self.take(hidden)
         self.count = self.hidden.shape[0]
         room = max(LEAST_ROWS, min(wave, self.count))
-        self._buffer = head.weight.new_empty(room, head.weight.shape[0])
+        self._buffer = fresh((room, head.weight.shape[0]), head.weight)
         self._held: tuple[int, int] | None = None
 
     def take(self, x: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ class _Sum:
     def add_product(self, a: Tensor, b: Tensor) -> None:
         """Adds aᵀ·b; the first of one dtype is the product itself, nothing zeroed for it."""
         if self.value is None and self.dtype == a.dtype:
-            self.value = torch.mm(a.t(), b)
+            self.value = torch.mm(a.t(), b, out=fresh(self.source.shape, self.source))
             return
         total = self.value = self.result(self.dtype)
         if total.dtype == a.dtype:
@@ -146,7 +147,7 @@ class _Sum:
     def result(self, dtype: torch.dtype) -> Tensor:
         """Returns the sum so far in this dtype: zeros where there was nothing to add."""
         if self.value is None:
-            return self.source.new_zeros(self.source.shape, dtype=dtype)
+            return announce(self.source.new_empty(self.source.shape, dtype=dtype)).zero_()
         return self.value.to(dtype)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends import implementation
+from rlkern.memory import fresh
 from rlkern.ops.library import bump_version_of_first_argument, refuse_double_backward, register
 from rlkern.reference.token_logprob import Softmax, Upstream, accumulation_dtype
 from rlkern.reference.token_objective import METRICS, Objective, Rows
@@ -56,7 +57,7 @@ def _scalars(like: Tensor) -> tuple[Tensor, Tensor]:
 def _policy_loss(logits, token, *rest):
     *arguments, want_grad = rest
     shape = logits.shape if want_grad else (0,)
-    grad_logits = torch.empty(shape, dtype=logits.dtype, device=logits.device)
+    grad_logits = fresh(shape, logits)
     return *_run(logits, token, arguments, grad_logits if want_grad else None), grad_logits
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from rlkern.backends import implementation
+from rlkern.memory import fresh
 from rlkern.ops import check, sharded
 from rlkern.ops.library import bump_version_of_first_argument, refuse_double_backward, register
 from rlkern.ops.rows import as_grid, make_softmax, mask_vector, token_vector
@@ -40,7 +41,7 @@ def _write_gradient(logits, token, mask, rest, grad_logits):
 
 
 def _backward(logits, token, mask, *rest):
-    grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    grad_logits = fresh(logits.shape, logits)
     _write_gradient(logits, token, mask, rest, grad_logits)
     return grad_logits
 
