@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused linear: log-probabilities and losses from hidden states and a head, without the logits."""
 
+import sys
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.tensor import DTensor
 
 from rlkern.backends import autocast_dtype
 from rlkern.objective import LossArguments, LossOutput, checked_arguments
@@ -47,9 +47,16 @@ def _as_layers_take(x: Tensor) -> Tensor:
     return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
+def _is_spread(x: Tensor) -> bool:
+    """Returns whether x is a DTensor."""
+    # Who has one has imported this; doing it here would make `import rlkern` eight times as long.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
 def _plain(op: str, name: str, x: object) -> Tensor:
     found = check.tensor(op, name, x, check.FLOATS)
-    if isinstance(found, DTensor):
+    if _is_spread(found):
         raise TypeError(
             f"{op}: {name} must be a plain tensor, got a DTensor {tuple(found.shape)} spread over "
             "ranks: gather it (FSDP2: model.unshard(); else .full_tensor()), or pass "
