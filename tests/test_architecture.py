@@ -195,7 +195,13 @@ def outside(*places: str) -> Callable[[Path], bool]:
 
 SIGNED = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml"}
 KERNEL_TWINS = ("kernels/", "rlkern/reference/", "rlkern/ops/", "rlkern/native/")
-MAY_ASK_DEVICE = ("rlkern/backends.py", "rlkern/trainer/", "rlkern/doctor.py", "benchmarks/")
+MAY_ASK_DEVICE = (
+    "rlkern/backends.py",
+    "rlkern/trainer/",
+    "rlkern/doctor.py",
+    "benchmarks/",
+    "rlkern/memory.py",
+)
 LONG_LIST = ", ".join("abcdefghi")
 
 RULES = {
