@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from rlkern import memory
 from rlkern.backends import _load
 
 pytestmark = pytest.mark.skipif(_load("cpu")[1] is not None, reason="no C++ extension")
@@ -73,3 +75,22 @@ def test_a_kept_set_needs_memory_of_its_own_size_alone(algorithm):
 def test_the_measurement_sees_a_gradient_buffer():
     logits_megabytes = N * V * 2 / 2**20
     assert extra_megabytes(inplace=False) > 0.9 * logits_megabytes
+
+
+@pytest.mark.parametrize("size,asked", [((64, 1 << 17), True), ((64, 64), False)])
+def test_fresh_memory_asks_for_huge_pages_of_its_own_and_of_nothing_else(monkeypatch, size, asked):
+    calls = []
+
+    class Libc:
+        def madvise(self, where, length, advice):
+            calls.append((where.value, length.value))
+
+    monkeypatch.setattr(memory, "_MADV_HUGEPAGE", 14)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Libc())
+    x = memory.fresh(size, torch.empty(0))
+    assert bool(calls) == asked
+    for where, length in calls:
+        end = x.data_ptr() + x.numel() * x.element_size()
+        assert where % memory._HUGE == length % memory._HUGE == 0
+        assert x.data_ptr() <= where and where + length <= end
+        assert length > x.numel() * x.element_size() - 2 * memory._HUGE
