@@ -49,3 +49,16 @@ def refuse_double_backward(stem: str) -> None:
     """Raises inside a backward that is itself being differentiated."""
     if torch.is_grad_enabled():
         raise RuntimeError(f"{stem}: double backward (create_graph=True) is not supported")
+
+
+def upstream_of_scores(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
+    """Returns the gradients that arrive at (logprob, entropy, lse), or None if none does.
+
+    grads are those of a Scored. lse = row_max + log_sum, and row_max is a constant: the whole
+    gradient of lse arrives through log_sum.
+    """
+    grad_logprob, grad_entropy, _, grad_log_sum, _ = grads
+    found = [
+        None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)
+    ]
+    return None if all(g is None for g in found) else found

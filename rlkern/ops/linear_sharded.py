@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlkern.ops.library import refuse_double_backward
+from rlkern.ops.library import refuse_double_backward, upstream_of_scores
 from rlkern.ops.linear_head import Head
 from rlkern.ops.sharded import Slice, combine, gather_scores, in_slice
 from rlkern.reference.token_logprob import Scored, Softmax, accumulation_dtype
@@ -46,14 +46,10 @@ class _Rows(torch.autograd.Function):
         return tuple(whole)
 
     @staticmethod
-    def backward(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum, grad_sum):
+    def backward(ctx, *grads):
         refuse_double_backward("linear_token_logprob")
-        # lse = row_max + log_sum: its whole gradient arrives through log_sum.
-        upstream = [
-            None if g is None else g.contiguous()
-            for g in (grad_logprob, grad_entropy, grad_log_sum)
-        ]
-        if all(g is None for g in upstream):
+        upstream = upstream_of_scores(grads)
+        if upstream is None:
             return (None,) * 13
         *sources, token, mask, rate, keep = ctx.saved_tensors[:9]
         lora_scale, softcap, wave = ctx.numbers

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends import implementation
-from rlkern.ops.library import refuse_double_backward, register
+from rlkern.ops.library import refuse_double_backward, register, upstream_of_scores
 from rlkern.ops.linear_head import Gradients, Head, Waves
 from rlkern.reference.token_logprob import (
     Scored,
@@ -128,14 +128,11 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum, grad_squares):
+def _autograd(ctx, *grads):
     refuse_double_backward("linear_token_logprob")
-    # lse = row_max + log_sum: its whole gradient arrives through log_sum, row_max is a constant.
-    upstream = [
-        None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)
-    ]
+    upstream = upstream_of_scores(grads)
     wants = list(ctx.needs_input_grad[:5])
-    if all(g is None for g in upstream):
+    if upstream is None:
         return (None,) * 12
     hidden, weight, bias, lora_a, lora_b, token, mask, rate, keep, *statistics = ctx.saved_tensors
     made = backward(

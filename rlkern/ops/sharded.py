@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rlkern.ops import check
-from rlkern.ops.library import refuse_double_backward
+from rlkern.ops.library import refuse_double_backward, upstream_of_scores
 from rlkern.reference.token_logprob import ABSENT, Scored, Softmax
 
 # A kept id of another rank's slice: −1 would say that the place is unused.
@@ -108,15 +108,11 @@ class _Rows(torch.autograd.Function):
         return tuple(whole)
 
     @staticmethod
-    def backward(ctx, grad_logprob, grad_entropy, grad_row_max, grad_log_sum, grad_sum):
+    def backward(ctx, *grads):
         if not torch.compiler.is_compiling():  # AOTAutograd refuses by itself
             refuse_double_backward("token_logprob")
-        # lse = row_max + log_sum: its whole gradient arrives through log_sum.
-        upstream = [
-            None if g is None else g.contiguous()
-            for g in (grad_logprob, grad_entropy, grad_log_sum)
-        ]
-        if all(g is None for g in upstream):
+        upstream = upstream_of_scores(grads)
+        if upstream is None:
             return (None,) * 8
         saved, token, mask, inv_temperature, keep, *statistics = ctx.saved_tensors
         rest = (token, mask, inv_temperature, ctx.softcap, keep, *statistics, *upstream)

@@ -10,7 +10,12 @@ from torch.distributed import ProcessGroup
 from rlkern.backends import implementation
 from rlkern.memory import fresh
 from rlkern.ops import check, sharded
-from rlkern.ops.library import bump_version_of_first_argument, refuse_double_backward, register
+from rlkern.ops.library import (
+    bump_version_of_first_argument,
+    refuse_double_backward,
+    register,
+    upstream_of_scores,
+)
 from rlkern.ops.rows import as_grid, make_softmax, mask_vector, token_vector
 from rlkern.reference.token_logprob import Softmax, Statistics, Upstream, accumulation_dtype
 
@@ -86,12 +91,8 @@ def _setup_context(ctx, inputs, output):
 
 def _arguments(ctx, grads):
     """Returns (logits, the other arguments of the backward), or None if no gradient arrived."""
-    # lse = row_max + log_sum: its whole gradient arrives through log_sum, row_max is a constant.
-    grad_logprob, grad_entropy, _, grad_log_sum, _ = grads
-    upstream = [
-        None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)
-    ]
-    if all(g is None for g in upstream):
+    upstream = upstream_of_scores(grads)
+    if upstream is None:
         return None
     # Once: activation checkpointing refuses a second look.
     logits, token, mask, inv_temperature, keep, *statistics = ctx.saved_tensors
