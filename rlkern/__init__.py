@@ -2,7 +2,7 @@
 """rlkern: fused kernels for reinforcement learning on language models."""
 
 from rlkern import advantage, aggregate, sampling
-from rlkern.algorithms import Algorithm, algorithms
+from rlkern.algorithms import Algorithm, OfflineAlgorithm, algorithms, offline_algorithms
 from rlkern.backends import BackendUnavailable, backend_name, explain, use_backend
 from rlkern.controllers import AdaptiveKl, FixedKl
 from rlkern.correction import (
@@ -49,6 +49,7 @@ __all__ = [
     "Gae",
     "Lora",
     "LossOutput",
+    "OfflineAlgorithm",
     "TdLossOutput",
     "TokenLogprob",
     "Vtrace",
@@ -73,6 +74,7 @@ __all__ = [
     "mismatched_kl",
     "n_step_return",
     "off_policy_sequence_mask",
+    "offline_algorithms",
     "policy_loss",
     "preference_loss",
     "preference_metrics_dict",

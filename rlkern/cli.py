@@ -91,8 +91,8 @@ def _quiet() -> None:
 def _parse_and_train(arguments: list[str]) -> int:
     from jsonargparse import ArgumentError
 
-    from rlkern.trainer.config import validate
     from rlkern.trainer.errors import UserError
+    from rlkern.trainer.settings import validate
 
     arguments = [_dashed(argument) for argument in arguments]
     arguments, resume, folder = _take_resume(arguments)

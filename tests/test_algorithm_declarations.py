@@ -46,7 +46,7 @@ def modules():
 @EVERY
 def test_every_coefficient_has_a_default_and_every_default_a_source(name):
     declared = rlkern.algorithms()[name]
-    assert set(declared.sources) == set(declared.defaults)
+    assert set(declared.sources) == {*declared.defaults, *declared.settings}
     assert all(text.strip() for text in declared.sources.values())
     assert {c for c in declared.gate_coef if c} <= set(declared.defaults)
     assert all(math.isfinite(x) for x in declared.defaults.values())

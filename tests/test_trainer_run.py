@@ -23,8 +23,8 @@ from trainer_helpers import (
 
 from rlkern import cli
 from rlkern.trainer import Config, UserError, checkpoint, rundir, train
-from rlkern.trainer.config import resolve
 from rlkern.trainer.logs import read_metrics
+from rlkern.trainer.settings import resolve
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -61,7 +61,7 @@ def test_a_run_writes_all_its_files_and_says_what_it_did(tmp_path):
 
 
 def test_several_updates_with_a_kl_learn_from_old_and_reference_logprobs(tmp_path):
-    config = small(tmp_path, updates_per_rollout=3, kl_coef=0.1, micro_batches=2, lr=3e-3)
+    config = small(tmp_path, epochs=3, kl_coef=0.1, micro_batches=2, lr=3e-3)
     train(config)
     lines = read_metrics(tmp_path / "runs" / "grpo-tiny-addition")
     assert lines[-1]["kl"] > 0
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_curve(tmp_path):
 
 
 def test_a_run_killed_and_resumed_has_the_curve_of_an_uninterrupted_run(tmp_path):
-    whole = small(tmp_path, name="whole", kl_coef=0.05, updates_per_rollout=2, micro_batches=2)
+    whole = small(tmp_path, name="whole", kl_coef=0.05, epochs=2, micro_batches=2)
     killed = dataclasses.replace(whole, name="killed")
     run = tmp_path / "runs" / "killed"
     child = start("train", *flags(killed), cwd=tmp_path)

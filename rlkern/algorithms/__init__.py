@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One algorithm, one file: equation, paper, defaults with their source, and a declaration."""
 
-from rlkern.algorithms.registry import Algorithm, algorithm, algorithms, scan
+from rlkern.algorithms.registry import (
+    Algorithm,
+    OfflineAlgorithm,
+    algorithm,
+    algorithms,
+    offline_algorithms,
+    scan,
+)
 
 scan(__name__, __path__)
 
-__all__ = ["Algorithm", "algorithm", "algorithms"]
+__all__ = ["Algorithm", "OfflineAlgorithm", "algorithm", "algorithms", "offline_algorithms"]

@@ -5,12 +5,15 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 # What a declaration may ask of a trainer.
 SAMPLING = ("all", "dynamic", "duplicate")
 NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards")
 REWARD_TERMS = ("kl", "overlong")
 ANCHORS = ("old", "reference")
+LEARNS_FROM = ("answers", "pairs", "judged")
+TRAINS = ("policy", "reward_model")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,9 @@ class Algorithm:
     aggregation   a mode of rlkern.aggregate.token_weight
     kl_estimator  a key of rlkern.reference.kl.KL_ESTIMATORS
     defaults      value of every coefficient
-    sources       where each default comes from
+    settings      the paper's values of what a trainer sets (epochs, gae_lambda, …), by the keys of
+                  rlkern.trainer.Config
+    sources       where each default and each setting comes from
 
     and what it asks of a trainer:
 
@@ -57,25 +62,59 @@ class Algorithm:
     needs: tuple[str, ...] = ()
     reward_terms: tuple[str, ...] = ()
     anchor: str = "old"
+    settings: dict[str, Any] = field(default_factory=dict)
+    learns_from: str = field(default="rollouts", init=False)
+    trains: str = field(default="policy", init=False)
+
+
+@dataclass(frozen=True)
+class OfflineAlgorithm:
+    """One algorithm that learns from given answers, not from its own.
+
+    name         as users type it
+    paper        citation with equation number
+    learns_from  "answers" (right ones), "pairs" (a chosen and a rejected answer to a prompt) or
+                 "judged" (answers that are each desirable or not)
+    trains       "policy", or "reward_model", which scores answers
+    loss         the function of rlkern that is the loss
+    needs, defaults, settings, sources  as in Algorithm
+    """
+
+    name: str
+    paper: str
+    learns_from: str
+    loss: str
+    trains: str = "policy"
+    needs: tuple[str, ...] = ()
+    defaults: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 _FOUND: dict[str, Algorithm] = {}
+_OFFLINE: dict[str, OfflineAlgorithm] = {}
 
 
 def scan(package: str, path: Iterable[str]) -> None:
     """Registers the ALGORITHM of every module in a package."""
     modules = [importlib.import_module(f"{package}.{m.name}") for m in pkgutil.iter_modules(path)]
     declared = [m.ALGORITHM for m in modules if hasattr(m, "ALGORITHM")]
-    _FOUND.update((a.name, a) for a in sorted(declared, key=lambda a: a.name))
+    for found in sorted(declared, key=lambda a: a.name):
+        (_FOUND if isinstance(found, Algorithm) else _OFFLINE)[found.name] = found
 
 
 def algorithms() -> dict[str, Algorithm]:
-    """Returns every registered algorithm by name.
+    """Returns every algorithm whose loss is rlkern.policy_loss, by name.
 
     >>> algorithms()["grpo"].aggregation
     'sequence_token_mean'
     """
     return dict(_FOUND)
+
+
+def offline_algorithms() -> dict[str, OfflineAlgorithm]:
+    """Returns every algorithm that learns from given answers, by name."""
+    return dict(_OFFLINE)
 
 
 def algorithm(name: str) -> Algorithm:

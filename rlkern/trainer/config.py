@@ -16,7 +16,8 @@ from rlkern.trainer.errors import UserError
 
 @dataclass
 class Config:
-    """Settings of `rlkern train`; every key is a YAML key and a flag.
+    """Settings of `rlkern train`; every key is a YAML key and a flag. Where null is said to take
+    the algorithm's own, `rlkern algorithms` shows it and its file says where it comes from.
 
     Args:
         algorithm: Name of a registered algorithm; `rlkern algorithms` lists them.
@@ -31,26 +32,71 @@ class Config:
         dtype: float32, bfloat16 (weights too) or mixed (float32 weights, bfloat16 products).
         threads: CPU threads of torch; 0 leaves torch's own choice.
         train_layers: Train only the last n transformer layers; 0 trains every weight.
-        steps: Number of rollouts, each followed by updates_per_rollout optimizer steps.
-        prompts: Prompts in a rollout.
+        lora_rank: Rank of LoRA adapters (PEFT), trained in place of the weights; 0 has none.
+        lora_alpha: Scale of the adapters, times 1 / lora_rank; null takes twice the rank.
+        lora_targets: Modules that get an adapter, by name with commas; all-linear is every linear
+            layer but the head.
+        gradient_checkpointing: Compute activations again in the backward pass instead of storing.
+        parallel: ddp or fsdp2, how a run of several processes (torchrun) shares the work.
+        length_bucket: Prompts and completions are padded to a multiple of this many tokens.
+        steps: Number of rollouts or of batches of given answers.
+        max_seconds: End the run after the step that passes this wall time; 0 has no limit.
+        prompts: Prompts in a rollout; pairs or answers in a batch of given ones.
         group_size: Completions sampled for each prompt.
         max_new_tokens: Longest completion in tokens; 0 takes the task's own.
         temperature: Sampling temperature, used by the sampler and by the loss.
+        top_k: Sample among the k likeliest tokens, which the loss then counts alone; 0 among all.
+        top_p: Sample among the likeliest tokens of this total probability; 1 among all.
+        rollout: model samples with the model's own KV cache, vllm with vLLM.
+        rollout_correction: Correction of the mismatch between sampler and trainer by
+            rlkern.rollout_correction; none has none.
+        correction_low: Lower bound of the correction's ratio.
+        correction_high: Upper bound of the correction's ratio.
         shots: Solved examples before each question (reasoning-gym tasks); null takes the task's
             own.
         prompt_template: Text that ends where the answer starts, with {question} or other fields
             of the family; null takes the task's own.
         task_options: Settings handed to the reasoning-gym family; empty takes the task's own.
-        reward: Reward function as module:function, several with commas; null takes the task's own.
-        updates_per_rollout: Optimizer steps on each rollout; above 1 the old log-probabilities
-            are scored first.
+        sampling: all trains on every group, dynamic samples until the batch is full of groups whose
+            rewards differ, duplicate puts copies of these in the places of the others; null takes
+            the algorithm's own.
+        sampling_rounds: Rounds of sampling after which dynamic takes the groups it has.
+        duplicate_by: Whether a copy is a weight or a row of the batch.
+        reward: Rewards with commas, summed: task (the task's own), module:function, or a folder
+            that holds a reward model; null is task.
+        reward_weights: Weight of each reward; one of weight 0 is only logged. Null is ones.
+        reward_kl_coef: Weight of the KL to the starting model in the reward of algorithms that have
+            it there; null takes the algorithm's own.
+        kl_target: Divergence of an answer that an adaptive reward_kl_coef steers to; 0 keeps it.
+        kl_horizon: Answers over which the adaptive coefficient moves.
+        overlong_cache: Tokens before max_new_tokens over which the overlong punishment grows; null
+            is a fifth of max_new_tokens, 0 switches it off.
+        overlong_filter: Leave answers that were cut off out of the loss.
+        reference_samples: Answers of the starting model to each prompt, for V*.
+        optimal_temperature: Beta of V* = beta log mean exp(R / beta).
+        critic: head (one more output of the policy) or separate (a model of its own).
+        critic_lr: Learning rate of the critic; null takes lr for a model, ten times lr for a head.
+        critic_warmup: Rollouts at the start in which only the critic learns.
+        value_coef: Weight of the value loss; null takes the algorithm's own.
+        value_clip: Half-width of the value clip, 0 for none; null takes the algorithm's own.
+        discount: Discount of rewards from token to token; null takes the algorithm's own.
+        gae_lambda: Lambda of the advantage estimate; null takes the algorithm's own.
+        whiten_advantage: Give token advantages mean 0 and variance 1; null takes the algorithm's
+            own.
+        pairs: Where preference pairs come from: sampled (answers of the starting model, sorted by
+            the reward), facts (true and false statements of TextArena) or a .jsonl file with
+            prompt, chosen and rejected.
+        pair_items: Training prompts that pairs are sampled for.
+        kind: Kind of preference loss of rlkern.preference_loss; null takes the algorithm's own.
+        epochs: Passes over each rollout; null takes the algorithm's own.
+        minibatches: Optimizer steps in each pass; null takes the algorithm's own.
         micro_batches: Pieces a batch is split into to save memory; the result does not depend
             on it.
         share_prompts: Run each prompt once for its whole group, in rollouts and in the loss; exact.
         loss: linear (from hidden states, the logits never stored), fused (gradient written over the
             logits in a single pass) or eager (PyTorch).
         compare: eager also computes the eager loss on every batch and reports the difference.
-        kl_coef: Weight of the KL to the starting model; null takes the algorithm's own.
+        kl_coef: Weight of the KL to the starting model in the loss; null takes the algorithm's own.
         clip_low: Lower clip width; null takes the algorithm's own.
         clip_high: Upper clip width; null takes the algorithm's own.
         entropy_coef: Weight of the entropy bonus; null takes the algorithm's own.
@@ -64,8 +110,8 @@ class Config:
         max_grad_norm: Gradients are scaled down to this norm; 0 switches clipping off.
         degenerate_limit: Stop when each of the first n rollouts gives all groups equal rewards;
             0 never stops.
-        sft_steps: Supervised steps before the reinforcement learning; null takes 600 for tiny,
-            which starts from random weights, and 0 for any other model.
+        sft_steps: Supervised steps before the first step; null takes 600 for tiny, which starts
+            from random weights, and 0 for any other model.
         sft_target: End the supervised steps early at this sampled accuracy on training items; 0
             runs all of them.
         sft_lr: Learning rate of the supervised steps.
@@ -73,7 +119,10 @@ class Config:
         eval_items: Held-out items, never trained on.
         eval_every: Steps between evaluations; 0 evaluates only before and after.
         eval_modes: Kinds of held-out accuracy, sampled or greedy; the first one is eval/accuracy.
-        eval_batch: Prompts that are evaluated at once.
+        eval_samples: Sampled completions of each held-out item.
+        eval_pass_at: Values of k for pass@k of the sampled completions.
+        eval_batch: Completions that are evaluated at once.
+        keep_best: Keep the checkpoint of the best eval/accuracy as best, beside the newest.
         log_every: Steps between log lines.
         sample_every: Steps between tables of sample completions; 0 shows none.
         save_every: Steps between checkpoints; 0 saves only at the end.
@@ -90,16 +139,54 @@ class Config:
     dtype: Literal["float32", "bfloat16", "mixed"] = "float32"
     threads: int = 0
     train_layers: int = 0
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_targets: str = "all-linear"
+    gradient_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    length_bucket: int = 1
     steps: int = 100
+    max_seconds: float = 0.0
     prompts: int = 16
     group_size: int = 8
     max_new_tokens: int = 0
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    rollout: Literal["model", "vllm"] = "model"
+    rollout_correction: Literal[
+        "none", "truncate", "mask", "sequence_truncate", "sequence_mask", "geometric_mask"
+    ] = "none"
+    correction_low: float = 0.0
+    correction_high: float = 2.0
     shots: int | None = None
     prompt_template: str | None = None
     task_options: dict[str, Any] = field(default_factory=dict)
+    sampling: Literal["all", "dynamic", "duplicate"] | None = None
+    sampling_rounds: int = 10
+    duplicate_by: Literal["weight", "copy"] = "weight"
     reward: str | None = None
-    updates_per_rollout: int = 1
+    reward_weights: list[float] | None = None
+    reward_kl_coef: float | None = None
+    kl_target: float = 0.0
+    kl_horizon: float = 10_000.0
+    overlong_cache: int | None = None
+    overlong_filter: bool = False
+    reference_samples: int = 8
+    optimal_temperature: float = 0.5
+    critic: Literal["head", "separate"] = "head"
+    critic_lr: float | None = None
+    critic_warmup: int = 0
+    value_coef: float | None = None
+    value_clip: float | None = None
+    discount: float | None = None
+    gae_lambda: float | None = None
+    whiten_advantage: bool | None = None
+    pairs: str = "sampled"
+    pair_items: int = 512
+    kind: str | None = None
+    epochs: int | None = None
+    minibatches: int | None = None
     micro_batches: int = 1
     share_prompts: bool = True
     loss: Literal["linear", "fused", "eager"] = "linear"
@@ -126,7 +213,10 @@ class Config:
     eval_modes: list[Literal["sampled", "greedy"]] = field(
         default_factory=lambda: ["sampled", "greedy"]
     )
+    eval_samples: int = 1
+    eval_pass_at: list[int] = field(default_factory=lambda: [1])
     eval_batch: int = 256
+    keep_best: bool = True
     log_every: int = 1
     sample_every: int = 0
     save_every: int = 50
@@ -135,66 +225,6 @@ class Config:
 
 # Keys that may change when a run is resumed: none of them alters what an earlier step computed.
 RESUMABLE = frozenset("name runs_dir compare sample_every save_every keep_checkpoints".split())
-_AT_LEAST_ONE = (
-    "steps prompts group_size updates_per_rollout micro_batches sft_batch eval_items".split()
-)
-_AT_LEAST_ONE += "eval_batch log_every keep_checkpoints".split()
-_NOT_NEGATIVE = (
-    "threads train_layers max_new_tokens shots warmup_steps weight_decay max_grad_norm".split()
-)
-_NOT_NEGATIVE += (
-    "degenerate_limit sft_steps sft_target eval_every sample_every save_every seed lr_floor".split()
-)
-_POSITIVE = "temperature lr sft_lr".split()
-
-
-def validate(config: Config) -> None:
-    """Returns nothing; raises one sentence for the first key whose value cannot work."""
-    for key in _AT_LEAST_ONE:
-        _require(getattr(config, key) >= 1, config, key, "at least 1")
-    for key in _NOT_NEGATIVE:
-        _require(_given(config, key, 0) >= 0, config, key, "0 or more")
-    for key in _POSITIVE:
-        number = _given(config, key, 1)
-        _require(0 < number < float("inf"), config, key, "a finite number above 0")
-    _require(0 <= config.adam_beta2 < 1, config, "adam_beta2", "at least 0 and below 1")
-    _require(config.micro_batches <= config.prompts, config, "micro_batches", "at most prompts")
-    _require(len(config.eval_modes) >= 1, config, "eval_modes", "at least one of sampled, greedy")
-    if config.name is not None:
-        plain = config.name not in ("", ".", "..") and Path(config.name).name == config.name
-        _require(plain, config, "name", "a folder name without slashes")
-
-
-def _given(config: Config, key: str, default: float) -> float:
-    value = getattr(config, key)
-    return default if value is None else value
-
-
-def resolve(config: Config) -> Config:
-    """Returns the settings with the keys filled in that depend on the model."""
-    random_start = config.model == "tiny"
-    return dataclasses.replace(
-        config,
-        lr=(5e-4 if random_start else 1e-5) if config.lr is None else config.lr,
-        sft_steps=(600 if random_start else 0) if config.sft_steps is None else config.sft_steps,
-    )
-
-
-def _require(holds: bool, config: Config, key: str, expected: str) -> None:
-    if not holds:
-        raise UserError(f"{key} must be {expected}, got {getattr(config, key)!r}")
-
-
-def asked_coefficients(config: Config) -> dict[str, float]:
-    """Returns the coefficients that the run sets itself, by name."""
-    asked = dict(config.coefficients)
-    for key in ("kl_coef", "clip_low", "clip_high", "entropy_coef"):
-        value = getattr(config, key)
-        if value is not None and key in asked:
-            raise UserError(f"{key} is given twice: as {key} and inside coefficients")
-        if value is not None:
-            asked[key] = value
-    return asked
 
 
 def to_yaml(config: Config) -> str:

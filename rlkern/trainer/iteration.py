@@ -62,7 +62,7 @@ def iterate(session: Session, warn: Callable[[str], None]) -> tuple[dict[str, fl
     watch.lap("reward")
     batch = make_batch(session, rollout, advantage)
     watch.lap("score")
-    results = [_update(session, batch) for _ in range(config.updates_per_rollout)]
+    results = [_update(session, batch) for _ in range(config.epochs or 1)]
     progress.step += 1
     progress.position = position
     progress.num_tokens += _tokens(rollout)
@@ -102,7 +102,7 @@ def make_batch(session: Session, rollout: Rollout, advantage: torch.Tensor) -> B
         weight=rlkern.aggregate.token_weight(
             rollout.mask, session.algorithm.aggregation, constant=constant
         ),
-        old_logprob=scored(session.policy) if config.updates_per_rollout > 1 else None,
+        old_logprob=scored(session.policy) if (config.epochs or 1) > 1 else None,
         ref_logprob=scored(session.reference) if session.reference is not None else None,
     )
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 import rlkern
 from rlkern.trainer import checkpoint, rundir
 from rlkern.trainer.checkpoint import all_checkpoints
-from rlkern.trainer.config import Config, resolve
+from rlkern.trainer.config import Config
 from rlkern.trainer.display import Display
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.evaluate import accuracy, evaluate
@@ -23,6 +23,7 @@ from rlkern.trainer.iteration import iterate
 from rlkern.trainer.logs import Log, read_metrics
 from rlkern.trainer.plot import plot_curves
 from rlkern.trainer.session import Session, attach_reference, build, check
+from rlkern.trainer.settings import resolve
 from rlkern.trainer.sft import supervise
 
 SUMMARY = "summary.json"

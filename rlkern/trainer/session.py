@@ -15,7 +15,7 @@ import rlkern
 from rlkern.advantage import ESTIMATORS
 from rlkern.trainer import checkpoint
 from rlkern.trainer.checkpoint import Progress
-from rlkern.trainer.config import Config, asked_coefficients, validate
+from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
 from rlkern.trainer.models import (
@@ -28,6 +28,7 @@ from rlkern.trainer.models import (
 )
 from rlkern.trainer.reward import RewardFunction, load_rewards
 from rlkern.trainer.rollout import encode, stop_tokens
+from rlkern.trainer.settings import asked_coefficients, validate
 from rlkern.trainer.step import learning_rate, make_optimizer
 from rlkern.trainer.tasks import Task, make_task
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import rlkern
-from rlkern.trainer.config import Config, resolve
+from rlkern.trainer.config import Config
 from rlkern.trainer.models import Policy
 from rlkern.trainer.rollout import Rollout
 from rlkern.trainer.scoring import hidden_states
+from rlkern.trainer.settings import resolve
 
 
 @dataclass
@@ -175,7 +176,7 @@ def learning_rate(config: Config, step: int) -> float:
         return peak * (step + 1) / config.warmup_steps
     if config.lr_decay == "none":
         return peak
-    total = config.steps * config.updates_per_rollout
+    total = config.steps * (resolve(config).epochs or 1)
     done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
     fall = done if config.lr_decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
     return peak * (1.0 - (1.0 - config.lr_floor) * fall)
