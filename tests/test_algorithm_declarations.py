@@ -34,13 +34,14 @@ EVERY = pytest.mark.parametrize("name", NAMES)
 
 
 def modules():
-    """Returns the module that declares each algorithm, by the algorithm's name."""
+    """Returns the module that declares each algorithm with a policy_loss, by its name."""
     package = importlib.import_module("rlkern.algorithms")
     found = [
         importlib.import_module(f"{package.__name__}.{m.name}")
         for m in pkgutil.iter_modules(package.__path__)
     ]
-    return {m.ALGORITHM.name: m for m in found if hasattr(m, "ALGORITHM")}
+    declared = [m for m in found if isinstance(getattr(m, "ALGORITHM", None), rlkern.Algorithm)]
+    return {m.ALGORITHM.name: m for m in declared}
 
 
 @EVERY

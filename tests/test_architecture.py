@@ -106,7 +106,7 @@ def compared_strings(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
 
 def named_algorithms(path: Path, text: str) -> list[str]:
     pairs = compared_strings(ast.parse(text))
-    registered = rlkern.algorithms()
+    registered = {**rlkern.algorithms(), **rlkern.offline_algorithms()}
     bad = [p for p in pairs if p[1] in registered or re.search(r"\balgorithm(\.name)?$", p[0])]
     return [f"{path}:{line}: {code} is compared with {value!r}" for code, value, line in bad]
 

@@ -124,6 +124,11 @@ def algorithm(name: str) -> Algorithm:
     Traceback (most recent call last):
     ValueError: algorithm must be one of a2c, ..., vespo, got 'gpro'
     """
+    if name in _OFFLINE:
+        known = _OFFLINE[name]
+        raise ValueError(
+            f"algorithm {name!r} learns from {known.learns_from}: use rlkern.{known.loss}"
+        )
     if name not in _FOUND:
         raise ValueError(f"algorithm must be one of {', '.join(_FOUND)}, got {name!r}")
     return _FOUND[name]

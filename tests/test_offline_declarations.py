@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the file of every algorithm that learns from given answers must declare; none is named."""
+
+import importlib
+import math
+import pkgutil
+import re
+
+import pytest
+import torch
+
+import rlkern
+from rlkern.algorithms import registry
+from rlkern.reference.preference_loss import PREFERENCE_KINDS
+
+KNOWN = rlkern.offline_algorithms()
+EVERY = pytest.mark.parametrize("name", KNOWN)
+
+
+def modules():
+    """Returns the module of each algorithm that learns from given answers, by its name."""
+    package = importlib.import_module("rlkern.algorithms")
+    names = [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
+    found = [importlib.import_module(name) for name in names]
+    offline = [
+        m for m in found if isinstance(getattr(m, "ALGORITHM", None), registry.OfflineAlgorithm)
+    ]
+    return {m.ALGORITHM.name: m for m in offline}
+
+
+def test_scanning_finds_every_file_and_no_name_twice():
+    assert sorted(modules()) == sorted(KNOWN) and len(KNOWN) >= 4
+    assert not set(KNOWN) & set(rlkern.algorithms())
+
+
+@EVERY
+def test_every_default_and_every_setting_has_a_source(name):
+    declared = KNOWN[name]
+    assert set(declared.sources) == {*declared.defaults, *declared.settings}
+    assert all(text.strip() for text in declared.sources.values())
+    assert all(math.isfinite(x) for x in declared.defaults.values())
+
+
+@EVERY
+def test_the_declaration_names_things_that_exist(name):
+    declared = KNOWN[name]
+    assert declared.learns_from in registry.LEARNS_FROM and declared.trains in registry.TRAINS
+    assert declared.loss in rlkern.__all__
+    assert set(declared.needs) <= set(registry.NEEDS)
+
+
+@EVERY
+def test_a_kind_that_is_declared_exists_takes_the_defaults_and_says_if_it_has_a_reference(name):
+    kind = KNOWN[name].settings.get("kind")
+    if kind is None:
+        return
+    found = PREFERENCE_KINDS[kind]
+    assert set(KNOWN[name].defaults) <= {"beta", *found.defaults}
+    assert found.reference == ("reference" in KNOWN[name].needs)
+
+
+@EVERY
+def test_the_file_states_equation_paper_average_and_a_doctest(name):
+    module, declared = modules()[name], KNOWN[name]
+    assert module.__name__.endswith(f".{name}")
+    text = module.__doc__
+    cited = re.search(r"Paper: (.*)", text)
+    assert re.search(r"\d{4}\.\d{4,5}", declared.paper).group(0) in cited.group(1)
+    assert "    ℓ" in text and ">>> " in text and f"rlkern.{declared.loss}(" in text
+    assert "the loss is the mean over" in " ".join(text.lower().split())
+
+
+@EVERY
+def test_policy_loss_says_which_loss_it_is_instead(name):
+    one = torch.zeros(1, 1, 2), torch.zeros(1, 1).long(), torch.ones(1), torch.ones(1, 1).bool()
+    with pytest.raises(ValueError, match=f"'{name}' learns from .*: use rlkern.{KNOWN[name].loss}"):
+        rlkern.policy_loss(*one, algorithm=name)
