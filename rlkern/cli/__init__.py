@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line `rlkern`: one module of this folder for each command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+# What a person types, the module whose `run(arguments) -> exit code` does it, and what help says.
+_COMMANDS = {
+    "train": ("rlkern.cli.train", "train a language model, or run the stages of a pipeline"),
+    "algorithms": ("rlkern.cli.algorithms", "list the algorithms: needs, defaults, papers"),
+    "doctor": ("rlkern.cli.doctor", "say which backend serves each operation here, and why"),
+}
+
+_EXAMPLES = """
+  rlkern train --algorithm grpo --model tiny --task addition
+  rlkern train --config configs/tiny_addition.yaml --key value
+  rlkern train --config configs/ppo_reward_model.yaml
+  rlkern train --resume runs/grpo-tiny-addition
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code: 0 when all went well, 2 for a mistake that one sentence on stderr
+    explains.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage(), end="")
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in _COMMANDS:
+        print(
+            f"rlkern: there is no command {command!r}: use {', '.join(_COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    return importlib.import_module(_COMMANDS[command][0]).run(rest)
+
+
+def _usage() -> str:
+    width = max(map(len, _COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{says}\n" for name, (_, says) in _COMMANDS.items()]
+    return (
+        "usage: rlkern <command> [options]\n\n"
+        f"{''.join(lines)}\n"
+        "rlkern <command> --help lists its options.\n"
+        f"{_EXAMPLES}"
+    )
