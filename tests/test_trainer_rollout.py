@@ -12,7 +12,8 @@ from trainer_helpers import (
 
 import rlkern
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.rollout import Prompts, encode, sample, stop_tokens, texts
+from rlkern.trainer.rollout import Prompts, Sampling, encode, stop_tokens, texts
+from rlkern.trainer.sampler import sample
 from rlkern.trainer.scoring import hidden_states, score
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -78,18 +79,8 @@ def test_more_padding_on_the_left_does_not_change_a_greedy_completion(policy):
     )
     found = []
     for one in (prompts, wider):
-        stop = stop_tokens(policy, "")
-        found.append(
-            sample(
-                policy,
-                one,
-                group_size=1,
-                max_new_tokens=5,
-                temperature=0,
-                stop=stop,
-                generator=None,
-            )
-        )
+        greedy = Sampling(5, stop_tokens(policy, ""), temperature=0)
+        found.append(sample(policy, one, greedy, group_size=1, uniform=None))
     assert torch.equal(found[0].token, found[1].token)
     torch.testing.assert_close(found[0].rollout_logprob, found[1].rollout_logprob)
 

@@ -13,7 +13,8 @@ import torch
 import rlkern
 from rlkern.trainer import Config
 from rlkern.trainer.models import make_policy
-from rlkern.trainer.rollout import encode, sample, stop_tokens
+from rlkern.trainer.rollout import Sampling, encode, stop_tokens
+from rlkern.trainer.sampler import random_numbers, sample
 from rlkern.trainer.session import build
 from rlkern.trainer.tasks import make_task
 
@@ -98,18 +99,18 @@ def ragged_prompts(policy):
     return encode(policy, ["1+2=", "12+34=", "9=", "123+456="], max_new_tokens=6)
 
 
-def ragged_rollout(policy, *, group_size=3, seed=0, temperature=1.0):
+def ragged_rollout(policy, *, group_size=3, seed=0, **changes):
     """Returns completions of different lengths: the digit 7 ends one, as eos does."""
     seven = policy.tokenizer.encode("7")
     stop = torch.cat([stop_tokens(policy, ""), torch.tensor(seven)])
+    sampling = Sampling(6, stop, **changes)
+    generator = torch.Generator().manual_seed(seed)
     return sample(
         policy,
         ragged_prompts(policy),
+        sampling,
         group_size=group_size,
-        max_new_tokens=6,
-        temperature=temperature,
-        stop=stop,
-        generator=torch.Generator().manual_seed(seed),
+        uniform=random_numbers(generator, 4 * group_size, sampling),
     )
 
 

@@ -7,7 +7,8 @@ import torch
 
 from rlkern.trainer.config import Config
 from rlkern.trainer.models import Policy
-from rlkern.trainer.rollout import encode, sample, texts
+from rlkern.trainer.rollout import Sampling, encode, texts
+from rlkern.trainer.sampler import random_numbers, sample
 from rlkern.trainer.tasks import Item, Task
 
 
@@ -26,17 +27,17 @@ def accuracy(
     The sampler has a seed of its own, so that evaluating does not change the training.
     """
     generator = torch.Generator(policy.device).manual_seed(config.seed + 1)
+    sampling = Sampling(max_new_tokens, stop, config.temperature, config.top_k, config.top_p)
     right = 0.0
     for first in range(0, len(items), config.eval_batch):
         part = items[first : first + config.eval_batch]
+        sampled = mode == "sampled"
         rollout = sample(
             policy,
             encode(policy, [item.prompt for item in part], max_new_tokens=max_new_tokens),
+            sampling if sampled else sampling.greedy(),
             group_size=1,
-            max_new_tokens=max_new_tokens,
-            temperature=config.temperature if mode == "sampled" else 0.0,
-            stop=stop,
-            generator=generator,
+            uniform=random_numbers(generator, len(part), sampling) if sampled else None,
         )
         right += sum(task.score(text, item) for text, item in zip(texts(policy, rollout), part))
     return right / len(items)

@@ -12,7 +12,8 @@ import torch
 import rlkern
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.reward import advantages, reward_statistics, score_completions
-from rlkern.trainer.rollout import Rollout, encode, sample, texts
+from rlkern.trainer.rollout import Rollout, Sampling, encode, texts
+from rlkern.trainer.sampler import random_numbers, sample
 from rlkern.trainer.scoring import score
 from rlkern.trainer.session import Session
 from rlkern.trainer.step import Batch, StepResult, learning_rate, optimizer_step, pieces
@@ -43,14 +44,15 @@ def iterate(session: Session, warn: Callable[[str], None]) -> tuple[dict[str, fl
     config, progress, policy = session.config, session.progress, session.policy
     watch = Stopwatch(policy.device)
     distinct, position = session.task.next_items(progress.position, config.prompts)
+    sampling = Sampling(
+        session.max_new_tokens, session.stop, config.temperature, config.top_k, config.top_p
+    )
     rollout = sample(
         policy,
         encode(policy, [item.prompt for item in distinct], max_new_tokens=session.max_new_tokens),
+        sampling,
         group_size=config.group_size,
-        max_new_tokens=session.max_new_tokens,
-        temperature=config.temperature,
-        stop=session.stop,
-        generator=session.generator,
+        uniform=random_numbers(session.generator, len(distinct) * config.group_size, sampling),
     )
     completions = texts(policy, rollout)
     watch.lap("rollout")

@@ -1,16 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling completions in batches with the model's KV cache."""
+"""Prompts and completions as rows of tokens: what a sampler makes and the losses read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn.functional import pad
 
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models import Policy
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, and when a completion ends.
+
+    temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave the whole vocabulary; `stop`
+    are the ids that end a completion.
+    """
+
+    max_new_tokens: int
+    stop: Tensor
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @property
+    def truncates(self) -> bool:
+        """Returns whether top-k or top-p may leave a token out."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
+    def greedy(self) -> Sampling:
+        """Returns the same, but the likeliest token each time."""
+        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
 
 
 @dataclass
@@ -23,18 +48,40 @@ class Prompts:
     token: Tensor
     mask: Tensor
 
+    def widened(self, width: int) -> Prompts:
+        """Returns the same prompts with padding on the left up to `width` tokens."""
+        more = (width - self.token.shape[1], 0)
+        return Prompts(pad(self.token, more), pad(self.mask, more))
+
+    def rows(self, index: Tensor) -> Prompts:
+        """Returns the prompts of these indices."""
+        return Prompts(self.token[index], self.mask[index])
+
 
 @dataclass
 class Rollout:
     """B = Q·G completions of Q prompts, the G completions of a prompt in consecutive rows.
 
-    token, mask, rollout_logprob (B, T); mask is True up to the token that ended the row, included.
+    token            (B, T) int64
+    mask             (B, T) bool, True is a token that the model chose and that counts; up to the
+                     token that ended its message, included
+    rollout_logprob  (B, T) float32 of the sampler, under keep
+    present          (B, T) bool, True is a real token, the model's or its environment's; the first
+                     so many of each row. None is mask: the model wrote everything
+    keep             (B, T, K) int64 ids that top-k and top-p left to the sampler, ascending, -1 in
+                     unused places; None is the whole vocabulary
     """
 
     prompts: Prompts
     token: Tensor
     mask: Tensor
     rollout_logprob: Tensor
+    present: Tensor = None  # type: ignore[assignment]
+    keep: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.present is None:
+            self.present = self.mask
 
     @property
     def group_size(self) -> int:
@@ -43,9 +90,71 @@ class Rollout:
 
     def piece(self, first: int, last: int) -> Rollout:
         """Returns the completions of prompts first..last-1."""
-        rows = slice(first * self.group_size, last * self.group_size)
         prompts = Prompts(self.prompts.token[first:last], self.prompts.mask[first:last])
-        return Rollout(prompts, self.token[rows], self.mask[rows], self.rollout_logprob[rows])
+        return self._part(prompts, slice(first * self.group_size, last * self.group_size))
+
+    def rows(self, index: Tensor) -> Rollout:
+        """Returns the completions of these indices, in groups where each G of them share a prompt
+        and else each with a prompt of its own."""
+        prompt, size = index // self.group_size, self.group_size
+        if len(index) % size == 0:
+            grouped = prompt.view(-1, size)
+            if bool((grouped == grouped[:, :1]).all()):
+                prompt = grouped[:, 0]
+        return self._part(self.prompts.rows(prompt), index)
+
+    def _part(self, prompts: Prompts, rows: slice | Tensor) -> Rollout:
+        return Rollout(
+            prompts,
+            self.token[rows],
+            self.mask[rows],
+            self.rollout_logprob[rows],
+            self.present[rows],
+            None if self.keep is None else self.keep[rows],
+        )
+
+    def widened(self, prompt_width: int, width: int, kept: int = 0) -> Rollout:
+        """Returns the same rollout, padded to these widths; to `kept` ids where that is above 0.
+
+        Padding is never attended to and never counted, so its token is 0 whatever that stands for.
+        """
+        more, keep = (0, width - self.token.shape[1]), self.keep
+        if keep is None and kept:
+            keep = self.token.new_full((*self.token.shape, kept), -1)
+        if keep is not None:
+            keep = pad(keep, (0, max(0, kept - keep.shape[2]), *more), value=-1)
+        return Rollout(
+            self.prompts.widened(prompt_width),
+            pad(self.token, more),
+            pad(self.mask, more),
+            pad(self.rollout_logprob, more),
+            pad(self.present, more),
+            keep,
+        )
+
+    def padded(self, multiple: int) -> Rollout:
+        """Returns the same rollout with prompts and completions padded to a multiple of tokens."""
+        widths = self.prompts.token.shape[1], self.token.shape[1]
+        wider = [-(-width // multiple) * multiple for width in widths]
+        return self if [*widths] == wider else self.widened(*wider)
+
+
+def concat(rollouts: Sequence[Rollout]) -> Rollout:
+    """Returns rollouts of the same group size as one, padded to the widest of them."""
+    prompt_width = max(r.prompts.token.shape[1] for r in rollouts)
+    width = max(r.token.shape[1] for r in rollouts)
+    kept = max(0 if r.keep is None else r.keep.shape[2] for r in rollouts)
+    same = [r.widened(prompt_width, width, kept) for r in rollouts]
+    return Rollout(
+        Prompts(
+            torch.cat([r.prompts.token for r in same]), torch.cat([r.prompts.mask for r in same])
+        ),
+        torch.cat([r.token for r in same]),
+        torch.cat([r.mask for r in same]),
+        torch.cat([r.rollout_logprob for r in same]),
+        torch.cat([r.present for r in same]),
+        torch.cat([r.keep for r in same if r.keep is not None]) if kept else None,
+    )
 
 
 def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
@@ -62,9 +171,14 @@ def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
                 f"a prompt of {len(row)} tokens and {max_new_tokens} new ones do not fit the"
                 f" model's context of {policy.context}: {text[:60]!r}"
             )
+    return left_padded(policy, rows)
+
+
+def left_padded(policy: Policy, rows: list[list[int]]) -> Prompts:
+    """Returns rows of token ids as prompts."""
     width = max(map(len, rows))
-    pad = policy.tokenizer.pad_token_id
-    token = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    fill = policy.tokenizer.pad_token_id
+    token = torch.tensor([[fill] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
     return Prompts(token.to(policy.device), mask.to(policy.device))
 
@@ -95,70 +209,10 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-@torch.no_grad()
-def sample(
-    policy: Policy,
-    prompts: Prompts,
-    *,
-    group_size: int,
-    max_new_tokens: int,
-    temperature: float,
-    stop: Tensor,
-    generator: torch.Generator | None,
-) -> Rollout:
-    """Returns group_size completions of each prompt; temperature 0 takes the likeliest token."""
-    cache = DynamicCache()
-    logits = _forward(policy, prompts.token, prompts.mask, positions(prompts.mask), cache)
-    cache.batch_repeat_interleave(group_size)
-    logits = logits.repeat_interleave(group_size, 0)
-    seen = prompts.mask.repeat_interleave(group_size, 0)
-    alive = seen.new_ones(seen.shape[0])
-    tokens, masks, logprobs = [], [], []
-    for step in range(max_new_tokens):
-        token, logprob = _draw(logits, temperature, generator)
-        tokens.append(torch.where(alive, token, policy.tokenizer.pad_token_id))
-        masks.append(alive)
-        logprobs.append(torch.where(alive, logprob, 0.0))
-        seen = torch.cat([seen, alive[:, None]], 1)
-        alive = alive & ~torch.isin(token, stop)
-        if step + 1 == max_new_tokens or not alive.any():
-            break
-        logits = _forward(policy, tokens[-1][:, None], seen, positions(seen)[:, -1:], cache)
-    return Rollout(prompts, torch.stack(tokens, 1), torch.stack(masks, 1), torch.stack(logprobs, 1))
-
-
-def _forward(
-    policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cache: DynamicCache
-) -> Tensor:
-    """Returns the logits (B, V) after the last token, and grow the cache."""
-    with policy.precision():
-        output = policy.model(
-            input_ids=token,
-            attention_mask=seen.long(),
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-    return output.logits[:, -1].float()
-
-
-def _draw(
-    logits: Tensor, temperature: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Returns a token for each row and its log-probability under the sampler."""
-    logprob = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
-    if temperature > 0:
-        token = torch.multinomial(logprob.exp(), 1, generator=generator)
-    else:
-        token = logprob.argmax(-1, keepdim=True)
-    return token[:, 0], logprob.gather(-1, token)[:, 0]
-
-
 def texts(policy: Policy, rollout: Rollout) -> list[str]:
-    """Returns the completions as text, special tokens left out."""
+    """Returns all that follows the prompts as text, special tokens left out."""
     rows = [
-        row[keep].tolist()
-        for row, keep in zip(rollout.token.cpu(), rollout.mask.cpu(), strict=True)
+        row[real].tolist()
+        for row, real in zip(rollout.token.cpu(), rollout.present.cpu(), strict=True)
     ]
     return policy.tokenizer.batch_decode(rows, skip_special_tokens=True)

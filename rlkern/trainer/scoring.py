@@ -26,7 +26,7 @@ def hidden_states(policy: Policy, rollout: Rollout, *, share_prompts: bool) -> T
 def _whole_rows(policy: Policy, rollout: Rollout) -> Tensor:
     prompt = rollout.prompts.token.repeat_interleave(rollout.group_size, 0)
     seen = torch.cat(
-        [rollout.prompts.mask.repeat_interleave(rollout.group_size, 0), rollout.mask], 1
+        [rollout.prompts.mask.repeat_interleave(rollout.group_size, 0), rollout.present], 1
     )
     with policy.precision():
         output = policy.head.decoder(
@@ -40,7 +40,7 @@ def _whole_rows(policy: Policy, rollout: Rollout) -> Tensor:
 
 def _shared(policy: Policy, rollout: Rollout) -> Tensor:
     prompt, known = rollout.prompts.token, rollout.prompts.mask
-    seen = torch.cat([known.repeat_interleave(rollout.group_size, 0), rollout.mask[:, :-1]], 1)
+    seen = torch.cat([known.repeat_interleave(rollout.group_size, 0), rollout.present[:, :-1]], 1)
     last = prompt[:, -1:].repeat_interleave(rollout.group_size, 0)
     cache = DynamicCache()
     with policy.precision():
@@ -81,7 +81,7 @@ def score(
         with policy.precision():
             scored = rlkern.linear_token_logprob(
                 hidden, head.pop("weight"), part.token, temperature=temperature, mask=part.mask,
-                **head,
+                keep=part.keep, **head,
             )  # fmt: skip
         found.append(scored.logprob)
     return torch.cat(found)
