@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -12,24 +14,26 @@ from rlkern.trainer.models import Policy
 from rlkern.trainer.rollout import Rollout, positions
 
 
-def hidden_states(policy: Policy, rollout: Rollout, *, share_prompts: bool) -> Tensor:
+def hidden_states(
+    policy: Policy, rollout: Rollout, *, share_prompts: bool, decoder: Any = None
+) -> Tensor:
     """Returns hidden states (B, T, H) with hidden[b, t] scoring rollout.token[b, t].
 
     share_prompts runs each prompt once and lets its completions attend to the cached keys and
-    values; gradients flow through the cache, so the result is that of whole rows.
+    values; gradients flow through the cache, so the result is that of whole rows. They are those of
+    `decoder` where one is given, such as a critic's, and else the policy's own.
     """
-    if share_prompts and rollout.prompts.token.shape[1] > 1:
-        return _shared(policy, rollout)
-    return _whole_rows(policy, rollout)
+    run = _shared if share_prompts and rollout.prompts.token.shape[1] > 1 else _whole_rows
+    return run(policy, rollout, policy.head.decoder if decoder is None else decoder)
 
 
-def _whole_rows(policy: Policy, rollout: Rollout) -> Tensor:
+def _whole_rows(policy: Policy, rollout: Rollout, decoder: Any) -> Tensor:
     prompt = rollout.prompts.token.repeat_interleave(rollout.group_size, 0)
     seen = torch.cat(
         [rollout.prompts.mask.repeat_interleave(rollout.group_size, 0), rollout.present], 1
     )
     with policy.precision():
-        output = policy.head.decoder(
+        output = decoder(
             input_ids=torch.cat([prompt, rollout.token], 1),
             attention_mask=seen.long(),
             position_ids=positions(seen),
@@ -38,13 +42,13 @@ def _whole_rows(policy: Policy, rollout: Rollout) -> Tensor:
     return output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
 
 
-def _shared(policy: Policy, rollout: Rollout) -> Tensor:
+def _shared(policy: Policy, rollout: Rollout, decoder: Any) -> Tensor:
     prompt, known = rollout.prompts.token, rollout.prompts.mask
     seen = torch.cat([known.repeat_interleave(rollout.group_size, 0), rollout.present[:, :-1]], 1)
     last = prompt[:, -1:].repeat_interleave(rollout.group_size, 0)
     cache = DynamicCache()
     with policy.precision():
-        policy.head.decoder(
+        decoder(
             input_ids=prompt[:, :-1],
             attention_mask=known[:, :-1].long(),
             position_ids=positions(known)[:, :-1],
@@ -52,7 +56,7 @@ def _shared(policy: Policy, rollout: Rollout) -> Tensor:
             use_cache=True,
         )
         cache.batch_repeat_interleave(rollout.group_size)
-        output = policy.head.decoder(
+        output = decoder(
             input_ids=torch.cat([last, rollout.token[:, :-1]], 1),
             attention_mask=seen.long(),
             position_ids=positions(seen)[:, prompt.shape[1] - 1 :],
