@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every algorithm's file must declare and say; none is named here."""
 
+import dataclasses
 import importlib
 import inspect
 import math
@@ -15,13 +16,18 @@ from rlkern.reference.gates import GATES
 from rlkern.reference.group_advantage import KINDS
 from rlkern.reference.kl import KL_ESTIMATORS
 from rlkern.reference.levels import LEVELS
+from rlkern.trainer import settings
+from rlkern.trainer.advantages import TABLE
+from rlkern.trainer.config import Config
+from rlkern.trainer.settings import resolve
 
 ESTIMATORS = {
     name
     for name, x in inspect.getmembers(rlkern.advantage, inspect.isfunction)
     if x.__module__ == rlkern.advantage.__name__
 }
-ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal"}
+# All functions there are advantages but optimal_value, which is the baseline of one.
+ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal"} - {"optimal_value"}
 # What an advantage or an anchor takes that a declaration must ask for.
 ASKS = {
     "gae": "value",
@@ -51,6 +57,25 @@ def test_every_coefficient_has_a_default_and_every_default_a_source(name):
     assert all(text.strip() for text in declared.sources.values())
     assert {c for c in declared.gate_coef if c} <= set(declared.defaults)
     assert all(math.isfinite(x) for x in declared.defaults.values())
+
+
+@EVERY
+def test_every_setting_is_one_that_the_run_leaves_to_its_algorithm(name):
+    declared = rlkern.algorithms()[name]
+    own = {f.name for f in dataclasses.fields(Config) if getattr(Config(), f.name) is None}
+    assert set(declared.settings) <= own
+    resolved = resolve(Config(algorithm=name))
+    assert {key: getattr(resolved, key) for key in declared.settings} == declared.settings
+    settings.validate(resolved)
+
+
+@EVERY
+def test_settings_of_values_and_of_the_kl_are_declared_where_they_are_read_and_nowhere_else(name):
+    declared = rlkern.algorithms()[name]
+    values = {"gae_lambda", "value_coef", "value_clip", "whiten_advantage"} & set(declared.settings)
+    assert not values or "value" in declared.needs
+    has_kl = declared.settings.get("reward_kl_coef", 0) > 0
+    assert has_kl == ("kl" in declared.reward_terms)
 
 
 @EVERY
@@ -108,6 +133,10 @@ def test_the_file_states_equation_paper_average_and_a_doctest(name):
     assert "ℓ_t" in text and ">>> " in text
     assert "the loss is the mean over" in " ".join(text.lower().split())
     assert f'algorithm="{name}"' in text
+
+
+def test_the_trainer_makes_every_advantage_that_a_declaration_may_name():
+    assert set(TABLE) == ADVANTAGES
 
 
 def test_scanning_finds_every_file_that_declares_an_algorithm():

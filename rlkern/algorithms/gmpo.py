@@ -30,10 +30,12 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="sequence_token_mean",
     defaults={"clip_low": 0.4, "clip_high": 0.4, "kl_coef": 0.0, "entropy_coef": 0.0},
+    settings={"minibatches": 4},
     sources={
         "clip_low": "arXiv 2507.20673, §4",
         "clip_high": "arXiv 2507.20673, §4",
         "kl_coef": "TRL and verl's recipe",
         "entropy_coef": "TRL and verl's recipe",
+        "minibatches": "verl's recipe for gmpo",
     },
 )

@@ -28,10 +28,12 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="sequence_token_sum",
     defaults={"clip_low": 2e-3, "clip_high": 2.5e-3, "kl_coef": 0.0, "entropy_coef": 0.0},
+    settings={"minibatches": 4},
     sources={
         "clip_low": "arXiv 2602.05261, §5.1",
         "clip_high": "arXiv 2602.05261, §5.1",
         "kl_coef": "TRL",
         "entropy_coef": "TRL",
+        "minibatches": "GSPO's, arXiv 2507.18071, §5.1",
     },
 )
