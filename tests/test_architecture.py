@@ -41,6 +41,7 @@ LAYERS = (
     },
     {"testing"},
     {"trainer", "integrations", "control"},
+    {"compare"},
     {"cli", "doctor"},
 )
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a comparison, each a process of its own with its own clock and its own peak memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlkern.compare import record
+from rlkern.compare.plan import Comparison, Planned, runs, starts
+from rlkern.trainer.checkpoint import name_of
+from rlkern.trainer.config import to_yaml
+from rlkern.trainer.files import write_text
+from rlkern.trainer.loop import SUMMARY
+
+# ru_maxrss counts kibibytes on Linux and bytes on macOS.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended, the seconds from its start to its end, and its peak memory."""
+
+    code: int
+    wall_seconds: float
+    peak_bytes: int
+
+
+def train(planned: Planned) -> Outcome:
+    """Returns how `rlkern train` ended; what it printed lies beside the run directory as .log.
+
+    What a run that was cut short left is removed: seconds and memory are those of one process.
+    """
+    folder = Path(planned.config.runs_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / str(planned.config.name)
+    if run.is_dir():
+        shutil.rmtree(run)
+    settings = folder / f"{run.name}.yaml"
+    write_text(settings, to_yaml(planned.config))
+    command = [sys.executable, "-m", "rlkern.cli", "train", "--config", str(settings)]
+    threads = str(planned.config.threads or 1)
+    started = time.perf_counter()
+    with (folder / f"{run.name}.log").open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": threads, "COLUMNS": "120"},
+        )
+        # wait4 is the only one that tells the memory of this child from that of the others.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    return Outcome(process.returncode, seconds, usage.ru_maxrss * _RSS_UNIT)
+
+
+def compare(comparison: Comparison, *, again: bool, say: Callable[[str], None]) -> list[str]:
+    """Returns the runs that failed, after all others are recorded; runs on record are skipped."""
+    folder = Path(comparison.records)
+    wanted = [p for p in runs(comparison) if again or not record.is_recorded(folder, p)]
+    skipped = len(runs(comparison)) - len(wanted)
+    if skipped:
+        say(f"{skipped} runs are on record in {folder} with the same settings and are skipped")
+    if not wanted:
+        return []
+    seeds = {planned.seed for planned in wanted}
+    need = [p for seed, p in starts(comparison).items() if seed in seeds and not _has_start(p)]
+    lost = _each(need, comparison.jobs, lambda planned: _start(planned), say)
+    broken = {planned.seed for planned in lost}
+    go = [planned for planned in wanted if planned.seed not in broken]
+    bad = _each(go, comparison.jobs, lambda p: _measure(comparison, p), say)
+    return [p.label for p in [*lost, *bad]] + [p.label for p in wanted if p.seed in broken]
+
+
+def _has_start(planned: Planned) -> bool:
+    run = Path(planned.config.runs_dir) / str(planned.config.name)
+    return (run / SUMMARY).is_file() and (run / name_of(0)).is_dir()
+
+
+def _each(
+    planned: list[Planned],
+    jobs: int,
+    work: Callable[[Planned], tuple[bool, str]],
+    say: Callable[[str], None],
+) -> list[Planned]:
+    """Returns those whose work failed, in order; says a line for each as it ends."""
+    failed, done = [], 0
+    pool = ThreadPoolExecutor(max_workers=jobs)
+    try:
+        for one, (ok, text) in zip(planned, pool.map(work, planned)):
+            done += 1
+            say(f"[{done}/{len(planned)}] {one.label}: {text}")
+            if not ok:
+                failed.append(one)
+    finally:
+        # After Ctrl-C, which reaches the running processes too, those that wait are not begun.
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def _start(planned: Planned) -> tuple[bool, str]:
+    outcome = train(planned)
+    if outcome.code:
+        return False, _why(planned, outcome)
+    return True, f"ready after {outcome.wall_seconds:.1f} s"
+
+
+def _measure(comparison: Comparison, planned: Planned) -> tuple[bool, str]:
+    outcome = train(planned)
+    if outcome.code:
+        return False, _why(planned, outcome)
+    path = record.write(
+        Path(comparison.records),
+        planned,
+        jobs=comparison.jobs,
+        wall_seconds=outcome.wall_seconds,
+        peak_bytes=outcome.peak_bytes,
+    )
+    curve = [p["eval/accuracy"] for p in record.read(path) if "eval/accuracy" in p]
+    return True, f"{curve[0]:.3f} to {curve[-1]:.3f} in {outcome.wall_seconds:.1f} s"
+
+
+def _why(planned: Planned, outcome: Outcome) -> str:
+    log = Path(planned.config.runs_dir) / f"{planned.config.name}.log"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1] if lines else "no output"
+    return f"failed with exit code {outcome.code}: {last} (all of it in {log})"
