@@ -9,6 +9,7 @@ import sys
 # What a person types, the module whose `run(arguments) -> exit code` does it, and what help says.
 _COMMANDS = {
     "train": ("rlkern.cli.train", "train a language model, or run the stages of a pipeline"),
+    "eval": ("rlkern.cli.evaluate", "accuracy and pass@k of a run, a checkpoint or a model"),
     "algorithms": ("rlkern.cli.algorithms", "list the algorithms: needs, defaults, papers"),
     "doctor": ("rlkern.cli.doctor", "say which backend serves each operation here, and why"),
 }
@@ -18,6 +19,7 @@ _EXAMPLES = """
   rlkern train --config configs/tiny_addition.yaml --key value
   rlkern train --config configs/ppo_reward_model.yaml
   rlkern train --resume runs/grpo-tiny-addition
+  rlkern eval runs/grpo-tiny-addition --samples 8 --pass_at 1,4,8
 """
 
 

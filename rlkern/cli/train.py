@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from rlkern.cli.guard import guarded, silence_hub
+from rlkern.cli.guard import guarded, silence_hub, underscored
 
 
 def run(arguments: list[str]) -> int:
@@ -20,7 +20,7 @@ def _parse_and_train(arguments: list[str]) -> int:
     from rlkern.trainer.errors import UserError
     from rlkern.trainer.settings import validate
 
-    arguments = [_dashed(argument) for argument in arguments]
+    arguments = [underscored(argument) for argument in arguments]
     arguments, resume, folder = _take_resume(arguments)
     try:
         config = _parse(arguments, folder)
@@ -34,14 +34,6 @@ def _parse_and_train(arguments: list[str]) -> int:
     silence_hub()
     train(config, resume=resume)
     return 0
-
-
-def _dashed(argument: str) -> str:
-    """Returns a flag with underscores, so that --kl-coef and --kl_coef are the same."""
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value
 
 
 def _take_resume(arguments: list[str]) -> tuple[list[str], bool, Path | None]:

@@ -13,7 +13,7 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import PARTIAL, publish
 
 BEST = "best"
-_NOTE = "best.json"
+NOTE = "best.json"
 KEY = "eval/accuracy"
 
 
@@ -33,7 +33,7 @@ def keep(run: Path, step: int, values: dict[str, float], save: Callable[[Path], 
 
     def fill(partial: Path) -> None:
         save(partial)
-        (partial / _NOTE).write_text(json.dumps({KEY: accuracy, "step": step}) + "\n")
+        (partial / NOTE).write_text(json.dumps({KEY: accuracy, "step": step}) + "\n")
 
     if folder.is_dir():
         # Left by a kill before the link moved: maybe another run's settings, so written again.
@@ -51,7 +51,7 @@ def keep(run: Path, step: int, values: dict[str, float], save: Callable[[Path], 
 
 def read(run: Path) -> dict | None:
     """Returns the accuracy and the step of a run's best checkpoint, None where there is none."""
-    note = run / BEST / _NOTE
+    note = run / BEST / NOTE
     if not note.is_file():
         return None
     try:

@@ -76,7 +76,7 @@ def answer(
     training; neither eval_batch nor the number of processes changes an answer.
     """
     world = world or World()
-    generator = torch.Generator(policy.device).manual_seed(config.seed + 1)
+    generator = torch.Generator().manual_seed(config.seed + 1)
     uniform = None
     if sampling.temperature > 0:
         uniform = random_numbers(generator, len(items) * samples, sampling)
@@ -133,7 +133,7 @@ def accuracy(
     world: World | None = None,
 ) -> float:
     """Returns the accuracy on items, with one sampled or greedy answer to each."""
-    sampling = _samplings(config, stop, max_new_tokens)[mode]
+    sampling = samplings(config, stop, max_new_tokens)[mode]
     found = answer(policy, task, items, config, sampling=sampling, samples=1, world=world)
     return found.accuracy().mean().item()
 
@@ -151,25 +151,25 @@ def evaluate(
     eval/accuracy, and eval/pass@k of the sampled ones.
     """
     values: dict[str, float] = {}
-    samplings = _samplings(config, stop, max_new_tokens)
+    ways = samplings(config, stop, max_new_tokens)
     for mode in config.eval_modes:
         found = answer(
             policy,
             task,
             task.held_out,
             config,
-            sampling=samplings[mode],
-            samples=config.eval_samples if samplings[mode].temperature > 0 else 1,
+            sampling=ways[mode],
+            samples=config.eval_samples if ways[mode].temperature > 0 else 1,
             world=world,
         )
         values[f"eval/accuracy_{mode}"] = found.accuracy().mean().item()
-        if samplings[mode].temperature > 0:
+        if ways[mode].temperature > 0:
             for k in config.eval_pass_at:
                 values[f"eval/pass@{k}"] = found.pass_at(k).mean().item()
     return {"eval/accuracy": values[f"eval/accuracy_{config.eval_modes[0]}"], **values}
 
 
-def _samplings(config: Config, stop: Tensor, max_new_tokens: int) -> dict[str, Sampling]:
+def samplings(config: Config, stop: Tensor, max_new_tokens: int) -> dict[str, Sampling]:
     """Returns how answers are drawn in each of the modes of evaluation."""
     sampled = Sampling(max_new_tokens, stop, config.temperature, config.top_k, config.top_p)
     return {"sampled": sampled, "greedy": sampled.greedy()}
