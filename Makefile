@@ -45,7 +45,7 @@ test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests (
 
 ##@ The rest
 
-.PHONY: check lint format bench doctor gpu clean help
+.PHONY: check lint format bench compare docs doctor gpu clean help
 check: lint test  ## what CI does: lint and test
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -61,6 +61,12 @@ format: $(call set-up,dev)  ## rewrite the sources as lint wants them
 
 bench: $(call set-up,dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
 	$(PY) -m benchmarks.run $(ARGS)
+
+compare: $(call set-up,train) $(NATIVE)  ## run all algorithms from one start, then write docs (ARGS="--jobs 2")
+	$(VENV)/bin/rlkern compare $(ARGS)
+
+docs: $(call set-up,train)  ## write docs/algorithms*, from the files of the algorithms and the recorded runs
+	$(PY) -m rlkern.compare.pages
 
 doctor: $(call set-up,build) $(NATIVE)  ## versions, compiler, instruction set, who serves each op
 	$(PY) -m rlkern.doctor
