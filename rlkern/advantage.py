@@ -207,6 +207,39 @@ def reinforce_plus_plus_baseline(reward: Tensor, group: Tensor, mask: Tensor) ->
     return reinforce_plus_plus(torch.where(reward.isnan(), torch.nan, centered), mask)
 
 
+def optimal_value(reward: Tensor, *, temperature: float) -> Tensor:
+    """Returns V* of each prompt, estimated from answers of the reference: A*-PO's baseline.
+
+        V* = temperature · log (1/n Σ_i exp(r_i / temperature))
+
+    Between the mean of the rewards (at a high temperature) and their maximum (at a low one).
+    Paper: arXiv 2505.20686, where the temperature is β₁; TRL's `a2po` has 1/2 and n = 8.
+
+    Arguments
+        reward       (Q, n) float32 or float64, of n answers to each prompt; NaN is left out
+        temperature  > 0
+    Returns
+        (Q,) of the same dtype; NaN where no answer could be scored
+    Raises
+        TypeError, ValueError  for an argument of the wrong dtype, shape or range
+
+    >>> round(optimal_value(torch.tensor([[1.0, 0.0]]), temperature=0.5).item(), 4)
+    0.7169
+
+    log((e² + 1)/2)/2 = 0.7169.
+    """
+    op = "optimal_value"
+    check.tensor(op, "reward", reward, _FLOATS)
+    if reward.ndim != 2:
+        raise ValueError(f"{op}: reward must be (Q, n), got {check.describe(reward)}")
+    if check.number(op, "temperature", temperature) <= 0:
+        raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")
+    known = ~reward.isnan()
+    scaled = torch.where(known, reward.detach() / temperature, -torch.inf)
+    value = temperature * (scaled.logsumexp(1) - known.sum(1).log())
+    return torch.where(known.any(1), value, torch.nan)
+
+
 # Every estimator that needs no more than the reward of each sample and its group, by name.
 ESTIMATORS: dict[str, Callable[..., Tensor]] = {
     "normalized": partial(group_advantage, kind="normalized"),

@@ -143,15 +143,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_nothing_else(
     config = small(tmp_path, name="run", save_every=2)
     real = checkpoint.save
 
-    def save(run, **parts):
-        if parts["progress"].step == 4:
+    def save(run, session):
+        if session.progress.step == 4:
             target = {
                 "save_file": (checkpoint, "save_file"),
                 "json.dumps": (checkpoint.json, "dumps"),
                 "publish.sync": (sys.modules["rlkern.trainer.files"], "sync"),
             }[place]
             monkeypatch.setattr(*target, full_disk)
-        return real(run, **parts)
+        return real(run, session)
 
     monkeypatch.setattr("rlkern.trainer.loop.checkpoint.save", save)
     with pytest.raises(UserError, match="No space left on device.*checkpoint-2 is whole.*--resume"):
@@ -172,15 +172,13 @@ def test_a_checkpoint_of_another_run_or_model_is_refused(tmp_path):
     run = tmp_path / "runs" / "run"
     other = dataclasses.replace(config, lr=0.5)
     with pytest.raises(UserError, match="lr is 0.001, this run has 0.5"):
-        checkpoint.read_state(run / "checkpoint-2", other)
+        checkpoint.read_state(run / "checkpoint-2", resolve(other))
     with pytest.raises(UserError, match="was started with lr 0.001, not 0.5"):
         train(other, resume=True)
     session = small_session(tmp_path)
     session.policy.model.get_decoder().layers[0].mlp.up_proj.weight.data = torch.zeros(3, 3)
     with pytest.raises(UserError, match="optimizer of another model"):
-        checkpoint.restore(
-            run / "checkpoint-2", session.policy, session.optimizer, session.generator
-        )
+        checkpoint.restore(run / "checkpoint-2", session)
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path):
@@ -247,7 +245,7 @@ def test_config_yaml_of_a_run_gives_the_same_run_again(tmp_path):
     config = small(tmp_path, name="run", steps=1, sft_steps=0)
     train(config)
     saved = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())
-    assert saved == dataclasses.asdict(config)
+    assert saved == dataclasses.asdict(resolve(config))
 
 
 def test_keys_left_to_the_model_are_written_down_with_their_values(tmp_path):

@@ -10,23 +10,26 @@ from trainer_helpers import (
     compiled,  # noqa: F401
     ragged_rollout,
     small,
+    small_session,
     tiny_policy,
 )
 
 import rlkern
-from rlkern.trainer import step
-from rlkern.trainer.iteration import completion_statistics
+from rlkern.trainer import sft, step
+from rlkern.trainer.batch import Batch, minibatches, weighted
+from rlkern.trainer.report import completion_statistics
 from rlkern.trainer.rollout import stop_tokens
 from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.sft import gold_rollout, supervise
 from rlkern.trainer.step import (
-    Batch,
+    Losses,
     accumulate,
     learning_rate,
     make_optimizer,
     optimizer_step,
     pieces,
 )
+from rlkern.trainer.world import World
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -44,9 +47,11 @@ def batch_of(policy, *, advantage=None):
 
 def gradients(config, *, coefficients):
     policy = tiny_policy()
-    loss, metrics, differences = accumulate(policy, batch_of(policy), config, coefficients)
+    losses = Losses(policy, None, config)
+    sums = accumulate(losses, batch_of(policy), config, coefficients, world=World())
     flat = torch.cat([p.grad.flatten() for p in policy.parameters().values()])
-    return loss, flat, rlkern.metrics_dict(metrics), differences
+    metrics = rlkern.metrics_dict(rlkern.merge_metrics(sums.metrics))
+    return sums.loss, flat, metrics, sums.differences
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -87,17 +92,18 @@ def test_hidden_states_that_are_not_finite_skip_the_step_and_leave_the_weights_a
     tmp_path, monkeypatch, poison
 ):
     policy, config = tiny_policy(), small(tmp_path)
-    optimizer = make_optimizer(policy, config, lr=1e-3)
+    optimizer, losses = make_optimizer(policy, None, config), Losses(policy, None, config)
     before = {name: p.detach().clone() for name, p in policy.parameters().items()}
     batch = batch_of(policy)
     spoilt = torch.zeros(*batch.rollout.token.shape, policy.model.config.hidden_size)
     spoilt[0, 0, 0] = poison
     with monkeypatch.context() as patch:
         patch.setattr(step, "hidden_states", lambda *a, **k: hidden_states(*a, **k) + spoilt)
-        result = optimizer_step(policy, optimizer, batch, config, {}, lr=1e-3)
+        result = optimizer_step(losses, optimizer, batch, config, {}, rate=1.0, world=World())
     assert result.skipped
     assert all(torch.equal(before[name], p) for name, p in policy.parameters().items())
-    assert not optimizer_step(policy, optimizer, batch, config, {}, lr=1e-3).skipped
+    result = optimizer_step(losses, optimizer, batch, config, {}, rate=1.0, world=World())
+    assert not result.skipped
     assert any(not torch.equal(before[name], p) for name, p in policy.parameters().items())
 
 
@@ -116,18 +122,32 @@ def test_the_learning_rate_rises_then_falls_to_its_floor(tmp_path):
     assert rates[10] == pytest.approx(0.1)
 
 
-def test_the_supervised_stage_ends_at_its_target(tmp_path):
-    policy, task, losses = tiny_policy(), addition_task(), []
-    config = small(tmp_path, sft_steps=40, sft_target=0.5)
-    supervise(
-        policy,
-        task,
-        config,
-        measure=lambda items: len(losses) / 40,
-        after_step=lambda _, loss: losses.append(loss),
-    )
+def test_the_supervised_stage_ends_at_its_target(tmp_path, monkeypatch):
+    session, losses = small_session(tmp_path, sft_steps=40, sft_target=0.5), []
+    monkeypatch.setattr(sft, "_accuracy", lambda session, items: len(losses) / 40)
+    supervise(session, after_step=lambda _, loss: losses.append(loss))
     assert len(losses) == 20
     assert losses[-1] < losses[0]
+
+
+def test_minibatches_visit_every_prompt_once_an_epoch_in_an_order_of_the_seed():
+    def orders(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [x.tolist() for x in minibatches(8, 2, 3, generator)]
+
+    steps = orders(0)
+    assert len(steps) == 6
+    assert sorted(sum(steps[:3], [])) == sorted(sum(steps[3:], [])) == list(range(8))
+    assert steps[:3] != steps[3:] and steps == orders(0) != orders(1)
+
+
+def test_a_minibatch_has_the_weights_of_its_own_tokens(tmp_path):
+    batch = batch_of(tiny_policy())
+    part = weighted(batch.take(torch.tensor([2, 0])), None, "token_mean", None)
+    assert part.weight.sum().item() == pytest.approx(1.0)
+    rows = [6, 7, 8, 0, 1, 2]
+    assert torch.equal(part.rollout.token, batch.rollout.token[rows])
+    assert torch.equal(part.advantage, batch.advantage[rows])
 
 
 def test_right_answers_become_rows_that_end_with_eos():

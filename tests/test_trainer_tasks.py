@@ -4,14 +4,14 @@
 import math
 
 import pytest
-import torch
 from trainer_helpers import (
     addition_task,
     compiled,  # noqa: F401
 )
 
+from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.reward import advantages, load_rewards, reward_statistics, score_completions
+from rlkern.trainer.reward import Rewards, load_rewards, reward_statistics, score_completions
 from rlkern.trainer.tasks import first_line, make_task, question_key
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -94,6 +94,32 @@ def items_of(count):
     return addition_task().next_items(0, count)[0]
 
 
+def counted(*functions):
+    return Rewards(list(functions), [1.0] * len(functions))
+
+
+def test_a_reward_of_weight_zero_is_logged_and_does_not_count():
+    def one(prompts, completions):
+        return [1.0] * len(completions)
+
+    def unknown(prompts, completions):
+        return [None, 5.0]
+
+    rewards = Rewards([one, unknown], [0.5, 0.0])
+    scored = score_completions(rewards, items_of(2), ["a", "b"])
+    assert scored.reward.tolist() == [0.5, 0.5]
+    assert reward_statistics(scored, rewards, 2)["rewards/unknown/mean"] == 5.0
+    rewards = Rewards([one, unknown], [0.0, 2.0])
+    scored = score_completions(rewards, items_of(2), ["a", "b"])
+    assert math.isnan(scored.reward[0]) and scored.reward[1] == 10.0
+
+
+def test_every_reward_needs_a_weight():
+    config = Config(reward="task,task", reward_weights=[1.0])
+    with pytest.raises(UserError, match="reward_weights must hold a number for each of 2 rewards"):
+        load_rewards(config, addition_task())
+
+
 def test_columns_reach_a_reward_function_that_asks_for_them():
     seen = {}
 
@@ -106,20 +132,18 @@ def test_columns_reach_a_reward_function_that_asks_for_them():
 
     items = items_of(3)
     completions = [items[0].answer, "x", items[2].answer]
-    scored = score_completions([greedy_for_columns, wants_answer], items, completions)
+    scored = score_completions(counted(greedy_for_columns, wants_answer), items, completions)
     assert scored.reward.tolist() == [2.0, 1.0, 2.0]
     assert seen["answer"] == [item.answer for item in items]
 
 
-def test_none_means_unscorable_and_gets_no_advantage():
+def test_none_means_unscorable():
     def half(prompts, completions):
         return [None, 1.0, 0.0, 1.0]
 
-    scored = score_completions([half], items_of(4), ["a", "b", "c", "d"])
+    scored = score_completions(counted(half), items_of(4), ["a", "b", "c", "d"])
     assert math.isnan(scored.reward[0])
-    advantage = advantages(scored.reward, 4, "normalized")
-    assert advantage[0] == 0 and advantage[1] > 0 > advantage[2]
-    assert reward_statistics(scored, [half], 4)["reward"] == pytest.approx(2 / 3)
+    assert reward_statistics(scored, counted(half), 4)["reward"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +159,7 @@ def test_none_means_unscorable_and_gets_no_advantage():
 )
 def test_a_reward_function_that_breaks_its_contract_is_named_in_one_sentence(function, sentence):
     with pytest.raises(UserError, match=sentence) as error:
-        score_completions([function], items_of(2), ["1", "2"])
+        score_completions(counted(function), items_of(2), ["1", "2"])
     assert "\n" not in str(error.value)
 
 
@@ -144,15 +168,14 @@ def test_a_reward_function_that_breaks_its_contract_is_named_in_one_sentence(fun
 )
 def test_a_reward_that_is_not_a_function_is_one_sentence(name):
     with pytest.raises(UserError, match="reward"):
-        load_rewards(name, addition_task())
+        load_rewards(Config(reward=name), addition_task())
 
 
 def test_statistics_count_groups_whose_rewards_are_all_equal():
     def parity(prompts, completions):
         return [0.1, 0.1, 0.1, 1.0, 0.0, 1.0]
 
-    scored = score_completions([parity], items_of(6), ["x"] * 6)
-    values = reward_statistics(scored, [parity], 3)
+    scored = score_completions(counted(parity), items_of(6), ["x"] * 6)
+    values = reward_statistics(scored, counted(parity), 3)
     assert values["frac_reward_zero_std"] == 0.5
     assert values["rewards/parity/mean"] == pytest.approx(values["reward"])
-    assert torch.equal(advantages(scored.reward, 3, "centered")[:3], torch.zeros(3))

@@ -8,9 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,26 +18,13 @@ from torch import Tensor
 from rlkern.trainer.config import Config, differing_key, from_dict
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
-from rlkern.trainer.models import Policy
+from rlkern.trainer.progress import Progress
 
-_FORMAT = 1
+if TYPE_CHECKING:
+    from rlkern.trainer.session import Session
 
-
-@dataclass
-class Progress:
-    """How far a run is: all that the rest of the run depends on besides weights and random states.
-
-    step counts rollouts, update counts optimizer steps, position is the place in the task's stream.
-    """
-
-    step: int = 0
-    update: int = 0
-    position: int = 0
-    num_tokens: int = 0
-    degenerate_steps: int = 0
-    skipped_updates: int = 0
-    seconds: float = 0.0
-    before: dict[str, float] = field(default_factory=dict)
+_FORMAT = 2
+CRITIC = "critic"
 
 
 def name_of(step: int) -> str:
@@ -52,37 +38,36 @@ def all_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-", 1)[1]))
 
 
-def save(
-    run: Path,
-    *,
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    progress: Progress,
-    config: Config,
-) -> Path:
+def save(run: Path, session: Session) -> Path:
     """Returns the folder of a new checkpoint; older ones beyond keep_checkpoints are removed after
     it is safe.
     """
-    target = run / name_of(progress.step)
+    target = run / name_of(session.progress.step)
 
     def fill(folder: Path) -> None:
-        policy.save(folder)
-        save_file(_optimizer_tensors(policy, optimizer), folder / "optimizer.safetensors")
-        save_file(_random_states(policy, generator), folder / "random.safetensors")
+        save_models(session, folder)
+        save_file(_optimizer_tensors(session), folder / "optimizer.safetensors")
+        save_file(_random_states(session), folder / "random.safetensors")
         state = {
             "format": _FORMAT,
-            "progress": dataclasses.asdict(progress),
-            "config": dataclasses.asdict(config),
+            "progress": dataclasses.asdict(session.progress),
+            "config": dataclasses.asdict(session.config),
         }
         (folder / "trainer.json").write_text(json.dumps(state, indent=1))
 
     if not target.is_dir():
         publish(target, fill)
-    for old in all_checkpoints(run)[: -config.keep_checkpoints]:
+    for old in all_checkpoints(run)[: -session.config.keep_checkpoints]:
         # Out of the way first: a folder that is being deleted must not look like a checkpoint.
         shutil.rmtree(old.rename(run / f".partial-{old.name}"))
     return target
+
+
+def save_models(session: Session, folder: Path) -> None:
+    """Write the policy in Hugging Face format, and the critic, if any, into a folder in it."""
+    session.policy.save(folder)
+    if session.critic is not None:
+        session.critic.save(folder / CRITIC)
 
 
 def read_state(folder: Path, config: Config) -> Progress:
@@ -107,15 +92,17 @@ def read_state(folder: Path, config: Config) -> Progress:
     return progress
 
 
-def restore(
-    folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> None:
-    """Put optimizer and random states back; the weights are read by load_policy."""
-    tensors = _load(folder / "optimizer.safetensors")
-    expected = {f"{name}.{key}" for name in policy.parameters() for key in _KEYS}
-    if tensors and set(tensors) != expected:
+def restore(folder: Path, session: Session) -> None:
+    """Put optimizer and random states back; the weights are read by those who make the models."""
+    tensors, parameters = _load(folder / "optimizer.safetensors"), session.parameters()
+    # A weight that never had a gradient, such as a policy's while its critic warms up, has none.
+    names = {name.rsplit(".", 1)[0] for name in tensors}
+    if set(tensors) != {f"{name}.{key}" for name in names for key in _KEYS} or names - {
+        *parameters
+    }:
         raise UserError(f"{folder} holds the optimizer of another model")
-    for name, parameter in policy.parameters().items() if tensors else ():
+    for name in names:
+        parameter = parameters[name]
         moments = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in _KEYS}
         if moments["exp_avg"].shape != parameter.shape:
             raise UserError(
@@ -123,31 +110,31 @@ def restore(
                 f" {tuple(parameter.shape)},"
                 f" stored {tuple(moments['exp_avg'].shape)}"
             )
-        optimizer.state[parameter] = moments
+        session.optimizer.state[parameter] = moments
     states = _load(folder / "random.safetensors")
     torch.set_rng_state(states["torch"])
-    generator.set_state(states["sampler"])
+    session.generator.set_state(states["sampler"])
     if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], policy.device)
+        torch.cuda.set_rng_state(states["cuda"], session.policy.device)
 
 
 _KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def _optimizer_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(session: Session) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, parameter in policy.parameters().items():
-        moments: dict[str, Any] = optimizer.state.get(parameter, {})
+    for name, parameter in session.parameters().items():
+        moments: dict[str, Any] = session.optimizer.state.get(parameter, {})
         tensors.update(
             {f"{name}.{key}": moments[key].detach().contiguous() for key in _KEYS if moments}
         )
     return tensors
 
 
-def _random_states(policy: Policy, generator: torch.Generator) -> dict[str, Tensor]:
-    states = {"torch": torch.get_rng_state(), "sampler": generator.get_state()}
-    if policy.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(policy.device)
+def _random_states(session: Session) -> dict[str, Tensor]:
+    states = {"torch": torch.get_rng_state(), "sampler": session.generator.get_state()}
+    if session.policy.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(session.policy.device)
     return states
 
 

@@ -1,213 +1,224 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step: rollout, reward, scores, updates, and the numbers that describe it."""
+"""One step of learning from own answers: rollout, rewards, scores, advantages, updates."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import rlkern
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.reward import advantages, reward_statistics, score_completions
-from rlkern.trainer.rollout import Rollout, Sampling, encode, texts
-from rlkern.trainer.sampler import random_numbers, sample
+from rlkern.trainer import shaping
+from rlkern.trainer.advantages import Estimate, estimate
+from rlkern.trainer.batch import Batch, minibatches, weighted
+from rlkern.trainer.collect import SAMPLING, Warn, with_baselines
+from rlkern.trainer.display import Display
+from rlkern.trainer.evaluate import evaluate
+from rlkern.trainer.experience import Experience
+from rlkern.trainer.mismatch import correction, mismatch_metrics
+from rlkern.trainer.report import (
+    Sample,
+    Stopwatch,
+    completion_statistics,
+    note,
+    pick_samples,
+    update_values,
+)
+from rlkern.trainer.reward import reward_statistics
 from rlkern.trainer.scoring import score
-from rlkern.trainer.session import Session
-from rlkern.trainer.step import Batch, StepResult, learning_rate, optimizer_step, pieces
-
-Sample = tuple[str, str, float]
+from rlkern.trainer.session import Session, attach_reference
+from rlkern.trainer.step import Losses, StepResult, learning_rate, optimizer_step, pieces
 
 
-class Stopwatch:
-    """Splits a step's time into named parts."""
+class Online:
+    """Learns from answers that the policy samples: whatever rlkern.policy_loss is the loss of."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
-        self._device = device
-        self._last = time.perf_counter()
+    def __init__(self, session: Session):
+        self.session = session
+        self.controller = shaping.make_controller(session.config)
+        self.controller.load_state_dict({"coef": session.progress.reward_kl_coef})
 
-    def lap(self, name: str) -> None:
-        """Add the time since the last call to `name`; kernels still running on a GPU belong
-        to it."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + now - self._last
-        self._last = now
+    def prepare(self, run: Path, display: Display) -> None:
+        """Freeze the reference, and put the models under one roof."""
+        session = self.session
+        attach_reference(session, run)
+        if session.critic is not None and session.progress.step == 0:
+            session.critic.begin(session.policy)
+        self.losses = Losses(session.policy, session.critic, session.config)
 
+    def evaluate(self) -> dict[str, float]:
+        """Returns the accuracies on held-out items."""
+        session = self.session
+        return evaluate(
+            session.policy,
+            session.task,
+            session.config,
+            stop=session.sampling.stop,
+            max_new_tokens=session.sampling.max_new_tokens,
+        )
 
-def iterate(session: Session, warn: Callable[[str], None]) -> tuple[dict[str, float], list[Sample]]:
-    """Returns the metrics and some samples of the next step; the session moves one step on."""
-    config, progress, policy = session.config, session.progress, session.policy
-    watch = Stopwatch(policy.device)
-    distinct, position = session.task.next_items(progress.position, config.prompts)
-    sampling = Sampling(
-        session.max_new_tokens, session.stop, config.temperature, config.top_k, config.top_p
-    )
-    rollout = sample(
-        policy,
-        encode(policy, [item.prompt for item in distinct], max_new_tokens=session.max_new_tokens),
-        sampling,
-        group_size=config.group_size,
-        uniform=random_numbers(session.generator, len(distinct) * config.group_size, sampling),
-    )
-    completions = texts(policy, rollout)
-    watch.lap("rollout")
-    items = [item for item in distinct for _ in range(config.group_size)]
-    scored = score_completions(session.rewards, items, completions)
-    advantage = advantages(
-        scored.reward.to(policy.device), config.group_size, session.algorithm.advantage
-    )
-    watch.lap("reward")
-    batch = make_batch(session, rollout, advantage)
-    watch.lap("score")
-    results = [_update(session, batch) for _ in range(config.epochs or 1)]
-    progress.step += 1
-    progress.position = position
-    progress.num_tokens += _tokens(rollout)
-    values = reward_statistics(scored, session.rewards, config.group_size)
-    degenerate = not advantage.any().item()
-    _note(session, results, degenerate, values["reward"], warn)
-    watch.seconds["time/loss"] = sum(result.loss_seconds for result in results)
-    watch.seconds["time/step"] = sum(result.step_seconds for result in results)
-    values.update(_loss_values(session, results), **completion_statistics(rollout, session.stop))
-    values.update(sampler_difference(batch))
-    values.update(watch.seconds, step_time=sum(watch.seconds.values()))
-    return values, pick_samples(items, completions, scored.reward.tolist(), config.group_size)
+    def iterate(self, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
+        """Returns the metrics and some samples of the next step; the session moves one step on."""
+        session, progress = self.session, self.session.progress
+        watch = Stopwatch(session.policy.device)
+        experience = SAMPLING[session.config.sampling or "all"](session, warn)
+        experience = with_baselines(session, experience)
+        watch.lap("rollout")
+        experience = self._shaped(self._scored(experience))
+        found = estimate(experience, session.algorithm, session.config)
+        watch.lap("score")
+        results = list(self._updates(self._batch(experience, found), experience))
+        progress.step += 1
+        rollout = experience.rollout
+        progress.num_tokens += int(
+            rollout.prompts.mask.sum() * rollout.group_size + rollout.present.sum()
+        )
+        statistics = reward_statistics(experience.scored, session.rewards, rollout.group_size)
+        note(session, results, not found.advantage.any().item(), statistics["reward"], warn)
+        values = {
+            **statistics,
+            **update_values(session, results),
+            **completion_statistics(rollout, session.sampling.stop),
+            **self._sampling_values(experience),
+            **shaping.objective_metrics(experience),
+        }
+        self._steer(experience)
+        watch.seconds["time/loss"] = sum(result.loss_seconds for result in results)
+        watch.seconds["time/step"] = sum(result.step_seconds for result in results)
+        values.update(watch.seconds, step_time=sum(watch.seconds.values()))
+        samples = pick_samples(experience, rollout.group_size)
+        return values, samples
 
+    def _scored(self, experience: Experience) -> Experience:
+        """Returns the experience with the scores that something reads, and with no others."""
+        session, config = self.session, self.session.config
+        reads_old = (
+            session.updates > 1 or session.kl_in_reward or config.rollout_correction != "none"
+        )
+        old = self._score(session.policy, experience) if reads_old else None
+        ref = None
+        if session.reference is not None:
+            ref = self._score(session.reference, experience)
+        value = None
+        if session.critic is not None:
+            first, last = session.world.share(experience.rollout.prompts.token.shape[0])
+            own = experience.rollout.piece(first, last)
+            split = pieces(last - first, config.micro_batches)
+            value = session.world.gather_rows(session.critic.values(session.policy, own, split))
+        coef = self.controller.coef if session.kl_in_reward else 0.0
+        return dataclasses.replace(
+            experience, old_logprob=old, ref_logprob=ref, value=value, reward_kl_coef=coef
+        )
 
-def make_batch(session: Session, rollout: Rollout, advantage: torch.Tensor) -> Batch:
-    """Returns what the loss needs; old and reference log-probabilities only where the loss reads
-    them.
-    """
-    config = session.config
-    constant = (
-        session.max_new_tokens if session.algorithm.aggregation == "sequence_token_sum" else None
-    )
-    split = pieces(config.prompts, config.micro_batches)
-
-    def scored(policy):
-        return score(
+    def _score(self, policy, experience: Experience) -> Tensor:
+        session, config = self.session, self.session.config
+        first, last = session.world.share(experience.rollout.prompts.token.shape[0])
+        own = score(
             policy,
-            rollout,
+            experience.rollout.piece(first, last),
             temperature=config.temperature,
             share_prompts=config.share_prompts,
-            pieces=split,
+            pieces=pieces(last - first, config.micro_batches),
+        )
+        return session.world.gather_rows(own)
+
+    def _shaped(self, experience: Experience) -> Experience:
+        """Returns the experience with what the algorithm or the settings add to the reward."""
+        session, most = self.session, self.session.sampling.max_new_tokens
+        cache = shaping.overlong_cache(session.config, session.algorithm, most)
+        reward = shaping.shaped_reward(
+            experience.reward, experience.rollout, cache=cache, max_new_tokens=most
+        )
+        return dataclasses.replace(experience, reward=reward)
+
+    def _batch(self, experience: Experience, found: Estimate) -> Batch:
+        session, config = self.session, self.session.config
+        mask = shaping.trained_mask(experience.rollout, session.sampling.stop, config)
+        rollout = dataclasses.replace(experience.rollout, mask=mask)
+        anchor = experience.old_logprob
+        if session.algorithm.anchor == "reference":
+            anchor = experience.ref_logprob
+        elif session.updates == 1:
+            anchor = None  # the policy that sampled is the one that is trained: the ratio is 1
+        return Batch(
+            rollout=rollout,
+            advantage=found.advantage,
+            weight=torch.zeros_like(rollout.rollout_logprob),
+            old_logprob=anchor,
+            ref_logprob=experience.ref_logprob if session.kl_coef else None,
+            correction=correction(config, experience.old_logprob, rollout),
+            old_value=experience.value,
+            value_target=found.value_target,
         )
 
-    return Batch(
-        rollout=rollout,
-        advantage=advantage,
-        weight=rlkern.aggregate.token_weight(
-            rollout.mask, session.algorithm.aggregation, constant=constant
-        ),
-        old_logprob=scored(session.policy) if (config.epochs or 1) > 1 else None,
-        ref_logprob=scored(session.reference) if session.reference is not None else None,
-    )
+    def _updates(self, batch: Batch, experience: Experience) -> Iterator[StepResult]:
+        """Yields what each optimizer step on a rollout did."""
+        session, config = self.session, self.session.config
+        batch, copies = self._refilled(batch, experience)
+        device = batch.advantage.device
+        prompts = batch.rollout.prompts.token.shape[0]
+        constant = None
+        if session.algorithm.aggregation == "sequence_token_sum":
+            constant = session.sampling.max_new_tokens
+        steps = (config.epochs or 1, config.minibatches or 1)
+        if not prompts:
+            return
+        for chosen in minibatches(prompts, *steps, session.generator):
+            part, counted = batch, copies
+            if len(chosen) < prompts:
+                part = batch.take(chosen.to(device))
+                counted = None if copies is None else copies.view(prompts, -1)[chosen].flatten()
+            part = weighted(part, counted, session.algorithm.aggregation, constant)
+            yield self._update(part)
 
+    def _refilled(self, batch: Batch, experience: Experience) -> tuple[Batch, Tensor | None]:
+        """Returns the batch after DUPO's refill by rows, or the copies of each answer by weight."""
+        session = self.session
+        if session.config.sampling != "duplicate":
+            return batch, None
+        reward, group = experience.reward, experience.group
+        generator = session.generator
+        if session.config.duplicate_by == "weight":
+            multiplicity = rlkern.sampling.refill_multiplicity(reward, group, generator=generator)
+            return batch, multiplicity
+        index = rlkern.sampling.refill_index(reward, group, generator=generator)
+        return batch.take(index[:: batch.rollout.group_size] // batch.rollout.group_size), None
 
-def _update(session: Session, batch: Batch) -> StepResult:
-    progress = session.progress
-    rate = learning_rate(session.config, progress.update)
-    result = optimizer_step(
-        session.policy, session.optimizer, batch, session.config, session.coefficients, lr=rate
-    )
-    progress.update += 1
-    progress.skipped_updates += result.skipped
-    return result
-
-
-def _note(
-    session: Session, results: list[StepResult], degenerate: bool, reward: float, warn: Callable
-) -> None:
-    """Count and say what went wrong in a step; stop when nothing was ever there to learn from."""
-    progress, limit = session.progress, session.config.degenerate_limit
-    skipped = sum(result.skipped for result in results)
-    if skipped:
-        warn(
-            f"step {progress.step}: loss or gradient was not finite,"
-            f" {skipped} of {len(results)} updates skipped"
-            f" ({progress.skipped_updates} so far)"
+    def _update(self, batch: Batch) -> StepResult:
+        session, progress = self.session, self.session.progress
+        result = optimizer_step(
+            self.losses,
+            session.optimizer,
+            batch,
+            session.config,
+            session.coefficients,
+            rate=learning_rate(session.config, progress.update, session.updates),
+            world=session.world,
+            train_policy=progress.step >= session.config.critic_warmup or session.critic is None,
         )
-    if not degenerate:
-        return
-    progress.degenerate_steps += 1
-    if limit and progress.step <= limit and progress.degenerate_steps == limit:
-        raise UserError(
-            f"in each of the first {limit} rollouts all completions of a prompt had the same reward"
-            f" (mean {reward:g} in the last), so there is nothing to learn from;"
-            " look at the reward function, the prompts and the temperature"
-        )
-    if progress.degenerate_steps == 1 or progress.degenerate_steps % 50 == 0:
-        warn(
-            f"step {progress.step}: all completions of each prompt had the same reward,"
-            f" so this rollout teaches nothing ({progress.degenerate_steps} such rollouts so far)"
-        )
+        progress.update += 1
+        progress.skipped_updates += result.skipped
+        return result
 
+    def _steer(self, experience: Experience) -> None:
+        """Move the weight of the KL in the reward, where it is adaptive."""
+        if self.session.kl_in_reward:
+            kl = shaping.mean_kl(experience)
+            if math.isfinite(kl):
+                self.controller.update(kl, len(experience.reward))
+            self.session.progress.reward_kl_coef = self.controller.coef
 
-def _loss_values(session: Session, results: list[StepResult]) -> dict[str, float]:
-    progress = session.progress
-    values = rlkern.metrics_dict(rlkern.merge_metrics([result.metrics for result in results]))
-    values.pop("num_tokens", None)
-    for result in results:
-        values.update(result.differences)
-    return {
-        **values,
-        "loss": sum(result.loss for result in results) / len(results),
-        "grad_norm": sum(result.grad_norm for result in results) / len(results),
-        "learning_rate": learning_rate(session.config, progress.update - 1),
-        "num_tokens": progress.num_tokens,
-        "degenerate_steps": progress.degenerate_steps,
-        "skipped_updates": progress.skipped_updates,
-    }
-
-
-def _tokens(rollout: Rollout) -> int:
-    """Returns the tokens of a rollout, each prompt counted once for each of its completions."""
-    return int(rollout.prompts.mask.sum() * rollout.group_size + rollout.mask.sum())
-
-
-def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, float]:
-    """Returns lengths of all completions and of those that ended by themselves, and the share cut
-    short.
-    """
-    length = rollout.mask.sum(-1)
-    ended = (torch.isin(rollout.token, stop) & rollout.mask).any(-1)
-    finished = length[ended] if ended.any() else length.new_zeros(1)
-    values = {"completions/clipped_ratio": 1.0 - ended.float().mean().item()}
-    for name, lengths in (("length", length), ("terminated_length", finished)):
-        values[f"completions/mean_{name}"] = lengths.float().mean().item()
-        values[f"completions/min_{name}"] = float(lengths.min())
-        values[f"completions/max_{name}"] = float(lengths.max())
-    return values
-
-
-def sampler_difference(batch: Batch) -> dict[str, float]:
-    """Returns how far the sampler's log-probabilities are from the scored ones, if any."""
-    if batch.old_logprob is None:
-        return {}
-    rollout = batch.rollout
-    difference = (batch.old_logprob - rollout.rollout_logprob).abs()[rollout.mask]
-    return {
-        "sampling/sampling_logp_difference/mean": difference.mean().item(),
-        "sampling/sampling_logp_difference/max": difference.max().item(),
-    }
-
-
-def pick_samples(
-    items: list, completions: list[str], rewards: list[float], group_size: int
-) -> list[Sample]:
-    """Returns two completions, the best and the worst, of each of the first four prompts."""
-    picked = []
-    for first in range(0, min(len(items), 4 * group_size), group_size):
-        rows = [i for i in range(first, first + group_size) if not math.isnan(rewards[i])] or [
-            first
-        ]
-        for row in dict.fromkeys(
-            (max(rows, key=rewards.__getitem__), min(rows, key=rewards.__getitem__))
-        ):
-            picked.append((items[row].prompt, completions[row], rewards[row]))
-    return picked
+    def _sampling_values(self, experience: Experience) -> dict[str, float]:
+        """Returns what sampling cost so far, and how far the sampler is from the trainer."""
+        progress = self.session.progress
+        return {
+            "sampling/generated_tokens": progress.generated_tokens,
+            "sampling/groups_sampled": progress.sampled_groups,
+            "sampling/useful_groups": progress.useful_groups,
+            "sampling/groups_trained": len(experience.items) // experience.rollout.group_size,
+            **mismatch_metrics(self.session.config, experience.old_logprob, experience.rollout),
+        }

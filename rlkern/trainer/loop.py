@@ -16,13 +16,12 @@ from rlkern.trainer.checkpoint import all_checkpoints
 from rlkern.trainer.config import Config
 from rlkern.trainer.display import Display
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.evaluate import accuracy, evaluate
 from rlkern.trainer.files import write_text
 from rlkern.trainer.interrupt import Interrupt
-from rlkern.trainer.iteration import iterate
+from rlkern.trainer.learners import Learner, make_learner
 from rlkern.trainer.logs import Log, read_metrics
 from rlkern.trainer.plot import plot_curves
-from rlkern.trainer.session import Session, attach_reference, build, check
+from rlkern.trainer.session import Session, build, check
 from rlkern.trainer.settings import resolve
 from rlkern.trainer.sft import supervise
 
@@ -31,8 +30,8 @@ SUMMARY = "summary.json"
 
 def train(config: Config, *, resume: bool = False, display: Display | None = None) -> dict:
     """Returns the summary of a whole run, which its directory then holds as summary.json."""
-    config = resolve(config)
     check(config)
+    config = resolve(config)
     run = rundir.existing_run(config) if resume else rundir.new_run(config)
     saved = all_checkpoints(run)
     display = display or Display()
@@ -58,20 +57,32 @@ def _how_to_go_on(run: Path) -> str:
 def _run(session: Session, run: Path, display: Display, interrupt: Interrupt) -> dict:
     config, progress = session.config, session.progress
     log = Log(run, step=progress.step if all_checkpoints(run) else -1)
-    clock = Clock(progress.seconds)
+    clock, learner = Clock(progress.seconds), make_learner(session)
     try:
-        if not all_checkpoints(run):
-            _prepare(session, run, log, display, interrupt, clock)
-        attach_reference(session, run)
+        fresh = not all_checkpoints(run)
+        if fresh and config.sft_steps:
+            _supervise(session, display, interrupt)
+        learner.prepare(run, display)
+        if fresh:
+            _first_evaluation(session, learner, log, display, clock)
+            if config.sft_steps:
+                _save(session, run, clock)
         display.begin(config, progress.step)
-        while progress.step < config.steps:
-            _one_step(session, run, log, display, clock)
-            if interrupt.asked and progress.step < config.steps:
+        while not _over(session, clock):
+            _one_step(session, learner, run, log, display, clock)
+            if interrupt.asked and not _over(session, clock):
                 _save(session, run, clock)
                 raise KeyboardInterrupt
         return _finish(session, run, display, clock)
     finally:
         log.close()
+
+
+def _over(session: Session, clock: Clock) -> bool:
+    """Returns True after the last step: that of the number asked, or of the time."""
+    config = session.config
+    late = config.max_seconds > 0 and clock.seconds() >= config.max_seconds
+    return session.progress.step >= config.steps or late
 
 
 class Clock:
@@ -85,48 +96,35 @@ class Clock:
         return time.perf_counter() - self._started
 
 
-def _prepare(
-    session: Session, run: Path, log: Log, display: Display, interrupt: Interrupt, clock: Clock
-) -> None:
-    """Run what comes before step 1: the supervised stage, the first evaluation, checkpoint-0 if
-    weights changed.
-    """
+def _supervise(session: Session, display: Display, interrupt: Interrupt) -> None:
+    """Run the supervised steps before step 1."""
 
     def after_step(step: int, loss: float) -> None:
         display.sft(step, session.config.sft_steps or 0, loss)
         if interrupt.asked:
             raise KeyboardInterrupt
 
-    supervise(
-        session.policy,
-        session.task,
-        session.config,
-        measure=lambda items: accuracy(
-            session.policy,
-            session.task,
-            items,
-            session.config,
-            mode="sampled",
-            stop=session.stop,
-            max_new_tokens=session.max_new_tokens,
-        ),
-        after_step=after_step,
-    )
+    supervise(session, after_step=after_step)
+
+
+def _first_evaluation(
+    session: Session, learner: Learner, log: Log, display: Display, clock: Clock
+) -> None:
     display.say("evaluating on held-out items")
-    session.progress.before = _evaluate(session)
+    session.progress.before = learner.evaluate()
     display.evaluation(0, session.progress.before)
     log.write(0, {**session.progress.before, "seconds": clock.seconds()})
-    if session.config.sft_steps:
-        _save(session, run, clock)
 
 
-def _one_step(session: Session, run: Path, log: Log, display: Display, clock: Clock) -> None:
+def _one_step(
+    session: Session, learner: Learner, run: Path, log: Log, display: Display, clock: Clock
+) -> None:
     config, progress = session.config, session.progress
-    values, samples = iterate(session, display.warn)
-    step, last = progress.step, progress.step == config.steps
+    values, samples = learner.iterate(display.warn)
+    step, last = progress.step, _over(session, clock)
     if last or (config.eval_every and step % config.eval_every == 0):
         started = time.perf_counter()
-        found = _evaluate(session)
+        found = learner.evaluate()
         values.update(found, **{"time/eval": time.perf_counter() - started})
         display.evaluation(step, found)
     values["seconds"] = clock.seconds()
@@ -141,26 +139,9 @@ def _one_step(session: Session, run: Path, log: Log, display: Display, clock: Cl
         _save(session, run, clock)
 
 
-def _evaluate(session: Session) -> dict[str, float]:
-    return evaluate(
-        session.policy,
-        session.task,
-        session.config,
-        stop=session.stop,
-        max_new_tokens=session.max_new_tokens,
-    )
-
-
 def _save(session: Session, run: Path, clock: Clock) -> None:
     session.progress.seconds = clock.seconds()
-    checkpoint.save(
-        run,
-        policy=session.policy,
-        optimizer=session.optimizer,
-        generator=session.generator,
-        progress=session.progress,
-        config=session.config,
-    )
+    checkpoint.save(run, session)
 
 
 def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict:
@@ -179,6 +160,9 @@ def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict
         "wall_seconds": round(clock.seconds(), 3),
         "backend": served_by(session),
         "num_tokens": progress.num_tokens,
+        "generated_tokens": progress.generated_tokens,
+        "sampled_groups": progress.sampled_groups,
+        "useful_groups": progress.useful_groups,
         "skipped_updates": progress.skipped_updates,
         "compare": {
             key: max(line.get(key) or 0.0 for line in lines)

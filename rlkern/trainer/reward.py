@@ -11,15 +11,19 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlkern.advantage import ESTIMATORS
+from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.models import resolve_device
 from rlkern.trainer.tasks import Item, Task
 
 RewardFunction = Callable[..., "list[float | None]"]
+
+TASK = "task"
 
 
 @dataclass
@@ -41,18 +45,44 @@ def task_reward(task: Task) -> RewardFunction:
     return exact_match
 
 
-def load_rewards(names: str | None, task: Task) -> list[RewardFunction]:
-    """Returns the functions named as module:function, separated by commas; the task's own
-    for None."""
-    if names is None:
-        return [task_reward(task)]
-    return [_load(name.strip()) for name in names.split(",")]
+@dataclass
+class Rewards:
+    """The reward functions of a run, each with the weight its rewards have in the sum."""
+
+    functions: list[RewardFunction]
+    weights: list[float]
+
+
+def load_rewards(config: Config, task: Task) -> Rewards:
+    """Returns the rewards that the settings name: task, module:function or a reward model's folder;
+    the task's own for None."""
+    names = [name.strip() for name in (config.reward or TASK).split(",")]
+    weights = [1.0] * len(names) if config.reward_weights is None else config.reward_weights
+    if len(weights) != len(names):
+        raise UserError(
+            f"reward_weights must hold a number for each of {len(names)} rewards, got {weights}"
+        )
+    return Rewards([_find(name, config, task) for name in names], list(weights))
+
+
+def _find(name: str, config: Config, task: Task) -> RewardFunction:
+    if name == TASK:
+        return task_reward(task)
+    if ":" not in name and (Path(name) / "config.json").is_file():
+        from rlkern.trainer.reward_model import load_reward_model
+
+        return load_reward_model(
+            Path(name), device=resolve_device(config.device), dtype=config.dtype
+        )
+    return _load(name)
 
 
 def _load(name: str) -> RewardFunction:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        raise UserError(f"reward must be module:function, got {name!r}")
+        raise UserError(
+            f"reward must be task, module:function or the folder of a reward model, got {name!r}"
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -73,19 +103,20 @@ def reward_name(function: RewardFunction) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def score_completions(
-    functions: list[RewardFunction], items: list[Item], completions: list[str]
-) -> Scored:
-    """Returns the sum of all functions' rewards for each completion.
+def score_completions(rewards: Rewards, items: list[Item], completions: list[str]) -> Scored:
+    """Returns the weighted sum of all functions' rewards for each completion.
 
-    None means that a function cannot score a completion; the reward is NaN if none of them can.
+    None means that a function cannot score a completion; the reward is NaN if none that counts can.
+    A function of weight 0 is asked and logged, and has no part in the sum.
     """
     columns = _columns(items)
     prompts = [item.prompt for item in items]
-    rows = [_call(function, prompts, completions, columns) for function in functions]
-    by_function = torch.tensor(rows, dtype=torch.float32)
-    unscored = by_function.isnan().all(0)
-    return Scored(torch.where(unscored, torch.nan, by_function.nansum(0)), by_function)
+    rows = [_call(function, prompts, completions, columns) for function in rewards.functions]
+    by_function = torch.tensor(rows, dtype=torch.float32).view(len(rows), len(completions))
+    counted = by_function[[weight != 0 for weight in rewards.weights]]
+    weights = torch.tensor([[weight] for weight in rewards.weights if weight != 0])
+    unscored = counted.isnan().all(0)
+    return Scored(torch.where(unscored, torch.nan, (weights * counted).nansum(0)), by_function)
 
 
 def _columns(items: list[Item]) -> dict[str, list]:
@@ -140,17 +171,7 @@ def _number(name: str, index: int, value: object) -> float:
     return number
 
 
-def advantages(reward: Tensor, group_size: int, kind: str) -> Tensor:
-    """Returns the advantage (B,) of each completion by an algorithm's kind; 0 where the reward is
-    NaN.
-    """
-    group = torch.arange(reward.shape[0], device=reward.device) // group_size
-    return ESTIMATORS[kind](reward, group)
-
-
-def reward_statistics(
-    scored: Scored, functions: list[RewardFunction], group_size: int
-) -> dict[str, float]:
+def reward_statistics(scored: Scored, rewards: Rewards, group_size: int) -> dict[str, float]:
     """Returns reward, reward_std, frac_reward_zero_std and each function's mean and spread."""
     groups = scored.reward.view(-1, group_size)
     spread = _nanstd(groups)
@@ -160,7 +181,7 @@ def reward_statistics(
         "frac_reward_zero_std": (spread == 0).float().mean().item(),
         "rewards/unscorable": scored.reward.isnan().float().mean().item(),
     }
-    for function, row in zip(functions, scored.by_function, strict=True):
+    for function, row in zip(rewards.functions, scored.by_function, strict=True):
         values[f"rewards/{reward_name(function)}/mean"] = row.nanmean().nan_to_num().item()
         values[f"rewards/{reward_name(function)}/std"] = _nanstd(row[None])[0].item()
     return values

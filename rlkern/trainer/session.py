@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import rlkern
-from rlkern.advantage import ESTIMATORS
 from rlkern.trainer import checkpoint
-from rlkern.trainer.checkpoint import Progress
 from rlkern.trainer.config import Config
+from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
 from rlkern.trainer.models import (
@@ -26,11 +23,14 @@ from rlkern.trainer.models import (
     resolve_device,
     train_last_layers,
 )
-from rlkern.trainer.reward import RewardFunction, load_rewards
-from rlkern.trainer.rollout import encode, stop_tokens
-from rlkern.trainer.settings import asked_coefficients, validate
-from rlkern.trainer.step import learning_rate, make_optimizer
+from rlkern.trainer.preflight import check_settings
+from rlkern.trainer.progress import Progress
+from rlkern.trainer.reward import Rewards, load_rewards
+from rlkern.trainer.rollout import Sampling, encode, stop_tokens
+from rlkern.trainer.settings import asked_coefficients, find_algorithm, resolve, validate
+from rlkern.trainer.step import make_optimizer
 from rlkern.trainer.tasks import Task, make_task
+from rlkern.trainer.world import World
 
 REFERENCE = "reference"
 
@@ -44,75 +44,72 @@ class Session:
     algorithm: Any
     coefficients: dict[str, float]
     task: Task
-    rewards: list[RewardFunction]
+    rewards: Rewards
     policy: Policy
-    stop: torch.Tensor
-    max_new_tokens: int
+    sampling: Sampling
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     progress: Progress
+    world: World
+    critic: Critic | None = None
     reference: Policy | None = None
 
     @property
     def kl_coef(self) -> float:
-        """Returns the weight of the KL to the reference in this run."""
+        """Returns the weight of the KL to the reference in this run's loss."""
         return {**self.algorithm.defaults, **self.coefficients}.get("kl_coef", 0.0)
 
+    @property
+    def kl_in_reward(self) -> bool:
+        """Returns True where the reward has a KL to the reference."""
+        asked = "kl" in getattr(self.algorithm, "reward_terms", ())
+        return asked and bool(self.config.reward_kl_coef)
 
-def _beyond_this_trainer(algorithm: rlkern.Algorithm) -> Iterator[str]:
-    """Yields what an algorithm asks for and would otherwise silently go without."""
-    names = {
-        "value": "a value head",
-        "reference_samples": "answers of the reference",
-        "greedy": "a greedy answer to each prompt",
-        "several_rewards": "rewards kept apart",
-    }
-    yield from (names[need] for need in algorithm.needs if need in names)
-    if algorithm.sampling != "all":
-        yield f"{algorithm.sampling} sampling"
-    yield from (f"the {term} term in the reward" for term in algorithm.reward_terms)
-    if algorithm.anchor != "old":
-        yield f"log-probabilities of the {algorithm.anchor} in place of the old policy's"
-    if algorithm.advantage not in ESTIMATORS:
-        yield f"advantages by {algorithm.advantage}"
+    @property
+    def reads_reference(self) -> bool:
+        """Returns True where something of this run needs the starting model."""
+        return (
+            self.kl_coef != 0
+            or self.kl_in_reward
+            or getattr(self.algorithm, "anchor", "old") == "reference"
+            or bool({"reference", "reference_samples"} & set(self.algorithm.needs))
+        )
+
+    @property
+    def updates(self) -> int:
+        """Returns the optimizer steps on each rollout."""
+        return (self.config.epochs or 1) * (self.config.minibatches or 1)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Returns the weights that are trained, by name, those of the critic after a prefix."""
+        critic = self.critic.parameters() if self.critic is not None else {}
+        return {**self.policy.parameters(), **{f"critic.{k}": p for k, p in critic.items()}}
 
 
 def check(config: Config) -> tuple[Any, dict[str, float]]:
     """Returns the algorithm and its coefficients; raises one sentence for settings that
     cannot work."""
     validate(config)
-    known = rlkern.algorithms()
-    if config.algorithm not in known:
-        raise UserError(
-            f"there is no algorithm {config.algorithm!r}: use one of {', '.join(known)}"
-        )
-    algorithm = known[config.algorithm]
-    for missing in _beyond_this_trainer(algorithm):
-        raise UserError(
-            f"algorithm {algorithm.name} needs {missing}, which the trainer does not have yet;"
-            " its loss is rlkern.policy_loss"
-        )
-    if algorithm.advantage != "batch_centered" and config.group_size < 2:
-        raise UserError(
-            f"group_size must be at least 2 for algorithm {algorithm.name}, got {config.group_size}"
-        )
+    algorithm = find_algorithm(config.algorithm)
     coefficients = asked_coefficients(config)
     for name in coefficients:
         if name not in algorithm.defaults:
-            takes = ", ".join(algorithm.defaults)
+            takes = ", ".join(algorithm.defaults) or "none"
             raise UserError(
                 f"algorithm {algorithm.name} has no coefficient {name!r}: it takes {takes}"
             )
+    check_settings(config, algorithm)
     resolve_device(config.device)
     check_model_name(config.model)
     return algorithm, coefficients
 
 
-def build(config: Config, *, resume_from: Path | None) -> Session:
+def build(config: Config, *, resume_from: Path | None, world: World | None = None) -> Session:
     """Returns a session, at its start or as a checkpoint left it. Writes nothing into the run
     directory.
     """
     algorithm, coefficients = check(config)
+    config = resolve(config)
     task = make_task(
         config.task,
         seed=config.seed,
@@ -121,31 +118,42 @@ def build(config: Config, *, resume_from: Path | None) -> Session:
         template=config.prompt_template,
         options=config.task_options,
     )
-    rewards = load_rewards(config.reward, task)
-    progress = Progress() if resume_from is None else checkpoint.read_state(resume_from, config)
+    rewards = load_rewards(config, task)
+    fresh = Progress(reward_kl_coef=config.reward_kl_coef or 0.0)
+    progress = fresh if resume_from is None else checkpoint.read_state(resume_from, config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = _policy(config, task, resume_from)
-    max_new_tokens = config.max_new_tokens or task.max_new_tokens
-    _check_prompts(policy, task, config, max_new_tokens)
-    optimizer = make_optimizer(policy, config, lr=learning_rate(config, progress.update))
-    generator = torch.Generator(policy.device).manual_seed(config.seed)
-    if resume_from is not None:
-        checkpoint.restore(resume_from, policy, optimizer, generator)
-    return Session(
+    critic = None
+    if "value" in algorithm.needs:
+        critic = make_critic(config, policy, resume_from)
+    sampling = Sampling(
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        max_new_tokens=config.max_new_tokens or task.max_new_tokens,
+        stop=stop_tokens(policy, task.stop),
+    )
+    _check_prompts(policy, task, config, sampling.max_new_tokens)
+    optimizer = make_optimizer(policy, critic, config)
+    session = Session(
         config=config,
         algorithm=algorithm,
         coefficients=coefficients,
         task=task,
         rewards=rewards,
         policy=policy,
-        stop=stop_tokens(policy, task.stop),
-        max_new_tokens=max_new_tokens,
+        sampling=sampling,
         optimizer=optimizer,
-        generator=generator,
+        generator=torch.Generator().manual_seed(config.seed),
         progress=progress,
+        world=world or World(device=policy.device),
+        critic=critic,
     )
+    if resume_from is not None:
+        checkpoint.restore(resume_from, session)
+    return session
 
 
 def _policy(config: Config, task: Task, resume_from: Path | None) -> Policy:
@@ -173,10 +181,8 @@ def _check_prompts(policy: Policy, task: Task, config: Config, max_new_tokens: i
 
 
 def attach_reference(session: Session, run: Path) -> None:
-    """Freeze a copy of the starting policy if the loss has a KL to it; kept in the run for a
-    resume.
-    """
-    if session.kl_coef == 0:
+    """Freeze a copy of the starting policy if the run reads it; kept in the run for a resume."""
+    if not session.reads_reference:
         return
     folder, policy = run / REFERENCE, session.policy
     if not folder.is_dir():

@@ -101,9 +101,9 @@ def resolve(config: Config) -> Config:
     own: dict[str, Any] = {
         **UNLESS_DECLARED,
         "sampling": getattr(algorithm, "sampling", "all"),
-        **algorithm.settings,
         "lr": 5e-4 if random_start else 1e-5,
         "sft_steps": 600 if random_start else 0,
+        **algorithm.settings,
     }
     unset = {key: value for key, value in own.items() if getattr(config, key) is None}
     return dataclasses.replace(config, **unset)

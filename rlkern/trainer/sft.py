@@ -11,10 +11,12 @@ from collections.abc import Callable
 import torch
 
 import rlkern
-from rlkern.trainer.config import Config
+from rlkern.trainer.batch import Batch
+from rlkern.trainer.evaluate import accuracy
 from rlkern.trainer.models import Policy
 from rlkern.trainer.rollout import Rollout, encode
-from rlkern.trainer.step import Batch, make_optimizer, optimizer_step
+from rlkern.trainer.session import Session
+from rlkern.trainer.step import Losses, make_optimizer, optimizer_step
 from rlkern.trainer.tasks import Item, Task
 
 
@@ -40,38 +42,47 @@ def gold_rollout(policy: Policy, items: list[Item], task: Task) -> Rollout:
 _TARGET_ITEMS, _TARGET_EVERY = 256, 10
 
 
-def supervise(
-    policy: Policy,
-    task: Task,
-    config: Config,
-    *,
-    measure: Callable[[list[Item]], float],
-    after_step: Callable[[int, float], None],
-) -> None:
+def supervise(session: Session, *, after_step: Callable[[int, float], None]) -> None:
     """Train on right answers of training items; after_step(step, loss) is called after each step.
 
-    Ends early when the accuracy on coming training items, by measure(items), reaches sft_target:
-    the step at which a small model understands a task differs much between seeds. REINFORCE with
-    advantage 1 on given answers is maximum likelihood.
+    Ends early when the accuracy on coming training items reaches sft_target: the step at which a
+    small model understands a task differs much between seeds. REINFORCE with advantage 1 on given
+    answers is maximum likelihood.
     """
+    config, policy, task = session.config, session.policy, session.task
     settings = dataclasses.replace(
         config,
         algorithm="reinforce",
         temperature=1.0,
         micro_batches=1,
         compare=None,
-        max_grad_norm=1.0,
+        lr=config.sft_lr,
     )
-    optimizer = make_optimizer(policy, settings, lr=config.sft_lr)
+    optimizer = make_optimizer(policy, None, settings)
+    losses = Losses(policy, None, settings)
     position = 0
     for step in range(config.sft_steps or 0):
         items, position = task.next_items(position, config.sft_batch)
         rollout = gold_rollout(policy, items, task)
         weight = rlkern.aggregate.token_weight(rollout.mask, "token_mean")
         batch = Batch(rollout, torch.ones(len(items), device=policy.device), weight)
-        result = optimizer_step(policy, optimizer, batch, settings, {}, lr=config.sft_lr)
+        result = optimizer_step(
+            losses, optimizer, batch, settings, {}, rate=1.0, world=session.world
+        )
         after_step(step + 1, result.loss)
         if config.sft_target and (step + 1) % _TARGET_EVERY == 0:
             coming, _ = task.next_items(position, _TARGET_ITEMS)
-            if measure(coming) >= config.sft_target:
+            if _accuracy(session, coming) >= config.sft_target:
                 break
+
+
+def _accuracy(session: Session, items: list[Item]) -> float:
+    return accuracy(
+        session.policy,
+        session.task,
+        items,
+        session.config,
+        mode="sampled",
+        stop=session.sampling.stop,
+        max_new_tokens=session.sampling.max_new_tokens,
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One optimizer step: micro-batches through the model and the policy loss, then clip and AdamW."""
+"""One optimizer step: micro-batches through the model and the losses, then clip and AdamW."""
 
 from __future__ import annotations
 
@@ -11,36 +11,41 @@ import torch
 from torch import Tensor
 
 import rlkern
+from rlkern.trainer.batch import Batch
 from rlkern.trainer.config import Config
+from rlkern.trainer.critic import Critic
 from rlkern.trainer.models import Policy
-from rlkern.trainer.rollout import Rollout
 from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.settings import resolve
-
-
-@dataclass
-class Batch:
-    """A rollout with what the loss needs: advantage (B,), weight (B, T) and the scored
-    log-probabilities.
-    """
-
-    rollout: Rollout
-    advantage: Tensor
-    weight: Tensor
-    old_logprob: Tensor | None = None
-    ref_logprob: Tensor | None = None
+from rlkern.trainer.world import World
 
 
 @dataclass
 class StepResult:
-    """What one optimizer step did; `skipped` when a loss or gradient was not finite."""
+    """What one optimizer step did; `skipped` when a loss or gradient was not finite.
+
+    metrics and value_metrics are the vectors of the losses, None for a part that took no step.
+    """
 
     loss: float
     grad_norm: float
-    metrics: Tensor
+    metrics: Tensor | None
+    value_loss: float
+    value_metrics: Tensor | None
     skipped: bool
     loss_seconds: float
     step_seconds: float
+    differences: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Sums:
+    """What the micro-batches of a step add up to."""
+
+    loss: Tensor
+    value_loss: Tensor
+    metrics: list[Tensor] = field(default_factory=list)
+    value_metrics: list[Tensor] = field(default_factory=list)
     differences: dict[str, float] = field(default_factory=dict)
 
 
@@ -51,44 +56,92 @@ def pieces(prompts: int, count: int) -> list[tuple[int, int]]:
     [(0, 2), (2, 5)]
     """
     edges = [prompts * i // count for i in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if a < b]
+
+
+class Losses(torch.nn.Module):
+    """The losses of a piece of a batch as a module: what data parallelism wraps."""
+
+    def __init__(self, policy: Policy, critic: Critic | None, config: Config):
+        super().__init__()
+        self.policy, self.critic, self.config = policy, critic, config
+        self.trained = torch.nn.ModuleList([policy.model])
+        if critic is not None:
+            self.trained.append(critic.module)
+
+    def forward(
+        self, part: Batch, coefficients: dict, train_policy: bool
+    ) -> tuple[rlkern.LossOutput | None, rlkern.LossOutput | None, dict[str, float]]:
+        """Returns (policy loss, value loss, differences of the compared paths)."""
+        config, policy = self.config, self.policy
+        hidden = hidden_states(policy, part.rollout, share_prompts=config.share_prompts)
+        found, differences = None, {}
+        if train_policy:
+            arguments = part.arguments(config, coefficients)
+            if config.compare:
+                differences = compare(policy, hidden, arguments, config)
+            found = evaluate(policy, hidden, arguments, config.loss)
+        if self.critic is None or part.value_target is None:
+            return found, None, differences
+        # While the critic warms up the policy must stay as it is, what they share included.
+        states = hidden if train_policy else hidden.detach()
+        value = self.critic.loss(
+            policy,
+            part.rollout,
+            states,
+            part.old_value,
+            part.value_target,
+            part.value_weight,
+            config,
+        )
+        return found, value, differences
 
 
 def accumulate(
-    policy: Policy, batch: Batch, config: Config, coefficients: dict
-) -> tuple[Tensor, Tensor, dict]:
-    """Add the gradients of a batch to the weights; return the loss, the metrics vector and the
-    differences.
+    losses: torch.nn.Module,
+    batch: Batch,
+    config: Config,
+    coefficients: dict,
+    *,
+    world: World,
+    train_policy: bool = True,
+) -> Sums:
+    """Add the gradients of this process's share of a batch to the weights; return the sums of all.
 
-    batch.weight holds the counts of the whole batch, so the sum does not depend on the split.
+    The weights hold the counts of the whole batch, so the sum does not depend on the split.
     """
-    group = batch.rollout.group_size
-    losses, metrics = [], []
-    differences: dict[str, float] = {}
-    for first, last in pieces(batch.rollout.prompts.token.shape[0], config.micro_batches):
-        part, rows = batch.rollout.piece(first, last), slice(first * group, last * group)
-        hidden = hidden_states(policy, part, share_prompts=config.share_prompts)
-        arguments = {
-            "token": part.token,
-            "advantage": batch.advantage[rows],
-            "mask": part.mask,
-            "old_logprob": None if batch.old_logprob is None else batch.old_logprob[rows],
-            "ref_logprob": None if batch.ref_logprob is None else batch.ref_logprob[rows],
-            "weight": batch.weight[rows],
-            "temperature": config.temperature,
-            "algorithm": config.algorithm,
-            **coefficients,
-        }
-        if config.compare:
-            found = compare(policy, hidden, arguments, config)
-            differences = {
-                key: max(value, differences.get(key, 0.0)) for key, value in found.items()
-            }
-        output = evaluate(policy, hidden, arguments, config.loss)
-        output.loss.backward()
-        losses.append(output.loss.detach())
-        metrics.append(output.metrics)
-    return torch.stack(losses).sum(), rlkern.merge_metrics(metrics), differences
+    first, last = world.share(batch.rollout.prompts.token.shape[0])
+    zero = batch.weight.new_zeros((), dtype=torch.float64)
+    sums = Sums(zero.clone(), zero.clone())
+    for begin, end in pieces(last - first, config.micro_batches):
+        found, value, differences = losses(
+            batch.piece(first + begin, first + end), coefficients, train_policy
+        )
+        total = zero.float()
+        for key, number in differences.items():
+            sums.differences[key] = max(number, sums.differences.get(key, 0.0))
+        if found is not None:
+            total = total + found.loss
+            sums.loss += found.loss.detach().double()
+            sums.metrics.append(found.metrics)
+        if value is not None:
+            total = total + (config.value_coef or 0.0) * value.loss
+            sums.value_loss += value.loss.detach().double()
+            sums.value_metrics.append(value.metrics)
+        total.backward()
+    return of_all(sums, world)
+
+
+def of_all(sums: Sums, world: World) -> Sums:
+    """Returns the sums over the processes of a run."""
+    found = world.gather(sums)
+    return Sums(
+        torch.stack([one.loss for one in found]).sum(),
+        torch.stack([one.value_loss for one in found]).sum(),
+        [x for one in found for x in one.metrics],
+        [x for one in found for x in one.value_metrics],
+        {key: max(one.differences.get(key, 0.0) for one in found) for key in sums.differences},
+    )
 
 
 def evaluate(policy: Policy, hidden: Tensor, arguments: dict, path: str) -> rlkern.LossOutput:
@@ -125,58 +178,93 @@ def compare(policy: Policy, hidden: Tensor, arguments: dict, config: Config) -> 
 
 
 def optimizer_step(
-    policy: Policy,
+    losses: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     config: Config,
     coefficients: dict,
     *,
-    lr: float,
+    rate: float,
+    world: World,
+    train_policy: bool = True,
 ) -> StepResult:
-    """Returns what one step did; the weights stay as they are when loss or gradient is
-    not finite."""
+    """Returns what one step did at `rate` times the peak learning rates; the weights stay as they
+    are when loss or gradient is not finite."""
     started = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
-    loss, metrics, differences = accumulate(policy, batch, config, coefficients)
-    loss_value = loss.item()
+    sums = accumulate(losses, batch, config, coefficients, world=world, train_policy=train_policy)
+    loss, value_loss = sums.loss.item(), sums.value_loss.item()
     scored = time.perf_counter()
-    limit = config.max_grad_norm or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(list(policy.parameters().values()), limit).item()
-    finite = math.isfinite(loss_value) and math.isfinite(norm)
+    norm = clip(optimizer, config.max_grad_norm or math.inf)
+    finite = all(math.isfinite(x) for x in (loss, value_loss, norm))
     if finite:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["peak"] * rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     done = time.perf_counter()
     return StepResult(
-        loss_value, norm, metrics, not finite, scored - started, done - scored, differences
+        loss,
+        norm,
+        rlkern.merge_metrics(sums.metrics) if sums.metrics else None,
+        value_loss,
+        torch.stack(sums.value_metrics).sum(0) if sums.value_metrics else None,
+        not finite,
+        scored - started,
+        done - scored,
+        sums.differences,
     )
 
 
-def make_optimizer(policy: Policy, config: Config, *, lr: float) -> torch.optim.AdamW:
-    """Returns AdamW over the trained weights; weight decay touches matrices only."""
-    trained = list(policy.parameters().values())
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+def clip(optimizer: torch.optim.Optimizer, limit: float) -> float:
+    """Returns the norm of the policy's gradient after scaling each part's down to the limit."""
+    norms: dict[str, float] = {}
+    for part in dict.fromkeys(group["part"] for group in optimizer.param_groups):
+        groups = [group for group in optimizer.param_groups if group["part"] == part]
+        weights = [p for group in groups for p in group["params"] if p.grad is not None]
+        found = torch.nn.utils.clip_grad_norm_(weights, limit)
+        norms[part] = float(getattr(found, "full_tensor", lambda found=found: found)())
+    return norms["policy"] if all(map(math.isfinite, norms.values())) else math.nan
+
+
+def make_optimizer(policy: Policy, critic: Critic | None, config: Config) -> torch.optim.AdamW:
+    """Returns AdamW over the trained weights; weight decay touches matrices only.
+
+    Its groups carry their part, policy or critic, and their peak learning rate.
+    """
+    config = resolve(config)
+    peak = config.lr or 0.0
+    groups = _groups(policy.parameters(), "policy", peak, config.weight_decay)
+    if critic is not None:
+        times = 10.0 if config.critic == "head" else 1.0
+        own = peak * times if config.critic_lr is None else config.critic_lr
+        groups += _groups(critic.parameters(), "critic", own, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=peak, betas=(0.9, config.adam_beta2), fused=True)
+
+
+def _groups(parameters: dict, part: str, peak: float, decay: float) -> list[dict]:
+    weights = list(parameters.values())
+    matrices = [p for p in weights if p.ndim >= 2]
+    groups = [(matrices, decay), ([p for p in weights if p.ndim < 2], 0.0)]
+    return [
+        {"params": found, "weight_decay": share, "part": part, "peak": peak, "lr": peak}
+        for found, share in groups
+        if found
     ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, config.adam_beta2), fused=True)
 
 
-def learning_rate(config: Config, step: int) -> float:
-    """Returns the learning rate of optimizer step `step`, counted from 0.
+def learning_rate(config: Config, step: int, updates: int = 1) -> float:
+    """Returns the share of the peak learning rate in optimizer step `step`, counted from 0, of a
+    run with so many updates on each rollout.
 
-    >>> learning_rate(Config(lr=1.0, warmup_steps=4), 1)
+    >>> learning_rate(Config(warmup_steps=4), 1)
     0.5
     """
-    peak = resolve(config).lr or 0.0
     if step < config.warmup_steps:
-        return peak * (step + 1) / config.warmup_steps
+        return (step + 1) / config.warmup_steps
     if config.lr_decay == "none":
-        return peak
-    total = config.steps * (resolve(config).epochs or 1)
+        return 1.0
+    total = config.steps * updates
     done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
     fall = done if config.lr_decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
-    return peak * (1.0 - (1.0 - config.lr_floor) * fall)
+    return 1.0 - (1.0 - config.lr_floor) * fall

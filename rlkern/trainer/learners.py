@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who takes the steps of a run: one learner for each kind of data that an algorithm learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from rlkern.trainer.collect import Warn
+from rlkern.trainer.display import Display
+from rlkern.trainer.iteration import Online
+from rlkern.trainer.report import Sample
+from rlkern.trainer.session import Session
+
+
+class Learner(Protocol):
+    """Takes the steps of a run; all that a resume needs is in the session and the run directory."""
+
+    def prepare(self, run: Path, display: Display) -> None:
+        """Make what must exist before the first step, or find it again after a resume."""
+
+    def iterate(self, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
+        """Returns the metrics and some samples of the next step; the session moves one step on."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns eval/* on held-out data, eval/accuracy among them."""
+
+
+# By (learns_from, trains) of a declaration.
+LEARNERS: dict[tuple[str, str], Callable[[Session], Learner]] = {
+    ("rollouts", "policy"): Online,
+}
+
+
+def make_learner(session: Session) -> Learner:
+    """Returns the learner that a session's algorithm asks for."""
+    return LEARNERS[session.algorithm.learns_from, session.algorithm.trains](session)

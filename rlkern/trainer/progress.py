@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Progress:
+    """All that the rest of a run depends on besides weights and random states.
+
+    step counts rollouts or batches, update optimizer steps, position is the place in the task's
+    stream; the others are sums over the steps so far.
+    """
+
+    step: int = 0
+    update: int = 0
+    position: int = 0
+    num_tokens: int = 0
+    generated_tokens: int = 0
+    sampled_groups: int = 0
+    useful_groups: int = 0
+    degenerate_steps: int = 0
+    skipped_updates: int = 0
+    seconds: float = 0.0
+    reward_kl_coef: float = 0.0
+    best: float | None = None
+    before: dict[str, float] = field(default_factory=dict)
