@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advantages that the trainer makes of an experience, against numbers made by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import rlkern
+from rlkern.trainer import Config
+from rlkern.trainer.advantages import TABLE, estimate, last_counted, sequence_reward, token_reward
+from rlkern.trainer.experience import Experience
+from rlkern.trainer.reward import Scored
+from rlkern.trainer.rollout import Prompts, Rollout
+from rlkern.trainer.settings import resolve
+
+NAN = float("nan")
+EVERY = pytest.mark.parametrize("name", sorted(TABLE))
+# Two prompts of two answers. The second answer has a hole, such as a tool's reply.
+MASK = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+
+
+@dataclasses.dataclass
+class Declared:
+    """What of an algorithm the estimate looks at."""
+
+    advantage: str
+
+
+def experience(reward, *, mask=MASK, **scores):
+    """Returns answers with these rewards; masked places of all scores hold NaN."""
+    reward = torch.tensor(reward)
+    count = len(reward)
+    prompts = Prompts(torch.zeros(count // 2, 1).long(), torch.ones(count // 2, 1).bool())
+    present = mask.flip(-1).cumsum(-1).flip(-1) > 0
+    token = torch.zeros(mask.shape).long()
+    rollout = Rollout(prompts, token, mask, torch.zeros(mask.shape), present)
+    by_function = scores.pop("by_function", [reward.tolist()])
+    kept = {key: x if x.ndim == 1 else torch.where(mask, x, NAN) for key, x in scores.items()
+            if isinstance(x, torch.Tensor)}  # fmt: skip
+    return Experience(
+        rollout,
+        [],
+        [],
+        Scored(reward, torch.tensor(by_function)),
+        reward,
+        **{**scores, **kept},
+    )
+
+
+def full(reward, **changes):
+    """Returns an experience with everything that any estimator reads."""
+    scores = {
+        "old_logprob": torch.full(MASK.shape, -1.0),
+        "ref_logprob": torch.full(MASK.shape, -1.5),
+        "value": torch.full(MASK.shape, 0.25),
+        "greedy_reward": torch.tensor([0.5, 0.5, 0.0, 0.0]),
+        "optimal_value": torch.tensor([0.75, 0.75, 0.25, 0.25]),
+        **changes,
+    }
+    return experience(reward, **scores)
+
+
+def advantage(name, of, **changes):
+    config = resolve(Config(**changes))
+    return estimate(of, Declared(name), config).advantage
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_counted_token_is_found_behind_holes_and_in_empty_rows():
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    assert last_counted(mask).nonzero().tolist() == [[0, 1], [1, 3]]
+
+
+def test_a_token_reward_has_the_answer_at_its_last_token_and_the_kl_at_each():
+    of = full([1.0, 0.0, 1.0, 2.0], reward_kl_coef=0.1)  # log ratio ½ at each counted token
+    expected = [[-0.05, 0.95, 0, 0], [-0.05, 0, -0.05, -0.05], [-0.05, -0.05, 0.95, 0],
+                [1.95, 0, 0, 0]]  # fmt: skip
+    close(token_reward(of), expected)
+    close(sequence_reward(of), [0.9, -0.15, 0.85, 1.95])
+
+
+def test_token_rewards_sum_to_the_reward_of_the_answer():
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        key: torch.randn(MASK.shape, generator=generator) for key in ("old_logprob", "ref_logprob")
+    }
+    for coef in (0.0, 0.3):
+        of = full([1.0, 0.0, -2.0, 0.5], reward_kl_coef=coef, **scores)
+        torch.testing.assert_close(token_reward(of).sum(-1), sequence_reward(of))
+
+
+def test_without_a_kl_nothing_asks_for_log_probabilities():
+    of = experience([1.0, 0.0, 1.0, 0.0])
+    assert torch.equal(sequence_reward(of), of.reward)
+    assert token_reward(of)[1].tolist() == [0, 0, 0, 0]
+
+
+def test_every_baseline_gives_the_difference_made_by_hand():
+    of = full([1.0, 0.0, 1.0, 2.0])
+    close(advantage("reward", of), [1.0, 0.0, 1.0, 2.0])
+    close(advantage("centered", of), [0.5, -0.5, -0.5, 0.5])
+    close(advantage("leave_one_out", of), [1.0, -1.0, -1.0, 1.0])
+    close(advantage("remax", of), [0.5, -0.5, 1.0, 2.0])
+    close(advantage("optimal", of), [0.25, -0.75, 0.75, 1.75])
+    close(advantage("batch_centered", of), [0.0, -1.0, 0.0, 1.0])
+    # Lengths 2 and 3: 2/5; lengths 3 and 1: (3 + 2)/4.
+    close(advantage("length_weighted", of), [0.6, -0.4, -0.25, 0.75])
+
+
+def test_the_kl_in_the_reward_reaches_estimators_of_whole_answers():
+    of = full([1.0, 0.0, 1.0, 2.0], reward_kl_coef=0.1)
+    close(advantage("leave_one_out", of), [1.05, -1.05, -1.1, 1.1])
+    close(advantage("remax", of), [0.4, -0.65, 0.85, 1.95])
+
+
+def test_gae_without_discount_and_with_lambda_one_is_the_return_minus_the_value():
+    of = full([1.0, 0.0, 1.0, 2.0], reward_kl_coef=0.1)
+    found = estimate(of, Declared("gae"), resolve(Config(discount=1.0, gae_lambda=1.0)))
+    # Returns of the hole's row: −0.15, stepped over, −0.1, −0.05.
+    close(found.advantage, [[0.65, 0.7, 0, 0], [-0.4, 0, -0.35, -0.3], [0.6, 0.65, 0.7, 0],
+                            [1.7, 0, 0, 0]])  # fmt: skip
+    close(found.value_target[1, [0, 2, 3]], [-0.15, -0.1, -0.05])
+    assert torch.equal(found.value_target.isnan(), ~MASK)
+
+
+def test_gae_heeds_discount_lambda_and_whitening():
+    of = full([1.0, 0.0, 1.0, 2.0])
+    found = advantage("gae", of, discount=0.5, gae_lambda=0.5)
+    # δ of the first row: 0.5·0.25 − 0.25 = −0.125 and 1 − 0.25 = 0.75; −0.125 + 0.25·0.75.
+    close(found[0, :2], [0.0625, 0.75])
+    white = advantage("gae", of, whiten_advantage=True)[MASK]
+    assert abs(white.mean()) < 1e-6 and abs(white.var() - 1) < 1e-4
+
+
+def test_reinforce_plus_plus_whitens_returns_over_counted_tokens():
+    of = full([1.0, 0.0, 1.0, 2.0], reward_kl_coef=0.1)
+    returns = torch.tensor([0.9, 0.95, -0.15, -0.1, -0.05, 0.85, 0.9, 0.95, 1.95])
+    expected = (returns - returns.mean()) / returns.std()
+    torch.testing.assert_close(
+        advantage("reinforce_plus_plus", of)[MASK], expected, rtol=1e-4, atol=1e-4
+    )
+    discounted = advantage("reinforce_plus_plus", full([1.0, 0.0, 1.0, 2.0]), discount=0.5)
+    returns = torch.tensor([0.5, 1.0, 0, 0, 0, 0.25, 0.5, 1.0, 2.0])
+    expected = (returns - returns.mean()) / returns.std()
+    torch.testing.assert_close(discounted[MASK], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_baseline_form_whitens_group_centred_rewards():
+    centred = torch.tensor([0.5, 0.5, -0.5, -0.5, -0.5, -0.5, -0.5, -0.5, 0.5])
+    found = advantage("reinforce_plus_plus_baseline", full([1.0, 0.0, 1.0, 2.0]))
+    expected = (centred - centred.mean()) / centred.std()
+    torch.testing.assert_close(found[MASK], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_several_rewards_are_normalized_apart_and_by_their_weights():
+    rows = [[1.0, 0.0, 1.0, 1.0], [5.0, 5.0, 0.0, 9.0], [NAN, 7.0, 3.0, 3.0]]
+    of = full([6.0, 5.0, 1.0, 10.0], by_function=rows)
+    columns = torch.tensor(rows).T
+    group = torch.tensor([0, 0, 1, 1])
+    config = {"reward": "a,b,c", "reward_weights": [1.0, 0.5, 0.0]}
+    expected = rlkern.advantage.gdpo(columns[:, :2], group, weight=torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(advantage("gdpo", of, **config), expected)
+    assert expected.abs().min() > 0.1
+    even = advantage("gdpo", full([1.0, 0.0, 1.0, 1.0]))
+    close(even, [2**0.5 * 0.8660, -(2**0.5) * 0.8660, 0.0, 0.0])
+
+
+def test_a_reward_of_weight_zero_does_not_make_an_answer_scorable():
+    of = full([NAN, 0.0, 1.0, 0.0], by_function=[[NAN, 0.0, 1.0, 0.0], [3.0, 1.0, 2.0, 1.0]])
+    found = advantage("gdpo", of, reward_weights=[1.0, 0.0])
+    assert found[0] == 0 and found[2] > 0
+
+
+@EVERY
+def test_an_unscorable_answer_has_no_advantage_anywhere_and_spoils_no_other(name):
+    of = full([NAN, 1.0, 0.0, 1.0], reward_kl_coef=0.1)
+    found = advantage(name, of)
+    assert found.shape in {(4,), MASK.shape} and found.isfinite().all()
+    assert not found[0].any() and found[3].any()
+    if found.ndim == 2:
+        assert not found[~MASK].any()
+
+
+def test_the_critic_learns_nothing_from_an_unscorable_answer():
+    of = full([NAN, 1.0, 0.0, 1.0])
+    target = estimate(of, Declared("gae"), resolve(Config())).value_target
+    assert target[0].isnan().all() and target[1, 0] == 1.0
+
+
+@EVERY
+def test_the_padding_of_a_batch_changes_no_advantage(name):
+    of = full([1.0, 0.0, 0.25, 1.0], reward_kl_coef=0.1)
+    wide = torch.nn.functional.pad
+    longer = full(
+        [1.0, 0.0, 0.25, 1.0],
+        reward_kl_coef=0.1,
+        mask=wide(MASK, (0, 3)),
+        **{k: wide(getattr(of, k), (0, 3)) for k in ("old_logprob", "ref_logprob", "value")},
+    )
+    found, padded = advantage(name, of), advantage(name, longer)
+    assert torch.equal(found, padded if padded.ndim == 1 else padded[:, :4])
+
+
+@EVERY
+def test_an_algorithm_that_names_the_advantage_gets_it_with_its_own_settings(name):
+    of = full([1.0, 0.0, 0.25, 1.0], reward_kl_coef=0.1)
+    for algorithm in rlkern.algorithms().values():
+        if algorithm.advantage == name:
+            found = estimate(of, algorithm, resolve(Config(algorithm=algorithm.name)))
+            assert found.advantage.any() and found.advantage.isfinite().all()
+            assert (found.value_target is not None) == ("value" in algorithm.needs)
