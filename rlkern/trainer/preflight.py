@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings import resolve
+from rlkern.trainer.shaping import check_shaping
 
 # Advantages that compare an answer with something else than the other answers to its prompt.
 ALONE = frozenset("batch_centered gae reward remax optimal reinforce_plus_plus".split())
@@ -32,6 +34,8 @@ def check_settings(config: Config, algorithm: Any) -> None:
         sentence = contradiction(whole, algorithm)
         if sentence:
             raise UserError(sentence)
+    # The task's own longest answer is not known before the task is made.
+    check_shaping(whole, algorithm, max_new_tokens=whole.max_new_tokens or sys.maxsize)
 
 
 def _given(config: Config) -> set[str]:

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings that contradict: one sentence with the fix, before a model is loaded."""
+
+import re
+
+import pytest
+import torch
+from trainer_helpers import small
+
+import rlkern
+from rlkern import cli
+from rlkern.trainer import UserError, preflight
+from rlkern.trainer.preflight import ALONE, check_settings
+from rlkern.trainer.settings import find_algorithm, known_algorithms, resolve
+
+CONTRADICTING = [
+    ("--group_size 1", "group_size must be at least 2 for algorithm grpo, whose advantages"),
+    ("--group_size 1 --algorithm dapo", "group_size must be at least 2 for algorithm dapo"),
+    ("--group_size 1 --algorithm ppo --sampling dynamic", "sampling dynamic keeps groups whose"),
+    ("--group_size 1 --algorithm dpo", "group_size must be at least 2 for pairs sampled"),
+    ("--gae_lambda 0.9", "gae_lambda is read by algorithms that need a value function alone"),
+    ("--discount 0.9", "discount is read by algorithms that spread rewards over tokens alone"),
+    ("--critic separate", "critic is read by algorithms that need a value function alone"),
+    ("--critic_lr 0.1 --algorithm rloo", "critic_lr is read by .* not by rloo"),
+    ("--value_clip 0.3", "value_clip is read by"),
+    ("--critic_warmup 3 --algorithm dpo", "critic_warmup is read by"),
+    ("--whiten_advantage true", "whiten_advantage is read by"),
+    ("--reference_samples 3", "reference_samples is read by algorithms that need answers of"),
+    ("--pairs facts", "pairs is read by algorithms that learn from preferences alone"),
+    ("--kind hinge --algorithm sft", "kind is read by algorithms that learn from preferences"),
+    ("--sampling dynamic --algorithm dpo", "sampling is read by algorithms that learn from answ"),
+    ("--rollout vllm --algorithm sft", "rollout is read by algorithms that learn from answers"),
+    ("--reward_weights [1,2]", "reward_weights must hold a number for each of 1 rewards"),
+    ("--reward_weights [0]", "reward_weights must hold .* not all 0"),
+    ("--gradient_checkpointing true", "add --share_prompts false"),
+    ("--lora_rank 4 --train_layers 1", "give one of the two"),
+    ("--lora_alpha 4", "lora_alpha 4.* has no effect with lora_rank 0: give lora_rank above 0"),
+    ("--lora_targets q_proj", "lora_targets 'q_proj' has no effect with lora_rank 0"),
+    ("--kl_target 3 --algorithm rloo --reward_kl_coef 0", "kl_target 3.* steers reward_kl_coef"),
+    ("--kl_horizon 100 --algorithm rloo", "kl_horizon 100.* has no effect with kl_target 0"),
+    ("--reward_kl_coef 0.1", "reward_kl_coef must be 0 for algorithm grpo"),
+    ("--correction_high 3", "has no effect with rollout_correction 'none'"),
+    ("--lr_floor 0.3", "lr_floor 0.3 has no effect with lr_decay 'none'"),
+    ("--minibatches 17", "minibatches must be at most prompts"),
+    ("--eval_pass_at [4]", "eval_pass_at must be from 1 to eval_samples"),
+    ("--eval_samples 4 --eval_modes [greedy]", "eval_samples 4 needs sampled among eval_modes"),
+    ("--coefficients.clip_low 0.3 --algorithm dpo", "has no coefficient 'clip_low'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), CONTRADICTING, ids=[a for a, _ in CONTRADICTING]
+)
+def test_a_contradiction_is_one_sentence_before_a_model_is_loaded_or_anything_written(
+    capsys, tmp_path, monkeypatch, arguments, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.nn.Module, "__init__", no_model)
+    code = cli.main(["train", "--runs_dir", str(tmp_path / "runs"), *arguments.split()])
+    _, err = capsys.readouterr()
+    assert code == 2
+    assert err.startswith("rlkern train: ") and err.count("\n") == 1
+    assert re.search(sentence, err), err
+    assert not list(tmp_path.iterdir())
+
+
+def no_model(self, *_, **__):
+    raise AssertionError("a model is being made")
+
+
+@pytest.mark.parametrize("name", known_algorithms())
+def test_every_algorithm_is_free_of_contradictions_as_it_stands(tmp_path, name):
+    config = small(tmp_path, algorithm=name, reward=None)
+    check_settings(config, find_algorithm(name))
+    # What a run has written down is what it is resumed with.
+    check_settings(resolve(config), find_algorithm(name))
+
+
+def test_advantages_that_stand_alone_are_names_of_advantages():
+    declared = {algorithm.advantage for algorithm in rlkern.algorithms().values()}
+    assert declared >= ALONE and declared >= preflight.OVER_TOKENS
+
+
+def test_one_answer_to_a_prompt_is_enough_where_nothing_is_compared(tmp_path):
+    alone = [a for a in rlkern.algorithms().values() if a.advantage in ALONE]
+    assert len(alone) >= 5
+    for algorithm in alone:
+        check_settings(small(tmp_path, algorithm=algorithm.name, group_size=1), algorithm)
+
+
+def test_a_key_set_to_what_it_is_anyway_is_no_contradiction(tmp_path):
+    check_settings(small(tmp_path, discount=1.0, critic="head"), find_algorithm("grpo"))
+    with pytest.raises(UserError, match="discount"):
+        check_settings(small(tmp_path, discount=0.5), find_algorithm("grpo"))
