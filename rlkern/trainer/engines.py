@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,6 +61,11 @@ def _check_vllm(config: Config) -> None:
         raise UserError(
             "rollout vllm needs the package vllm, which is not installed: install rlkern[vllm],"
             " or use --rollout model"
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"rollout vllm serves a run of one process, got {os.environ['WORLD_SIZE']}; use"
+            " --rollout model"
         )
     if config.lora_rank:
         raise UserError(

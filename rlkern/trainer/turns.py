@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlkern.trainer.config import Config
 from rlkern.trainer.engines import Engine
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models import Policy
@@ -30,7 +31,7 @@ def converse(
     policy, width = engine.policy, sampling.max_new_tokens
     prompts = encode(policy, [item.prompt for item in items], max_new_tokens=width)
 
-    def numbers(rows: slice | Tensor, turn: int) -> Tensor | None:
+    def numbers(rows: slice | list[int], turn: int) -> Tensor | None:
         return None if uniform is None else uniform[rows, turn * width : (turn + 1) * width]
 
     found = engine.sample(prompts, sampling, group_size=group_size, uniform=numbers(slice(None), 0))
@@ -45,10 +46,20 @@ def converse(
             _so_far(policy, found, going, width),
             sampling,
             group_size=1,
-            uniform=numbers(rows, turn),
+            uniform=numbers(going, turn),
         )
         found = _append(found, rows, part)
     return found
+
+
+def turns(config: Config, task: Task) -> int:
+    """Returns how many messages the model may write; raises one sentence where nobody answers."""
+    if config.max_turns > 1 and task.reply is None:
+        raise UserError(
+            f"max_turns must be 1 for task {task.name}, whose environment does not answer,"
+            f" got {config.max_turns}"
+        )
+    return config.max_turns or task.max_turns
 
 
 def _replies(
