@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import rlkern
+from rlkern.trainer.engines import ModelEngine
 from rlkern.trainer.experience import Experience
 from rlkern.trainer.reward import Scored, score_completions
-from rlkern.trainer.rollout import Rollout, Sampling, concat, encode, texts
-from rlkern.trainer.sampler import random_numbers, sample
+from rlkern.trainer.rollout import Rollout, Sampling, concat, texts
+from rlkern.trainer.sampler import random_numbers
 from rlkern.trainer.tasks import Item
+from rlkern.trainer.turns import converse
 
 if TYPE_CHECKING:
     from rlkern.trainer.models import Policy
@@ -32,10 +34,12 @@ def generate(
     if sampling.temperature > 0:
         uniform = random_numbers(session.generator, len(items) * group_size, sampling)
     first, last = session.world.share(len(items))
-    own = [item.prompt for item in items[first:last]]
-    rollout = sample(
-        policy,
-        encode(policy, own, max_new_tokens=sampling.max_new_tokens),
+    engine = session.engine if policy is session.policy else ModelEngine(policy)
+    engine.refresh()
+    rollout = converse(
+        engine,
+        session.task,
+        items[first:last],
         sampling,
         group_size=group_size,
         uniform=None if uniform is None else uniform[first * group_size : last * group_size],

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rlkern.trainer.config import Config
+from rlkern.trainer.engines import ModelEngine
 from rlkern.trainer.models import Policy
-from rlkern.trainer.rollout import Sampling, encode, texts
-from rlkern.trainer.sampler import random_numbers, sample
+from rlkern.trainer.rollout import Sampling, texts
+from rlkern.trainer.sampler import random_numbers
 from rlkern.trainer.tasks import Item, Task
+from rlkern.trainer.turns import converse, turns
 from rlkern.trainer.world import World
 
 
@@ -76,6 +78,7 @@ def answer(
     training; neither eval_batch nor the number of processes changes an answer.
     """
     world = world or World()
+    sampling = replace(sampling, max_turns=turns(config, task))
     generator = torch.Generator().manual_seed(config.seed + 1)
     uniform = None
     if sampling.temperature > 0:
@@ -86,9 +89,10 @@ def answer(
     text: list[list[str]] = [[] for _ in own]
     for rows, drawn in _blocks(len(own), samples, config.eval_batch):
         count = drawn.stop - drawn.start
-        rollout = sample(
-            policy,
-            encode(policy, [i.prompt for i in own[rows]], max_new_tokens=sampling.max_new_tokens),
+        rollout = converse(
+            ModelEngine(policy),
+            task,
+            own[rows],
             sampling,
             group_size=count,
             uniform=None if numbers is None else numbers[rows, drawn].flatten(0, 1),

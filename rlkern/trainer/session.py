@@ -13,6 +13,7 @@ import torch
 from rlkern.trainer import checkpoint
 from rlkern.trainer.config import Config
 from rlkern.trainer.critic import Critic, make_critic
+from rlkern.trainer.engines import Engine, check_engine, make_engine
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
 from rlkern.trainer.models import (
@@ -30,6 +31,7 @@ from rlkern.trainer.rollout import Sampling, encode, stop_tokens
 from rlkern.trainer.settings import asked_coefficients, find_algorithm, resolve, validate
 from rlkern.trainer.step import make_optimizer
 from rlkern.trainer.tasks import Task, make_task
+from rlkern.trainer.turns import turns
 from rlkern.trainer.world import World
 
 REFERENCE = "reference"
@@ -51,6 +53,7 @@ class Session:
     generator: torch.Generator
     progress: Progress
     world: World
+    engine: Engine
     critic: Critic | None = None
     reference: Policy | None = None
 
@@ -99,6 +102,7 @@ def check(config: Config) -> tuple[Any, dict[str, float]]:
                 f"algorithm {algorithm.name} has no coefficient {name!r}: it takes {takes}"
             )
     check_settings(config, algorithm)
+    check_engine(config)
     resolve_device(config.device)
     check_model_name(config.model)
     return algorithm, coefficients
@@ -118,6 +122,7 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
         template=config.prompt_template,
         options=config.task_options,
     )
+    max_turns = turns(config, task)
     rewards = load_rewards(config, task)
     fresh = Progress(reward_kl_coef=config.reward_kl_coef or 0.0)
     progress = fresh if resume_from is None else checkpoint.read_state(resume_from, config)
@@ -134,6 +139,7 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
         top_p=config.top_p,
         max_new_tokens=config.max_new_tokens or task.max_new_tokens,
         stop=stop_tokens(policy, task.stop),
+        max_turns=max_turns,
     )
     _check_prompts(policy, task, config, sampling.max_new_tokens)
     optimizer = make_optimizer(policy, critic, config)
@@ -149,6 +155,7 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
         generator=torch.Generator().manual_seed(config.seed),
         progress=progress,
         world=world or World(device=policy.device),
+        engine=make_engine(config, policy),
         critic=critic,
     )
     if resume_from is not None:
