@@ -10,6 +10,8 @@ from typing import Protocol
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.display import Display
 from rlkern.trainer.iteration import Online
+from rlkern.trainer.offline import Supervised
+from rlkern.trainer.preferences import FromPairs, Judged, Scored
 from rlkern.trainer.report import Sample
 from rlkern.trainer.session import Session
 
@@ -30,6 +32,10 @@ class Learner(Protocol):
 # By (learns_from, trains) of a declaration.
 LEARNERS: dict[tuple[str, str], Callable[[Session], Learner]] = {
     ("rollouts", "policy"): Online,
+    ("answers", "policy"): Supervised,
+    ("pairs", "policy"): FromPairs,
+    ("judged", "policy"): Judged,
+    ("pairs", "reward_model"): Scored,
 }
 
 

@@ -36,11 +36,12 @@ def train(config: Config, *, resume: bool = False, display: Display | None = Non
     saved = all_checkpoints(run)
     display = display or Display()
     session = build(config, resume_from=saved[-1] if saved else None)
+    learner = make_learner(session)
     display.say(f"run {run}" + (f", going on after {saved[-1].name}" if saved else ""))
     try:
         rundir.create(run, config)
         with rundir.hold(run), Interrupt() as interrupt, display:
-            return _run(session, run, display, interrupt)
+            return _run(session, learner, run, display, interrupt)
     except (OSError, SafetensorError) as error:
         sentence = f"{run}: reading or writing failed: {error}; {_how_to_go_on(run)}"
         raise UserError(sentence) from error
@@ -54,10 +55,12 @@ def _how_to_go_on(run: Path) -> str:
     return f"{kept}, go on with: rlkern train --resume {run}"
 
 
-def _run(session: Session, run: Path, display: Display, interrupt: Interrupt) -> dict:
+def _run(
+    session: Session, learner: Learner, run: Path, display: Display, interrupt: Interrupt
+) -> dict:
     config, progress = session.config, session.progress
     log = Log(run, step=progress.step if all_checkpoints(run) else -1)
-    clock, learner = Clock(progress.seconds), make_learner(session)
+    clock = Clock(progress.seconds)
     try:
         fresh = not all_checkpoints(run)
         if fresh and config.sft_steps:
@@ -185,7 +188,5 @@ def served_by(session: Session) -> str:
     if session.config.loss == "eager":
         return "eager"
     policy = session.policy
-    head = policy.model.get_output_embeddings().weight.dtype
-    return rlkern.backend_name(
-        "token_logprob", policy.device.type, torch.bfloat16 if policy.mixed else head
-    )
+    weights = torch.bfloat16 if policy.mixed else policy.model.dtype
+    return rlkern.backend_name("token_logprob", policy.device.type, weights)

@@ -77,7 +77,7 @@ def update_values(session: Session, results: list[StepResult]) -> dict[str, floa
     """Returns what the optimizer steps on one rollout report, averaged over them."""
     progress, config = session.progress, session.config
     values: dict[str, float] = {}
-    policy = [result.metrics for result in results if result.metrics is not None]
+    policy = [vector for result in results for vector in result.metrics]
     if policy:
         values.update(rlkern.metrics_dict(rlkern.merge_metrics(policy)))
         values.pop("num_tokens", None)

@@ -188,7 +188,9 @@ def left_padded(policy: Policy, rows: list[list[int]]) -> Prompts:
 def stop_tokens(policy: Policy, stop: str) -> Tensor:
     """Returns the ids that end a completion: eos, and every token whose text contains `stop`."""
     ids = {policy.tokenizer.eos_token_id}
-    configured = policy.model.generation_config.eos_token_id
+    # A reward model, which generates nothing, has no such configuration.
+    generation = getattr(policy.model, "generation_config", None)
+    configured = getattr(generation, "eos_token_id", None)
     ids.update(
         configured
         if isinstance(configured, list)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from rlkern.trainer.models import (
     resolve_device,
     train_last_layers,
 )
+from rlkern.trainer.offline_check import check_offline, coefficient_defaults
 from rlkern.trainer.preflight import check_settings
 from rlkern.trainer.progress import Progress
 from rlkern.trainer.reward import Rewards, load_rewards
+from rlkern.trainer.reward_model import load_scorer
 from rlkern.trainer.rollout import Sampling, encode, stop_tokens
 from rlkern.trainer.settings import asked_coefficients, find_algorithm, resolve, validate
 from rlkern.trainer.step import make_optimizer
@@ -35,6 +38,8 @@ from rlkern.trainer.turns import turns
 from rlkern.trainer.world import World
 
 REFERENCE = "reference"
+# Who reads a checkpoint of what an algorithm trains.
+LOADERS: dict[str, Callable[..., Policy]] = {"policy": load_policy, "reward_model": load_scorer}
 
 
 @dataclass
@@ -95,13 +100,15 @@ def check(config: Config) -> tuple[Any, dict[str, float]]:
     validate(config)
     algorithm = find_algorithm(config.algorithm)
     coefficients = asked_coefficients(config)
+    known = coefficient_defaults(resolve(config), algorithm)
     for name in coefficients:
-        if name not in algorithm.defaults:
-            takes = ", ".join(algorithm.defaults) or "none"
+        if name not in known:
+            takes = ", ".join(known) or "none"
             raise UserError(
                 f"algorithm {algorithm.name} has no coefficient {name!r}: it takes {takes}"
             )
     check_settings(config, algorithm)
+    check_offline(resolve(config), algorithm, coefficients)
     check_engine(config)
     resolve_device(config.device)
     check_model_name(config.model)
@@ -129,7 +136,7 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    policy = _policy(config, task, resume_from)
+    policy = _policy(config, task, resume_from, LOADERS[algorithm.trains])
     critic = None
     if "value" in algorithm.needs:
         critic = make_critic(config, policy, resume_from)
@@ -163,7 +170,9 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
     return session
 
 
-def _policy(config: Config, task: Task, resume_from: Path | None) -> Policy:
+def _policy(
+    config: Config, task: Task, resume_from: Path | None, load: Callable[..., Policy]
+) -> Policy:
     device = resolve_device(config.device)
     if resume_from is None:
         policy = make_policy(
@@ -174,7 +183,7 @@ def _policy(config: Config, task: Task, resume_from: Path | None) -> Policy:
             dtype=config.dtype,
         )
     else:
-        policy = load_policy(resume_from, device=device, dtype=config.dtype)
+        policy = load(resume_from, device=device, dtype=config.dtype)
     train_last_layers(policy.model, config.train_layers)
     return policy
 

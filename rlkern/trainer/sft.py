@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 import rlkern
 from rlkern.trainer.batch import Batch
 from rlkern.trainer.evaluate import accuracy
+from rlkern.trainer.given import given_rollout
 from rlkern.trainer.models import Policy
-from rlkern.trainer.rollout import Rollout, encode
+from rlkern.trainer.rollout import Rollout
 from rlkern.trainer.session import Session
 from rlkern.trainer.step import Losses, make_optimizer, optimizer_step
 from rlkern.trainer.tasks import Item, Task
@@ -24,18 +26,19 @@ def gold_rollout(policy: Policy, items: list[Item], task: Task) -> Rollout:
     """Returns the right answers of items in the form of a rollout with one completion for each
     prompt.
     """
-    end = [] if task.stop else [policy.tokenizer.eos_token_id]
-    rows = [
-        policy.tokenizer.encode(i.answer + task.stop, add_special_tokens=False) + end for i in items
-    ]
-    width = max(map(len, rows))
-    prompts = encode(policy, [item.prompt for item in items], max_new_tokens=width)
-    pad = policy.tokenizer.pad_token_id
-    token = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=policy.device)
-    mask = torch.tensor(
-        [[i < len(row) for i in range(width)] for row in rows], device=policy.device
-    )
-    return Rollout(prompts, token, mask, torch.zeros(mask.shape, device=policy.device))
+    answers = [item.answer + task.stop for item in items]
+    return given_rollout(policy, [item.prompt for item in items], answers, stop=task.stop)
+
+
+def right_answers(policy: Policy, items: list[Item], task: Task) -> Batch:
+    """Returns the right answers of items as a batch of maximum likelihood."""
+    rollout = gold_rollout(policy, items, task)
+    weight = rlkern.aggregate.token_weight(rollout.mask, "token_mean")
+    return Batch(rollout, torch.ones(len(items), device=policy.device), weight)
+
+
+# REINFORCE with advantage 1 on given answers is maximum likelihood.
+MAXIMUM_LIKELIHOOD: dict[str, Any] = {"algorithm": "reinforce", "temperature": 1.0}
 
 
 # Training items that sft_target is measured on, and the steps between two measurements.
@@ -46,26 +49,18 @@ def supervise(session: Session, *, after_step: Callable[[int, float], None]) -> 
     """Train on right answers of training items; after_step(step, loss) is called after each step.
 
     Ends early when the accuracy on coming training items reaches sft_target: the step at which a
-    small model understands a task differs much between seeds. REINFORCE with advantage 1 on given
-    answers is maximum likelihood.
+    small model understands a task differs much between seeds.
     """
     config, policy, task = session.config, session.policy, session.task
     settings = dataclasses.replace(
-        config,
-        algorithm="reinforce",
-        temperature=1.0,
-        micro_batches=1,
-        compare=None,
-        lr=config.sft_lr,
+        config, **MAXIMUM_LIKELIHOOD, micro_batches=1, compare=None, lr=config.sft_lr
     )
     optimizer = make_optimizer(policy, None, settings)
     losses = Losses(policy, None, settings)
     position = 0
     for step in range(config.sft_steps or 0):
         items, position = task.next_items(position, config.sft_batch)
-        rollout = gold_rollout(policy, items, task)
-        weight = rlkern.aggregate.token_weight(rollout.mask, "token_mean")
-        batch = Batch(rollout, torch.ones(len(items), device=policy.device), weight)
+        batch = right_answers(policy, items, task)
         result = optimizer_step(
             losses, optimizer, batch, settings, {}, rate=1.0, world=session.world
         )

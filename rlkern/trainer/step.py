@@ -24,12 +24,13 @@ from rlkern.trainer.world import World
 class StepResult:
     """What one optimizer step did; `skipped` when a loss or gradient was not finite.
 
-    metrics and value_metrics are the vectors of the losses, None for a part that took no step.
+    metrics are the vectors of the pieces, none while the policy waits for its critic; value_metrics
+    is their sum, None without a critic.
     """
 
     loss: float
     grad_norm: float
-    metrics: Tensor | None
+    metrics: list[Tensor]
     value_loss: float
     value_metrics: Tensor | None
     skipped: bool
@@ -206,7 +207,7 @@ def optimizer_step(
     return StepResult(
         loss,
         norm,
-        rlkern.merge_metrics(sums.metrics) if sums.metrics else None,
+        sums.metrics,
         value_loss,
         torch.stack(sums.value_metrics).sum(0) if sums.value_metrics else None,
         not finite,
