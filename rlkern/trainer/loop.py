@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 import rlkern
-from rlkern.trainer import checkpoint, rundir
+from rlkern.trainer import best, checkpoint, rundir
 from rlkern.trainer.checkpoint import all_checkpoints
 from rlkern.trainer.config import Config
 from rlkern.trainer.display import Display
@@ -129,6 +129,8 @@ def _one_step(
         started = time.perf_counter()
         found = learner.evaluate()
         values.update(found, **{"time/eval": time.perf_counter() - started})
+        if config.keep_best:
+            best.keep(run, step, found, session.policy.save)
         display.evaluation(step, found)
     values["seconds"] = clock.seconds()
     logged = last or step % config.log_every == 0 or "eval/accuracy" in values

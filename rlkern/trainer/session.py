@@ -115,13 +115,9 @@ def check(config: Config) -> tuple[Any, dict[str, float]]:
     return algorithm, coefficients
 
 
-def build(config: Config, *, resume_from: Path | None, world: World | None = None) -> Session:
-    """Returns a session, at its start or as a checkpoint left it. Writes nothing into the run
-    directory.
-    """
-    algorithm, coefficients = check(config)
-    config = resolve(config)
-    task = make_task(
+def task_of(config: Config) -> Task:
+    """Returns the task that the settings name."""
+    return make_task(
         config.task,
         seed=config.seed,
         eval_items=config.eval_items,
@@ -129,6 +125,15 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
         template=config.prompt_template,
         options=config.task_options,
     )
+
+
+def build(config: Config, *, resume_from: Path | None, world: World | None = None) -> Session:
+    """Returns a session, at its start or as a checkpoint left it. Writes nothing into the run
+    directory.
+    """
+    algorithm, coefficients = check(config)
+    config = resolve(config)
+    task = task_of(config)
     max_turns = turns(config, task)
     rewards = load_rewards(config, task)
     fresh = Progress(reward_kl_coef=config.reward_kl_coef or 0.0)
