@@ -6,7 +6,9 @@ from a folder.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,47 +17,77 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlkern.fused_head import HeadOf, find_head
-from rlkern.trainer import smollm2
+from rlkern.trainer import lora, smollm2
 from rlkern.trainer.errors import UserError
 
 
 @dataclass
 class Policy:
-    """A model, its tokenizer, where it runs, and whether matrix products run in bfloat16."""
+    """A model, its tokenizer, where it runs, and whether matrix products run in bfloat16.
+
+    bare leaves adapters out; recompute stores no activations of layers.
+    """
 
     model: Any
     tokenizer: Any
     device: torch.device
     mixed: bool = False
+    bare: bool = False
+    recompute: bool = False
 
     @functools.cached_property
     def head(self) -> HeadOf:
         """Returns where the model's logits come from."""
-        return find_head(self.model)
+        found = find_head(self.model)
+        if not self.bare:
+            return found
+        base: Any = getattr(found.head, "base_layer", found.head)
+        return found._replace(head=base)
 
     @property
     def context(self) -> int:
         """Returns the longest sequence in tokens that the model was made for."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
-    def precision(self) -> contextlib.AbstractContextManager:
-        """Returns the context in which the model's forward pass runs."""
-        stack = contextlib.ExitStack()
-        stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed))
+    def without_adapters(self) -> Policy:
+        """Returns the model that the adapters are laid over: no copy, the same weights."""
+        return dataclasses.replace(self, bare=True)
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """Holds the context in which the model's forward pass runs."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+            )
+            stack.enter_context(self._attention())
+            if self.bare:
+                stack.enter_context(self.model.disable_adapter())
+            if self.recompute and torch.is_grad_enabled():
+                # transformers recomputes layers in training mode alone; there is no dropout.
+                self.model.train()
+                stack.callback(self.model.eval)
+            yield
+
+    def _attention(self) -> contextlib.AbstractContextManager:
         if self.device.type == "cpu" and self.low_precision:
             # Backward of the CPU's flash attention is twenty times slower in bfloat16 than in
             # float32; the plain products of short rows are not.
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        return stack
+            return sdpa_kernel(SDPBackend.MATH)
+        return contextlib.nullcontext()
 
     @property
     def low_precision(self) -> bool:
         """Returns True where matrix products run in bfloat16."""
         return self.mixed or self.model.dtype == torch.bfloat16
 
-    def save(self, folder: Path) -> None:
-        """Write model and tokenizer in Hugging Face format, weights in safetensors."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: Path, state: dict | None = None) -> None:
+        """Write model and tokenizer in Hugging Face format, weights in safetensors: the adapters
+        alone where there are any. `state` are the weights by name where they are spread."""
+        if lora.is_adapted(self.model):
+            lora.save_adapters(self.model, folder, state)
+        else:
+            self.model.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -74,9 +106,13 @@ def resolve_device(name: str) -> torch.device:
 
 def check_model_name(name: str) -> None:
     """Returns nothing; raises one sentence, before any work, for a model that is not there."""
+    folder = Path(name)
     if name == "smollm2":
         smollm2.check_available()
-    elif name != "tiny" and not (Path(name) / "config.json").is_file():
+    elif (base := lora.base_of(folder)) is not None:
+        lora.check_peft()
+        check_model_name(base)
+    elif name != "tiny" and not (folder / "config.json").is_file():
         raise UserError(
             f"there is no model {name!r}: use tiny, smollm2 or a directory that holds config.json"
             " (nothing is downloaded)"
@@ -84,21 +120,31 @@ def check_model_name(name: str) -> None:
 
 
 def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dtype: str) -> Policy:
-    """Returns the policy called `name`: fresh for tiny, else with its stored weights."""
+    """Returns the policy called `name`: fresh for tiny, else with its stored weights, to which
+    stored adapters are added."""
     check_model_name(name)
     if name == "tiny":
         weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         model, tokenizer = tiny(alphabet, seed)
         return Policy(model.to(device, weights).eval(), tokenizer, device, mixed=dtype == "mixed")
-    return load_policy(
-        smollm2.converted() if name == "smollm2" else Path(name), device=device, dtype=dtype
-    )
+    policy = load_policy(_folder_of(name), device=device, dtype=dtype)
+    if lora.is_adapted(policy.model):
+        policy.model = lora.merged(policy.model)
+    return policy
+
+
+def _folder_of(name: str) -> Path:
+    return smollm2.converted() if name == "smollm2" else Path(name)
 
 
 def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
-    """Returns the policy stored in a folder in Hugging Face format; only safetensors are read, no
-    code is run.
+    """Returns the policy stored in a folder in Hugging Face format, with its adapters if it has
+    any; only safetensors are read, no code is run.
     """
+    base = lora.base_of(directory)
+    if base is not None:
+        policy = load_policy(_folder_of(base), device=device, dtype=dtype)
+        return dataclasses.replace(policy, model=lora.load_adapters(policy.model, directory))
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
@@ -133,6 +179,29 @@ def train_last_layers(model: Any, count: int) -> None:
     model.requires_grad_(False)
     for layer in layers[-count:]:
         layer.requires_grad_(True)
+
+
+def recompute_layers(policy: Policy) -> None:
+    """Make the policy's layers compute their activations again in the backward pass."""
+    dropout = {key: x for key, x in policy.model.config.to_dict().items() if "drop" in key and x}
+    if dropout:
+        raise UserError(
+            "gradient_checkpointing recomputes layers in training mode, so the model must have no"
+            f" dropout, got {dropout}"
+        )
+
+    def contexts() -> tuple:
+        return contextlib.nullcontext(), policy._attention()
+
+    kwargs = {"use_reentrant": False, "context_fn": contexts}
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    policy.recompute = True
+
+
+def export_merged(folder: Path, target: Path) -> None:
+    """Write the model of a folder with adapters as a whole one, in Hugging Face format."""
+    cpu = torch.device("cpu")
+    make_policy(str(folder), alphabet="", seed=0, device=cpu, dtype="float32").save(target)
 
 
 def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from rlkern.trainer.config import Config
@@ -69,13 +68,14 @@ def _added(_, bucket):
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def _sharded(module: nn.Module, world: World) -> nn.Module:
+def _sharded(module: Any, world: World) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     mesh = init_device_mesh(world.device.type, (world.size,))
     layers = [x for x in module.modules() if isinstance(x, GradientCheckpointingLayer)]
+    part: Any
     for part in (*layers, module):
         fully_shard(part, mesh=mesh)
         part.set_gradient_divide_factor(1.0)
@@ -120,12 +120,12 @@ def accumulating(module: nn.Module, *, last: bool) -> contextlib.AbstractContext
     processes in the last one alone. FSDP2 does in each: a whole gradient would not fit."""
     if last or not hasattr(module, "no_sync"):
         return contextlib.nullcontext()
-    return module.no_sync()
+    return cast(Any, module).no_sync()
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Returns all of a tensor that may be spread over processes; each process has to ask for it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return cast(Any, tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -134,7 +134,8 @@ def like(tensor: Tensor, parameter: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+    spread_one = cast(Any, parameter)
+    return distribute_tensor(tensor, spread_one.device_mesh, spread_one.placements)
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor] | None:

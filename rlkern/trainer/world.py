@@ -98,9 +98,9 @@ class World:
         whole = rows.new_full((sum(len(part) for part in parts), *sizes), fill)
         first = 0
         for part in parts:
-            last = first + len(part)
-            whole[(slice(first, last), *(slice(size) for size in part.shape[1:]))] = part
-            first = last
+            own = whole[first : first + len(part)]
+            own[tuple(slice(size) for size in part.shape)] = part
+            first += len(part)
         return whole
 
     def sum(self, value: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters are trained in place of the weights and stored alone; their base is the reference."""
+
+import dataclasses
+
+import pytest
+import torch
+from trainer_helpers import ragged_rollout, tiny_policy
+
+from rlkern.trainer import Config, UserError, lora
+from rlkern.trainer.models import (
+    check_model_name,
+    export_merged,
+    load_policy,
+    make_policy,
+    recompute_layers,
+)
+from rlkern.trainer.scoring import hidden_states, score
+
+pytest.importorskip("peft")
+
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+CPU = {"device": torch.device("cpu"), "dtype": "float32"}
+TARGETS = ("all-linear", "q_proj,lm_head")
+
+
+def adapted(targets="all-linear", base="../base", *, zero=False):
+    """Returns a policy with adapters that add something, unless they are as they start."""
+    plain = tiny_policy()
+    config = Config(lora_rank=4, lora_targets=targets)
+    policy = dataclasses.replace(plain, model=lora.with_adapters(plain.model, config, base=base))
+    with torch.no_grad():
+        for name, x in policy.parameters().items():
+            if "lora_B" in name and not zero:
+                x.copy_(
+                    0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(len(name)))
+                )
+    return policy
+
+
+def scores(policy, rollout):
+    """Returns the log-probabilities of a rollout under a policy."""
+    return score(policy, rollout, temperature=1.0, share_prompts=True, pieces=[(0, 4)])
+
+
+@pytest.fixture(scope="module")
+def rollout():
+    """Returns answers of the model without adapters."""
+    return ragged_rollout(tiny_policy())
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_fresh_adapters_add_nothing_and_are_all_that_is_trained(rollout, targets):
+    policy = adapted(targets, zero=True)
+    torch.testing.assert_close(scores(policy, rollout), scores(tiny_policy(), rollout))
+    assert policy.parameters() and all("lora_" in name for name in policy.parameters())
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_the_base_is_the_reference_without_a_copy(rollout, targets):
+    policy = adapted(targets)
+    reference = policy.without_adapters()
+    trained = scores(policy, rollout)
+    assert torch.equal(scores(reference, rollout), scores(tiny_policy(), rollout))
+    assert torch.equal(scores(policy, rollout), trained)
+    assert (trained - scores(reference, rollout)).abs().max() > 1e-3
+    assert reference.model is policy.model
+    assert all(p.requires_grad for name, p in policy.model.named_parameters() if "lora_" in name)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_adapters_are_stored_alone_and_come_back_exactly(tmp_path, rollout, targets):
+    policy = adapted(targets)
+    tiny_policy().save(tmp_path / "base")
+    policy.save(tmp_path / "checkpoint-1")
+    stored = {path.name for path in (tmp_path / "checkpoint-1").iterdir()}
+    assert "adapter_model.safetensors" in stored and "model.safetensors" not in stored
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("base", "checkpoint-1"):
+        (tmp_path / name).rename(moved / name)
+    again = load_policy(moved / "checkpoint-1", **CPU)
+    assert again.parameters().keys() == policy.parameters().keys()
+    assert torch.equal(scores(again, rollout), scores(policy, rollout))
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_adapters_are_added_to_the_weights_of_a_model_that_a_run_starts_from(
+    tmp_path, rollout, targets
+):
+    policy = adapted(targets)
+    tiny_policy().save(tmp_path / "base")
+    policy.save(tmp_path / "best")
+    check_model_name(str(tmp_path / "best"))
+    start = make_policy(str(tmp_path / "best"), alphabet="", seed=0, **CPU)
+    assert all(p.requires_grad for p in start.model.parameters())
+    torch.testing.assert_close(scores(start, rollout), scores(policy, rollout))
+    export_merged(tmp_path / "best", tmp_path / "whole")
+    assert not (tmp_path / "whole" / lora.ADAPTER).exists()
+    whole = load_policy(tmp_path / "whole", **CPU)
+    torch.testing.assert_close(scores(whole, rollout), scores(policy, rollout))
+
+
+def test_an_adapter_of_a_tied_head_leaves_the_embeddings_alone(tmp_path):
+    policy = adapted("lm_head")
+    embedding = policy.model.get_input_embeddings().weight.clone()
+    whole = lora.merged(policy.model)
+    assert torch.equal(whole.get_input_embeddings().weight, embedding)
+    assert not torch.equal(whole.get_output_embeddings().weight, embedding)
+
+
+def test_a_missing_base_is_one_sentence(tmp_path):
+    adapted().save(tmp_path / "checkpoint-1")
+    with pytest.raises(UserError, match="there is no model '../base'"):
+        check_model_name(str(tmp_path / "checkpoint-1"))
+
+
+@pytest.mark.parametrize("targets", ("q_proj,w_proj", "", "embed_tokens"))
+def test_targets_that_are_not_layers_are_refused(targets):
+    with pytest.raises(UserError, match="lora_targets must"):
+        adapted(targets)
+
+
+def gradients(policy, rollout):
+    """Returns the gradient of a number made of a rollout's hidden states."""
+    policy.model.zero_grad()
+    hidden_states(policy, rollout, share_prompts=False).square().sum().backward()
+    return {name: p.grad.clone() for name, p in policy.parameters().items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("mixed", (False, True))
+@pytest.mark.parametrize("make", (tiny_policy, adapted))
+def test_recomputing_layers_changes_no_gradient(rollout, make, mixed):
+    policy = dataclasses.replace(make(), mixed=mixed)
+    stored = gradients(policy, rollout)
+    recompute_layers(policy)
+    calls = count_layer_calls(policy)
+    recomputed = gradients(policy, rollout)
+    assert stored.keys() == recomputed.keys()
+    for name, grad in stored.items():
+        assert torch.equal(recomputed[name], grad), name
+    assert calls == {"mlp": 4}  # two layers, each run again
+    assert not policy.model.training
+
+
+def count_layer_calls(policy):
+    """Returns a dict that counts how often an MLP of the model runs from now on."""
+    calls = {"mlp": 0}
+
+    def count(*_):
+        calls["mlp"] += 1
+
+    for name, module in policy.model.named_modules():
+        if name.endswith(".mlp"):
+            module.register_forward_pre_hook(count)
+    return calls
+
+
+def test_a_model_with_dropout_is_not_recomputed():
+    policy = tiny_policy()
+    policy.model.config.attention_dropout = 0.1
+    with pytest.raises(UserError, match="no dropout, got {'attention_dropout': 0.1}"):
+        recompute_layers(policy)
