@@ -128,6 +128,14 @@ def runs(comparison: Comparison) -> list[Planned]:
     names = comparison.algorithms or list(known_algorithms())
     for name in [*names, *comparison.own, *comparison.notes]:
         find_algorithm(name)
+    kinds = {one.learns_from for one in known_algorithms().values()}
+    for kind in comparison.learning:
+        if kind not in kinds:
+            raise UserError(
+                f"learning must be by one of {', '.join(sorted(kinds))}, got {kind!r}"
+            )
+    if len(set(comparison.seeds)) < len(comparison.seeds):
+        raise UserError(f"seeds must differ from each other, got {comparison.seeds}")
     first = starts(comparison)
     return [_run(comparison, name, first[seed]) for name in names for seed in comparison.seeds]
 

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Comparisons: what is run, what is kept of it, and what happens when a run fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+import trainer_helpers
+
+from rlkern.cli import main
+from rlkern.compare import measure, record
+from rlkern.compare.plan import Comparison, load, runs, starts
+from rlkern.trainer import UserError
+
+START = {"algorithm": "reinforce", "sft_steps": 2, "sft_target": 0.0, "eval_items": 8, "steps": 1}
+TINY = {"steps": 4, "prompts": 4, "group_size": 4, "eval_items": 8, "eval_every": 2}
+COMMON = {"device": "cpu", "threads": 1, "degenerate_limit": 0, "eval_modes": ["sampled"]}
+
+
+def comparison(**changes):
+    """Returns a comparison of seconds, with changes."""
+    given = {"start": {**COMMON, **START}, "shared": {**COMMON, **TINY}, "seeds": [0], **changes}
+    return Comparison(**given)
+
+
+def yaml_of(settings, path):
+    """Writes a comparison; JSON is YAML."""
+    path.write_text(json.dumps(vars(settings)))
+    return path
+
+
+def test_all_algorithms_of_a_seed_start_from_one_checkpoint():
+    planned = runs(comparison(algorithms=["rloo", "grpo"], seeds=[3, 4]))
+    by_seed = {seed: {p.config.model for p in planned if p.seed == seed} for seed in (3, 4)}
+    assert [len(models) for models in by_seed.values()] == [1, 1]
+    assert by_seed[3] != by_seed[4]
+    assert all(p.config.sft_steps == 0 for p in planned)
+    assert {p.config.seed for p in planned if p.seed == 4} == {4}
+
+
+def test_every_registered_algorithm_is_compared_unless_some_are_named():
+    from rlkern.trainer.settings import known_algorithms
+
+    assert {p.algorithm for p in runs(comparison())} == set(known_algorithms())
+
+
+def test_the_settings_of_an_algorithm_go_over_those_of_its_kind_and_these_over_the_shared_ones():
+    settings = comparison(
+        algorithms=["grpo", "rloo", "dpo"],
+        learning={"rollouts": {"steps": 7, "prompts": 6}},
+        own={"rloo": {"steps": 9}},
+    )
+    found = [(p.config.steps, p.config.prompts) for p in runs(settings)]
+    assert found == [(7, 6), (9, 6), (4, 4)]
+
+
+def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tmp_path):
+    (first,) = runs(comparison(algorithms=["grpo"]))
+    (other,) = runs(comparison(algorithms=["grpo"], own={"grpo": {"lr": 0.1}}))
+    start = {**COMMON, **START, "sft_steps": 3}
+    (later,) = runs(comparison(algorithms=["grpo"], start=start))
+    assert len({first.config.name, other.config.name, later.config.name}) == 3
+    head = {"settings": first.settings, "start": first.start}
+    (tmp_path / "grpo-0.jsonl").write_text(f"{json.dumps(head)}\n{json.dumps({'step': 0})}\n")
+    assert not record.is_recorded(tmp_path, first), "it has no summary: the run was cut short"
+    whole = [head, {"step": 0}, {"wall_seconds": 1.0}]
+    (tmp_path / "grpo-0.jsonl").write_text("\n".join(map(json.dumps, whole)))
+    assert record.is_recorded(tmp_path, first)
+    assert not record.is_recorded(tmp_path, other) and not record.is_recorded(tmp_path, later)
+
+
+@pytest.mark.parametrize(
+    "changes,sentence",
+    [
+        ({"algorithms": ["gpro"]}, "there is no algorithm 'gpro'"),
+        ({"own": {"gpro": {}}}, "there is no algorithm 'gpro'"),
+        ({"shared": {"stepz": 1}}, "unknown key 'stepz'"),
+        ({"shared": {"steps": 0}}, "steps must be at least 1"),
+        ({"start": {**COMMON, "sft_steps": 0}}, "start of the comparison must set sft_steps"),
+        ({"learning": {"answer": {}}}, "learning must be by"),
+        ({"seeds": [0, 0]}, "seeds must differ"),
+    ],
+)
+def test_a_comparison_that_cannot_work_is_refused_before_a_run(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        runs(comparison(**changes))
+
+
+@pytest.mark.parametrize(
+    "text,sentence",
+    [
+        ("- a", "must hold key: value lines"),
+        ("algorithm: [grpo]", "unknown key 'algorithm'"),
+        ("jobs: two", "jobs must be a whole number, got 'two'"),
+        ("algorithms: grpo", "algorithms must be a list, got 'grpo'"),
+        ("a: [", "cannot be read as a comparison"),
+    ],
+)
+def test_a_file_that_is_no_comparison_is_refused_in_a_sentence(tmp_path, text, sentence):
+    path = tmp_path / "compare.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load(path)
+
+
+def test_the_shipped_comparison_is_one_of_all_algorithms_and_three_seeds():
+    shipped = load(trainer_helpers.ROOT / "configs" / "compare.yaml")
+    assert shipped.algorithms == [] and len(shipped.seeds) == 3
+    assert len(runs(shipped)) >= 3 * 30 and len(starts(shipped)) == 3
+
+
+def test_a_point_holds_the_means_since_the_last_evaluation_and_the_counts_so_far():
+    lines = [
+        {"step": 0, "eval/accuracy": 0.1, "seconds": 0.5},
+        {"step": 1, "reward": 0.2, "sampling/generated_tokens": 10, "time/loss": 3.0},
+        {"step": 2, "reward": 0.4, "sampling/generated_tokens": 30, "eval/accuracy": 0.3},
+        {"step": 3, "reward": 0.9},
+    ]
+    assert record.points(lines) == [
+        {"step": 0, "eval/accuracy": 0.1, "seconds": 0.5},
+        {
+            "step": 2,
+            "eval/accuracy": 0.3,
+            "reward": pytest.approx(0.3),
+            "sampling/generated_tokens": 30,
+        },
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Returns the folder and the two outcomes of a comparison one of whose runs always fails."""
+    folder = tmp_path_factory.mktemp("compare")
+    settings = comparison(
+        algorithms=["sapo", "grpo"],
+        jobs=2,
+        own={"sapo": {"reward": "no_such_module:reward"}},
+        runs_dir=str(folder / "runs"),
+        records=str(folder / "records"),
+        out=str(folder / "docs"),
+    )
+    path = yaml_of(settings, folder / "compare.yaml")
+    return folder, *(_said(folder, "compare", "--config", path) for _ in range(2))
+
+
+def _said(folder, *arguments):
+    import contextlib
+    import io
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = main([*map(str, arguments)])
+    return code, output.getvalue()
+
+
+def test_a_run_that_fails_is_reported_and_does_not_stop_the_others(compared):
+    folder, (code, said), _ = compared
+    assert code == 1
+    assert "sapo-0: failed with exit code 2" in said and "no_such_module" in said
+    assert "1 runs failed: sapo-0" in said
+    assert [path.name for path in (folder / "records").iterdir()] == ["grpo-0.jsonl"]
+
+
+def test_runs_on_record_are_skipped_and_the_rest_is_run_again(compared):
+    _, (_, first), (code, second) = compared
+    assert "start-0: ready" in first and "start-0" not in second
+    assert "1 runs are on record" in second and "grpo-0:" not in second
+    assert "sapo-0: failed" in second and code == 1
+
+
+def test_a_record_holds_the_curve_and_what_the_process_cost(compared):
+    folder, *_ = compared
+    (run,) = measure.load(folder / "records")["grpo"]
+    assert run.curve("eval/accuracy")[0] == [0, 2, 4]
+    assert run.last("sampling/generated_tokens") > 0 and run.last("seconds") > 0
+    assert 0 <= run.mean("frac_reward_zero_std") <= 1
+    assert run.summary["wall_seconds"] > run.last("seconds")
+    assert 50 * 2**20 < run.summary["peak_bytes"] < 4 * 2**30
+    text = (folder / "records" / "grpo-0.jsonl").read_text()
+    assert str(folder) not in text and len(text) < 4000
+    assert run.head["settings"]["steps"] == 4 and run.head["start"]["sft_steps"] == 2
+
+
+def test_a_comparison_writes_the_pages_and_figures_of_what_ran(compared):
+    folder, *_ = compared
+    text = (folder / "docs" / "algorithms.md").read_text()
+    assert "![Held-out accuracy of every algorithm](algorithms.png)" in text
+    for path in ("algorithms.png", "algorithms/grpo.png", "algorithms/grpo.md"):
+        assert (folder / "docs" / path).stat().st_size > 1000, path
+    assert not Path(folder / "docs" / "algorithms" / "sapo.png").exists()
+    assert "No run is on record" in (folder / "docs" / "algorithms" / "sapo.md").read_text()
