@@ -42,7 +42,8 @@ def test_a_run_writes_all_its_files_and_says_what_it_did(tmp_path):
         "tensorboard",
         ".lock",
     }
-    assert written == expected | {"checkpoint-4", "checkpoint-6"}
+    kept = {name for name in written if name.startswith("best-")}
+    assert len(kept) == 1 and written == expected | kept | {"best", "checkpoint-4", "checkpoint-6"}
     assert json.loads((run / "summary.json").read_text()) == summary
     for key in ("eval/accuracy_before", "eval/accuracy_after", "wall_seconds", "backend"):
         assert key in summary

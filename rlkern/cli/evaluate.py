@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -118,20 +119,13 @@ def _answers(target: Target, config: Config) -> tuple[list[Item], dict[str, Answ
     from rlkern.trainer.evaluate import answer, samplings
     from rlkern.trainer.models import check_model_name, make_policy, resolve_device
     from rlkern.trainer.rollout import stop_tokens
-    from rlkern.trainer.tasks import make_task
+    from rlkern.trainer.session import task_of
 
     device = resolve_device(config.device)
     check_model_name(target.model)
     own = target.config
     held = own.eval_items if own is not None and own.task == config.task else config.eval_items
-    task = make_task(
-        config.task,
-        seed=config.seed,
-        eval_items=held,
-        shots=config.shots,
-        template=config.prompt_template,
-        options=config.task_options,
-    )
+    task = task_of(dataclasses.replace(config, eval_items=held))
     if config.threads:
         torch.set_num_threads(config.threads)
     policy = make_policy(
