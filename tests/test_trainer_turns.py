@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations: who said what, what of it counts, and a game that is learned."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from trainer_helpers import compiled, small, tiny_policy  # noqa: F401
+
+from rlkern.trainer.engines import ModelEngine
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.rollout import Sampling, stop_tokens, texts
+from rlkern.trainer.sampler import random_numbers, sample
+from rlkern.trainer.scoring import score
+from rlkern.trainer.session import check
+from rlkern.trainer.tasks import make_task
+from rlkern.trainer.turns import converse, turns
+
+pytestmark = pytest.mark.usefixtures("compiled")
+ALPHABET = "0123456789-:?<>"
+TURNS = 3
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return tiny_policy(ALPHABET)
+
+
+def game(**changes):
+    """Returns guess with an environment that answers whatever the model says, but not to all."""
+    task = make_task("guess", seed=0, eval_items=20)
+    said = {0: "<", 1: ">>", 2: None}
+    reply = lambda item, text: said[(item.columns["hidden"] + len(text)) % 3]  # noqa: E731
+    return dataclasses.replace(task, **{"reply": reply, **changes})
+
+
+def talk(policy, task, *, group_size=2, seed=0, items=None, uniform=None, **rule):
+    sampling = Sampling(3, stop_tokens(policy, "?"), max_turns=TURNS, **rule)
+    items = items or task.held_out[:5]
+    if uniform is None and sampling.temperature > 0:
+        generator = torch.Generator().manual_seed(seed)
+        uniform = random_numbers(generator, len(items) * group_size, sampling)
+    return converse(
+        ModelEngine(policy), task, items, sampling, group_size=group_size, uniform=uniform
+    )
+
+
+def scored(policy, rollout, share):
+    count = rollout.prompts.token.shape[0]
+    found = score(
+        policy, rollout, temperature=1.0, share_prompts=share, pieces=[(0, 2), (2, count)]
+    )
+    return torch.where(rollout.mask, found, 0.0)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("rule", [{}, {"top_k": 4}])
+def test_the_scores_of_a_conversation_are_those_its_messages_were_sampled_with(policy, share, rule):
+    rollout = talk(policy, game(), **rule)
+    holes = rollout.present & ~rollout.mask
+    assert holes.any() and (rollout.rollout_logprob[~rollout.mask] == 0).all()
+    found = scored(policy, rollout, share)
+    torch.testing.assert_close(found, rollout.rollout_logprob, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_real_comes_first_and_the_environment_is_there_but_not_counted(policy):
+    rollout = talk(policy, game())
+    length = rollout.present.sum(1)
+    first = torch.arange(rollout.token.shape[1]) < length[:, None]
+    assert torch.equal(rollout.present, first) and len(set(length.tolist())) > 1
+    assert not (rollout.mask & ~rollout.present).any()
+    own = {i for i in range(len(policy.tokenizer)) if policy.tokenizer.decode([i]) in "<>"}
+    uncounted = rollout.token[rollout.present & ~rollout.mask].tolist()
+    assert set(uncounted) <= own
+
+
+def test_each_message_of_the_environment_stands_behind_what_it_answers(policy):
+    task = game()
+    rollout = talk(policy, task)
+    for row, text in enumerate(texts(policy, rollout)):
+        item, so_far = task.held_out[row // 2], ""
+        own = rollout.mask[row][rollout.present[row]].tolist()
+        pieces = re.findall("T+F*", "".join("FT"[x] for x in own))
+        assert len(pieces) <= TURNS
+        ids = rollout.token[row][rollout.present[row]].tolist()
+        for turn, piece in enumerate(pieces):
+            count = piece.count("T")
+            so_far += policy.tokenizer.decode(ids[:count], skip_special_tokens=True)
+            said = policy.tokenizer.decode(ids[count : len(piece)])
+            over = turn + 1 == len(pieces)
+            asked = task.reply(item, so_far)
+            assert said == ("" if over else asked)
+            assert not over or asked is None or turn + 1 == TURNS
+            so_far, ids = so_far + said, ids[len(piece) :]
+        assert so_far == text
+
+
+def test_conversations_are_the_same_in_one_piece_and_in_two(policy):
+    task = game()
+    sampling = Sampling(3, stop_tokens(policy, "?"), max_turns=TURNS)
+    uniform = random_numbers(torch.Generator().manual_seed(0), 10, sampling)
+    whole = texts(policy, talk(policy, task, uniform=uniform))
+    parts = [
+        talk(policy, task, items=task.held_out[a:b], uniform=uniform[2 * a : 2 * b])
+        for a, b in ((0, 2), (2, 5))
+    ]
+    assert whole == [text for part in parts for text in texts(policy, part)]
+
+
+def test_without_an_environment_a_conversation_is_a_completion(policy):
+    task = game(reply=None)
+    rollout = talk(policy, task)
+    sampling = Sampling(3, stop_tokens(policy, "?"), max_turns=TURNS)
+    uniform = random_numbers(torch.Generator().manual_seed(0), 10, sampling)
+    plain = sample(policy, rollout.prompts, sampling, group_size=2, uniform=uniform)
+    assert torch.equal(rollout.token, plain.token) and rollout.present is rollout.mask
+
+
+def test_greedy_conversations_need_no_numbers(policy):
+    first, again = (texts(policy, talk(policy, game(), temperature=0.0)) for _ in range(2))
+    assert first == again
+
+
+def test_a_conversation_that_outgrows_the_context_is_one_sentence(policy):
+    task = game(reply=lambda item, text: "<" * 505)
+    with pytest.raises(UserError, match="do not fit the model's context of 512; lower max_turns"):
+        talk(policy, task)
+
+
+def test_turns_where_nobody_answers_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="max_turns must be 1 for task addition"):
+        turns(small(tmp_path, max_turns=2), make_task("addition", seed=0, eval_items=4))
+    assert turns(small(tmp_path), make_task("guess", seed=0, eval_items=4)) == TURNS
+
+
+def test_guess_shows_right_games_and_holds_whole_ranges_out():
+    task = make_task("guess", seed=1, eval_items=60)
+    items, _ = task.next_items(0, 400)
+    held = {item.prompt for item in task.held_out}
+    assert len(task.held_out) == 60 and not held & {item.prompt for item in items}
+    for item in items + task.held_out:
+        assert task.score(item.answer + task.stop, item) == 1.0
+        assert item.answer.count("?") < task.max_turns
+    assert len({item.answer for item in items}) > 100
+
+
+def test_guess_rewards_finding_the_digit_alone():
+    task = make_task("guess", seed=0, eval_items=4)
+    item = dataclasses.replace(task.held_out[0], columns={"low": 0, "high": 9, "hidden": 6})
+    rewards = {"6?": 1, "5?>6?": 1, "5?>7?<6?": 1, "5?>": 0, "7?": 0, "6": 0, "56?": 0, "": 0}
+    assert {text: task.score(text, item) for text in rewards} == rewards
+
+
+def test_guess_cannot_hold_out_everything():
+    with pytest.raises(UserError, match="task guess: eval_items must be at most 110, got 111"):
+        make_task("guess", seed=0, eval_items=111)
+
+
+def test_the_game_is_trained_in_turns(tmp_path):
+    from rlkern.trainer.loop import train
+
+    config = small(
+        tmp_path, task="guess", reward=None, steps=4, sft_steps=40, eval_every=0, name="game"
+    )
+    train(config)
+    lines = (tmp_path / "runs" / "game" / "metrics.jsonl").read_text().splitlines()
+    assert any('"reward"' in line for line in lines)
+
+
+def test_an_engine_that_is_missing_is_one_sentence_before_a_model_is_loaded(tmp_path, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "vllm" else found(name)
+    )
+    config = small(tmp_path, rollout="vllm", model="tiny")
+    with pytest.raises(UserError, match=r"install rlkern\[vllm\], or use --rollout model"):
+        check(config)
