@@ -79,16 +79,11 @@ def page(declared: Declared, runs: list[Run], note: str | None) -> str:
 def as_markdown(text: str) -> str:
     """Returns a docstring as Markdown: paragraphs, equations and examples as blocks.
 
-    >>> print(as_markdown(chr(10).join(["a", "b", "", "    x = 1", "", ">>> 1 + 1", "2"])))
-    a b
+    >>> print(as_markdown("first line\\nsecond\\n\\n    x = 1"))
+    first line second
     <BLANKLINE>
     ```text
     x = 1
-    ```
-    <BLANKLINE>
-    ```python
-    >>> 1 + 1
-    2
     ```
     """
     blocks = [block for block in inspect.cleandoc("\n" + text).split("\n\n") if block.strip()]

@@ -16,7 +16,8 @@ import yaml
 from rlkern.trainer.checkpoint import name_of
 from rlkern.trainer.config import Config, from_dict
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.settings import find_algorithm, known_algorithms, resolve, validate
+from rlkern.trainer.session import check
+from rlkern.trainer.settings import find_algorithm, known_algorithms
 
 START = "start"
 # Keys that say where a run is kept, not what it computes.
@@ -118,7 +119,7 @@ def starts(comparison: Comparison) -> dict[int, Planned]:
         config.runs_dir, config.name = comparison.runs_dir, _named(f"{START}-{seed}", settings, {})
         if not config.sft_steps:
             raise UserError("start of the comparison must set sft_steps to 1 or more")
-        _check(config)
+        check(config)
         found[seed] = Planned(START, seed, config, settings, {})
     return found
 
@@ -131,9 +132,7 @@ def runs(comparison: Comparison) -> list[Planned]:
     kinds = {one.learns_from for one in known_algorithms().values()}
     for kind in comparison.learning:
         if kind not in kinds:
-            raise UserError(
-                f"learning must be by one of {', '.join(sorted(kinds))}, got {kind!r}"
-            )
+            raise UserError(f"learning must be by one of {', '.join(sorted(kinds))}, got {kind!r}")
     if len(set(comparison.seeds)) < len(comparison.seeds):
         raise UserError(f"seeds must differ from each other, got {comparison.seeds}")
     first = starts(comparison)
@@ -151,9 +150,6 @@ def _run(comparison: Comparison, name: str, start: Planned) -> Planned:
     config.model = str(folder / str(start.config.name) / name_of(0))
     config.runs_dir = comparison.runs_dir
     config.name = _named(f"{name}-{start.seed}", settings, start.settings)
-    _check(config)
+    # The start is not made yet; all else of the settings is refused before anything runs.
+    check(dataclasses.replace(config, model=start.config.model))
     return Planned(name, start.seed, config, settings, start.settings)
-
-
-def _check(config: Config) -> None:
-    validate(resolve(config))
