@@ -54,12 +54,26 @@ def test_the_settings_of_an_algorithm_go_over_those_of_its_kind_and_these_over_t
     assert found == [(7, 6), (9, 6), (4, 4)]
 
 
+def test_a_pipeline_is_run_from_its_file_and_its_last_stage_is_what_counts(tmp_path):
+    file = tmp_path / "rlhf.yaml"
+    file.write_text("stages: [{algorithm: sft}, {algorithm: ppo}]")
+    settings = comparison(pipelines={"rlhf": str(file)}, seeds=[5], runs_dir=str(tmp_path))
+    planned = runs(settings)[-1]
+    assert planned.label == "rlhf-5"
+    assert planned.arguments[:4] == ["--config", str(file), "--seed", "5"]
+    assert planned.arguments[4:] == ["--runs_dir", str(tmp_path), "--name", planned.folder.name]
+    for stage in ("2-sft", "10-ppo", "9-reward_model"):
+        (planned.folder / stage).mkdir(parents=True)
+    assert planned.measured.name == "10-ppo"
+    assert not [p for p in runs(comparison(algorithms=["grpo"])) if p.file]
+
+
 def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tmp_path):
     (first,) = runs(comparison(algorithms=["grpo"]))
     (other,) = runs(comparison(algorithms=["grpo"], own={"grpo": {"lr": 0.1}}))
     start = {**COMMON, **START, "sft_steps": 3}
     (later,) = runs(comparison(algorithms=["grpo"], start=start))
-    assert len({first.config.name, other.config.name, later.config.name}) == 3
+    assert len({first.folder, other.folder, later.folder}) == 3
     head = {"settings": first.settings, "start": first.start}
     (tmp_path / "grpo-0.jsonl").write_text(f"{json.dumps(head)}\n{json.dumps({'step': 0})}\n")
     assert not record.is_recorded(tmp_path, first), "it has no summary: the run was cut short"
@@ -79,6 +93,9 @@ def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tm
         ({"start": {**COMMON, "sft_steps": 0}}, "start of the comparison must set sft_steps"),
         ({"learning": {"answer": {}}}, "learning must be by"),
         ({"seeds": [0, 0]}, "seeds must differ"),
+        ({"shared": {"group_size": 1}, "algorithms": ["grpo"]}, "group_size must be at least 2"),
+        ({"pipelines": {"grpo": "x.yaml"}}, "must not be called as an algorithm is, got 'grpo'"),
+        ({"pipelines": {"rlhf": "missing.yaml"}}, "missing.yaml cannot be read as a pipeline"),
     ],
 )
 def test_a_comparison_that_cannot_work_is_refused_before_a_run(changes, sentence):

@@ -38,17 +38,16 @@ def train(planned: Planned) -> Outcome:
 
     What a run that was cut short left is removed: seconds and memory are those of one process.
     """
-    folder = Path(planned.config.runs_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = folder / str(planned.config.name)
+    run = planned.folder
+    run.parent.mkdir(parents=True, exist_ok=True)
     if run.is_dir():
         shutil.rmtree(run)
-    settings = folder / f"{run.name}.yaml"
-    write_text(settings, to_yaml(planned.config))
-    command = [sys.executable, "-m", "rlkern.cli", "train", "--config", str(settings)]
-    threads = str(planned.config.threads or 1)
+    if planned.config is not None:
+        write_text(Path(f"{run}.yaml"), to_yaml(planned.config))
+    threads = str((planned.config and planned.config.threads) or 1)
+    command = [sys.executable, "-m", "rlkern.cli", "train", *planned.arguments]
     started = time.perf_counter()
-    with (folder / f"{run.name}.log").open("w") as output:
+    with Path(f"{run}.log").open("w") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -66,24 +65,24 @@ def train(planned: Planned) -> Outcome:
 def compare(comparison: Comparison, *, again: bool, say: Callable[[str], None]) -> list[str]:
     """Returns the runs that failed, after all others are recorded; runs on record are skipped."""
     folder = Path(comparison.records)
-    wanted = [p for p in runs(comparison) if again or not record.is_recorded(folder, p)]
-    skipped = len(runs(comparison)) - len(wanted)
-    if skipped:
+    every = runs(comparison)
+    wanted = [p for p in every if again or not record.is_recorded(folder, p)]
+    if skipped := len(every) - len(wanted):
         say(f"{skipped} runs are on record in {folder} with the same settings and are skipped")
     if not wanted:
         return []
-    seeds = {planned.seed for planned in wanted}
+    seeds = {planned.seed for planned in wanted if planned.config is not None}
     need = [p for seed, p in starts(comparison).items() if seed in seeds and not _has_start(p)]
     lost = _each(need, comparison.jobs, lambda planned: _start(planned), say)
     broken = {planned.seed for planned in lost}
-    go = [planned for planned in wanted if planned.seed not in broken]
+    left = [p for p in wanted if p.config is not None and p.seed in broken]
+    go = [planned for planned in wanted if planned not in left]
     bad = _each(go, comparison.jobs, lambda p: _measure(comparison, p), say)
-    return [p.label for p in [*lost, *bad]] + [p.label for p in wanted if p.seed in broken]
+    return [p.label for p in (*lost, *left, *bad)]
 
 
 def _has_start(planned: Planned) -> bool:
-    run = Path(planned.config.runs_dir) / str(planned.config.name)
-    return (run / SUMMARY).is_file() and (run / name_of(0)).is_dir()
+    return (planned.folder / SUMMARY).is_file() and (planned.folder / name_of(0)).is_dir()
 
 
 def _each(
@@ -130,7 +129,7 @@ def _measure(comparison: Comparison, planned: Planned) -> tuple[bool, str]:
 
 
 def _why(planned: Planned, outcome: Outcome) -> str:
-    log = Path(planned.config.runs_dir) / f"{planned.config.name}.log"
+    log = Path(f"{planned.folder}.log")
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else "no output"
     return f"failed with exit code {outcome.code}: {last} (all of it in {log})"

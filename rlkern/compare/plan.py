@@ -39,6 +39,8 @@ class Comparison:
     shared      keys of every run
     learning    keys by what an algorithm learns from: rollouts, answers, pairs or judged
     own         keys by algorithm, over all of these
+    pipelines   by name, a pipeline's YAML file, of which the last stage is kept; it starts and
+                ends as that file says
     notes       by algorithm, a sentence that its page and the table show
     """
 
@@ -52,23 +54,44 @@ class Comparison:
     shared: dict[str, Any] = field(default_factory=dict)
     learning: dict[str, dict[str, Any]] = field(default_factory=dict)
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pipelines: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: its settings, and what tells it from a run with other settings."""
+    """One run: its folder, its settings, and what tells it from a run with other settings.
+
+    config is what `rlkern train` is given; where there is none, it is given the file of a pipeline.
+    """
 
     algorithm: str
     seed: int
-    config: Config
+    folder: Path
     settings: dict[str, Any]
     start: dict[str, Any]
+    config: Config | None = None
+    file: str = ""
 
     @property
     def label(self) -> str:
         """Returns the name of what is recorded of this run."""
         return f"{self.algorithm}-{self.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Returns what follows `rlkern train`; settings lie beside the folder."""
+        if self.config is not None:
+            return ["--config", f"{self.folder}.yaml"]
+        place = ["--runs_dir", str(self.folder.parent), "--name", self.folder.name]
+        return ["--config", self.file, "--seed", str(self.seed), *place]
+
+    @property
+    def measured(self) -> Path:
+        """Returns the run directory whose metrics count: that of the last stage of a pipeline."""
+        stages = [p for p in self.folder.glob("*-*") if p.name.split("-", 1)[0].isdecimal()]
+        by_number = sorted(stages, key=lambda path: int(path.name.split("-", 1)[0]))
+        return self.folder if self.config is not None else by_number[-1]
 
 
 def load(path: str | os.PathLike) -> Comparison:
@@ -116,11 +139,12 @@ def starts(comparison: Comparison) -> dict[int, Planned]:
     for seed in comparison.seeds:
         config = from_dict({**comparison.start, "seed": seed}, "start of the comparison")
         settings = {**changed(config), "model": config.model}
-        config.runs_dir, config.name = comparison.runs_dir, _named(f"{START}-{seed}", settings, {})
+        folder = Path(comparison.runs_dir) / _named(f"{START}-{seed}", settings, {})
+        config.runs_dir, config.name = comparison.runs_dir, folder.name
         if not config.sft_steps:
             raise UserError("start of the comparison must set sft_steps to 1 or more")
         check(config)
-        found[seed] = Planned(START, seed, config, settings, {})
+        found[seed] = Planned(START, seed, folder, settings, {}, config)
     return found
 
 
@@ -135,8 +159,10 @@ def runs(comparison: Comparison) -> list[Planned]:
             raise UserError(f"learning must be by one of {', '.join(sorted(kinds))}, got {kind!r}")
     if len(set(comparison.seeds)) < len(comparison.seeds):
         raise UserError(f"seeds must differ from each other, got {comparison.seeds}")
-    first = starts(comparison)
-    return [_run(comparison, name, first[seed]) for name in names for seed in comparison.seeds]
+    first, seeds = starts(comparison), comparison.seeds
+    found = [_run(comparison, name, first[seed]) for name in names for seed in seeds]
+    wanted = {} if comparison.algorithms else comparison.pipelines
+    return found + [_pipeline(comparison, *one, seed) for one in wanted.items() for seed in seeds]
 
 
 def _run(comparison: Comparison, name: str, start: Planned) -> Planned:
@@ -146,10 +172,24 @@ def _run(comparison: Comparison, name: str, start: Planned) -> Planned:
     given = {"algorithm": name, "seed": start.seed, "sft_steps": 0}
     config = from_dict({**values, **given}, "the comparison")
     settings = changed(config)
-    folder = Path(comparison.runs_dir)
-    config.model = str(folder / str(start.config.name) / name_of(0))
-    config.runs_dir = comparison.runs_dir
-    config.name = _named(f"{name}-{start.seed}", settings, start.settings)
+    folder = Path(comparison.runs_dir) / _named(f"{name}-{start.seed}", settings, start.settings)
+    config.model, config.runs_dir = str(start.folder / name_of(0)), comparison.runs_dir
+    config.name = folder.name
     # The start is not made yet; all else of the settings is refused before anything runs.
+    assert start.config is not None
     check(dataclasses.replace(config, model=start.config.model))
-    return Planned(name, start.seed, config, settings, start.settings)
+    return Planned(name, start.seed, folder, settings, start.settings, config)
+
+
+def _pipeline(comparison: Comparison, name: str, file: str, seed: int) -> Planned:
+    """Returns the run of a pipeline; its settings are its file's."""
+    if name in known_algorithms():
+        raise UserError(f"pipelines must not be called as an algorithm is, got {name!r}")
+    try:
+        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as a pipeline: {error}") from error
+    if not isinstance(settings, dict) or "stages" not in settings:
+        raise UserError(f"{file} must hold a pipeline, whose key stages lists its runs")
+    folder = Path(comparison.runs_dir) / _named(f"{name}-{seed}", settings, {"seed": seed})
+    return Planned(name, seed, folder, settings, {}, file=file)

@@ -84,7 +84,7 @@ def write(
     folder: Path, planned: Planned, *, jobs: int, wall_seconds: float, peak_bytes: int
 ) -> Path:
     """Returns the file that holds what is kept of a run that has ended."""
-    run = Path(planned.config.runs_dir) / str(planned.config.name)
+    run = planned.measured
     summary = json.loads((run / SUMMARY).read_text())
     head = {
         "algorithm": planned.algorithm,
