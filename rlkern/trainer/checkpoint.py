@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from rlkern.trainer.config import Config, differing_key, from_dict
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
+from rlkern.trainer.parallel import whole, whole_state
 from rlkern.trainer.progress import Progress
 
 if TYPE_CHECKING:
@@ -43,10 +45,11 @@ def save(run: Path, session: Session) -> Path:
     it is safe.
     """
     target = run / name_of(session.progress.step)
+    weights, optimizer = Weights.of(session), _optimizer_tensors(session)
 
     def fill(folder: Path) -> None:
-        save_models(session, folder)
-        save_file(_optimizer_tensors(session), folder / "optimizer.safetensors")
+        weights.save(session, folder)
+        save_file(optimizer, folder / "optimizer.safetensors")
         save_file(_random_states(session), folder / "random.safetensors")
         state = {
             "format": _FORMAT,
@@ -55,19 +58,34 @@ def save(run: Path, session: Session) -> Path:
         }
         (folder / "trainer.json").write_text(json.dumps(state, indent=1))
 
-    if not target.is_dir():
-        publish(target, fill)
-    for old in all_checkpoints(run)[: -session.config.keep_checkpoints]:
-        # Out of the way first: a folder that is being deleted must not look like a checkpoint.
-        shutil.rmtree(old.rename(run / f".partial-{old.name}"))
+    if session.world.is_main:
+        if not target.is_dir():
+            publish(target, fill)
+        for old in all_checkpoints(run)[: -session.config.keep_checkpoints]:
+            # Out of the way first: a folder that is being deleted must not look like a checkpoint.
+            shutil.rmtree(old.rename(run / f".partial-{old.name}"))
+    session.world.barrier()
     return target
 
 
-def save_models(session: Session, folder: Path) -> None:
-    """Write the policy in Hugging Face format, and the critic, if any, into a folder in it."""
-    session.policy.save(folder)
-    if session.critic is not None:
-        session.critic.save(folder / CRITIC)
+@dataclass
+class Weights:
+    """All weights of the models by name where they are spread over processes, else None."""
+
+    policy: dict[str, Tensor] | None = None
+    critic: dict[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, session: Session) -> Weights:
+        """Returns the weights of a session; every process has to ask."""
+        critic = None if session.critic is None else whole_state(session.critic.module)
+        return cls(whole_state(session.policy.model), critic)
+
+    def save(self, session: Session, folder: Path) -> None:
+        """Write the policy in Hugging Face format, and the critic, if any, into a folder in it."""
+        session.policy.save(folder, self.policy)
+        if session.critic is not None:
+            session.critic.save(folder / CRITIC, self.critic)
 
 
 def read_state(folder: Path, config: Config) -> Progress:
@@ -126,7 +144,7 @@ def _optimizer_tensors(session: Session) -> dict[str, Tensor]:
     for name, parameter in session.parameters().items():
         moments: dict[str, Any] = session.optimizer.state.get(parameter, {})
         tensors.update(
-            {f"{name}.{key}": moments[key].detach().contiguous() for key in _KEYS if moments}
+            {f"{name}.{key}": whole(moments[key].detach()).contiguous() for key in _KEYS if moments}
         )
     return tensors
 

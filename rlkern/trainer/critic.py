@@ -85,10 +85,12 @@ class Critic(ABC):
             value, old_value, target, counted, clip=config.value_clip, weight=weight
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the weights into a folder, which is made."""
+    def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write the weights into a folder, which is made; `state` are those by name where they are
+        spread over processes."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: x.detach().contiguous() for name, x in self.module.state_dict().items()}
+        state = state or self.module.state_dict()
+        weights = {name: x.detach().contiguous() for name, x in state.items()}
         save_file(weights, folder / _FILE)
 
     def load(self, folder: Path) -> None:

@@ -59,16 +59,18 @@ class Online:
             session.config,
             stop=session.sampling.stop,
             max_new_tokens=session.sampling.max_new_tokens,
+            world=session.world,
         )
 
     def iterate(self, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
         """Returns the metrics and some samples of the next step; the session moves one step on."""
         session, progress = self.session, self.session.progress
         watch = Stopwatch(session.policy.device)
-        experience = SAMPLING[session.config.sampling or "all"](session, warn)
-        experience = with_baselines(session, experience)
-        watch.lap("rollout")
-        experience = self._shaped(self._scored(experience))
+        with session.gathered():
+            experience = SAMPLING[session.config.sampling or "all"](session, warn)
+            experience = with_baselines(session, experience)
+            watch.lap("rollout")
+            experience = self._shaped(self._scored(experience))
         found = estimate(experience, session.algorithm, session.config)
         watch.lap("score")
         results = list(self._updates(self._batch(experience, found), experience))

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import time
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 
 import rlkern
@@ -20,10 +23,12 @@ from rlkern.trainer.files import write_text
 from rlkern.trainer.interrupt import Interrupt
 from rlkern.trainer.learners import Learner, make_learner
 from rlkern.trainer.logs import Log, read_metrics
+from rlkern.trainer.parallel import check_parallel, whole_state
 from rlkern.trainer.plot import plot_curves
-from rlkern.trainer.session import Session, build, check
+from rlkern.trainer.session import Session, attach_adapters, build, check
 from rlkern.trainer.settings import resolve
 from rlkern.trainer.sft import supervise
+from rlkern.trainer.world import World
 
 SUMMARY = "summary.json"
 
@@ -31,16 +36,27 @@ SUMMARY = "summary.json"
 def train(config: Config, *, resume: bool = False, display: Display | None = None) -> dict:
     """Returns the summary of a whole run, which its directory then holds as summary.json."""
     check(config)
-    config = resolve(config)
+    config, world = resolve(config), World.start(config.device)
+    check_parallel(config, world)
+    if not world.is_main:
+        display = Display(Console(quiet=True))
+    return _train(config, world, display or Display(), resume=resume)
+
+
+def _train(config: Config, world: World, display: Display, *, resume: bool) -> dict:
     run = rundir.existing_run(config) if resume else rundir.new_run(config)
     saved = all_checkpoints(run)
-    display = display or Display()
-    session = build(config, resume_from=saved[-1] if saved else None)
+    session = build(config, resume_from=saved[-1] if saved else None, world=world)
     learner = make_learner(session)
     display.say(f"run {run}" + (f", going on after {saved[-1].name}" if saved else ""))
+    world.barrier()  # everyone has seen the run as it was
     try:
-        rundir.create(run, config)
-        with rundir.hold(run), Interrupt() as interrupt, display:
+        with contextlib.ExitStack() as stack:
+            if world.is_main:
+                rundir.create(run, config)
+                stack.enter_context(rundir.hold(run))
+            interrupt = stack.enter_context(Interrupt())
+            stack.enter_context(display)
             return _run(session, learner, run, display, interrupt)
     except (OSError, SafetensorError) as error:
         sentence = f"{run}: reading or writing failed: {error}; {_how_to_go_on(run)}"
@@ -58,14 +74,17 @@ def _how_to_go_on(run: Path) -> str:
 def _run(
     session: Session, learner: Learner, run: Path, display: Display, interrupt: Interrupt
 ) -> dict:
-    config, progress = session.config, session.progress
-    log = Log(run, step=progress.step if all_checkpoints(run) else -1)
+    config, progress, world = session.config, session.progress, session.world
+    fresh = progress.step == 0 and not all_checkpoints(run)
+    world.barrier()
+    log = Log(run, step=-1 if fresh else progress.step) if world.is_main else NoLog()
     clock = Clock(progress.seconds)
     try:
-        fresh = not all_checkpoints(run)
         if fresh and config.sft_steps:
             _supervise(session, display, interrupt)
+        attach_adapters(session, run)
         learner.prepare(run, display)
+        learner.losses = session.spread(learner.losses)
         if fresh:
             _first_evaluation(session, learner, log, display, clock)
             if config.sft_steps:
@@ -73,7 +92,7 @@ def _run(
         display.begin(config, progress.step)
         while not _over(session, clock):
             _one_step(session, learner, run, log, display, clock)
-            if interrupt.asked and not _over(session, clock):
+            if world.any(interrupt.asked) and not _over(session, clock):
                 _save(session, run, clock)
                 raise KeyboardInterrupt
         return _finish(session, run, display, clock)
@@ -85,7 +104,19 @@ def _over(session: Session, clock: Clock) -> bool:
     """Returns True after the last step: that of the number asked, or of the time."""
     config = session.config
     late = config.max_seconds > 0 and clock.seconds() >= config.max_seconds
-    return session.progress.step >= config.steps or late
+    return session.progress.step >= config.steps or session.world.from_main(late)
+
+
+class NoLog:
+    """Stands in for the log in processes that write nothing."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    close = flush
 
 
 class Clock:
@@ -104,33 +135,35 @@ def _supervise(session: Session, display: Display, interrupt: Interrupt) -> None
 
     def after_step(step: int, loss: float) -> None:
         display.sft(step, session.config.sft_steps or 0, loss)
-        if interrupt.asked:
+        if session.world.any(interrupt.asked):
             raise KeyboardInterrupt
 
     supervise(session, after_step=after_step)
 
 
 def _first_evaluation(
-    session: Session, learner: Learner, log: Log, display: Display, clock: Clock
+    session: Session, learner: Learner, log: Log | NoLog, display: Display, clock: Clock
 ) -> None:
     display.say("evaluating on held-out items")
-    session.progress.before = learner.evaluate()
+    with session.gathered():
+        session.progress.before = learner.evaluate()
     display.evaluation(0, session.progress.before)
     log.write(0, {**session.progress.before, "seconds": clock.seconds()})
 
 
 def _one_step(
-    session: Session, learner: Learner, run: Path, log: Log, display: Display, clock: Clock
+    session: Session, learner: Learner, run: Path, log: Log | NoLog, display: Display, clock: Clock
 ) -> None:
     config, progress = session.config, session.progress
     values, samples = learner.iterate(display.warn)
     step, last = progress.step, _over(session, clock)
     if last or (config.eval_every and step % config.eval_every == 0):
         started = time.perf_counter()
-        found = learner.evaluate()
+        with session.gathered():
+            found = learner.evaluate()
         values.update(found, **{"time/eval": time.perf_counter() - started})
         if config.keep_best:
-            best.keep(run, step, found, session.policy.save)
+            _keep_best(session, run, found)
         display.evaluation(step, found)
     values["seconds"] = clock.seconds()
     logged = last or step % config.log_every == 0 or "eval/accuracy" in values
@@ -144,17 +177,38 @@ def _one_step(
         _save(session, run, clock)
 
 
+def _keep_best(session: Session, run: Path, found: dict[str, float]) -> None:
+    state = whole_state(session.policy.model)
+    if session.world.is_main:
+        save = functools.partial(session.policy.save, state=state)
+        best.keep(run, session.progress.step, found, save)
+
+
 def _save(session: Session, run: Path, clock: Clock) -> None:
     session.progress.seconds = clock.seconds()
     checkpoint.save(run, session)
 
 
 def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict:
-    """Returns the summary, after writing it and the curves."""
+    """Returns the summary, after the main process wrote it and the curves."""
+    world = session.world
+    summary = _summary(session, run, clock) if world.is_main else {}
+    if world.is_main:
+        plot_curves(
+            read_metrics(run),
+            run / "curves.png",
+            title=f"{run.name}: {summary['algorithm']}, {summary['model']}, {summary['task']}",
+        )
+        write_text(run / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    display.final(run, world.from_main(summary))
+    return world.from_main(summary)
+
+
+def _summary(session: Session, run: Path, clock: Clock) -> dict:
     config, progress = session.config, session.progress
     lines = read_metrics(run)
     after = {key: value for key, value in lines[-1].items() if key.startswith("eval/")}
-    summary = {
+    return {
         "name": run.name,
         **{
             key: getattr(config, key)
@@ -175,14 +229,6 @@ def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict
             if "compare/" in key
         },
     }
-    plot_curves(
-        lines,
-        run / "curves.png",
-        title=f"{run.name}: {config.algorithm}, {config.model}, {config.task}",
-    )
-    write_text(run / SUMMARY, json.dumps(summary, indent=1) + "\n")
-    display.final(run, summary)
-    return summary
 
 
 def served_by(session: Session) -> str:

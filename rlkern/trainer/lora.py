@@ -19,6 +19,7 @@ from rlkern.trainer.errors import UserError
 
 ADAPTER = "adapter_config.json"
 BASE = "base"
+BESIDE = f"../{BASE}"  # from a checkpoint of the run
 _EVERY_LAYER = "all-linear"
 
 
@@ -79,6 +80,19 @@ def _targets(model: Any, asked: str) -> list[str]:
     if not names:
         raise UserError(f"lora_targets must name at least one layer, got {asked!r}")
     return sorted(names)
+
+
+def base_name(config: Config) -> str:
+    """Returns what checkpoints of a run name as their base: a model that is found again under its
+    own name, or BESIDE for one that the run itself keeps.
+
+    >>> base_name(Config(model="tiny")), base_name(Config(model="smollm2"))
+    ('../base', 'smollm2')
+    """
+    if config.sft_steps or config.model == "tiny" or base_of(Path(config.model)) is not None:
+        return BESIDE
+    folder = Path(config.model)
+    return str(folder.resolve()) if folder.is_dir() else config.model
 
 
 def base_of(folder: Path) -> str | None:

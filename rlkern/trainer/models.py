@@ -49,6 +49,11 @@ class Policy:
         """Returns the longest sequence in tokens that the model was made for."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
+    def adapt(self, model: Any) -> None:
+        """Take a model with adapters in place of the one without, for all who hold this policy."""
+        self.model = model
+        self.__dict__.pop("head", None)
+
     def without_adapters(self) -> Policy:
         """Returns the model that the adapters are laid over: no copy, the same weights."""
         return dataclasses.replace(self, bare=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlkern.trainer import checkpoint
+from rlkern.trainer import checkpoint, lora, parallel
 from rlkern.trainer.config import Config
 from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.engines import Engine, check_engine, make_engine
@@ -22,6 +23,7 @@ from rlkern.trainer.models import (
     check_model_name,
     load_policy,
     make_policy,
+    recompute_layers,
     resolve_device,
     train_last_layers,
 )
@@ -61,6 +63,7 @@ class Session:
     engine: Engine
     critic: Critic | None = None
     reference: Policy | None = None
+    losses: torch.nn.Module | None = None
 
     @property
     def kl_coef(self) -> float:
@@ -92,6 +95,23 @@ class Session:
         """Returns the weights that are trained, by name, those of the critic after a prefix."""
         critic = self.critic.parameters() if self.critic is not None else {}
         return {**self.policy.parameters(), **{f"critic.{k}": p for k, p in critic.items()}}
+
+    def spread(self, losses: torch.nn.Module) -> torch.nn.Module:
+        """Returns the losses as all processes compute them together; what the optimizer remembers
+        goes where its weights went."""
+        before, state = self.parameters(), self.optimizer.state
+        self.losses = parallel.spread(losses, self.world, self.config)
+        if parallel.is_sharded(losses):
+            self.optimizer = make_optimizer(self.policy, self.critic, self.config)
+            for name, parameter in self.parameters().items():
+                kept = state.get(before[name], {})
+                for key, value in kept.items():
+                    self.optimizer.state[parameter][key] = parallel.like(value, parameter)
+        return self.losses
+
+    def gathered(self) -> contextlib.AbstractContextManager:
+        """Returns the context in which each process may sample and score as it likes."""
+        return contextlib.nullcontext() if self.losses is None else parallel.gathered(self.losses)
 
 
 def check(config: Config) -> tuple[Any, dict[str, float]]:
@@ -190,6 +210,8 @@ def _policy(
     else:
         policy = load(resume_from, device=device, dtype=config.dtype)
     train_last_layers(policy.model, config.train_layers)
+    if config.gradient_checkpointing:
+        recompute_layers(policy)
     return policy
 
 
@@ -201,12 +223,31 @@ def _check_prompts(policy: Policy, task: Task, config: Config, max_new_tokens: i
     encode(policy, [item.prompt for item in items + task.held_out], max_new_tokens=max_new_tokens)
 
 
+def attach_adapters(session: Session, run: Path) -> None:
+    """Lay adapters over the policy if the settings ask for them; from here on they alone train.
+
+    A base that is not found under a name, such as one made here, is kept in the run.
+    """
+    config, policy = session.config, session.policy
+    if not config.lora_rank or lora.is_adapted(policy.model):
+        return
+    base = lora.base_name(config)
+    if base == lora.BESIDE and session.world.is_main and not (run / lora.BASE).is_dir():
+        publish(run / lora.BASE, policy.save)
+    policy.adapt(lora.with_adapters(policy.model, config, base=base))
+    session.optimizer = make_optimizer(policy, session.critic, config)
+
+
 def attach_reference(session: Session, run: Path) -> None:
-    """Freeze a copy of the starting policy if the run reads it; kept in the run for a resume."""
+    """Freeze a copy of the starting policy if the run reads it; kept in the run for a resume.
+    Under adapters it is the model that they are laid over, which nothing changes."""
     if not session.reads_reference:
         return
     folder, policy = run / REFERENCE, session.policy
-    if not folder.is_dir():
+    if lora.is_adapted(policy.model):
+        session.reference = policy.without_adapters()
+        return
+    if session.world.is_main and not folder.is_dir():
         publish(folder, policy.save)
     if session.progress.step == 0:
         model = copy.deepcopy(policy.model).requires_grad_(False)

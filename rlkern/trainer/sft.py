@@ -16,6 +16,7 @@ from rlkern.trainer.batch import Batch
 from rlkern.trainer.evaluate import accuracy
 from rlkern.trainer.given import given_rollout
 from rlkern.trainer.models import Policy
+from rlkern.trainer.parallel import spread
 from rlkern.trainer.rollout import Rollout
 from rlkern.trainer.session import Session
 from rlkern.trainer.step import Losses, make_optimizer, optimizer_step
@@ -56,7 +57,9 @@ def supervise(session: Session, *, after_step: Callable[[int, float], None]) -> 
         config, **MAXIMUM_LIKELIHOOD, micro_batches=1, compare=None, lr=config.sft_lr
     )
     optimizer = make_optimizer(policy, None, settings)
-    losses = Losses(policy, None, settings)
+    # Sharding comes later, with what trains then: every process still holds all weights.
+    whole = dataclasses.replace(settings, parallel="ddp", critic_warmup=0)
+    losses = spread(Losses(policy, None, settings), session.world, whole)
     position = 0
     for step in range(config.sft_steps or 0):
         items, position = task.next_items(position, config.sft_batch)

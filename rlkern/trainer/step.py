@@ -15,6 +15,7 @@ from rlkern.trainer.batch import Batch
 from rlkern.trainer.config import Config
 from rlkern.trainer.critic import Critic
 from rlkern.trainer.models import Policy
+from rlkern.trainer.parallel import accumulating
 from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.settings import resolve
 from rlkern.trainer.world import World
@@ -111,26 +112,42 @@ def accumulate(
 
     The weights hold the counts of the whole batch, so the sum does not depend on the split.
     """
-    first, last = world.share(batch.rollout.prompts.token.shape[0])
+    own = shares(batch.rollout.prompts.token.shape[0], world, config.micro_batches)
     zero = batch.weight.new_zeros((), dtype=torch.float64)
     sums = Sums(zero.clone(), zero.clone())
-    for begin, end in pieces(last - first, config.micro_batches):
-        found, value, differences = losses(
-            batch.piece(first + begin, first + end), coefficients, train_policy
-        )
-        total = zero.float()
-        for key, number in differences.items():
-            sums.differences[key] = max(number, sums.differences.get(key, 0.0))
-        if found is not None:
-            total = total + found.loss
-            sums.loss += found.loss.detach().double()
-            sums.metrics.append(found.metrics)
-        if value is not None:
-            total = total + (config.value_coef or 0.0) * value.loss
-            sums.value_loss += value.loss.detach().double()
-            sums.value_metrics.append(value.metrics)
-        total.backward()
+    for number, (begin, end) in enumerate(own, 1):
+        with accumulating(losses, last=number == len(own)):
+            part = batch.piece(begin, max(end, 1))
+            found, value, differences = losses(part, coefficients, train_policy)
+            if begin == end:
+                nothing = [0.0 * x.loss for x in (found, value) if x is not None]
+                torch.stack(nothing).sum().backward()
+                continue
+            total = zero.float()
+            for key, difference in differences.items():
+                sums.differences[key] = max(difference, sums.differences.get(key, 0.0))
+            if found is not None:
+                total = total + found.loss
+                sums.loss += found.loss.detach().double()
+                sums.metrics.append(found.metrics)
+            if value is not None:
+                total = total + (config.value_coef or 0.0) * value.loss
+                sums.value_loss += value.loss.detach().double()
+                sums.value_metrics.append(value.metrics)
+            total.backward()
     return of_all(sums, world)
+
+
+def shares(prompts: int, world: World, count: int) -> list[tuple[int, int]]:
+    """Returns the prompt ranges of this process's micro-batches: as many as every other one has,
+    since they add up gradients together. What it has too few prompts for is (0, 0).
+
+    >>> [shares(3, World(rank, 2), 4) for rank in range(2)]
+    [[(0, 1), (0, 0)], [(1, 2), (2, 3)]]
+    """
+    first, last = world.share(prompts)
+    own = [(first + a, first + b) for a, b in pieces(last - first, count)]
+    return own + [(0, 0)] * (min(count, -(-prompts // world.size)) - len(own))
 
 
 def of_all(sums: Sums, world: World) -> Sums:

@@ -8,10 +8,10 @@ split: sampling, scoring, and forward and backward. So a run of several processe
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -40,10 +40,8 @@ class World:
 
     @classmethod
     def start(cls, device: str) -> World:
-        """Returns this process's place among those that torchrun or accelerate launch started.
-
-        `device` is that of the settings. Used as a context, so that the processes part in order.
-        """
+        """Returns this process's place among those that torchrun or accelerate launch started, with
+        the device that the settings' one is here. The group of processes lasts until they end."""
         chosen, size = resolve_device(device), int(os.environ.get(_SIZE, "1"))
         if size == 1:
             return cls(device=chosen)
@@ -58,7 +56,9 @@ class World:
             torch.cuda.set_device(chosen)
         import torch.distributed as dist
 
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
         return cls(rank, size, chosen)
 
     @property
@@ -118,16 +118,3 @@ class World:
     def barrier(self) -> None:
         """Returns once every process has come here."""
         self.gather(None)
-
-    def __enter__(self) -> World:
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Part from the others; after an error do not wait for them, they end with this one."""
-        if self.size > 1 and error is None:
-            import torch.distributed as dist
-
-            self.barrier()
-            dist.destroy_process_group()
