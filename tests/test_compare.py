@@ -133,6 +133,8 @@ def test_a_point_holds_the_means_since_the_last_evaluation_and_the_counts_so_far
         {"step": 2, "reward": 0.4, "sampling/generated_tokens": 30, "eval/accuracy": 0.3},
         {"step": 3, "reward": 0.9},
     ]
+    for line in lines[1:]:
+        line["rewards/exact_match/mean"] = line.get("reward", 0.0)
     assert record.points(lines) == [
         {"step": 0, "eval/accuracy": 0.1, "seconds": 0.5},
         {
@@ -192,6 +194,7 @@ def test_a_record_holds_the_curve_and_what_the_process_cost(compared):
     assert run.last("sampling/generated_tokens") > 0 and run.last("seconds") > 0
     assert 0 <= run.mean("frac_reward_zero_std") <= 1
     assert run.summary["wall_seconds"] > run.last("seconds")
+    assert 0 < run.summary["cpu_seconds"]
     assert 50 * 2**20 < run.summary["peak_bytes"] < 4 * 2**30
     text = (folder / "records" / "grpo-0.jsonl").read_text()
     assert str(folder) not in text and len(text) < 4000

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -26,11 +27,19 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended, the seconds from its start to its end, and its peak memory."""
+    """How a process ended, its seconds by the clock and on processors, and its peak memory."""
 
     code: int
     wall_seconds: float
+    cpu_seconds: float
     peak_bytes: int
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Returns what is kept of it."""
+        kept = dataclasses.asdict(self)
+        del kept["code"]
+        return {key: round(value, 1) for key, value in kept.items()}
 
 
 def train(planned: Planned) -> Outcome:
@@ -59,7 +68,8 @@ def train(planned: Planned) -> Outcome:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - started
-    return Outcome(process.returncode, seconds, usage.ru_maxrss * _RSS_UNIT)
+    busy = usage.ru_utime + usage.ru_stime
+    return Outcome(process.returncode, seconds, busy, usage.ru_maxrss * _RSS_UNIT)
 
 
 def compare(comparison: Comparison, *, again: bool, say: Callable[[str], None]) -> list[str]:
@@ -117,13 +127,8 @@ def _measure(comparison: Comparison, planned: Planned) -> tuple[bool, str]:
     outcome = train(planned)
     if outcome.code:
         return False, _why(planned, outcome)
-    path = record.write(
-        Path(comparison.records),
-        planned,
-        jobs=comparison.jobs,
-        wall_seconds=outcome.wall_seconds,
-        peak_bytes=outcome.peak_bytes,
-    )
+    folder = Path(comparison.records)
+    path = record.write(folder, planned, jobs=comparison.jobs, cost=outcome.cost)
     curve = [p["eval/accuracy"] for p in record.read(path) if "eval/accuracy" in p]
     return True, f"{curve[0]:.3f} to {curve[-1]:.3f} in {outcome.wall_seconds:.1f} s"
 

@@ -18,14 +18,15 @@ alone): needs from the declarations in `rlkern/algorithms/`, measurements from t
 `benchmarks/results/compare/`, one file for each run. What was not run says so."""
 _HOW = """\
 All start from the same weights for each seed, see the same prompts, and have the same number of
-steps; a run is a process of its own. *Seconds* and *generated tokens to* an accuracy are those of
-the first evaluation that reaches it, evaluations before it included, start-up and the supervised
-stage left out; *process seconds* and *peak MiB* are of the whole process. A value is the mean over
-the seeds, with the lowest and the highest in brackets. *Equal groups* is the share of groups whose
-answers all have the same reward: those teach nothing."""
+steps, those that learn from pairs or judgements fewer; a run is a process of its own. *Seconds* and
+*generated tokens to* an accuracy are those of the first evaluation that reaches it, evaluations
+before it included, start-up and the supervised stage left out; *process seconds*, *CPU seconds* and
+*peak MiB* are of the whole process. A value is the mean over the seeds, with the lowest and the
+highest in brackets. *Equal groups* is the share of groups whose answers all have the same reward:
+those teach nothing."""
 _MEASURED = (
     "algorithm", "before", "after", "seconds to {goal}", "generated tokens to {goal}",
-    "process seconds", "peak MiB", "equal groups",
+    "process seconds", "CPU seconds", "peak MiB", "equal groups",
 )  # fmt: skip
 _NEEDED = (
     "algorithm", "learns from", "value net", "reference", "pairs", "groups", "greedy answer",
@@ -106,6 +107,7 @@ def _row(runs: list[Run], goal: float) -> tuple[str, ...]:
         spread(runs, lambda run: run.first("seconds", goal)).text("{:.0f}".format),
         _tokens(runs, goal).text(thousands),
         spread(runs, lambda run: run.summary["wall_seconds"]).text("{:.0f}".format),
+        spread(runs, lambda run: run.summary["cpu_seconds"]).text("{:.0f}".format),
         spread(runs, lambda run: run.summary["peak_bytes"] / _MEBI).text("{:.0f}".format),
         spread(runs, lambda run: run.mean(DEGENERATE)).text(),
     )

@@ -153,7 +153,7 @@ def _curve(declared: Declared, runs: list[Run], note: str | None) -> list[str]:
     goal = measure.target(declared.learns_from)
     head = (
         "seed", "before", "after", f"seconds to {goal:g}", f"generated tokens to {goal:g}",
-        "process seconds", "peak MiB",
+        "process seconds", "CPU seconds", "peak MiB",
     )  # fmt: skip
     text = [f"![Curves of {declared.name}]({declared.name}.png)"]
     rows = [overview.seed_row(run, goal) for run in runs]

@@ -22,14 +22,12 @@ from rlkern.trainer.loop import SUMMARY
 
 # Means over the steps of a point, and what the run counts from its start.
 _MEANS = (
-    "reward reward_std frac_reward_zero_std kl entropy loss grad_norm clip_ratio/region_mean"
-    " completions/mean_length completions/clipped_ratio sampling/groups_trained objective/kl"
-    " critic/vf_explained_var"
+    "reward frac_reward_zero_std entropy clip_ratio/region_mean sampling/groups_trained"
+    " completions/mean_length critic/vf_explained_var objective/kl rewards/accuracies"
+    " rewards/margins"
 ).split()
-_MEAN_PREFIXES = ("rewards/",)
-_COUNTS = (
-    "num_tokens sampling/generated_tokens sampling/groups_sampled sampling/useful_groups".split()
-)
+_COUNTS = "sampling/generated_tokens sampling/groups_sampled sampling/useful_groups".split()
+_EVALUATED = ("step", "seconds", "eval/accuracy", "eval/accuracy_sampled")
 _SUMMARY = "steps backend skipped_updates num_tokens".split()
 
 
@@ -40,24 +38,34 @@ def points(lines: list[dict]) -> list[dict]:
     ...         {"step": 2, "reward": 0.4, "eval/accuracy": 0.3}])
     [{'step': 0, 'eval/accuracy': 0.1}, {'step': 2, 'eval/accuracy': 0.3, 'reward': 0.3}]
     """
-    found, since = [], []
+    found: list[dict] = []
+    since: list[dict] = []
+    kept = {*_MEANS, *_rewards(lines)}
     for line in lines:
         since.append(line)
         if "eval/accuracy" in line:
-            found.append(_point(line, since))
+            found.append(_point(line, since, kept))
             since = []
     return found
 
 
-def _point(line: dict, since: list[dict]) -> dict[str, Any]:
-    own = {k: v for k, v in line.items() if k in ("step", "seconds") or k.startswith("eval/")}
-    means, counts = {}, {}
-    for key in dict.fromkeys(key for each in since for key in each):
+def _rewards(lines: list[dict]) -> set[str]:
+    """Returns the means of the rewards where there are several; one alone is the reward itself."""
+    keys = {key for line in lines for key in line if key.startswith("rewards/")}
+    found = {key for key in keys if key.endswith("/mean")}
+    return found if len(found) > 1 else set()
+
+
+def _point(line: dict, since: list[dict], kept: set[str]) -> dict[str, Any]:
+    own = {key: line[key] for key in _EVALUATED if key in line}
+    if own.get("eval/accuracy_sampled") == own["eval/accuracy"]:
+        del own["eval/accuracy_sampled"]
+    counts = {key: line[key] for key in _COUNTS if key in line}
+    means = {}
+    for key in dict.fromkeys(key for each in since for key in each if key in kept):
         values = [each[key] for each in since if each.get(key) is not None]
-        if values and (key in _MEANS or key.startswith(_MEAN_PREFIXES)):
+        if values:
             means[key] = sum(values) / len(values)
-        elif values and key in _COUNTS:
-            counts[key] = values[-1]
     return {key: _short(value) for key, value in {**own, **means, **counts}.items()}
 
 
@@ -80,10 +88,8 @@ def _processor() -> str:
     return named[0] if named else platform.machine()
 
 
-def write(
-    folder: Path, planned: Planned, *, jobs: int, wall_seconds: float, peak_bytes: int
-) -> Path:
-    """Returns the file that holds what is kept of a run that has ended."""
+def write(folder: Path, planned: Planned, *, jobs: int, cost: dict[str, Any]) -> Path:
+    """Returns the file that holds what is kept of a run that has ended; cost is of its process."""
     run = planned.measured
     summary = json.loads((run / SUMMARY).read_text())
     head = {
@@ -94,8 +100,7 @@ def write(
         "where": {**machine(), "jobs": jobs},
     }
     tail = {
-        "wall_seconds": round(wall_seconds, 2),
-        "peak_bytes": peak_bytes,
+        **cost,
         **{key: summary[key] for key in _SUMMARY if key in summary},
     }
     folder.mkdir(parents=True, exist_ok=True)
