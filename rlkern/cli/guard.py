@@ -21,7 +21,9 @@ def guarded(command: str, work: Callable[[], int]) -> int:
     try:
         return work()
     except UserError as error:
-        print(f"rlkern {command}: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        process = "" if rank == "0" else f" (process {rank})"
+        print(f"rlkern {command}{process}: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print(f"rlkern {command}: stopped", file=sys.stderr)

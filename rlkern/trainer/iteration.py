@@ -48,7 +48,7 @@ class Online:
         attach_reference(session, run)
         if session.critic is not None and session.progress.step == 0:
             session.critic.begin(session.policy)
-        self.losses = Losses(session.policy, session.critic, session.config)
+        self.losses: torch.nn.Module = Losses(session.policy, session.critic, session.config)
 
     def evaluate(self) -> dict[str, float]:
         """Returns the accuracies on held-out items."""

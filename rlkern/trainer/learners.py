@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.display import Display
 from rlkern.trainer.iteration import Online
@@ -17,7 +19,12 @@ from rlkern.trainer.session import Session
 
 
 class Learner(Protocol):
-    """Takes the steps of a run; all that a resume needs is in the session and the run directory."""
+    """Takes the steps of a run; all that a resume needs is in the session and the run directory.
+
+    `prepare` makes `losses`, which the run then spreads over its processes.
+    """
+
+    losses: torch.nn.Module
 
     def prepare(self, run: Path, display: Display) -> None:
         """Make what must exist before the first step, or find it again after a resume."""

@@ -68,7 +68,7 @@ class Supervised:
 
     def prepare(self, run: Path, display: Display) -> None:
         """Put the model under one roof with its loss."""
-        self.losses = Losses(self.session.policy, None, self._config)
+        self.losses: torch.nn.Module = Losses(self.session.policy, None, self._config)
 
     def evaluate(self) -> dict[str, float]:
         """Returns the accuracies on held-out items."""

@@ -83,4 +83,5 @@ def _accuracy(session: Session, items: list[Item]) -> float:
         mode="sampled",
         stop=session.sampling.stop,
         max_new_tokens=session.sampling.max_new_tokens,
+        world=session.world,
     )
