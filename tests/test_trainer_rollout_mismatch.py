@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far the sampler is from the trainer, in the loss and in the log."""
+
+import json
+
+import pytest
+import torch
+from trainer_helpers import compiled, small  # noqa: F401
+
+from rlkern.trainer.mismatch import correction, mismatch_metrics
+from rlkern.trainer.rollout import Prompts, Rollout
+
+pytestmark = pytest.mark.usefixtures("compiled")
+OLD = torch.tensor([[0.9, 0.2], [0.1, 0.7]]).log()
+SAMPLED = torch.tensor([[0.3, 0.4], [0.1, 0.1]]).log()  # ratios 3, 1/2; 1, masked
+MASK = torch.tensor([[True, True], [True, False]])
+
+
+def rollout():
+    prompts = Prompts(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.bool))
+    return Rollout(prompts, torch.zeros(2, 2, dtype=torch.int64), MASK, SAMPLED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("truncate", [[2.0, 0.5], [1.0, 0.0]]),
+        ("mask", [[0.0, 0.5], [1.0, 0.0]]),
+        ("sequence_truncate", [[1.5, 1.5], [1.0, 0.0]]),
+    ],
+)
+def test_the_loss_is_multiplied_by_the_bounded_ratio(tmp_path, kind, expected):
+    config = small(tmp_path, rollout_correction=kind, correction_low=0.4, correction_high=2.0)
+    torch.testing.assert_close(correction(config, OLD, rollout()), torch.tensor(expected))
+
+
+def test_nothing_is_corrected_unless_it_was_asked_for(tmp_path):
+    assert correction(small(tmp_path), OLD, rollout()) is None
+
+
+def test_the_metrics_count_the_tokens_of_the_mask_alone(tmp_path):
+    found = mismatch_metrics(small(tmp_path, rollout_correction="truncate"), OLD, rollout())
+    differences = torch.tensor([3.0, 2.0, 1.0]).log()
+    name = "sampling/sampling_logp_difference"
+    assert found[f"{name}/mean"] == pytest.approx(differences.mean().item(), rel=1e-5)
+    assert found[f"{name}/max"] == pytest.approx(differences.max().item(), rel=1e-5)
+    name = "sampling/importance_sampling_ratio"
+    ratios = [found[f"{name}/{reduced}"] for reduced in ("min", "mean", "max")]
+    assert ratios == pytest.approx([0.5, 3.5 / 3, 2.0])
+
+
+def test_what_was_not_scored_has_no_metrics(tmp_path):
+    assert mismatch_metrics(small(tmp_path), None, rollout()) == {}
+
+
+def test_a_corrected_run_logs_ratios_of_one_where_the_model_samples_for_itself(tmp_path):
+    from rlkern.trainer.loop import train
+
+    config = small(tmp_path, rollout_correction="truncate", top_k=6, top_p=0.9, steps=2, name="run")
+    train(config)
+    text = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text()
+    key = "sampling/importance_sampling_ratio"
+    lines = [line for line in map(json.loads, text.splitlines()) if f"{key}/min" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert 0.999 < line[f"{key}/min"] <= line[f"{key}/mean"] <= line[f"{key}/max"] < 1.001
