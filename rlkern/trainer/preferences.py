@@ -82,7 +82,8 @@ class Preferences:
         """Returns the metrics and some answers of the next step; the session moves one step on."""
         session = self.session
         watch = Stopwatch(session.policy.device)
-        batch, samples = self.batch()
+        with session.gathered():
+            batch, samples = self.batch()
         watch.lap("score")
         result = take_step(session, self.losses, batch, session.config, self.coefficients)
         note(session, [result], False, 0.0, warn)
@@ -111,7 +112,7 @@ class Preferences:
 
     def without_gradient(self, rollout: Rollout, function: Callable[[Rollout], Tensor]) -> Tensor:
         """Returns function(answers) (B,), each process doing its share, a piece at a time."""
-        world, found = self.session.world, list[Tensor]()
+        world, found = self.session.world, [rollout.rollout_logprob.new_zeros(0)]
         first, last = world.share(rollout.prompts.token.shape[0])
         with torch.no_grad():
             for begin, end in pieces(last - first, self.session.config.micro_batches):
@@ -274,6 +275,7 @@ class Scored(Preferences):
         margin = torch.sub(*halves(score))
         return {
             "eval/accuracy": share_right(margin),
+            "eval/pair_accuracy": share_right(margin),
             "eval/pair_margin": margin.mean().item(),
             "eval/score_mean": score.mean().item(),
             "eval/score_std": score.std().item(),

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preference pairs: read, split, sampled and kept as they should be, or refused in a sentence."""
+
+import json
+import sys
+
+import pytest
+import torch
+from trainer_helpers import small, small_session
+
+from rlkern.trainer import UserError
+from rlkern.trainer import pairs as module
+from rlkern.trainer.pairs import Pair, check_source, given_pairs, kept_pairs, read, sampled_pairs
+from rlkern.trainer.session import check
+from rlkern.trainer.statements import PROMPT, facts_file, statements
+
+LINES = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": str(n)} for n in range(40)]
+
+
+def write_lines(path, lines=LINES):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def fake_package(folder, entries, monkeypatch):
+    """Makes a package that must not be imported, with a file of statements in it."""
+    inside = folder / "textarena" / "envs" / "TruthAndDeception"
+    inside.mkdir(parents=True)
+    (folder / "textarena" / "__init__.py").write_text("raise RuntimeError('was imported')\n")
+    (inside / "facts.json").write_text(json.dumps(entries))
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_a_file_of_pairs_is_read_line_by_line(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [{**LINES[0], "source": "x"}, LINES[1]])
+    path.write_text(path.read_text() + "\n")
+    assert read(path) == [Pair("0+1=", "1", "0"), Pair("1+1=", "2", "1")]
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "line 3 must be a JSON object"),
+        ("[1, 2]", "line 3 must be a JSON object, got list"),
+        ('{"prompt": "a", "chosen": "b"}', "line 3 must have a text 'rejected', got None"),
+        ('{"prompt": "a", "chosen": ["b"], "rejected": "c"}', "line 3 must have a text 'chosen'"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "line 3 must have two different"),
+    ],
+)
+def test_a_line_that_is_no_pair_is_named(tmp_path, line, words):
+    path = write_lines(tmp_path / "p.jsonl", LINES[:2])
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(UserError, match=words):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "pairs, words",
+    [
+        ("facts", r"pip install --no-deps TextArena==0\.7\.4"),
+        ("nowhere.jsonl", "nowhere.jsonl cannot be read"),
+        ("pairs.csv", "pairs must be sampled, facts or a .jsonl file, got 'pairs.csv'"),
+        ("empty.jsonl", "must hold a JSON object on each line, it is empty"),
+    ],
+)
+def test_pairs_that_are_not_there_are_refused_before_a_model_is_loaded(
+    tmp_path, monkeypatch, pairs, words
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=words):
+        check(small(tmp_path, algorithm="dpo", reward=None, pairs=pairs))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_fifth_of_given_pairs_is_held_out_by_the_seed(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl")
+    config = small(tmp_path, algorithm="dpo", pairs=str(path), eval_items=100)
+    found, again = given_pairs(config), given_pairs(config)
+    assert len(found.held_out) == 8 and len(found.train) == 32
+    assert found == again and sorted(p.prompt for p in found.train + found.held_out) == sorted(
+        line["prompt"] for line in LINES
+    )
+    other = small(tmp_path, algorithm="dpo", pairs=str(path), eval_items=5, seed=1)
+    assert len(given_pairs(other).held_out) == 5
+    assert given_pairs(other).held_out[0] != found.held_out[0]
+
+
+def test_pairs_that_leave_no_batch_are_refused(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", LINES[:6])
+    with pytest.raises(UserError, match="must leave a batch of 6 .* got 6 pairs"):
+        given_pairs(small(tmp_path, algorithm="dpo", pairs=str(path), prompts=6))
+
+
+def test_statements_are_read_without_importing_the_package(tmp_path, monkeypatch):
+    facts = {"fact1": "Ice is cold.", "fact2": "Ice is hot."}
+    entries = [{"facts": facts, "correct_fact": name} for name in facts]
+    fake_package(tmp_path, entries, monkeypatch)
+    assert statements() == [("Ice is cold.", "Ice is hot."), ("Ice is hot.", "Ice is cold.")]
+    assert "textarena" not in sys.modules
+    config = small(tmp_path, algorithm="dpo", pairs="facts", prompts=1)
+    check_source(config)
+    with pytest.raises(UserError, match="got 2 pairs"):
+        given_pairs(config)
+
+
+def test_a_file_of_statements_of_another_form_is_refused(tmp_path, monkeypatch):
+    fake_package(tmp_path, [{"facts": {"fact1": "One."}, "correct_fact": "fact1"}], monkeypatch)
+    with pytest.raises(UserError, match="facts.json of TextArena cannot be read"):
+        statements()
+
+
+def test_the_package_has_260_statements_where_it_is_installed(tmp_path):
+    try:
+        facts_file()
+    except UserError as error:
+        pytest.skip(str(error))
+    found = given_pairs(small(tmp_path, algorithm="dpo", pairs="facts", eval_items=60))
+    assert (len(found.train), len(found.held_out)) == (208, 52)
+    assert {p.prompt for p in found.train} == {PROMPT}
+
+
+@pytest.fixture
+def session(tmp_path):
+    """Returns a session whose untrained model ends an answer at every second digit."""
+    found = small_session(tmp_path, algorithm="dpo", pair_items=24, eval_items=12, group_size=6)
+    digits = found.policy.tokenizer.encode("13579")
+    found.sampling = found.sampling.__class__(
+        max_new_tokens=4, stop=torch.cat([found.sampling.stop, torch.tensor(digits)])
+    )
+    return found
+
+
+def test_sampled_pairs_are_sorted_by_the_reward_and_held_out_by_prompt(session):
+    found = sampled_pairs(session)
+    assert 4 <= len(found.train) <= 24 and 1 <= len(found.held_out) <= 12
+    for pair in found.train + found.held_out:
+        better, worse = session.rewards.functions[0](
+            [pair.prompt] * 2, [pair.chosen, pair.rejected]
+        )
+        assert better > worse
+    held = {item.prompt for item in session.task.held_out}
+    assert {p.prompt for p in found.held_out} <= held
+    assert not {p.prompt for p in found.train} & held
+
+
+def test_answers_that_were_cut_off_are_no_examples(session):
+    found = sampled_pairs(session)
+    for pair in found.train + found.held_out:
+        for text in (pair.chosen, pair.rejected):
+            assert len(text) < 4 or text[-1] in "13579", text
+
+
+def test_sampled_pairs_are_the_same_for_the_same_seed(session, tmp_path):
+    first = sampled_pairs(session)
+    session.generator.manual_seed(session.config.seed)
+    assert sampled_pairs(session) == first
+
+
+def test_too_few_pairs_say_how_to_get_more(session):
+    session.rewards.functions[0] = lambda prompts, completions: [1.0] * len(prompts)
+    with pytest.raises(UserError, match="only 0 of 24 training prompts .* raise pair_items"):
+        sampled_pairs(session)
+
+
+def test_a_run_keeps_both_files_of_pairs_or_none(tmp_path, monkeypatch):
+    pairs = module.Pairs([Pair("1+1=", "2\u2028é", "")], [Pair("2+2=", "4", "5")])
+    assert kept_pairs(tmp_path) is None
+    module.write(pairs, tmp_path)
+    assert kept_pairs(tmp_path) == pairs
+
+    def broken(*arguments, **named):
+        raise OSError("the disk is full")
+
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setattr(module.json, "dumps", broken)
+    with pytest.raises(OSError):
+        module.write(pairs, other)
+    assert kept_pairs(other) is None
