@@ -92,11 +92,13 @@ def _reward(experience: Experience, config: Config) -> Estimate:
 
 def _remax(experience: Experience, config: Config) -> Estimate:
     """Returns reward − greedy reward. The greedy answer's own KL is left out, as in verl."""
+    assert experience.greedy_reward is not None
     return Estimate(formulas.remax(sequence_reward(experience), experience.greedy_reward))
 
 
 def _optimal(experience: Experience, config: Config) -> Estimate:
     """Returns R − V*: the difference that ReMax takes too, from another baseline."""
+    assert experience.optimal_value is not None
     return Estimate(formulas.remax(sequence_reward(experience), experience.optimal_value))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -124,17 +123,18 @@ class Separate(Critic):
 
     def __init__(self, policy: Policy, *, share_prompts: bool) -> None:
         super().__init__(share_prompts=share_prompts)
-        self.module = nn.ModuleDict({"trunk": _trunk_of(policy), "last": _last_layer(policy)})
+        self._trunk, self._last = _trunk_of(policy), _last_layer(policy)
+        self.module = nn.ModuleDict({"trunk": self._trunk, "last": self._last})
 
     def begin(self, policy: Policy) -> None:
         """Copy the policy's weights, what adapters add to them included."""
-        self.module["trunk"].load_state_dict(_trunk_of(policy).state_dict())
+        self._trunk.load_state_dict(_trunk_of(policy).state_dict())
 
     def value(self, policy: Policy, rollout: Rollout, hidden: Tensor) -> Tensor:
         """Returns the values (B, T) that the critic's own model gives the tokens."""
-        trunk: Any = self.module["trunk"]
-        own = hidden_states(policy, rollout, share_prompts=self._share_prompts, decoder=trunk)
-        return self.module["last"](own.float()).squeeze(-1)
+        share, trunk = self._share_prompts, self._trunk
+        own = hidden_states(policy, rollout, share_prompts=share, decoder=trunk)
+        return self._last(own.float()).squeeze(-1)
 
 
 # By Config.critic.
