@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -22,10 +23,16 @@ from rich.text import Text
 
 from rlkern.trainer.config import Config
 
-# Label, metric and format of the live panel and of a plain line.
+# Label, metric and format of the live panel and of a plain line, in the order of interest.
 _SHOWN = (
     ("reward", "reward", "{:.3f}"),
+    ("chosen ahead", "rewards/accuracies", "{:.3f}"),
+    ("margin", "rewards/margins", "{:.3f}"),
+    ("loss", "loss", "{:.4f}"),
+    ("value loss", "critic/vf_loss", "{:.4f}"),
+    ("explained", "critic/vf_explained_var", "{:.2f}"),
     ("kl", "kl", "{:.4f}"),
+    ("kl in reward", "objective/kl", "{:.3f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("clip low", "clip_ratio/low_mean", "{:.3f}"),
     ("clip high", "clip_ratio/high_mean", "{:.3f}"),
@@ -34,7 +41,26 @@ _SHOWN = (
     ("length", "completions/mean_length", "{:.1f}"),
     ("skipped", "skipped_updates", "{:.0f}"),
 )
+# Those that a plain line leaves to the live panel and to metrics.jsonl.
+_PANEL_ONLY = frozenset(("grad_norm", "completions/mean_length", "skipped_updates"))
+# Columns of the live panel, so that it fits a terminal of 80 characters.
+_COLUMNS = 7
 _TIMES = ("rollout", "reward", "score", "loss", "step")
+# A loss below this is called zero: the rounding of a sum of centred advantages.
+_ZERO = 1e-6
+
+
+def _shown(values: dict[str, float]) -> list[tuple[str, str, str]]:
+    """Returns (key, label, number) of what a step is described by; each reward function on its own
+    where there are several.
+    """
+    parts = [key for key in values if _FUNCTION.fullmatch(key)]
+    functions = [(key[8:-5], key, "{:.3f}") for key in parts] if len(parts) > 1 else []
+    rows = (*_SHOWN[:1], *functions, *_SHOWN[1:])
+    return [(key, label, form.format(values[key])) for label, key, form in rows if key in values]
+
+
+_FUNCTION = re.compile(r"rewards/[^/]+/mean")
 
 
 class Display:
@@ -63,6 +89,7 @@ class Display:
         self._total = 0
         self._started = time.perf_counter()
         self._first = 0
+        self._explained = False
 
     def __enter__(self) -> Display:
         if self._live:
@@ -96,6 +123,7 @@ class Display:
 
     def step(self, step: int, values: dict[str, float], *, line: bool) -> None:
         """Show a step's metrics, its time split and the time left; outside a terminal if `line`."""
+        self._explain_zero_loss(values)
         if self._live:
             if self._rl is not None:
                 self._progress.update(self._rl, completed=step)
@@ -104,9 +132,7 @@ class Display:
         if not line:
             return
         shown = "  ".join(
-            f"{label} {form.format(values[key])}"
-            for label, key, form in _SHOWN[:6]
-            if key in values
+            f"{label} {number}" for key, label, number in _shown(values) if key not in _PANEL_ONLY
         )
         spent = " ".join(
             f"{name} {values[f'time/{name}']:.2f}" for name in _TIMES if f"time/{name}" in values
@@ -116,18 +142,27 @@ class Display:
             f"  left {self._left(step)}{_comparison(values)}"
         )
 
+    def _explain_zero_loss(self, values: dict[str, float]) -> None:
+        """Say once why a loss of 0 is no mistake."""
+        ratio, norm = values.get("ratio/mean", 0.0), values.get("grad_norm", 0.0)
+        zero = abs(values.get("loss", 1.0)) < _ZERO and abs(ratio - 1) < _ZERO
+        if self._explained or not zero or not norm > 0:
+            return
+        self._explained = True
+        self.say(
+            "note: the loss is 0 because every ratio is 1 on the first pass over a rollout and the"
+            f" advantages are centred; its gradient is not (norm {norm:.2g}), and that is what"
+            " trains"
+        )
+
     def _left(self, step: int) -> str:
         done = max(1, step - self._first)
         seconds = (time.perf_counter() - self._started) / done * (self._total - step)
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
-        """Print held-out accuracy."""
-        kinds = "  ".join(
-            f"{key.removeprefix('eval/accuracy_')} {value:.3f}"
-            for key, value in values.items()
-            if "_" in key
-        )
+        """Print what was measured on held-out data."""
+        kinds = "  ".join(f"{label} {value:.3f}" for label, value in _measured(values))
         self.say(f"held-out accuracy after step {step}: {kinds}")
 
     def samples(self, step: int, samples: list[tuple[str, str, float]]) -> None:
@@ -148,32 +183,66 @@ class Display:
         for column in ("", "before", "after", "seconds"):
             table.add_column(column, justify="left" if not column else "right")
         seconds = f"{summary['wall_seconds']:.1f}"
-        for mode in ("sampled", "greedy"):
-            before, after = (
-                summary.get(f"eval/accuracy_{mode}_{when}") for when in ("before", "after")
-            )
-            if before is not None and after is not None:
-                table.add_row(mode, f"{before:.3f}", f"{after:.3f}", seconds)
-                seconds = ""
+        for label, before, after in _changes(summary):
+            table.add_row(label, f"{before:.3f}", f"{after:.3f}", seconds)
+            seconds = ""
         self.console.print(table)
         compared = "".join(
             f"; largest {key[8:]} {value:.2e}" for key, value in summary["compare"].items()
         )
         self.say(f"loss by backend {summary['backend']}{compared}; everything is in {run}")
 
+    def stages(self, folder: Path, summaries: list[dict]) -> None:
+        """Print the table a pipeline ends with: each stage before and after."""
+        table = Table(title=f"{folder.name}: held-out accuracy", title_justify="left")
+        for column in ("stage", "", "before", "after", "seconds"):
+            table.add_column(column, justify="left" if column in ("stage", "") else "right")
+        for summary in summaries:
+            label, seconds = summary["name"], f"{summary['wall_seconds']:.1f}"
+            for name, before, after in _changes(summary):
+                table.add_row(label, name, f"{before:.3f}", f"{after:.3f}", seconds)
+                label = seconds = ""
+        self.console.print(table)
+        self.say(f"everything is in {folder}")
+
+
+def _changes(summary: dict) -> list[tuple[str, float, float]]:
+    """Returns (label, before, after) of what a run measured at both ends."""
+    ends = [
+        {k[: -len(when)]: v for k, v in summary.items() if k.endswith(when) and v is not None}
+        for when in ("_before", "_after")
+    ]
+    after = dict(_measured(ends[1]))
+    return [(label, v, after[label]) for label, v in _measured(ends[0]) if label in after]
+
+
+def _measured(values: dict[str, float]) -> list[tuple[str, float]]:
+    """Returns (label, value) of the eval/* metrics; eval/accuracy, which is one of them, only where
+    it stands alone.
+
+    >>> _measured({"eval/accuracy": 0.5, "eval/accuracy_greedy": 0.5, "eval/pass@4": 0.8})
+    [('greedy', 0.5), ('pass@4', 0.8)]
+    """
+    found = {key[5:]: value for key, value in values.items() if key.startswith("eval/")}
+    if len(found) > 1:
+        found.pop("accuracy", None)
+    return [(key.removeprefix("accuracy_"), value) for key, value in found.items()]
+
 
 def _panel(values: dict[str, float]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_row(*(Text(label, style="dim") for label, key, _ in _SHOWN if key in values))
-    table.add_row(*(Text(form.format(values[key])) for _, key, form in _SHOWN if key in values))
+    shown = _shown(values)
+    outer = Table.grid()
+    for first in range(0, len(shown), _COLUMNS):
+        table = Table.grid(padding=(0, 2))
+        table.add_row(*(Text(label, style="dim") for _, label, _ in shown[first:][:_COLUMNS]))
+        table.add_row(*(Text(number) for _, _, number in shown[first:][:_COLUMNS]))
+        outer.add_row(table)
     total = max(values.get("step_time", 0.0), 1e-9)
     split = "  ".join(
         f"{name} {values[f'time/{name}']:.2f} s ({100 * values[f'time/{name}'] / total:.0f}%)"
         for name in _TIMES
         if f"time/{name}" in values
     )
-    outer = Table.grid()
-    outer.add_row(table)
     outer.add_row(Text(split + _comparison(values), style="dim"))
     return outer
 

@@ -4,24 +4,35 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb0", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
 # Weight of the newest value in a running average of a long curve; short curves take more.
 _SMOOTHING = 0.07
+# Panels side by side.
+_WIDE = 3
+_FUNCTION = re.compile(r"rewards/([^/]+)/mean")
 
 
 def plot_curves(lines: list[dict], path: Path, *, title: str) -> None:
-    """Draw the curves of a run's metric lines into a PNG that replaces `path` whole."""
+    """Draw the curves of a run's metric lines into a PNG that replaces `path` whole: a panel for
+    each thing that the run has measured.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 7), layout="constrained", dpi=110)
+    panels = [draw for draw, wanted in _PANELS if wanted(lines)]
+    rows = -(-len(panels) // _WIDE)
+    figure = Figure(figsize=(13, 3.5 * rows), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, x=0.01, ha="left")
-    panels = (_accuracy, _reward, _entropy, _ratios, _gradient, _times)
-    for axes, draw in zip(figure.subplots(2, 3).flat, panels, strict=True):
+    places = list(figure.subplots(rows, _WIDE, squeeze=False).flat)
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, draw in zip(places, panels):
         draw(axes, lines)
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -73,31 +84,92 @@ def _legend(axes: Any, **place: Any) -> None:
 
 
 def _accuracy(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("accuracy on held-out items", fontsize=10, loc="left")
-    for mode, color, offset in (("sampled", _BLUE, -8), ("greedy", _ORANGE, 2)):
-        steps, values = series(lines, f"eval/accuracy_{mode}")
-        if not values:
-            continue
-        axes.plot(steps, values, "o-", color=color, linewidth=1.8, markersize=4, label=mode)
+    axes.set_title("right on held-out data", fontsize=10, loc="left")
+    curves = {
+        key[5:].removeprefix("accuracy_"): series(lines, key)
+        for key in dict.fromkeys(key for line in lines for key in line)
+        if re.fullmatch(r"eval/(accuracy_\w+|pair_accuracy|pass@(?!1$)\d+)", key)
+    }
+    colors = (_BLUE, _ORANGE, _GREEN, _RED, _GREY)
+    for (label, (steps, values)), color in zip(curves.items(), colors):
+        axes.plot(steps, values, "o-", color=color, linewidth=1.8, markersize=4, label=label)
         for index in sorted({0, len(values) - 1}):
             axes.annotate(
                 f"{values[index]:.2f}",
                 (steps[index], values[index]),
                 textcoords="offset points",
-                xytext=(7 if index else -7, offset),
+                xytext=(7 if index else -7, -3),
                 ha="left" if index else "right",
                 fontsize=9,
                 color=color,
             )
     axes.set_ylim(0, 1.08)
     axes.margins(x=0.14)
-    _legend(axes, loc="upper left")
+    _legend(axes, loc="best")
 
 
 def _reward(axes: Any, lines: list[dict]) -> None:
     axes.set_title("reward of training rollouts", fontsize=10, loc="left")
     _line(axes, lines, "reward", _BLUE, "reward")
     _line(axes, lines, "frac_reward_zero_std", _GREY, "share of groups with equal rewards")
+    _legend(axes)
+
+
+def _functions(lines: list[dict]) -> list[str]:
+    """Returns the names of the reward functions of a run, in their order."""
+    return [found[1] for key in lines[-1] if (found := _FUNCTION.fullmatch(key))]
+
+
+def _gap(axes: Any, lines: list[dict]) -> None:
+    """Draw two rewards on scales of their own: what is trained on, and what is meant."""
+    first, second = _functions(lines)[:2]
+    axes.set_title(f"mean reward by {first} and by {second}", fontsize=10, loc="left")
+    other = axes.twinx()
+    for place, name, color in ((axes, first, _BLUE), (other, second, _ORANGE)):
+        _line(place, lines, f"rewards/{name}/mean", color, name)
+        place.set_ylabel(name, color=color, fontsize=9)
+        place.tick_params(axis="y", colors=color, labelsize=9)
+    other.spines["top"].set_visible(False)
+
+
+def _pairs(axes: Any, lines: list[dict]) -> None:
+    axes.set_title("pairs of a batch: share with the chosen ahead", fontsize=10, loc="left")
+    _line(axes, lines, "rewards/accuracies", _BLUE)
+    axes.set_ylim(0, 1.04)
+
+
+def _margins(axes: Any, lines: list[dict]) -> None:
+    axes.set_title("rewards of the answers in pairs", fontsize=10, loc="left")
+    for name, color in (("chosen", _GREEN), ("rejected", _RED), ("margins", _GREY)):
+        _line(axes, lines, f"rewards/{name}", color, name)
+    _legend(axes)
+
+
+def _loss(axes: Any, lines: list[dict]) -> None:
+    axes.set_title("loss", fontsize=10, loc="left")
+    _line(axes, lines, "loss", _BLUE)
+
+
+def _value(axes: Any, lines: list[dict]) -> None:
+    axes.set_title("value function: explained variance, and loss", fontsize=10, loc="left")
+    _line(axes, lines, "critic/vf_explained_var", _GREEN, "explained variance")
+    _line(axes, lines, "critic/vf_loss", _ORANGE, "loss")
+    # The first fit can be arbitrarily bad, and is not what one looks for.
+    axes.set_ylim(max(-1.0, axes.get_ylim()[0]), min(2.0, axes.get_ylim()[1]))
+    _legend(axes)
+
+
+def _reward_kl(axes: Any, lines: list[dict]) -> None:
+    axes.set_title("KL of an answer to the start, nats, and its cost", fontsize=10, loc="left")
+    _line(axes, lines, "objective/kl", _RED, "kl")
+    _line(axes, lines, "objective/non_score_reward", _GREY, "what it adds to the reward")
+    _legend(axes)
+
+
+def _sampling(axes: Any, lines: list[dict]) -> None:
+    axes.set_title("groups sampled so far, and those with unequal rewards", fontsize=10, loc="left")
+    _line(axes, lines, "sampling/groups_sampled", _GREY, "sampled")
+    _line(axes, lines, "sampling/useful_groups", _BLUE, "useful")
     _legend(axes)
 
 
@@ -144,3 +216,33 @@ def _times(axes: Any, lines: list[dict]) -> None:
         axes.stackplot(steps, *stacked, labels=list(columns), colors=shades, alpha=0.85)
         _legend(axes, ncols=2, loc="upper right")
         axes.set_ylim(0, 1.35 * max(map(sum, zip(*stacked, strict=True))))
+
+
+def _logged(*keys: str) -> Callable[[list[dict]], bool]:
+    """Returns whether a run has logged one of these metrics."""
+    return lambda lines: any(line.get(key) is not None for line in lines for key in keys)
+
+
+def _sampled_on(lines: list[dict]) -> bool:
+    """Returns whether a run sampled more groups than it trained on."""
+    last = lines[-1]
+    trained = last.get("sampling/groups_trained", 0) * last["step"]
+    return last.get("sampling/groups_sampled", 0) > trained > 0
+
+
+# What is drawn, and when: nothing for metrics that a run has not.
+_PANELS: tuple[tuple[Callable[[Any, list[dict]], None], Callable[[list[dict]], bool]], ...] = (
+    (_accuracy, _logged("eval/accuracy")),
+    (_reward, _logged("reward")),
+    (_gap, lambda lines: len(_functions(lines)) > 1),
+    (_pairs, _logged("rewards/accuracies")),
+    (_margins, _logged("rewards/chosen")),
+    (_loss, lambda lines: not _logged("reward")(lines)),
+    (_value, _logged("critic/vf_loss")),
+    (_reward_kl, _logged("objective/kl")),
+    (_sampling, _sampled_on),
+    (_entropy, _logged("entropy")),
+    (_ratios, _logged("clip_ratio/region_mean")),
+    (_gradient, _logged("grad_norm")),
+    (_times, _logged("time/step")),
+)
