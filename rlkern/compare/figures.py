@@ -16,6 +16,7 @@ from rlkern.compare.words import Declared
 # Colours of Okabe and Ito, told apart by readers of any colour vision and in grey.
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 _GREY = "#B0B0B0"
+_LEVELS = (_BLUE, _ORANGE, _GREEN, _RED, _PURPLE)
 _COLUMNS = 6
 
 
@@ -46,16 +47,18 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> Path:
+    from PIL import Image
+
     image = io.BytesIO()
-    # No version of the library in the file: the same runs give the same bytes.
-    figure.savefig(image, format="png", metadata={"Software": None})
+    figure.savefig(image, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(image.getvalue())
+    # A figure has few colours; a palette of them is a third of the bytes.
+    Image.open(image).convert("RGB").quantize(64).save(path, format="png", optimize=True)
     return path
 
 
 def _plain(axes: Any, title: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=10 if len(title) < 22 or " " in title else 8, loc="left")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
@@ -125,30 +128,24 @@ def _one(runs: list[Run], declared: Declared, path: Path) -> Path:
 
 def _clip(ran: dict[str, list[Run]], declared: dict[str, Declared], path: Path) -> Path:
     """Draw the clip fractions on a scale of powers of ten, a colour for each level of the ratio."""
-    levels = sorted({words.ratio(declared[name]) for name in ran})
-    colors = dict(zip(levels, (_BLUE, _ORANGE, _GREEN, _PURPLE, _RED)))
+    members: dict[str, list[str]] = {}
+    for name, own in ran.items():
+        if any(band(own, CLIPPED)[1]):
+            members.setdefault(words.ratio(declared[name]), []).append(name)
     figure = _figure(9.5, 4.2)
     axes = figure.subplots()
-    seen: set[str] = set()
-    for name, own in ran.items():
-        level = words.ratio(declared[name])
-        steps, mean, low, high = band(own, CLIPPED)
-        if not any(mean):
-            continue
-        label = None if level in seen else f"ratio of the {level}"
-        seen.add(level)
-        axes.fill_between(steps, low, high, color=colors[level], alpha=0.15, linewidth=0)
-        axes.plot(steps, mean, color=colors[level], linewidth=1.4, label=label)
-        axes.annotate(
-            name, (steps[-1], mean[-1]), xytext=(4, 0), textcoords="offset points", fontsize=7,
-            color=colors[level], va="center",
-        )  # fmt: skip
+    for (level, names), color in zip(sorted(members.items()), _LEVELS):
+        said = ", ".join(names) if len(names) < 4 else f"{len(names)} algorithms"
+        axes.plot([], [], color=color, label=f"ratio of the {level}: {said}")
+        for name in names:
+            steps, mean, low, high = band(ran[name], CLIPPED)
+            axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(steps, mean, color=color, linewidth=1.4)
     _plain(axes, "share of tokens clipped, mean and range of the seeds")
     axes.set_xlabel("step", fontsize=9)
-    axes.margins(x=0.1)
-    if seen:
+    if members:
         axes.set_yscale("log")
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     return _save(figure, path)
 
 
