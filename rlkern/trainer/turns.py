@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -60,6 +63,15 @@ def turns(config: Config, task: Task) -> int:
             f" got {config.max_turns}"
         )
     return config.max_turns or task.max_turns
+
+
+def check_turns(task: Task, algorithm: Any) -> None:
+    """Returns nothing; raises one sentence for conversations where the loss counts whole answers."""
+    if task.reply is not None and algorithm.learns_from in ("pairs", "judged"):
+        raise UserError(
+            f"algorithm {algorithm.name} compares whole answers, and task {task.name} is a"
+            " conversation; use another task, or an algorithm that samples its own answers"
+        )
 
 
 def _replies(
@@ -120,3 +132,25 @@ def _append(found: Rollout, rows: Tensor, more: Rollout) -> Rollout:
         index = order if x.ndim == 2 else order[..., None].expand(-1, -1, x.shape[2])
         setattr(whole, name, x.gather(1, index))
     return whole
+
+
+def without_replies(
+    policy: Policy, conversations: Rollout, items: list[Item], task: Task
+) -> Rollout:
+    """Returns given conversations, one to each item, with the environment's messages present and
+    not counted; found by asking it again.
+    """
+    if task.reply is None:
+        return conversations
+    tokenizer, mask = policy.tokenizer, conversations.mask.clone()
+    for row, item in enumerate(items):
+        ids = conversations.token[row][conversations.present[row]].tolist()
+        at = 0
+        while at < len(ids):
+            said, at = None, at + 1
+            if task.stop in tokenizer.decode(ids[at - 1 : at]):
+                said = task.reply(item, tokenizer.decode(ids[:at], skip_special_tokens=True))
+            count = len(tokenizer.encode(said or "", add_special_tokens=False))
+            mask[row, at : at + count] = False
+            at += count
+    return replace(conversations, mask=mask)
