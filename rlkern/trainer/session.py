@@ -36,7 +36,7 @@ from rlkern.trainer.rollout import Sampling, encode, stop_tokens
 from rlkern.trainer.settings import asked_coefficients, find_algorithm, resolve, validate
 from rlkern.trainer.step import make_optimizer
 from rlkern.trainer.tasks import Task, make_task
-from rlkern.trainer.turns import turns
+from rlkern.trainer.turns import check_turns, turns
 from rlkern.trainer.world import World
 
 REFERENCE = "reference"
@@ -155,6 +155,7 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
     config = resolve(config)
     task = task_of(config)
     max_turns = turns(config, task)
+    check_turns(task, algorithm)
     rewards = load_rewards(config, task)
     fresh = Progress(reward_kl_coef=config.reward_kl_coef or 0.0)
     progress = fresh if resume_from is None else checkpoint.read_state(resume_from, config)

@@ -21,6 +21,7 @@ from rlkern.trainer.rollout import Rollout
 from rlkern.trainer.session import Session
 from rlkern.trainer.step import Losses, make_optimizer, optimizer_step
 from rlkern.trainer.tasks import Item, Task
+from rlkern.trainer.turns import without_replies
 
 
 def gold_rollout(policy: Policy, items: list[Item], task: Task) -> Rollout:
@@ -28,7 +29,8 @@ def gold_rollout(policy: Policy, items: list[Item], task: Task) -> Rollout:
     prompt.
     """
     answers = [item.answer + task.stop for item in items]
-    return given_rollout(policy, [item.prompt for item in items], answers, stop=task.stop)
+    given = given_rollout(policy, [item.prompt for item in items], answers, stop=task.stop)
+    return without_replies(policy, given, items, task)
 
 
 def right_answers(policy: Policy, items: list[Item], task: Task) -> Batch:
