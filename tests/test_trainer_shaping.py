@@ -50,9 +50,9 @@ def experience(reward, **scores):
     return Experience(rollout(), [], [], Scored(reward, reward[None]), reward, **scores)
 
 
-def refused(config, declared, *, max_new_tokens=100):
+def refused(config, declared, *, longest=100):
     with pytest.raises(UserError) as caught:
-        check_shaping(resolve(config), declared, max_new_tokens=max_new_tokens)
+        check_shaping(resolve(config), declared, longest=longest)
     return str(caught.value)
 
 
@@ -79,9 +79,9 @@ def test_a_punishment_of_long_answers_is_a_fifth_where_asked_for_and_off_elsewhe
 
 def test_the_punishment_counts_the_models_own_tokens_and_leaves_unscorable_answers_so():
     reward = torch.tensor([1.0, 1.0, 1.0, NAN])
-    found = shaped_reward(reward, rollout(), cache=2, max_new_tokens=4)
+    found = shaped_reward(reward, rollout(), cache=2, longest=4)
     assert found[:3].tolist() == [1.0, 0.0, 0.5] and found[3].isnan()
-    assert shaped_reward(reward, rollout(), cache=0, max_new_tokens=4) is reward
+    assert shaped_reward(reward, rollout(), cache=0, longest=4) is reward
 
 
 def test_metrics_say_what_the_reward_is_made_of():
@@ -116,7 +116,7 @@ def test_a_controller_is_fixed_or_follows_its_target():
 def test_a_kl_in_a_reward_that_has_none_is_refused_with_the_one_that_there_is():
     assert "kl_coef weighs a KL in its loss" in refused(Config(reward_kl_coef=0.1), Declared())
     with_kl = Declared(reward_terms=("kl",))
-    check_shaping(resolve(Config(reward_kl_coef=0.1)), with_kl, max_new_tokens=100)
+    check_shaping(resolve(Config(reward_kl_coef=0.1)), with_kl, longest=100)
 
 
 def test_a_controller_that_cannot_move_is_refused():
@@ -127,7 +127,7 @@ def test_a_controller_that_cannot_move_is_refused():
 
 
 def test_a_punishment_that_cannot_be_is_refused():
-    assert "at most max_new_tokens (100)" in refused(Config(overlong_cache=101), Declared())
+    assert "longest answer (100)" in refused(Config(overlong_cache=101), Declared())
     apart = Declared(needs=("several_rewards",))
     assert "on its own" in refused(Config(overlong_cache=10), apart)
 
@@ -135,4 +135,4 @@ def test_a_punishment_that_cannot_be_is_refused():
 @pytest.mark.parametrize("name", list(rlkern.algorithms()))
 def test_every_algorithms_own_settings_are_allowed(name):
     config = resolve(Config(algorithm=name))
-    check_shaping(config, rlkern.algorithms()[name], max_new_tokens=4)
+    check_shaping(config, rlkern.algorithms()[name], longest=4)

@@ -130,10 +130,10 @@ class Online:
 
     def _shaped(self, experience: Experience) -> Experience:
         """Returns the experience with what the algorithm or the settings add to the reward."""
-        session, most = self.session, self.session.sampling.max_new_tokens
-        cache = shaping.overlong_cache(session.config, session.algorithm, most)
+        session, longest = self.session, self.session.sampling.longest
+        cache = shaping.overlong_cache(session.config, session.algorithm, longest)
         reward = shaping.shaped_reward(
-            experience.reward, experience.rollout, cache=cache, max_new_tokens=most
+            experience.reward, experience.rollout, cache=cache, longest=longest
         )
         return dataclasses.replace(experience, reward=reward)
 
@@ -165,7 +165,7 @@ class Online:
         prompts = batch.rollout.prompts.token.shape[0]
         constant = None
         if session.algorithm.aggregation == "sequence_token_sum":
-            constant = session.sampling.max_new_tokens
+            constant = session.sampling.longest
         steps = (config.epochs or 1, config.minibatches or 1)
         if not prompts:
             return

@@ -34,8 +34,8 @@ def check_settings(config: Config, algorithm: Any) -> None:
         sentence = contradiction(whole, algorithm)
         if sentence:
             raise UserError(sentence)
-    # The task's own longest answer is not known before the task is made.
-    check_shaping(whole, algorithm, max_new_tokens=whole.max_new_tokens or sys.maxsize)
+    # How long an answer may be is known once the task is made; build looks again.
+    check_shaping(whole, algorithm, longest=sys.maxsize)
 
 
 def _given(config: Config) -> set[str]:

@@ -35,6 +35,11 @@ class Sampling:
         """Returns whether top-k or top-p may leave a token out."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
+    @property
+    def longest(self) -> int:
+        """Returns the most tokens of its own that a completion may have, all turns together."""
+        return self.max_turns * self.max_new_tokens
+
     def greedy(self) -> Sampling:
         """Returns the same, but the likeliest token each time."""
         return replace(self, temperature=0.0, top_k=0, top_p=1.0)

@@ -34,6 +34,7 @@ from rlkern.trainer.reward import Rewards, load_rewards
 from rlkern.trainer.reward_model import load_scorer
 from rlkern.trainer.rollout import Sampling, encode, stop_tokens
 from rlkern.trainer.settings import asked_coefficients, find_algorithm, resolve, validate
+from rlkern.trainer.shaping import check_shaping
 from rlkern.trainer.step import make_optimizer
 from rlkern.trainer.tasks import Task, make_task
 from rlkern.trainer.turns import check_turns, turns
@@ -156,6 +157,8 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
     task = task_of(config)
     max_turns = turns(config, task)
     check_turns(task, algorithm)
+    longest = max_turns * (config.max_new_tokens or task.max_new_tokens)
+    check_shaping(config, algorithm, longest=longest)
     rewards = load_rewards(config, task)
     fresh = Progress(reward_kl_coef=config.reward_kl_coef or 0.0)
     progress = fresh if resume_from is None else checkpoint.read_state(resume_from, config)

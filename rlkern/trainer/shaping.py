@@ -17,8 +17,11 @@ from rlkern.trainer.experience import Experience
 from rlkern.trainer.rollout import Rollout
 
 
-def check_shaping(config: Config, algorithm: Any, *, max_new_tokens: int) -> None:
-    """Returns nothing; raises one sentence for settings of a resolved config that contradict."""
+def check_shaping(config: Config, algorithm: Any, *, longest: int) -> None:
+    """Returns nothing; raises one sentence for settings of a resolved config that contradict.
+
+    longest is the most tokens of its own that an answer may have.
+    """
     name, coef = algorithm.name, config.reward_kl_coef or 0.0
     terms = getattr(algorithm, "reward_terms", ())
     if coef > 0 and "kl" not in terms:
@@ -36,10 +39,11 @@ def check_shaping(config: Config, algorithm: Any, *, max_new_tokens: int) -> Non
             f"kl_horizon must be at least {answers * rlkern.AdaptiveKl.clip:g} for rollouts of"
             f" {answers} answers, got {config.kl_horizon:g}"
         )
-    cache = overlong_cache(config, algorithm, max_new_tokens)
-    if cache > max_new_tokens:
+    cache = overlong_cache(config, algorithm, longest)
+    if cache > longest:
         raise UserError(
-            f"overlong_cache must be at most max_new_tokens ({max_new_tokens}), got {cache}"
+            f"overlong_cache must be at most the tokens of the longest answer ({longest}),"
+            f" got {cache}; lower it, or raise max_new_tokens"
         )
     if cache and "several_rewards" in getattr(algorithm, "needs", ()):
         raise UserError(
@@ -48,7 +52,7 @@ def check_shaping(config: Config, algorithm: Any, *, max_new_tokens: int) -> Non
         )
 
 
-def overlong_cache(config: Config, algorithm: Any, max_new_tokens: int) -> int:
+def overlong_cache(config: Config, algorithm: Any, longest: int) -> int:
     """Returns over how many tokens the punishment of long answers grows; 0 punishes none.
 
     Where neither config nor declaration asks for it there is none, nor where the longest answer
@@ -57,17 +61,17 @@ def overlong_cache(config: Config, algorithm: Any, max_new_tokens: int) -> int:
     if config.overlong_cache is not None:
         return config.overlong_cache
     asked = "overlong" in getattr(algorithm, "reward_terms", ())
-    return max_new_tokens // 5 if asked else 0
+    return longest // 5 if asked else 0
 
 
-def shaped_reward(reward: Tensor, rollout: Rollout, *, cache: int, max_new_tokens: int) -> Tensor:
+def shaped_reward(reward: Tensor, rollout: Rollout, *, cache: int, longest: int) -> Tensor:
     """Returns the reward (B,) with the punishment of long answers added; NaN stays NaN."""
     if cache == 0:
         return reward
     length = rollout.mask.sum(-1)
-    return reward + rlkern.sampling.overlong_penalty(
-        length, max_length=max_new_tokens, cache=cache
-    ).to(reward)
+    return reward + rlkern.sampling.overlong_penalty(length, max_length=longest, cache=cache).to(
+        reward
+    )
 
 
 def finished(rollout: Rollout, stop: Tensor) -> Tensor:
