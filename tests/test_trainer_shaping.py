@@ -5,9 +5,10 @@ import dataclasses
 
 import pytest
 import torch
+from trainer_helpers import small
 
 import rlkern
-from rlkern.trainer import Config, UserError
+from rlkern.trainer import Config, UserError, session
 from rlkern.trainer.experience import Experience
 from rlkern.trainer.reward import Scored
 from rlkern.trainer.rollout import Prompts, Rollout
@@ -130,6 +131,14 @@ def test_a_punishment_that_cannot_be_is_refused():
     assert "longest answer (100)" in refused(Config(overlong_cache=101), Declared())
     apart = Declared(needs=("several_rewards",))
     assert "on its own" in refused(Config(overlong_cache=10), apart)
+
+
+def test_a_punishment_beyond_the_tasks_own_answers_is_refused_before_a_model_is_made(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(session, "make_policy", lambda *a, **k: pytest.fail("a model is made"))
+    with pytest.raises(UserError, match=r"longest answer \(4\), got 9"):
+        session.build(small(tmp_path, overlong_cache=9), resume_from=None)
 
 
 @pytest.mark.parametrize("name", list(rlkern.algorithms()))
