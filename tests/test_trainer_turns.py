@@ -13,7 +13,8 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.rollout import Sampling, stop_tokens, texts
 from rlkern.trainer.sampler import random_numbers, sample
 from rlkern.trainer.scoring import score
-from rlkern.trainer.session import check
+from rlkern.trainer.session import build, check
+from rlkern.trainer.sft import gold_rollout
 from rlkern.trainer.tasks import make_task
 from rlkern.trainer.turns import converse, turns
 
@@ -178,3 +179,18 @@ def test_an_engine_that_is_missing_is_one_sentence_before_a_model_is_loaded(tmp_
     config = small(tmp_path, rollout="vllm", model="tiny")
     with pytest.raises(UserError, match=r"install rlkern\[vllm\], or use --rollout model"):
         check(config)
+
+
+def test_the_supervised_stage_reads_the_environment_and_does_not_learn_it(policy):
+    task = make_task("guess", seed=0, eval_items=60)
+    rollout = gold_rollout(policy, task.held_out, task)
+    for row, item in enumerate(task.held_out):
+        real = rollout.present[row]
+        text = policy.tokenizer.decode(rollout.token[row][real])
+        assert text == item.answer + task.stop
+        assert rollout.mask[row][real].tolist() == [character not in "<>" for character in text]
+
+
+def test_pairs_of_conversations_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="dpo compares whole answers, and task guess is a conver"):
+        build(small(tmp_path, algorithm="dpo", task="guess", reward=None), resume_from=None)

@@ -66,7 +66,7 @@ def turns(config: Config, task: Task) -> int:
 
 
 def check_turns(task: Task, algorithm: Any) -> None:
-    """Returns nothing; raises one sentence for conversations where the loss counts whole answers."""
+    """Returns nothing; raises one sentence for conversations where a loss counts whole answers."""
     if task.reply is not None and algorithm.learns_from in ("pairs", "judged"):
         raise UserError(
             f"algorithm {algorithm.name} compares whole answers, and task {task.name} is a"
