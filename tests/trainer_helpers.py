@@ -12,10 +12,12 @@ import torch
 
 import rlkern
 from rlkern.trainer import Config
+from rlkern.trainer.collect import generate, rewarded
 from rlkern.trainer.models import make_policy
 from rlkern.trainer.rollout import Sampling, encode, stop_tokens
 from rlkern.trainer.sampler import random_numbers, sample
 from rlkern.trainer.session import build
+from rlkern.trainer.settings import known_algorithms
 from rlkern.trainer.tasks import make_task
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +57,29 @@ def _native():
 def small(tmp_path, **changes):
     """Returns the small settings with changes, writing below tmp_path."""
     return dataclasses.replace(SMALL, runs_dir=str(tmp_path / "runs"), **changes)
+
+
+def any_algorithm(tmp_path, algorithm, **changes):
+    """Returns a run from random weights whose reward an untrained model already finds at times."""
+    even, right = "trainer_rewards:even_digits", "trainer_rewards:right_digits"
+    several = "several_rewards" in known_algorithms()[algorithm].needs
+    chosen = {
+        "algorithm": algorithm,
+        "reward": f"{even},{right}" if several else even,
+        "sft_steps": 0,
+        "prompts": 8,
+        "group_size": 8,
+        "lr": 2e-3,
+        "eval_every": 0,
+    }
+    return small(tmp_path, **{**chosen, **changes})
+
+
+def mean_reward(session):
+    """Returns the mean reward of four sampled answers to each held-out item."""
+    session.generator.manual_seed(7)
+    rollout = generate(session, session.policy, session.task.held_out, session.sampling, 4)
+    return rewarded(session, session.task.held_out, rollout).reward.mean().item()
 
 
 def flags(config):

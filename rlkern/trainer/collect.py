@@ -92,12 +92,20 @@ def mixed_groups(session: Session, warn: Warn) -> Experience:
     if not count:
         return found
     if count < config.prompts:
-        warn(
-            f"step {session.progress.step + 1}: only {count} of {config.prompts} groups had rewards"
-            f" that differ after {config.sampling_rounds} rounds of sampling (sampling_rounds);"
-            " the step is made of these"
-        )
+        _note_short(session, count, warn)
     return joined([part for part in parts if part.items])
+
+
+def _note_short(session: Session, count: int, warn: Warn) -> None:
+    """Count a batch that could not be filled, and say so, the first time and every fiftieth."""
+    config, progress = session.config, session.progress
+    progress.short_steps += 1
+    if progress.short_steps == 1 or progress.short_steps % 50 == 0:
+        warn(
+            f"step {progress.step + 1}: only {count} of {config.prompts} groups had rewards that"
+            f" differ after {config.sampling_rounds} rounds of sampling (sampling_rounds); the step"
+            f" is made of these ({progress.short_steps} such steps so far)"
+        )
 
 
 def take(experience: Experience, prompts: Tensor) -> Experience:

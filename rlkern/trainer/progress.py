@@ -22,6 +22,7 @@ class Progress:
     sampled_groups: int = 0
     useful_groups: int = 0
     degenerate_steps: int = 0
+    short_steps: int = 0
     skipped_updates: int = 0
     seconds: float = 0.0
     reward_kl_coef: float = 0.0

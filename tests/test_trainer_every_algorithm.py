@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every algorithm of the trainer must do, whatever it learns from; none is named here."""
+
+import dataclasses
+
+import pytest
+import torch
+from trainer_helpers import (
+    any_algorithm,
+    compiled,  # noqa: F401
+    without_times,
+)
+
+from rlkern.trainer import train
+from rlkern.trainer.learners import LEARNERS
+from rlkern.trainer.logs import read_metrics
+from rlkern.trainer.settings import known_algorithms
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+ALGORITHMS = known_algorithms()
+EVERY = pytest.mark.parametrize("name", list(ALGORITHMS))
+
+
+@EVERY
+def test_a_resumed_run_of_any_algorithm_is_the_uninterrupted_one(tmp_path, name):
+    config = any_algorithm(tmp_path, name, steps=4, save_every=2, eval_items=20)
+    whole, parts = (dataclasses.replace(config, name=x) for x in ("whole", "parts"))
+    train(whole)
+    torch.manual_seed(99)
+    train(dataclasses.replace(parts, steps=2))
+    torch.manual_seed(98)
+    train(parts, resume=True)
+    runs = [tmp_path / "runs" / part for part in ("whole", "parts")]
+    lines = [without_times(read_metrics(run)) for run in runs]
+    # The part that ends after two steps also evaluates there; all else is the same.
+    kept = [[{k: x for k, x in line.items() if k[:5] != "eval/"} for line in run] for run in lines]
+    assert kept[0] == kept[1]
+    assert lines[0][-1] == lines[1][-1]
+    weights = [(run / "checkpoint-4" / "model.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+
+
+@EVERY
+def test_what_an_algorithm_learns_from_has_a_learner(name):
+    assert (ALGORITHMS[name].learns_from, ALGORITHMS[name].trains) in LEARNERS
