@@ -34,6 +34,11 @@ def check_parallel(config: Config, world: World) -> None:
             f"prompts must be at least minibatches times the number of processes, got {least}"
             f" prompts in a minibatch for {world.size} processes; start fewer"
         )
+    if config.eval_items < world.size:
+        raise UserError(
+            f"eval_items must be at least the number of processes, got {config.eval_items} for"
+            f" {world.size}"
+        )
 
 
 def spread(module: nn.Module, world: World, config: Config) -> nn.Module:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run of two processes is the run of one, with whole weights and with spread ones, and a run of
+any number of processes is gone on with by any other.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_helpers import spawn
+from safetensors.torch import load_file
+from trainer_helpers import small
+
+from rlkern.trainer import Config, UserError, train
+from rlkern.trainer.logs import is_time, read_metrics
+from rlkern.trainer.parallel import check_parallel
+from rlkern.trainer.world import World
+
+LONG, CUT = 3, 2
+SPREAD = {"parallel": "fsdp2", "share_prompts": False}
+RUNS = {
+    # Micro-batches, minibatches, and a critic whose warm-up leaves the policy without gradients.
+    "ddp": {
+        "algorithm": "ppo", "critic": "separate", "critic_warmup": 1, "minibatches": 2,
+        "micro_batches": 2,
+    },
+    # Five prompts in three pieces: one process has a piece less than the other.
+    "fsdp2": {**SPREAD, "prompts": 5, "micro_batches": 3, "kl_coef": 0.01},
+    "lora": {**SPREAD, "lora_rank": 4, "gradient_checkpointing": True, "kl_coef": 0.01},
+}  # fmt: skip
+# What an optimizer makes of gradients that were added in another order, after a few steps.
+ROUNDING = {"rel": 2e-3, "abs": 2e-5}
+
+
+def settings(folder, name, of, **changes) -> Config:
+    """Returns a run of a few steps, with evaluations and a checkpoint on the way."""
+    short = {"steps": LONG, "sft_steps": 2, "eval_every": CUT, "save_every": CUT, "eval_items": 8}
+    return small(Path(folder), **{**short, **RUNS[name], "name": f"{name} of {of}", **changes})
+
+
+def in_every_process(rank: int) -> None:
+    """Runs everything as one of two processes that torchrun started."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    torch.use_deterministic_algorithms(False)
+    folder = os.environ["SCALE"]
+    for name in RUNS:
+        train(settings(folder, name, "two"))
+        train(settings(folder, name, "one, then two"), resume=True)
+        train(settings(folder, name, "two, then one", steps=CUT))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Returns a folder with each run by one process, by two, and by either after the other."""
+    folder = tmp_path_factory.mktemp("scale")
+    os.environ["SCALE"] = str(folder)
+    for name in RUNS:
+        train(settings(folder, name, "one, then two", steps=CUT))
+        shutil.copytree(
+            folder / "runs" / f"{name} of one, then two", folder / "runs" / f"{name} of one"
+        )
+        train(settings(folder, name, "one"), resume=True)
+    (folder / "ranks").mkdir()
+    spawn(in_every_process, 2, folder / "ranks")
+    for name in RUNS:
+        train(settings(folder, name, "two, then one"), resume=True)
+    return folder / "runs"
+
+
+def assert_same_curve(lines, others):
+    """Raises unless two runs drew the same tokens, for the same rewards, and learned the same."""
+    assert len(lines) == len(others) == 1 + LONG
+    for line, other in zip(lines, others):
+        assert line.keys() == other.keys()
+        for key, number in line.items():
+            if key.startswith(EXACT):
+                assert number == other[key], (line["step"], key)
+            elif not is_time(key):
+                assert number == pytest.approx(other[key], **ROUNDING, nan_ok=True), key
+
+
+EXACT = ("reward", "completions/", "eval/", "num_tokens", "sampling/generated", "sampling/groups")
+
+
+@pytest.mark.parametrize("who", ("two", "one, then two", "two, then one"))
+@pytest.mark.parametrize("name", RUNS)
+def test_the_number_of_processes_does_not_change_a_curve(runs, name, who):
+    assert_same_curve(
+        read_metrics(runs / f"{name} of {who}"), read_metrics(runs / f"{name} of one")
+    )
+
+
+def test_a_checkpoint_of_two_processes_holds_whole_weights(runs):
+    for name in RUNS:
+        one, two = (
+            load_file(runs / f"{name} of {who}" / f"checkpoint-{LONG}" / "optimizer.safetensors")
+            for who in ("one", "two")
+        )
+        assert {key: x.shape for key, x in one.items()} == {key: x.shape for key, x in two.items()}
+
+
+def test_settings_that_processes_cannot_follow_are_refused():
+    two = World(0, 2)
+    with pytest.raises(UserError, match="share_prompts must be false with parallel fsdp2"):
+        check_parallel(Config(parallel="fsdp2"), two)
+    with pytest.raises(UserError, match="got 1 prompts in a minibatch for 2 processes"):
+        check_parallel(Config(prompts=2, minibatches=2), two)
+    with pytest.raises(UserError, match="eval_items must be at least"):
+        check_parallel(Config(eval_items=1), two)
+    check_parallel(Config(parallel="fsdp2"), World())
