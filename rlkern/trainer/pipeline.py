@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
 
 from rlkern.trainer.checkpoint import all_checkpoints
 from rlkern.trainer.config import Config, differing_key, from_dict
@@ -28,6 +29,7 @@ from rlkern.trainer.reward import TASK, load_rewards
 from rlkern.trainer.rundir import CONFIG
 from rlkern.trainer.session import check, task_of
 from rlkern.trainer.settings import find_algorithm, resolve
+from rlkern.trainer.world import World
 
 PLAN, RESULT = "pipeline.yaml", "pipeline.json"
 _STAGE = re.compile(r"\bstage:([A-Za-z0-9._-]+)")
@@ -150,27 +152,35 @@ def run_pipeline(
         _check_same(folder, configs)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already holds a run; add --resume to go on with it, or --name")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / PLAN, _as_yaml(configs))
-    display = display or Display()
+    world = World.start(configs[0].device)
+    display = display or Display(None if world.is_main else Console(quiet=True))
+    world.barrier()  # everyone has seen the folder as it was
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / PLAN, _as_yaml(configs))
     summaries: list[dict] = []
     for number, stage in enumerate(stages, 1):
         done = _finished(stage)
         said = f"stage {number} of {len(stages)}, {stage.name}"
         display.say(f"{said}: done before" if done else said)
-        summaries.append(done or _train(stage, stages, folder))
-        write_text(folder / RESULT, json.dumps({"stages": summaries}, indent=1) + "\n")
+        world.barrier()
+        if not done:
+            _train(stage, stages, folder)
+            world.barrier()
+        summaries.append(_finished(stage) or {})
+        if world.is_main:
+            write_text(folder / RESULT, json.dumps({"stages": summaries}, indent=1) + "\n")
     display.stages(folder, summaries)
     return summaries
 
 
-def _train(stage: Stage, stages: list[Stage], folder: Path) -> dict:
-    """Returns the summary of a stage, gone on with if it had begun."""
+def _train(stage: Stage, stages: list[Stage], folder: Path) -> None:
+    """Run a stage to its end, going on with it if it had begun."""
     begun = (stage.folder / CONFIG).is_file()
     if stage.folder.is_dir() and not begun:
         remove_partial(stage.folder)
     try:
-        return train(settings_of(stage, stages), resume=begun)
+        train(settings_of(stage, stages), resume=begun)
     except UserError as error:
         sentence = f"stage {stage.name}: {error}; all stages: rlkern train --resume {folder}"
         raise UserError(sentence, code=error.code) from error

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stages one after the other: what each starts from, what is refused, and how a kill ends."""
+
+import dataclasses
+import json
+import signal
+import time
+
+import pytest
+import yaml
+from trainer_helpers import compiled, start, without_times  # noqa: F401
+
+from rlkern import cli
+from rlkern.trainer import UserError, pipeline
+from rlkern.trainer.config import load_yaml
+from rlkern.trainer.logs import read_metrics
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+COMMON = {
+    "model": "tiny",
+    "device": "cpu",
+    "threads": 1,
+    "sft_steps": 0,
+    "steps": 2,
+    "prompts": 4,
+    "group_size": 4,
+    "eval_items": 20,
+    "eval_modes": ["sampled"],
+    "degenerate_limit": 0,
+    "save_every": 1,
+}
+
+
+def written(tmp_path, *stages, **top):
+    """Returns a YAML file with these stages."""
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"{i:02d}+11=", "chosen": f"{i + 11:03d}", "rejected": f"{i + 12:03d}"}
+        for i in range(30)
+    ]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stages = [{k: str(pairs) if v == "PAIRS" else v for k, v in s.items()} for s in stages]
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump({**COMMON, **top, "stages": stages}))
+    return file
+
+
+def run(tmp_path, file, *flags):
+    """Returns the exit code of a pipeline below tmp_path."""
+    return cli.main(
+        ["train", "--config", str(file), "--runs_dir", str(tmp_path / "runs"), *map(str, flags)]
+    )
+
+
+SFT = {"algorithm": "sft", "lr": 0.002}
+SCORER = {"algorithm": "reward_model", "pairs": "PAIRS"}
+PPO = {
+    "algorithm": "ppo",
+    "reward": "stage:reward_model,trainer_rewards:even_digits",
+    "reward_weights": [1, 0],
+}
+
+
+def test_each_stage_starts_from_what_the_ones_before_it_made(tmp_path, capsys):
+    assert run(tmp_path, written(tmp_path, SFT, SCORER, PPO)) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    folder = (tmp_path / "runs" / "short").resolve()
+    assert [p.name for p in sorted(folder.glob("?-*"))] == ["1-sft", "2-reward_model", "3-ppo"]
+    scorer, ppo = (load_yaml(folder / name / "config.yaml") for name in ("2-reward_model", "3-ppo"))
+    assert scorer.model == ppo.model == str(folder / "1-sft" / "checkpoint-2")
+    assert ppo.reward == f"{folder}/2-reward_model/checkpoint-2,trainer_rewards:even_digits"
+    assert scorer.lr == 1e-5 and load_yaml(folder / "1-sft" / "config.yaml").lr == 0.002
+    line = read_metrics(folder / "3-ppo")[-1]
+    names = [key for key in line if key.startswith("rewards/") and key.endswith("/mean")]
+    assert len(names) == 2 and line["reward"] == pytest.approx(line[names[0]])
+    summaries = json.loads((folder / "pipeline.json").read_text())["stages"]
+    assert [s["algorithm"] for s in summaries] == ["sft", "reward_model", "ppo"]
+    assert "eval/accuracy_before" in summaries[2] and "stage 3 of 3, ppo" in out
+    assert all((folder / s["name"] / "curves.png").is_file() for s in summaries)
+
+
+def test_a_finished_pipeline_runs_nothing_again(tmp_path, capsys):
+    file = written(tmp_path, SFT, {"algorithm": "grpo"})
+    assert run(tmp_path, file) == 0
+    folder = tmp_path / "runs" / "short"
+    before = (folder / "1-sft" / "metrics.jsonl").stat().st_mtime_ns
+    assert run(tmp_path, file) == 2
+    assert "already holds a run; add --resume" in capsys.readouterr().err
+    assert run(tmp_path, file, "--resume") == 0
+    assert cli.main(["train", "--resume", str(folder)]) == 0
+    assert capsys.readouterr().out.count("done before") == 4
+    assert (folder / "1-sft" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_pipeline_killed_in_a_stage_goes_on_from_there_to_the_same_end(tmp_path, capsys):
+    file = written(tmp_path, {**SFT, "steps": 3}, {"algorithm": "grpo", "steps": 16})
+    killed = tmp_path / "runs" / "short"
+    child = start("train", "--config", file, "--runs_dir", tmp_path / "runs", cwd=tmp_path)
+    while len(read_metrics(killed / "2-grpo")) < 4:
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    assert child.returncode == -signal.SIGKILL
+    assert not (killed / "2-grpo" / "summary.json").exists()
+    assert cli.main(["train", "--resume", str(killed)]) == 0, capsys.readouterr().err
+    assert "stage 1 of 2, sft: done before" in capsys.readouterr().out
+    assert run(tmp_path, file, "--name", "whole") == 0
+    curves = [
+        without_times(read_metrics(tmp_path / "runs" / name / "2-grpo"))
+        for name in ("short", "whole")
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) == 17
+
+
+WRONG = [
+    ([SFT, {"algorithm": "gpro"}], "there is no algorithm 'gpro'"),
+    ([SFT, {"algorithm": "grpo", "stepz": 3}], "stepz"),
+    ([SFT, {"algorithm": "grpo", "steps": 0}], "stage grpo: steps must be at least 1, got 0"),
+    ([SFT, {"algorithm": "grpo", "task": "adition"}], "stage grpo: there is no task 'adition'"),
+    ([SFT, {"algorithm": "grpo", "group_size": 1}], "stage grpo: group_size must be at least 2"),
+    ([SFT, {"algorithm": "grpo", "reward": "no:f"}], "stage grpo: reward 'no:f' cannot be"),
+    ([SFT, SFT], "two stages are called 'sft': give one of them a name"),
+    ([{**SFT, "model": "stage:x"}], "model names stage:x, but no stage before it is called so"),
+    ([SFT, {**PPO, "reward": "stage:sft"}], "must name a stage that trains a reward model, but"),
+    ([SFT, SCORER, {**SFT, "name": "b", "model": "stage:reward_model"}], "that trains a policy"),
+    ([], "stages must be a list of mappings"),
+]
+
+
+@pytest.mark.parametrize(("stages", "sentence"), WRONG, ids=[sentence for _, sentence in WRONG])
+def test_every_stage_is_checked_before_the_first_begins(tmp_path, capsys, stages, sentence):
+    assert run(tmp_path, written(tmp_path, *stages)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rlkern train: ") and err.count("\n") == 1 and sentence in err, err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_go_over_every_stage_and_the_model_is_that_of_the_first(tmp_path, capsys):
+    file = written(tmp_path, SFT, {"algorithm": "grpo", "steps": 5})
+    flags = ["--steps", "7", "--model", "smollm2", "--print-config"]
+    assert run(tmp_path, file, *flags) == 0
+    stages = yaml.safe_load(capsys.readouterr().out)["stages"]
+    assert [stage["steps"] for stage in stages] == [7, 7]
+    assert [stage["model"] for stage in stages] == ["smollm2", "stage:sft"]
+    assert run(tmp_path, file, "--algorithm", "dpo") == 2
+    assert "whose stages say their algorithms" in capsys.readouterr().err
+
+
+def test_a_pipeline_cannot_go_on_with_other_settings(tmp_path, capsys):
+    file = written(tmp_path, SFT)
+    assert run(tmp_path, file) == 0
+    assert run(tmp_path, file, "--resume", "--seed", 3) == 2
+    assert "was started with seed 0 in stage sft, not 3" in capsys.readouterr().err
+
+
+def test_a_stage_says_that_it_is_in_a_pipeline_when_it_is_stopped(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise UserError("stopped", code=130)
+
+    monkeypatch.setattr(pipeline, "train", stopped)
+    configs = [dataclasses.replace(load_stage(tmp_path), name="sft")]
+    with pytest.raises(UserError, match="stage sft: stopped; .*--resume .*/p$") as caught:
+        pipeline.run_pipeline(tmp_path / "p", configs)
+    assert caught.value.code == 130
+
+
+def load_stage(tmp_path):
+    from rlkern.trainer.config import from_dict
+
+    return from_dict({**COMMON, **SFT, "runs_dir": str(tmp_path)}, "here")
