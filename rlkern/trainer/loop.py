@@ -217,6 +217,7 @@ def _summary(session: Session, run: Path, clock: Clock) -> dict:
         **{f"{key}_before": value for key, value in progress.before.items()},
         **{f"{key}_after": value for key, value in after.items()},
         "wall_seconds": round(clock.seconds(), 3),
+        "processes": session.world.size,
         "backend": served_by(session),
         "num_tokens": progress.num_tokens,
         "generated_tokens": progress.generated_tokens,
