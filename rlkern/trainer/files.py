@@ -60,4 +60,5 @@ def write_text(path: Path, text: str) -> None:
 def remove_partial(folder: Path) -> None:
     """Remove what a killed process left half-written in a folder."""
     for path in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        whole = path.is_dir() and not path.is_symlink()
+        shutil.rmtree(path) if whole else path.unlink()
