@@ -52,6 +52,10 @@ def test_the_smallest_and_the_largest_number_never_draw_an_impossible_token():
     for number, expected in ((0.0, [1, 1]), (last, [3, 3])):
         found = draw(probability.log(), torch.tensor([number] * 2, dtype=torch.float64))
         assert found.tolist() == expected
+    many = torch.randn(2000, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    many[:, 5:] = -torch.inf
+    found = draw(many, torch.full((2000,), last, dtype=torch.float64))
+    assert found.tolist() == [4] * 2000
 
 
 def test_a_sampled_batch_is_the_same_in_one_piece_and_in_two(policy):

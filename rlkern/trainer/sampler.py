@@ -123,9 +123,8 @@ def draw(logprob: Tensor, uniform: Tensor | None) -> Tensor:
         return logprob.argmax(-1)
     cumulative = logprob.double().exp().cumsum(-1)
     total = cumulative[:, -1:]
-    # A number so close to 1 that the product rounds to the total would point past the last token.
-    below = torch.nextafter(total, torch.zeros_like(total))
-    place = torch.minimum(uniform.to(total)[:, None] * total, below)
+    # Of numbers in [0, 1) the largest is 1 - 2**-53, and its product still rounds below the total.
+    place = uniform.to(total)[:, None] * total
     return torch.searchsorted(cumulative, place, right=True)[:, 0]
 
 
