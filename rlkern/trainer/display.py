@@ -217,8 +217,7 @@ def _changes(summary: dict) -> list[tuple[str, float, float]]:
 
 
 def _measured(values: dict[str, float]) -> list[tuple[str, float]]:
-    """Returns (label, value) of the eval/* metrics; eval/accuracy, which is one of them, only where
-    it stands alone.
+    """Returns (label, value) of the eval/* metrics, those that repeat another one left out.
 
     >>> _measured({"eval/accuracy": 0.5, "eval/accuracy_greedy": 0.5, "eval/pass@4": 0.8})
     [('greedy', 0.5), ('pass@4', 0.8)]
@@ -226,6 +225,8 @@ def _measured(values: dict[str, float]) -> list[tuple[str, float]]:
     found = {key[5:]: value for key, value in values.items() if key.startswith("eval/")}
     if len(found) > 1:
         found.pop("accuracy", None)
+    if "accuracy_sampled" in found:
+        found.pop("pass@1", None)
     return [(key.removeprefix("accuracy_"), value) for key, value in found.items()]
 
 

@@ -12,6 +12,7 @@ from rlkern.trainer import best, rundir
 from rlkern.trainer.checkpoint import all_checkpoints, name_of
 from rlkern.trainer.config import Config, from_dict, load_yaml
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.pipeline import PLAN
 from rlkern.trainer.settings import find_algorithm
 
 _STATE = "trainer.json"
@@ -34,6 +35,9 @@ class Target:
 def find_target(name: str, checkpoint: str) -> Target:
     """Returns what `name` is; checkpoint is best, newest or a step, and chooses within a run."""
     path = Path(name)
+    if (path / PLAN).is_file():
+        stages = ", ".join(str(stage.parent) for stage in sorted(path.glob(f"*/{rundir.CONFIG}")))
+        raise UserError(f"{path} holds a pipeline: evaluate one of its stages, {stages}")
     if (path / rundir.CONFIG).is_file():
         return _of_run(path, checkpoint)
     if (path / best.NOTE).is_file():
