@@ -38,7 +38,8 @@ def run(arguments: list[str]) -> int:
     import rlkern
 
     width = min(shutil.get_terminal_size((100, 24)).columns, 100)
-    for head, known in zip(_HEADS, (rlkern.algorithms(), rlkern.offline_algorithms())):
+    registries: tuple[dict[str, Any], ...] = (rlkern.algorithms(), rlkern.offline_algorithms())
+    for head, known in zip(_HEADS, registries):
         print(f"{head}\n" if known else "", end="")
         for algorithm in known.values():
             print(f"\n  {algorithm.name}  ({algorithm.paper})")

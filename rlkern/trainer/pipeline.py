@@ -58,9 +58,8 @@ def layered(document: dict[str, Any], flags: dict[str, Any], source: str) -> lis
 
     The flags algorithm and name would make all stages one; model is what the first one starts from.
     """
-    stages = document.get("stages")
-    whole = isinstance(stages, list) and stages and all(isinstance(s, dict) for s in stages)
-    if not whole:
+    stages: Any = document.get("stages")
+    if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) for s in stages):
         raise UserError(f"{source}: stages must be a list of mappings, got {stages!r}")
     if "algorithm" in flags:
         raise UserError(f"{source} holds a pipeline, whose stages say their algorithms themselves")

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person reads of a run: lines, tables, and a panel for whatever was measured."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rlkern.trainer import plot
+from rlkern.trainer.config import Config
+from rlkern.trainer.display import Display
+
+ONLINE = {
+    "reward": 0.25,
+    "loss": 0.0,
+    "grad_norm": 0.5,
+    "ratio/mean": 1.0,
+    "entropy": 1.0,
+    "clip_ratio/region_mean": 0.0,
+    "time/step": 0.1,
+    "eval/accuracy": 0.2,
+    "eval/accuracy_sampled": 0.2,
+    "eval/pass@1": 0.2,
+    "eval/pass@4": 0.5,
+}
+PAIRS = {
+    "loss": 0.69,
+    "grad_norm": 0.5,
+    "rewards/accuracies": 0.75,
+    "rewards/chosen": 0.1,
+    "rewards/rejected": -0.1,
+    "rewards/margins": 0.2,
+    "eval/accuracy": 0.6,
+    "eval/pair_accuracy": 0.6,
+}
+PPO = {
+    "objective/kl": 0.3,
+    "objective/non_score_reward": -0.1,
+    "critic/vf_loss": 0.1,
+    "critic/vf_explained_var": 0.4,
+    "rewards/scorer/mean": 0.3,
+    "rewards/exact_match/mean": 0.1,
+}
+
+
+def shown(*steps, terminal=False):
+    """Returns what a display prints of these steps."""
+    out = io.StringIO()
+    display = Display(Console(file=out, width=200, force_terminal=terminal, color_system=None))
+    with display:
+        display.begin(Config(steps=len(steps)), 0)
+        for number, values in enumerate(steps, 1):
+            display.step(number, values, line=True)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_loss_of_zero_is_explained_once_where_it_occurs(terminal):
+    other = {**ONLINE, "loss": 0.1}
+    out = shown(other, ONLINE, ONLINE, terminal=terminal)
+    assert out.count("the loss is 0 because every ratio is 1") == 1
+    assert "(norm 0.5)" in out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": 1e-3}, {"grad_norm": 0.0}, {"ratio/mean": 1.1}, {"grad_norm": float("nan")}],
+    ids=str,
+)
+def test_another_zero_is_not_explained_away(change):
+    assert "note" not in shown({**ONLINE, **change})
+
+
+def test_a_line_says_what_was_measured_and_nothing_else():
+    online, pairs, ppo = shown(ONLINE), shown(PAIRS), shown({**ONLINE, **PPO})
+    assert "reward 0.250" in online and "chosen ahead" not in online and "value" not in online
+    assert "chosen ahead 0.750  margin 0.200  loss 0.6900" in pairs and "entropy" not in pairs
+    assert "scorer 0.300  exact_match 0.100" in ppo and "kl in reward 0.300" in ppo
+    assert "value loss 0.1000  explained 0.40" in ppo
+
+
+def test_the_last_table_has_a_row_for_each_thing_measured_at_both_ends(tmp_path):
+    out = io.StringIO()
+    values = {key: value for key, value in ONLINE.items() if key.startswith("eval/")}
+    summary = {
+        "name": "1-x",
+        "wall_seconds": 3.0,
+        "backend": "cpu",
+        "compare": {},
+        **{f"{key}_before": value for key, value in values.items()},
+        **{f"{key}_after": value + 0.3 for key, value in values.items()},
+    }
+    display = Display(Console(file=out, width=120))
+    display.final(tmp_path / "run", summary)
+    display.stages(tmp_path / "p", [summary, summary])
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ["│", "pass@4", "│", "0.500", "│", "0.800", "│", "│"] in lines
+    assert sum("sampled" in line for line in lines) == 3
+    assert not any("pass@1" in line or "accuracy" in line[1:2] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("values", "titles"),
+    [
+        (ONLINE, ["right on", "reward of", "entropy", "completion length", "gradient", "seconds"]),
+        (PAIRS, ["right on", "pairs of", "rewards of the answers", "loss", "gradient"]),
+        (
+            {**ONLINE, **PPO},
+            ["right on", "reward of", "mean reward by scorer and by exact_match", "value function"]
+            + ["KL of an answer", "entropy", "completion length", "gradient", "seconds"],
+        ),
+    ],
+    ids=["online", "pairs", "ppo"],
+)
+def test_a_panel_is_drawn_for_each_thing_measured(tmp_path, monkeypatch, values, titles):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    real = Figure.savefig
+
+    def savefig(figure, *arguments, **keywords):
+        drawn.extend(axes.get_title(loc="left") for axes in figure.axes)
+        return real(figure, *arguments, **keywords)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    lines = [{"step": step, **values} for step in range(4)]
+    plot.plot_curves(lines, tmp_path / "curves.png", title="x")
+    found = [title for title in drawn if title]
+    assert [title[: len(start)] for title, start in zip(found, titles)] == titles
+    assert len(found) == len(titles)
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_groups_are_drawn_where_more_were_sampled_than_trained_on():
+    line = {"step": 3, "sampling/groups_trained": 8, "sampling/groups_sampled": 24}
+    assert not plot._sampled_on([line])
+    assert plot._sampled_on([{**line, "sampling/groups_sampled": 32}])
+    assert not plot._sampled_on([PAIRS | {"step": 1}])
