@@ -60,7 +60,7 @@ class Critic(ABC):
             part = rollout.piece(first, last)
             hidden = hidden_states(policy, part, share_prompts=self._share_prompts)
             found.append(self.value(policy, part, hidden))
-        return torch.cat(found)
+        return torch.cat([rollout.rollout_logprob[:0], *found])  # a process may have no rows
 
     def loss(
         self,

@@ -28,17 +28,12 @@ def check_parallel(config: Config, world: World) -> None:
             "share_prompts must be false with parallel fsdp2, got true: a layer's weights are given"
             " back between a prompt and its answers, and their gradients would be lost"
         )
-    least = config.prompts // (config.minibatches or 1)
-    if least < world.size:
-        raise UserError(
-            f"prompts must be at least minibatches times the number of processes, got {least}"
-            f" prompts in a minibatch for {world.size} processes; start fewer"
-        )
-    if config.eval_items < world.size:
-        raise UserError(
-            f"eval_items must be at least the number of processes, got {config.eval_items} for"
-            f" {world.size}"
-        )
+    for key in ("prompts", "eval_items"):
+        if getattr(config, key) < world.size:
+            raise UserError(
+                f"{key} must be at least the number of processes, got {getattr(config, key)} for"
+                f" {world.size}; start fewer"
+            )
 
 
 def spread(module: nn.Module, world: World, config: Config) -> nn.Module:

@@ -88,4 +88,4 @@ def score(
                 keep=part.keep, **head,
             )  # fmt: skip
         found.append(scored.logprob)
-    return torch.cat(found)
+    return torch.cat([rollout.rollout_logprob[:0], *found])  # a process may have no rows
