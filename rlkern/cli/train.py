@@ -152,6 +152,7 @@ def _parser() -> ArgumentParser:
 
     parser = ArgumentParser(
         prog="rlkern train",
+        usage="rlkern train [--config FILE] [--KEY VALUE ...] [--resume [DIRECTORY]]",
         description="Train a language model by reinforcement learning, on preferences, or on given"
         " answers. Flags go over the YAML file, that over the defaults; a file with `stages` runs"
         " one stage after the other. --resume [directory] goes on with a run or a pipeline.",

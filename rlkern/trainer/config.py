@@ -16,8 +16,10 @@ from rlkern.trainer.errors import UserError
 
 @dataclass
 class Config:
-    """Settings of `rlkern train`; every key is a YAML key and a flag. Where null is said to take
-    the algorithm's own, `rlkern algorithms` shows it and its file says where it comes from.
+    """Settings of `rlkern train`; every key is a YAML key and a flag.
+
+    Where null is said to take the algorithm's own, `rlkern algorithms` shows it and its file says
+    where it comes from.
 
     Args:
         algorithm: Name of a registered algorithm; `rlkern algorithms` lists them.
