@@ -5,9 +5,11 @@ import dataclasses
 
 import pytest
 import torch
-from trainer_helpers import ragged_rollout, tiny_policy
+from trainer_helpers import ragged_rollout, small, tiny_policy, without_times
 
-from rlkern.trainer import Config, UserError, lora
+from rlkern.cli import main
+from rlkern.trainer import Config, UserError, loop, lora, train
+from rlkern.trainer.logs import read_metrics
 from rlkern.trainer.models import (
     check_model_name,
     export_merged,
@@ -161,3 +163,44 @@ def test_a_model_with_dropout_is_not_recomputed():
     policy.model.config.attention_dropout = 0.1
     with pytest.raises(UserError, match="no dropout, got {'attention_dropout': 0.1}"):
         recompute_layers(policy)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Returns the directory of a run of adapters, and that of the same run after a resume."""
+    folder = tmp_path_factory.mktemp("adapters")
+    changes = {
+        "sft_steps": 2, "eval_items": 8, "eval_every": 2, "save_every": 2, "lora_rank": 4,
+        "lora_targets": "all-linear,lm_head", "kl_coef": 0.05,
+    }  # fmt: skip
+    patch = pytest.MonkeyPatch()
+    patch.setattr(loop, "plot_curves", lambda *_, **__: None)
+    train(small(folder, name="resumed", steps=2, **changes))
+    train(small(folder, name="resumed", steps=4, **changes), resume=True)
+    train(small(folder, name="whole", steps=4, **changes))
+    patch.undo()
+    return folder / "runs" / "whole", folder / "runs" / "resumed"
+
+
+def test_a_resumed_run_of_adapters_is_the_uninterrupted_one(run):
+    whole, resumed = (without_times(read_metrics(folder)) for folder in run)
+    assert len(whole) == 5 and resumed == whole
+    assert max(line["kl"] for line in whole[1:]) > 0  # to the base, from which adapters moved away
+
+
+def test_a_run_keeps_the_base_once_and_no_reference(run):
+    whole, _ = run
+    weights = sorted(str(x.relative_to(whole)) for x in whole.rglob("model.safetensors"))
+    assert weights == ["base/model.safetensors"]
+    assert not (whole / "reference").exists()
+    names = {x.parent.name for x in whole.rglob("adapter_model.safetensors")}
+    assert {"checkpoint-2", "checkpoint-4"} <= names and any("best-" in name for name in names)
+
+
+def test_a_run_of_adapters_is_evaluated_and_started_from(run, capsys):
+    whole, _ = run
+    assert main(["eval", str(whole)]) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy" in shown
+    start = make_policy(str(whole / "checkpoint-4"), alphabet="", seed=0, **CPU)
+    assert not lora.is_adapted(start.model)
