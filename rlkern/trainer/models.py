@@ -155,12 +155,21 @@ def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
     weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=weights, local_files_only=True, use_safetensors=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=weights,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(f"model {str(directory)!r} cannot be loaded: {first}") from error
+    if found["missing_keys"]:
+        raise UserError(
+            f"model {str(directory)!r} must hold every weight of a language model, it lacks"
+            f" {sorted(found['missing_keys'])[0]}; a reward model belongs under reward"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"model {str(directory)!r}: its tokenizer must name an eos token, it has none"
@@ -182,8 +191,9 @@ def train_last_layers(model: Any, count: int) -> None:
             f"train_layers must be at most the model's {len(layers)} layers, got {count}"
         )
     model.requires_grad_(False)
-    for layer in layers[-count:]:
-        layer.requires_grad_(True)
+    # What a reward model has in place of the head is new and has to learn.
+    for trained in (*layers[-count:], *filter(None, [getattr(model, "score", None)])):
+        trained.requires_grad_(True)
 
 
 def recompute_layers(policy: Policy) -> None:

@@ -6,6 +6,7 @@ Stored as transformers' …ForSequenceClassification, so that others read ours a
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +35,8 @@ def make_scorer(policy: Policy) -> Policy:
     """
     from transformers import AutoModelForSequenceClassification
 
-    config = type(policy.model.config).from_dict(
-        {**policy.model.config.to_dict(), "num_labels": 1, "tie_word_embeddings": False}
-    )
+    config = copy.deepcopy(policy.model.config)
+    config.num_labels, config.tie_word_embeddings = 1, False
     config.pad_token_id = policy.tokenizer.pad_token_id
     try:
         with torch.device("meta"):
