@@ -140,6 +140,7 @@ def test_padding_to_a_multiple_changes_no_score_and_no_gradient(policy, share, m
     padded = rollout.padded(multiple)
     assert padded.prompts.token.shape[1] % multiple == padded.token.shape[1] % multiple == 0
     assert padded.token.shape[1] > rollout.token.shape[1]
+    assert torch.equal(padded.present.sum(1), rollout.present.sum(1))
     width = rollout.token.shape[1]
     expected = scored(policy, rollout, share=share)
     torch.testing.assert_close(scored(policy, padded, share=share)[:, :width], expected)

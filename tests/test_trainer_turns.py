@@ -109,6 +109,18 @@ def test_conversations_are_the_same_in_one_piece_and_in_two(policy):
     assert whole == [text for part in parts for text in texts(policy, part)]
 
 
+def test_each_turn_is_drawn_by_numbers_of_its_own(policy):
+    task = game(reply=lambda item, text: "<")
+    uniform = random_numbers(
+        torch.Generator().manual_seed(0), 10, Sampling(3, torch.tensor([1]), max_turns=TURNS)
+    )
+    last = torch.cat([uniform[:, :6], 1 - uniform[:, 6:]], 1)
+    first, second = (texts(policy, talk(policy, task, uniform=u)) for u in (uniform, last))
+    same = ["<".join(text.split("<")[:2]) for text in first]
+    assert [text.startswith(start) for text, start in zip(second, same)] == [True] * 10
+    assert first != second
+
+
 def test_without_an_environment_a_conversation_is_a_completion(policy):
     task = game(reply=None)
     rollout = talk(policy, task)
