@@ -51,7 +51,8 @@ class Config:
         temperature: Sampling temperature, used by the sampler and by the loss.
         top_k: Sample among the k likeliest tokens, which the loss then counts alone; 0 among all.
         top_p: Sample among the likeliest tokens of this total probability; 1 among all.
-        rollout: model samples with the model's own KV cache, vllm with vLLM.
+        rollout: model samples with the model's own KV cache, vllm with vLLM (rlkern[vllm]) in the
+            same process; evaluation stays with the model.
         rollout_correction: Correction of the mismatch between sampler and trainer by
             rlkern.rollout_correction; none has none.
         correction_low: Lower bound of the correction's ratio.
