@@ -42,7 +42,7 @@ LAYERS = (
     {"testing"},
     {"trainer", "integrations", "control"},
     {"compare"},
-    {"cli", "doctor"},
+    {"cli", "doctor", "__main__"},
 )
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC_DOOR = LAYER["testing"]  # from here on `import rlkern` itself is the way in
