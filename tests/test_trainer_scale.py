@@ -11,11 +11,16 @@ import pytest
 import torch
 from distributed_helpers import spawn
 from safetensors.torch import load_file
-from trainer_helpers import small
+from torch._dynamo.testing import CompileCounterWithBackend
+from trainer_helpers import small, tiny_policy
 
+import rlkern
 from rlkern.trainer import Config, UserError, loop, train
 from rlkern.trainer.logs import is_time, read_metrics
 from rlkern.trainer.parallel import check_parallel
+from rlkern.trainer.rollout import Sampling, encode
+from rlkern.trainer.sampler import random_numbers, sample
+from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.world import World
 
 LONG, CUT = 3, 2
@@ -122,3 +127,69 @@ def test_settings_that_processes_cannot_follow_are_refused():
         ):
             check_parallel(Config(**{key: 1}), two)
     check_parallel(Config(parallel="fsdp2"), World())
+
+
+def rollout_of(policy, length):
+    """Returns a prompt with two answers, each of a length in tokens."""
+    sampling = Sampling(length, torch.tensor([99]), 1.0, 0, 1.0)
+    uniform = random_numbers(torch.Generator().manual_seed(length), 2, sampling)
+    prompts = encode(policy, ["1" * length], max_new_tokens=length)
+    return sample(policy, prompts, sampling, group_size=2, uniform=uniform)
+
+
+def loss_of(head, hidden, rollout):
+    """Returns the loss of hidden states, which is all that depends on a rollout's lengths."""
+    weight = rlkern.aggregate.token_weight(rollout.mask, "token_mean")
+    return rlkern.linear_policy_loss(
+        hidden, head, rollout.token, torch.tensor([1.0, -0.5]), rollout.mask,
+        weight=weight, algorithm="reinforce",
+    ).loss  # fmt: skip
+
+
+def decoded(decoder, rollout):
+    """Returns the hidden states that score a rollout's tokens, of whole rows."""
+    prompts, G = rollout.prompts, rollout.group_size
+    seen = torch.cat([prompts.mask.repeat_interleave(G, 0), rollout.present], 1)
+    token = torch.cat([prompts.token.repeat_interleave(G, 0), rollout.token], 1)
+    position = (seen.long().cumsum(-1) - 1).clamp(min=0)
+    mask = seen.long()
+    found = decoder(input_ids=token, attention_mask=mask, position_ids=position, use_cache=False)
+    return found.last_hidden_state[:, prompts.token.shape[1] - 1 : -1]
+
+
+def test_padding_to_a_bucket_changes_no_loss_and_no_gradient():
+    policy, results = tiny_policy(), []
+    rollout = rollout_of(policy, 5)
+    wide = rollout.padded(8)
+    assert wide.token.shape == (2, 8) and wide.prompts.token.shape == (1, 8)
+    for one in (rollout, wide):
+        policy.model.zero_grad()
+        hidden = hidden_states(policy, one, share_prompts=True)
+        loss = loss_of(policy.head.parameters()["weight"], hidden, one)
+        loss.backward()
+        results.append((loss.detach(), policy.model.get_input_embeddings().weight.grad.clone()))
+    for plain, padded in zip(*results):
+        torch.testing.assert_close(padded, plain)
+
+
+@pytest.mark.parametrize("part", ("model", "loss"))
+def test_lengths_of_one_bucket_are_compiled_once(part):
+    policy = tiny_policy()
+    head, width = policy.head.parameters()["weight"], policy.model.config.hidden_size
+    rollouts = [rollout_of(policy, length) for length in (8, 7, 5)]
+    run = {
+        "model": lambda one: decoded(policy.head.decoder, one),
+        "loss": lambda one: loss_of(head, torch.zeros(*one.token.shape, width), one),
+    }[part]
+
+    def graphs(bucket):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("eager")
+        compiled, counts = torch.compile(run, backend=counter, dynamic=False), []
+        for rollout in rollouts:
+            compiled(rollout.padded(bucket))
+            counts.append(counter.frame_count)
+        return counts
+
+    assert graphs(8) == [1, 1, 1]
+    assert graphs(1) == [1, 2, 3]
