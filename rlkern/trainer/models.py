@@ -155,7 +155,7 @@ def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
     weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=weights,
             local_files_only=True,
@@ -165,6 +165,7 @@ def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(f"model {str(directory)!r} cannot be loaded: {first}") from error
+    model, found = loaded
     if found["missing_keys"]:
         raise UserError(
             f"model {str(directory)!r} must hold every weight of a language model, it lacks"

@@ -131,9 +131,9 @@ class RewardModel:
     @torch.no_grad()
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Any
-    ) -> list[float]:
+    ) -> list[float | None]:
         """Returns the score of each completion; every one counts as ended."""
-        found: list[float] = []
+        found: list[float | None] = []
         for first in range(0, len(prompts), self._batch):
             rows = slice(first, first + self._batch)
             rollout = given_rollout(self.policy, prompts[rows], completions[rows], stop="")
