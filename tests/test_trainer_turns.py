@@ -10,6 +10,8 @@ from trainer_helpers import compiled, small, tiny_policy  # noqa: F401
 
 from rlkern.trainer.engines import ModelEngine
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.logs import read_metrics
+from rlkern.trainer.loop import train
 from rlkern.trainer.rollout import Sampling, stop_tokens, texts
 from rlkern.trainer.sampler import random_numbers, sample
 from rlkern.trainer.scoring import score
@@ -170,15 +172,17 @@ def test_guess_cannot_hold_out_everything():
         make_task("guess", seed=0, eval_items=111)
 
 
-def test_the_game_is_trained_in_turns(tmp_path):
-    from rlkern.trainer.loop import train
-
-    config = small(
-        tmp_path, task="guess", reward=None, steps=4, sft_steps=40, eval_every=0, name="game"
-    )
-    train(config)
-    lines = (tmp_path / "runs" / "game" / "metrics.jsonl").read_text().splitlines()
-    assert any('"reward"' in line for line in lines)
+def test_a_resumed_game_has_the_curve_of_an_uninterrupted_one(tmp_path):
+    game = {"task": "guess", "reward": None, "sft_steps": 40, "eval_every": 0, "top_k": 8}
+    train(small(tmp_path, name="whole", steps=4, **game))
+    train(small(tmp_path, name="part", steps=2, **game))
+    train(small(tmp_path, name="part", steps=4, **game), resume=True)
+    whole, part = (read_metrics(tmp_path / "runs" / name) for name in ("whole", "part"))
+    rewards = {line["step"]: line["reward"] for line in whole if "reward" in line}
+    assert len(rewards) == 4 and len(set(rewards.values())) > 1
+    assert {line["step"]: line["reward"] for line in part if "reward" in line} == rewards
+    last = [line["loss"] for line in (whole[-1], part[-1])]
+    assert last[0] == last[1]
 
 
 def test_an_engine_that_is_missing_is_one_sentence_before_a_model_is_loaded(tmp_path, monkeypatch):

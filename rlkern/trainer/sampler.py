@@ -18,7 +18,7 @@ def random_numbers(generator: torch.Generator, rows: int, sampling: Sampling) ->
     T counts the tokens of all turns. Drawn for a whole batch at once, so that a part of it samples
     the same tokens.
     """
-    shape = (rows, sampling.max_turns * sampling.max_new_tokens)
+    shape = (rows, sampling.longest)
     return torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
 
 
