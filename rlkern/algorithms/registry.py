@@ -113,7 +113,11 @@ def algorithms() -> dict[str, Algorithm]:
 
 
 def offline_algorithms() -> dict[str, OfflineAlgorithm]:
-    """Returns every algorithm that learns from given answers, by name."""
+    """Returns every algorithm that learns from given answers, by name.
+
+    >>> offline_algorithms()["dpo"].loss
+    'preference_loss'
+    """
     return dict(_OFFLINE)
 
 
