@@ -83,7 +83,7 @@ class Losses(torch.nn.Module):
             if config.compare:
                 differences = compare(policy, hidden, arguments, config)
             found = evaluate(policy, hidden, arguments, config.loss)
-        if self.critic is None or part.value_target is None:
+        if self.critic is None or part.value_target is None or part.value_weight is None:
             return found, None, differences
         # While the critic warms up the policy must stay as it is, what they share included.
         states = hidden if train_policy else hidden.detach()
