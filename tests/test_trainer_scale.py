@@ -34,7 +34,7 @@ RUNS = {
     # Three prompts in three pieces, and fewer where groups are dropped: shares are uneven or empty.
     "fsdp2": {
         **SPREAD, "algorithm": "dapo", "prompts": 3, "group_size": 2, "sampling_rounds": 1,
-        "minibatches": 1, "micro_batches": 3,
+        "minibatches": 1, "micro_batches": 3, "kl_coef": 0.01,
     },
     "lora": {**SPREAD, "lora_rank": 4, "gradient_checkpointing": True, "kl_coef": 0.01},
 }  # fmt: skip

@@ -45,7 +45,7 @@ def spread(module: nn.Module, world: World, config: Config) -> nn.Module:
     if world.size == 1:
         return module
     if config.parallel == "fsdp2":
-        return _sharded(module, world)
+        return sharded(module, world)
     # A critic that warms up leaves the policy without gradients.
     return _replicated(module, some_unused=config.critic_warmup > 0)
 
@@ -68,7 +68,8 @@ def _added(_, bucket):
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def _sharded(module: Any, world: World) -> nn.Module:
+def sharded(module: Any, world: World) -> nn.Module:
+    """Returns the module with its weights spread over processes by FSDP2, layer by layer."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     from transformers.modeling_layers import GradientCheckpointingLayer

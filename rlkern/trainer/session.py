@@ -108,11 +108,22 @@ class Session:
                 kept = state.get(before[name], {})
                 for key, value in kept.items():
                     self.optimizer.state[parameter][key] = parallel.like(value, parameter)
+            for model in self._beside():
+                parallel.sharded(model, self.world)
         return self.losses
 
     def gathered(self) -> contextlib.AbstractContextManager:
         """Returns the context in which each process may sample and score as it likes."""
-        return contextlib.nullcontext() if self.losses is None else parallel.gathered(self.losses)
+        stack = contextlib.ExitStack()
+        if self.losses is not None:
+            for module in (self.losses, *self._beside()):
+                stack.enter_context(parallel.gathered(module))
+        return stack
+
+    def _beside(self) -> list[Any]:
+        """Returns the models of the run that are not trained: a reference that is a copy."""
+        copies = [] if self.reference is None else [self.reference.model]
+        return [model for model in copies if model is not self.policy.model]
 
 
 def check(config: Config) -> tuple[Any, dict[str, float]]:
