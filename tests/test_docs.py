@@ -32,6 +32,11 @@ def recorded(folder, name, seed, curve, **extra):
     (folder / f"{name}-{seed}.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
+def groups(useful):
+    """Returns what a run counts when so many of 100 groups had rewards that differ."""
+    return {"sampling/groups_sampled": 100, "sampling/useful_groups": useful}
+
+
 def row(text, name):
     """Returns the cells of the first table row that begins with a link to an algorithm."""
     line = next(line for line in text.split("\n") if line.startswith(f"| [{name}]"))
@@ -114,8 +119,8 @@ def test_nothing_measured_is_shown_of_what_was_not_run():
 
 
 def test_a_row_shows_mean_and_range_of_the_seeds_and_who_reached_the_goal(tmp_path):
-    recorded(tmp_path, SAMPLERS[0], 0, [0.2, 0.6, 0.7], frac_reward_zero_std=0.25)
-    recorded(tmp_path, SAMPLERS[0], 1, [0.1, 0.3, 0.5], frac_reward_zero_std=0.75)
+    recorded(tmp_path, SAMPLERS[0], 0, [0.2, 0.6, 0.7], **groups(75))
+    recorded(tmp_path, SAMPLERS[0], 1, [0.1, 0.3, 0.5], **groups(25))
     text = pages.texts(measure.load(tmp_path), {})["algorithms.md"]
     assert row(text, SAMPLERS[0])[1:] == [
         "0.15 (0.10–0.20)",

@@ -11,7 +11,8 @@ from typing import Any
 from rlkern.compare.record import read
 
 ACCURACY, TOKENS = "eval/accuracy", "sampling/generated_tokens"
-USEFUL, DEGENERATE = "sampling/useful_groups", "frac_reward_zero_std"
+SAMPLED, USEFUL = "sampling/groups_sampled", "sampling/useful_groups"
+DEGENERATE = "frac_reward_zero_std"
 # The held-out accuracy that counts as learned, by what an algorithm learns from.
 TARGET = {"rollouts": 0.6, "answers": 0.6, "pairs": 0.8, "judged": 0.8}
 

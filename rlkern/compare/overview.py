@@ -7,7 +7,7 @@ from typing import Any
 
 from rlkern.compare import measure, words
 from rlkern.compare.markdown import escaped, link, table, thousands
-from rlkern.compare.measure import ACCURACY, DEGENERATE, TOKENS, Run, Spread, spread
+from rlkern.compare.measure import ACCURACY, SAMPLED, TOKENS, USEFUL, Run, Spread, spread
 from rlkern.compare.sections import clip_section, gap_section, sampling_section
 from rlkern.compare.words import Declared, yes
 
@@ -17,13 +17,14 @@ Every page and every number here is made by `make compare` (runs, then pages) or
 alone): needs from the declarations in `rlkern/algorithms/`, measurements from the lines in
 `benchmarks/results/compare/`, one file for each run. What was not run says so."""
 _HOW = """\
-All start from the same weights for each seed, see the same prompts, and have the same number of
-steps, those that learn from pairs or judgements fewer; a run is a process of its own. *Seconds* and
-*generated tokens to* an accuracy are those of the first evaluation that reaches it, evaluations
-before it included, start-up and the supervised stage left out; *process seconds*, *CPU seconds* and
-*peak MiB* are of the whole process. A value is the mean over the seeds, with the lowest and the
-highest in brackets. *Equal groups* is the share of groups whose answers all have the same reward:
-those teach nothing."""
+All start from the same weights for each seed and see the same prompts; those that learn from their
+own answers have the same number of rollouts and of updates on each, and the page of an algorithm
+says where its settings differ. A run is a process of its own. *Seconds* and *generated tokens to*
+an accuracy are those of the first evaluation that reaches it, evaluations before it included,
+start-up and the supervised stage left out; *process seconds*, *CPU seconds* and *peak MiB* are of
+the whole process. A value is the mean over the seeds, with the lowest and the highest in brackets.
+*Equal groups* is the share of the sampled groups whose answers all have the same reward: those
+teach nothing."""
 _MEASURED = (
     "algorithm", "before", "after", "seconds to {goal}", "generated tokens to {goal}",
     "process seconds", "CPU seconds", "peak MiB", "equal groups",
@@ -32,6 +33,11 @@ _NEEDED = (
     "algorithm", "learns from", "value net", "reference", "pairs", "groups", "greedy answer",
     "policy", "ratio of", "normalised by", "loss is the mean over", "sampling", "paper",
 )  # fmt: skip
+# Settings that no number of the tables depends on, or that the page says elsewhere.
+_UNSEEN = frozenset(
+    "algorithm seed device threads sft_steps eval_batch eval_modes degenerate_limit keep_best"
+    " save_every".split()
+)
 # Heading, what the accuracy is, and which declarations the table is of.
 _TABLES = (
     ("Learning from their own answers", "held-out accuracy of sampled answers", ("rollouts",)),
@@ -59,10 +65,16 @@ def page(declared: dict[str, Declared], runs: dict[str, list[Run]], notes: dict[
 
 
 def _conditions(declared: dict[str, Declared], runs: dict[str, list[Run]]) -> list[str]:
-    first = next(own for name, own in runs.items() if name in declared)[0]
+    kinds = {name: one.learns_from for name, one in declared.items()}
+    ran = [run for name, own in runs.items() if name in kinds for run in own]
+    ran = [run for run in ran if kinds[run.head["algorithm"]] == "rollouts"] or ran
+    first, common = ran[0], dict(ran[0].head["settings"])
+    for run in ran:
+        own = run.head["settings"]
+        common = {key: value for key, value in common.items() if own.get(key) == value}
     where = first.head["where"]
     return [
-        settings_line(first),
+        _settings(common, first),
         f"Measured on {where['cpu']}, {where['jobs']} runs at a time with one thread each,"
         f" torch {where['torch']}, Python {where['python']}.",
         "![Held-out accuracy of every algorithm](algorithms.png)",
@@ -71,7 +83,11 @@ def _conditions(declared: dict[str, Declared], runs: dict[str, list[Run]]) -> li
 
 def settings_line(run: Run) -> str:
     """Returns the settings of a run that are not the defaults, and those of its start."""
-    shown = {k: v for k, v in run.head["settings"].items() if k not in ("algorithm", "seed")}
+    return _settings(run.head["settings"], run)
+
+
+def _settings(settings: dict[str, Any], run: Run) -> str:
+    shown = {k: v for k, v in settings.items() if k not in _UNSEEN}
     start = {k: v for k, v in run.head["start"].items() if k.startswith("sft_")}
     return f"Settings: {_pairs(shown)}. The start: {_pairs(start)}."
 
@@ -109,8 +125,14 @@ def _row(runs: list[Run], goal: float) -> tuple[str, ...]:
         spread(runs, lambda run: run.summary["wall_seconds"]).text("{:.0f}".format),
         spread(runs, lambda run: run.summary["cpu_seconds"]).text("{:.0f}".format),
         spread(runs, lambda run: run.summary["peak_bytes"] / _MEBI).text("{:.0f}".format),
-        spread(runs, lambda run: run.mean(DEGENERATE)).text(),
+        spread(runs, _equal).text(),
     )
+
+
+def _equal(run: Run) -> float | None:
+    """Returns the share of the groups sampled that taught nothing, those that were dropped too."""
+    sampled, useful = run.last(SAMPLED), run.last(USEFUL)
+    return 1 - useful / sampled if sampled and useful is not None else None
 
 
 def _tokens(runs: list[Run], goal: float) -> Spread:
