@@ -7,6 +7,7 @@ Stored as transformers' …ForSequenceClassification, so that others read ours a
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def make_scorer(policy: Policy) -> Policy:
     weight = policy.model.get_input_embeddings().weight
     model.score = torch.nn.Linear(weight.shape[1], 1, bias=False).to(weight.device, weight.dtype)
     torch.nn.init.zeros_(model.score.weight)
-    return Policy(model.eval(), policy.tokenizer, policy.device, policy.mixed)
+    return dataclasses.replace(policy, model=model.eval())
 
 
 def load_scorer(directory: Path, *, device: torch.device, dtype: str) -> Policy:
