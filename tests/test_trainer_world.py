@@ -92,3 +92,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="GPU of its own, got 1"):
         World.start("cuda")
+
+
+def test_launchers_can_start_the_package_itself():
+    run = [sys.executable, "-m", "rlkern", "--help"]
+    said = subprocess.run(run, env=child_environment(), check=True, capture_output=True, text=True)
+    assert said.stdout.startswith("usage: rlkern <command>")
