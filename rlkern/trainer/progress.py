@@ -26,5 +26,4 @@ class Progress:
     skipped_updates: int = 0
     seconds: float = 0.0
     reward_kl_coef: float = 0.0
-    best: float | None = None
     before: dict[str, float] = field(default_factory=dict)
