@@ -17,8 +17,8 @@ from rlkern.reference.group_advantage import KINDS
 from rlkern.reference.kl import KL_ESTIMATORS
 from rlkern.reference.levels import LEVELS
 from rlkern.trainer import settings
-from rlkern.trainer.advantages import TABLE
 from rlkern.trainer.config import Config
+from rlkern.trainer.online.advantages import TABLE
 from rlkern.trainer.settings import resolve
 
 ESTIMATORS = {

@@ -217,9 +217,9 @@ def test_twenty_steps_raise_the_reward(tmp_path, name):
     pytest.importorskip("transformers")
     from trainer_helpers import any_algorithm, mean_reward
 
-    from rlkern.trainer.display import Display
     from rlkern.trainer.learners import make_learner
     from rlkern.trainer.session import build
+    from rlkern.trainer.show.display import Display
 
     with rlkern.use_backend(BACKENDS[-1]):
         session = build(any_algorithm(tmp_path, name, seed=1), resume_from=None)

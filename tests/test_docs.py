@@ -10,8 +10,8 @@ from trainer_helpers import compiled, small_session  # noqa: F401
 
 import rlkern
 from rlkern.compare import guide, measure, pages, plan, words
-from rlkern.trainer.display import Display
 from rlkern.trainer.learners import LEARNERS, make_learner
+from rlkern.trainer.show.display import Display
 
 DOCS = trainer_helpers.ROOT / "docs"
 KNOWN = pages.known()

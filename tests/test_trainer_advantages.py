@@ -8,10 +8,16 @@ import torch
 
 import rlkern
 from rlkern.trainer import Config
-from rlkern.trainer.advantages import TABLE, estimate, last_counted, sequence_reward, token_reward
-from rlkern.trainer.experience import Experience
+from rlkern.trainer.online.advantages import (
+    TABLE,
+    estimate,
+    last_counted,
+    sequence_reward,
+    token_reward,
+)
+from rlkern.trainer.online.experience import Experience
 from rlkern.trainer.reward import Scored
-from rlkern.trainer.rollout import Prompts, Rollout
+from rlkern.trainer.rollout.data import Prompts, Rollout
 from rlkern.trainer.settings import resolve
 
 NAN = float("nan")

@@ -6,8 +6,9 @@ import os
 import pytest
 from trainer_helpers import compiled, small  # noqa: F401
 
-from rlkern.trainer import UserError, best, loop, train
-from rlkern.trainer.files import remove_partial
+from rlkern.trainer import UserError, loop, train
+from rlkern.trainer.run import best
+from rlkern.trainer.run.files import remove_partial
 
 
 def save_text(text):
@@ -40,7 +41,10 @@ def test_a_kill_at_any_moment_leaves_the_old_best_or_the_new_one(tmp_path, monke
     def kill(*_, **__):
         raise KeyboardInterrupt
 
-    home = {"sync": "rlkern.trainer.files.sync", "replace": "rlkern.trainer.best.os.replace"}
+    home = {
+        "sync": "rlkern.trainer.run.files.sync",
+        "replace": "rlkern.trainer.run.best.os.replace",
+    }
     with monkeypatch.context() as patch:
         patch.setattr(home.get(place, f"pathlib.Path.{place}"), kill)
         with pytest.raises(KeyboardInterrupt):
@@ -69,7 +73,7 @@ def test_a_note_that_cannot_be_read_is_one_sentence(tmp_path):
 
 @pytest.mark.usefixtures("compiled")
 def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlkern.trainer.iteration.evaluate", falling())
+    monkeypatch.setattr("rlkern.trainer.online.learner.evaluate", falling())
     config = small(tmp_path, name="run", steps=3, eval_every=1, sft_steps=0, keep_checkpoints=1)
     train(config)
     run = tmp_path / "runs" / "run"
@@ -89,7 +93,7 @@ def falling():
 
 @pytest.mark.usefixtures("compiled")
 def test_a_resumed_run_knows_its_best(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlkern.trainer.iteration.evaluate", falling())
+    monkeypatch.setattr("rlkern.trainer.online.learner.evaluate", falling())
     config = small(tmp_path, name="run", steps=4, eval_every=1, sft_steps=0, save_every=1)
     real = loop._save
 

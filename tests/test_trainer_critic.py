@@ -13,8 +13,8 @@ from trainer_helpers import (
 
 import rlkern
 from rlkern.trainer import Config, UserError
-from rlkern.trainer.critic import CRITICS, make_critic
-from rlkern.trainer.models import Policy
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.online.critic import CRITICS, make_critic
 from rlkern.trainer.scoring import hidden_states
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -6,9 +6,9 @@ import io
 import pytest
 from rich.console import Console
 
-from rlkern.trainer import plot
 from rlkern.trainer.config import Config
-from rlkern.trainer.display import Display
+from rlkern.trainer.show import plot
+from rlkern.trainer.show.display import Display
 
 ONLINE = {
     "reward": 0.25,

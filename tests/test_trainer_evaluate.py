@@ -9,8 +9,8 @@ import torch
 from trainer_helpers import addition_task, small, tiny_policy
 
 from rlkern.trainer.evaluate import Answers, answer, evaluate, pass_at_k, standard_error
-from rlkern.trainer.rollout import Sampling, stop_tokens
-from rlkern.trainer.world import World
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.rollout.data import Sampling, stop_tokens
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from trainer_helpers import (
 
 from rlkern.trainer import train
 from rlkern.trainer.learners import LEARNERS
-from rlkern.trainer.logs import read_metrics
+from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.settings import known_algorithms
 
 pytestmark = pytest.mark.usefixtures("compiled")

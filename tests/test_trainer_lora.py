@@ -8,15 +8,16 @@ import torch
 from trainer_helpers import ragged_rollout, small, tiny_policy, without_times
 
 from rlkern.cli import main
-from rlkern.trainer import Config, UserError, loop, lora, train
-from rlkern.trainer.logs import read_metrics
-from rlkern.trainer.models import (
+from rlkern.trainer import Config, UserError, loop, train
+from rlkern.trainer.models import lora
+from rlkern.trainer.models.policy import (
     check_model_name,
     export_merged,
     load_policy,
     make_policy,
     recompute_layers,
 )
+from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.scoring import hidden_states, score
 
 pytest.importorskip("peft")

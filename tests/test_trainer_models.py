@@ -14,10 +14,12 @@ from trainer_helpers import (
     tiny_policy,
 )
 
-from rlkern.trainer import UserError, files, smollm2, train
-from rlkern.trainer.display import Display
-from rlkern.trainer.models import check_model_name, load_policy, train_last_layers
-from rlkern.trainer.plot import plot_curves
+from rlkern.trainer import UserError, train
+from rlkern.trainer.models import smollm2
+from rlkern.trainer.models.policy import check_model_name, load_policy, train_last_layers
+from rlkern.trainer.run import files
+from rlkern.trainer.show.display import Display
+from rlkern.trainer.show.plot import plot_curves
 
 pytestmark = pytest.mark.usefixtures("compiled")
 CPU = {"device": torch.device("cpu"), "dtype": "float32"}

@@ -9,10 +9,17 @@ import torch
 from trainer_helpers import small, small_session
 
 from rlkern.trainer import UserError
-from rlkern.trainer import pairs as module
-from rlkern.trainer.pairs import Pair, check_source, given_pairs, kept_pairs, read, sampled_pairs
+from rlkern.trainer.offline import pairs as module
+from rlkern.trainer.offline.pairs import (
+    Pair,
+    check_source,
+    given_pairs,
+    kept_pairs,
+    read,
+    sampled_pairs,
+)
+from rlkern.trainer.offline.statements import PROMPT, facts_file, statements
 from rlkern.trainer.session import check
-from rlkern.trainer.statements import PROMPT, facts_file, statements
 
 LINES = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": str(n)} for n in range(40)]
 

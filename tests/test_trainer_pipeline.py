@@ -13,7 +13,7 @@ from trainer_helpers import compiled, start, without_times  # noqa: F401
 from rlkern import cli
 from rlkern.trainer import UserError, pipeline
 from rlkern.trainer.config import load_yaml
-from rlkern.trainer.logs import read_metrics
+from rlkern.trainer.run.logs import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

@@ -13,10 +13,9 @@ from transformers import AutoModelForSequenceClassification, LlamaForSequenceCla
 
 import rlkern
 from rlkern.trainer import UserError, train
-from rlkern.trainer.given import given_rollout
-from rlkern.trainer.logs import read_metrics
-from rlkern.trainer.models import load_policy
-from rlkern.trainer.reward_model import (
+from rlkern.trainer.models.policy import load_policy
+from rlkern.trainer.offline.given import given_rollout
+from rlkern.trainer.offline.reward_model import (
     RewardModel,
     check_scorer,
     load_reward_model,
@@ -25,7 +24,8 @@ from rlkern.trainer.reward_model import (
     right_padded,
     scores,
 )
-from rlkern.trainer.rollout import Rollout
+from rlkern.trainer.rollout.data import Rollout
+from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.session import build
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -12,8 +12,8 @@ from trainer_helpers import (
 
 import rlkern
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.rollout import Prompts, Sampling, encode, stop_tokens, texts
-from rlkern.trainer.sampler import sample
+from rlkern.trainer.rollout.data import Prompts, Sampling, encode, stop_tokens, texts
+from rlkern.trainer.rollout.sampler import sample
 from rlkern.trainer.scoring import hidden_states, score
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -11,8 +11,8 @@ from trainer_helpers import (
 )
 
 import rlkern
-from rlkern.trainer.rollout import Rollout, Sampling, concat, stop_tokens
-from rlkern.trainer.sampler import draw, next_logprob, random_numbers, sample
+from rlkern.trainer.rollout.data import Rollout, Sampling, concat, stop_tokens
+from rlkern.trainer.rollout.sampler import draw, next_logprob, random_numbers, sample
 from rlkern.trainer.scoring import hidden_states, score
 
 pytestmark = pytest.mark.usefixtures("compiled")

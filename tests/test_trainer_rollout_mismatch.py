@@ -7,8 +7,8 @@ import pytest
 import torch
 from trainer_helpers import compiled, small  # noqa: F401
 
-from rlkern.trainer.mismatch import correction, mismatch_metrics
-from rlkern.trainer.rollout import Prompts, Rollout
+from rlkern.trainer.rollout.data import Prompts, Rollout
+from rlkern.trainer.rollout.mismatch import correction, mismatch_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled")
 OLD = torch.tensor([[0.9, 0.2], [0.1, 0.7]]).log()

@@ -18,10 +18,10 @@ import pytest
 import torch
 from trainer_helpers import compiled, ragged_prompts, small, tiny_policy  # noqa: F401
 
-from rlkern.trainer.engines import check_engine, make_engine
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.rollout import Sampling, concat, stop_tokens
-from rlkern.trainer.sampler import random_numbers
+from rlkern.trainer.rollout.data import Sampling, concat, stop_tokens
+from rlkern.trainer.rollout.engines import check_engine, make_engine
+from rlkern.trainer.rollout.sampler import random_numbers
 from rlkern.trainer.scoring import score
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -191,7 +191,7 @@ def test_the_same_numbers_give_the_same_answers_in_one_piece_and_in_two(engine):
 
 
 def test_greedy_answers_are_the_models_own(engine):
-    from rlkern.trainer.engines import ModelEngine
+    from rlkern.trainer.rollout.engines import ModelEngine
 
     sampling = Sampling(6, stop(engine.policy), temperature=0.0)
     prompts = ragged_prompts(engine.policy)

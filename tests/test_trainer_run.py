@@ -22,8 +22,9 @@ from trainer_helpers import (
 )
 
 from rlkern import cli
-from rlkern.trainer import Config, UserError, checkpoint, rundir, train
-from rlkern.trainer.logs import read_metrics
+from rlkern.trainer import Config, UserError, train
+from rlkern.trainer.run import checkpoint, rundir
+from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.settings import resolve
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -149,7 +150,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_nothing_else(
             target = {
                 "save_file": (checkpoint, "save_file"),
                 "json.dumps": (checkpoint.json, "dumps"),
-                "publish.sync": (sys.modules["rlkern.trainer.files"], "sync"),
+                "publish.sync": (sys.modules["rlkern.trainer.run.files"], "sync"),
             }[place]
             monkeypatch.setattr(*target, full_disk)
         return real(run, session)

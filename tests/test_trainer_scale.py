@@ -17,12 +17,12 @@ from trainer_helpers import small, tiny_policy
 
 import rlkern
 from rlkern.trainer import Config, UserError, loop, train
-from rlkern.trainer.logs import is_time, read_metrics
-from rlkern.trainer.parallel import check_parallel
-from rlkern.trainer.rollout import Sampling, encode
-from rlkern.trainer.sampler import random_numbers, sample
+from rlkern.trainer.processes.parallel import check_parallel
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.rollout.data import Sampling, encode
+from rlkern.trainer.rollout.sampler import random_numbers, sample
+from rlkern.trainer.run.logs import is_time, read_metrics
 from rlkern.trainer.scoring import hidden_states
-from rlkern.trainer.world import World
 
 LONG, CUT = 3, 2
 SPREAD = {"parallel": "fsdp2", "share_prompts": False}

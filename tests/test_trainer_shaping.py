@@ -9,11 +9,8 @@ from trainer_helpers import small
 
 import rlkern
 from rlkern.trainer import Config, UserError, session
-from rlkern.trainer.experience import Experience
-from rlkern.trainer.reward import Scored
-from rlkern.trainer.rollout import Prompts, Rollout
-from rlkern.trainer.settings import resolve
-from rlkern.trainer.shaping import (
+from rlkern.trainer.online.experience import Experience
+from rlkern.trainer.online.shaping import (
     check_shaping,
     finished,
     make_controller,
@@ -23,6 +20,9 @@ from rlkern.trainer.shaping import (
     shaped_reward,
     trained_mask,
 )
+from rlkern.trainer.reward import Scored
+from rlkern.trainer.rollout.data import Prompts, Rollout
+from rlkern.trainer.settings import resolve
 
 NAN = float("nan")
 STOP = torch.tensor([1])

@@ -15,12 +15,14 @@ from trainer_helpers import (
 )
 
 import rlkern
-from rlkern.trainer import sft, step
+from rlkern.trainer import step
 from rlkern.trainer.batch import Batch, minibatches, weighted
-from rlkern.trainer.report import completion_statistics
-from rlkern.trainer.rollout import stop_tokens
+from rlkern.trainer.offline import sft
+from rlkern.trainer.offline.sft import gold_rollout, supervise
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.rollout.data import stop_tokens
 from rlkern.trainer.scoring import hidden_states
-from rlkern.trainer.sft import gold_rollout, supervise
+from rlkern.trainer.show.report import completion_statistics
 from rlkern.trainer.step import (
     Losses,
     accumulate,
@@ -29,7 +31,6 @@ from rlkern.trainer.step import (
     optimizer_step,
     pieces,
 )
-from rlkern.trainer.world import World
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

@@ -12,7 +12,7 @@ from trainer_helpers import (
 from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.reward import Rewards, load_rewards, reward_statistics, score_completions
-from rlkern.trainer.tasks import first_line, make_task, question_key
+from rlkern.trainer.tasks.task import first_line, make_task, question_key
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from trainer_helpers import compiled, small, tiny_policy  # noqa: F401
 
-from rlkern.trainer.engines import ModelEngine
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.logs import read_metrics
 from rlkern.trainer.loop import train
-from rlkern.trainer.rollout import Sampling, stop_tokens, texts
-from rlkern.trainer.sampler import random_numbers, sample
+from rlkern.trainer.offline.sft import gold_rollout
+from rlkern.trainer.rollout.data import Sampling, stop_tokens, texts
+from rlkern.trainer.rollout.engines import ModelEngine
+from rlkern.trainer.rollout.sampler import random_numbers, sample
+from rlkern.trainer.rollout.turns import converse, turns
+from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.scoring import score
 from rlkern.trainer.session import build, check
-from rlkern.trainer.sft import gold_rollout
-from rlkern.trainer.tasks import make_task
-from rlkern.trainer.turns import converse, turns
+from rlkern.trainer.tasks.task import make_task
 
 pytestmark = pytest.mark.usefixtures("compiled")
 ALPHABET = "0123456789-:?<>"

@@ -11,7 +11,7 @@ from distributed_helpers import spawn
 from trainer_helpers import child_environment
 
 from rlkern.trainer import UserError
-from rlkern.trainer.world import World
+from rlkern.trainer.processes.world import World
 
 
 @dataclasses.dataclass
@@ -76,7 +76,7 @@ def test_shares_follow_each_other_and_are_even(size, count):
 
 def test_a_single_process_gets_back_what_it_gave_without_any_group():
     code = (
-        "import sys, torch; from rlkern.trainer.world import World\n"
+        "import sys, torch; from rlkern.trainer.processes.world import World\n"
         "world, x = World.start('cpu'), torch.ones(2, 3)\n"
         "assert world.gather_rows(x) is x and world.sum(x) is x and world.gather(x)[0] is x\n"
         "assert world.share(5) == (0, 5) and world.is_main and world.any(True)\n"

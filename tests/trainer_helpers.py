@@ -12,13 +12,13 @@ import torch
 
 import rlkern
 from rlkern.trainer import Config
-from rlkern.trainer.collect import generate, rewarded
-from rlkern.trainer.models import make_policy
-from rlkern.trainer.rollout import Sampling, encode, stop_tokens
-from rlkern.trainer.sampler import random_numbers, sample
+from rlkern.trainer.models.policy import make_policy
+from rlkern.trainer.rollout.collect import generate, rewarded
+from rlkern.trainer.rollout.data import Sampling, encode, stop_tokens
+from rlkern.trainer.rollout.sampler import random_numbers, sample
 from rlkern.trainer.session import build
 from rlkern.trainer.settings import known_algorithms
-from rlkern.trainer.tasks import make_task
+from rlkern.trainer.tasks.task import make_task
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Config(
@@ -151,6 +151,6 @@ def addition_task(eval_items=40):
 
 def without_times(lines):
     """Returns metric lines without what two equal runs may differ in."""
-    from rlkern.trainer.logs import is_time
+    from rlkern.trainer.run.logs import is_time
 
     return [{key: value for key, value in line.items() if not is_time(key)} for line in lines]

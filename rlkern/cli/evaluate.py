@@ -14,8 +14,8 @@ from rlkern.cli.guard import guarded, silence_hub, underscored
 if TYPE_CHECKING:
     from rlkern.trainer.config import Config
     from rlkern.trainer.evaluate import Answers
-    from rlkern.trainer.target import Target
-    from rlkern.trainer.tasks import Item
+    from rlkern.trainer.offline.target import Target
+    from rlkern.trainer.tasks.task import Item
 
 # Longest part of a prompt's end and of a completion in the table of samples.
 _PROMPT, _COMPLETION = 40, 60
@@ -72,8 +72,8 @@ def _words(text: str) -> list[str]:
 
 
 def _evaluate(arguments: list[str]) -> int:
+    from rlkern.trainer.offline.target import find_target, settings_for
     from rlkern.trainer.settings import validate
-    from rlkern.trainer.target import find_target, settings_for
 
     try:
         given = vars(_parser().parse_args(arguments))
@@ -117,8 +117,8 @@ def _answers(target: Target, config: Config) -> tuple[list[Item], dict[str, Answ
     import torch
 
     from rlkern.trainer.evaluate import answer, samplings
-    from rlkern.trainer.models import check_model_name, make_policy, resolve_device
-    from rlkern.trainer.rollout import stop_tokens
+    from rlkern.trainer.models.policy import check_model_name, make_policy, resolve_device
+    from rlkern.trainer.rollout.data import stop_tokens
     from rlkern.trainer.session import task_of
 
     device = resolve_device(config.device)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rlkern.compare import record
 from rlkern.compare.plan import Comparison, Planned, runs, starts
-from rlkern.trainer.checkpoint import name_of
 from rlkern.trainer.config import to_yaml
-from rlkern.trainer.files import write_text
 from rlkern.trainer.loop import SUMMARY
+from rlkern.trainer.run.checkpoint import name_of
+from rlkern.trainer.run.files import write_text
 
 # ru_maxrss counts kibibytes on Linux and bytes on macOS.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern.trainer.config import Config
-from rlkern.trainer.rollout import Rollout
+from rlkern.trainer.rollout.data import Rollout
 
 
 @dataclass

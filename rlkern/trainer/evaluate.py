@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from rlkern.trainer.config import Config
-from rlkern.trainer.engines import ModelEngine
-from rlkern.trainer.models import Policy
-from rlkern.trainer.rollout import Sampling, texts
-from rlkern.trainer.sampler import random_numbers
-from rlkern.trainer.tasks import Item, Task
-from rlkern.trainer.turns import converse, turns
-from rlkern.trainer.world import World
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.rollout.data import Sampling, texts
+from rlkern.trainer.rollout.engines import ModelEngine
+from rlkern.trainer.rollout.sampler import random_numbers
+from rlkern.trainer.rollout.turns import converse, turns
+from rlkern.trainer.tasks.task import Item, Task
 
 
 @dataclass

@@ -9,13 +9,13 @@ from typing import Protocol
 
 import torch
 
-from rlkern.trainer.collect import Warn
-from rlkern.trainer.display import Display
-from rlkern.trainer.iteration import Online
-from rlkern.trainer.offline import Supervised
-from rlkern.trainer.preferences import FromPairs, Judged, Scored
-from rlkern.trainer.report import Sample
+from rlkern.trainer.offline.preferences import FromPairs, Judged, Scored
+from rlkern.trainer.offline.supervised import Supervised
+from rlkern.trainer.online.learner import Online
+from rlkern.trainer.rollout.collect import Warn
 from rlkern.trainer.session import Session
+from rlkern.trainer.show.display import Display
+from rlkern.trainer.show.report import Sample
 
 
 class Learner(Protocol):

@@ -14,21 +14,21 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 import rlkern
-from rlkern.trainer import best, checkpoint, rundir
-from rlkern.trainer.checkpoint import all_checkpoints
 from rlkern.trainer.config import Config
-from rlkern.trainer.display import Display
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import write_text
-from rlkern.trainer.interrupt import Interrupt
 from rlkern.trainer.learners import Learner, make_learner
-from rlkern.trainer.logs import Log, read_metrics
-from rlkern.trainer.parallel import check_parallel, whole_state
-from rlkern.trainer.plot import plot_curves
+from rlkern.trainer.offline.sft import supervise
+from rlkern.trainer.processes.parallel import check_parallel, whole_state
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.run import best, checkpoint, rundir
+from rlkern.trainer.run.checkpoint import all_checkpoints
+from rlkern.trainer.run.files import write_text
+from rlkern.trainer.run.interrupt import Interrupt
+from rlkern.trainer.run.logs import Log, read_metrics
 from rlkern.trainer.session import Session, attach_adapters, build, check
 from rlkern.trainer.settings import resolve
-from rlkern.trainer.sft import supervise
-from rlkern.trainer.world import World
+from rlkern.trainer.show.display import Display
+from rlkern.trainer.show.plot import plot_curves
 
 SUMMARY = "summary.json"
 

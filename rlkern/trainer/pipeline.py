@@ -19,17 +19,17 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from rlkern.trainer.checkpoint import all_checkpoints
 from rlkern.trainer.config import Config, differing_key, from_dict
-from rlkern.trainer.display import Display
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import remove_partial, write_text
 from rlkern.trainer.loop import SUMMARY, train
+from rlkern.trainer.processes.world import World
 from rlkern.trainer.reward import TASK, load_rewards
-from rlkern.trainer.rundir import CONFIG
+from rlkern.trainer.run.checkpoint import all_checkpoints
+from rlkern.trainer.run.files import remove_partial, write_text
+from rlkern.trainer.run.rundir import CONFIG
 from rlkern.trainer.session import check, task_of
 from rlkern.trainer.settings import find_algorithm, resolve
-from rlkern.trainer.world import World
+from rlkern.trainer.show.display import Display
 
 PLAN, RESULT = "pipeline.yaml", "pipeline.json"
 _STAGE = re.compile(r"\bstage:([A-Za-z0-9._-]+)")

@@ -10,8 +10,8 @@ from typing import Any
 
 from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.online.shaping import check_shaping
 from rlkern.trainer.settings import resolve
-from rlkern.trainer.shaping import check_shaping
 
 # Advantages that compare an answer with something else than the other answers to its prompt.
 ALONE = frozenset("batch_centered gae reward remax optimal reinforce_plus_plus".split())

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.models import resolve_device
-from rlkern.trainer.tasks import Item, Task
+from rlkern.trainer.models.policy import resolve_device
+from rlkern.trainer.tasks.task import Item, Task
 
 RewardFunction = Callable[..., "list[float | None]"]
 
@@ -69,7 +69,7 @@ def _find(name: str, config: Config, task: Task) -> RewardFunction:
     if name == TASK:
         return task_reward(task)
     if ":" not in name and (Path(name) / "config.json").is_file():
-        from rlkern.trainer.reward_model import load_reward_model
+        from rlkern.trainer.offline.reward_model import load_reward_model
 
         return load_reward_model(
             Path(name), device=resolve_device(config.device), dtype=config.dtype

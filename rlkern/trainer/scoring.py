@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import rlkern
-from rlkern.trainer.models import Policy
-from rlkern.trainer.rollout import Rollout, positions
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.rollout.data import Rollout, positions
 
 
 def hidden_states(

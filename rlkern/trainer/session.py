@@ -12,13 +12,10 @@ from typing import Any
 
 import torch
 
-from rlkern.trainer import checkpoint, lora, parallel
 from rlkern.trainer.config import Config
-from rlkern.trainer.critic import Critic, make_critic
-from rlkern.trainer.engines import Engine, check_engine, make_engine
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import publish
-from rlkern.trainer.models import (
+from rlkern.trainer.models import lora
+from rlkern.trainer.models.policy import (
     Policy,
     check_model_name,
     load_policy,
@@ -27,18 +24,23 @@ from rlkern.trainer.models import (
     resolve_device,
     train_last_layers,
 )
-from rlkern.trainer.offline_check import check_offline, coefficient_defaults
+from rlkern.trainer.offline.check import check_offline, coefficient_defaults
+from rlkern.trainer.offline.reward_model import load_scorer
+from rlkern.trainer.online.critic import Critic, make_critic
+from rlkern.trainer.online.shaping import check_shaping
 from rlkern.trainer.preflight import check_settings
+from rlkern.trainer.processes import parallel
+from rlkern.trainer.processes.world import World
 from rlkern.trainer.progress import Progress
 from rlkern.trainer.reward import Rewards, load_rewards
-from rlkern.trainer.reward_model import load_scorer
-from rlkern.trainer.rollout import Sampling, encode, stop_tokens
+from rlkern.trainer.rollout.data import Sampling, encode, stop_tokens
+from rlkern.trainer.rollout.engines import Engine, check_engine, make_engine
+from rlkern.trainer.rollout.turns import check_turns, turns
+from rlkern.trainer.run import checkpoint
+from rlkern.trainer.run.files import publish
 from rlkern.trainer.settings import asked_coefficients, find_algorithm, resolve, validate
-from rlkern.trainer.shaping import check_shaping
 from rlkern.trainer.step import make_optimizer
-from rlkern.trainer.tasks import Task, make_task
-from rlkern.trainer.turns import check_turns, turns
-from rlkern.trainer.world import World
+from rlkern.trainer.tasks.task import Task, make_task
 
 REFERENCE = "reference"
 # Who reads a checkpoint of what an algorithm trains.

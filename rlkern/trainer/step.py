@@ -13,12 +13,12 @@ from torch import Tensor
 import rlkern
 from rlkern.trainer.batch import Batch
 from rlkern.trainer.config import Config
-from rlkern.trainer.critic import Critic
-from rlkern.trainer.models import Policy
-from rlkern.trainer.parallel import accumulating
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.online.critic import Critic
+from rlkern.trainer.processes.parallel import accumulating
+from rlkern.trainer.processes.world import World
 from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.settings import resolve
-from rlkern.trainer.world import World
 
 
 @dataclass

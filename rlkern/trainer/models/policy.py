@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies: a causal language model with its tokenizer, made here, unpacked from a package, or read
+from a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rlkern.fused_head import HeadOf, find_head
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.models import lora, smollm2
+
+
+@dataclass
+class Policy:
+    """A model, its tokenizer, where it runs, and whether matrix products run in bfloat16.
+
+    bare leaves adapters out; recompute stores no activations of layers.
+    """
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    mixed: bool = False
+    bare: bool = False
+    recompute: bool = False
+
+    @functools.cached_property
+    def head(self) -> HeadOf:
+        """Returns where the model's logits come from."""
+        found = find_head(self.model)
+        if not self.bare:
+            return found
+        base: Any = getattr(found.head, "base_layer", found.head)
+        return found._replace(head=base)
+
+    @property
+    def context(self) -> int:
+        """Returns the longest sequence in tokens that the model was made for."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+
+    def adapt(self, model: Any) -> None:
+        """Take a model with adapters in place of the one without, for all who hold this policy."""
+        self.model = model
+        self.__dict__.pop("head", None)
+
+    def without_adapters(self) -> Policy:
+        """Returns the model that the adapters are laid over: no copy, the same weights."""
+        return dataclasses.replace(self, bare=True)
+
+    @contextlib.contextmanager
+    def precision(self) -> Iterator[None]:
+        """Holds the context in which the model's forward pass runs."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+            )
+            stack.enter_context(self._attention())
+            if self.bare:
+                stack.enter_context(self.model.disable_adapter())
+            if self.recompute and torch.is_grad_enabled():
+                # transformers recomputes layers in training mode alone; there is no dropout.
+                self.model.train()
+                stack.callback(self.model.eval)
+            yield
+
+    def _attention(self) -> contextlib.AbstractContextManager:
+        if self.device.type == "cpu" and self.low_precision:
+            # Backward of the CPU's flash attention is twenty times slower in bfloat16 than in
+            # float32; the plain products of short rows are not.
+            return sdpa_kernel(SDPBackend.MATH)
+        return contextlib.nullcontext()
+
+    @property
+    def low_precision(self) -> bool:
+        """Returns True where matrix products run in bfloat16."""
+        return self.mixed or self.model.dtype == torch.bfloat16
+
+    def save(self, folder: Path, state: dict | None = None) -> None:
+        """Write model and tokenizer in Hugging Face format, weights in safetensors: the adapters
+        alone where there are any. `state` are the weights by name where they are spread."""
+        if lora.is_adapted(self.model):
+            lora.save_adapters(self.model, folder, state)
+        else:
+            self.model.save_pretrained(folder, state_dict=state)
+        self.tokenizer.save_pretrained(folder)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Returns the weights that are trained, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Returns the device a run uses; raises one sentence for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda was asked for, but torch sees no GPU; use --device cpu")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def check_model_name(name: str) -> None:
+    """Returns nothing; raises one sentence, before any work, for a model that is not there."""
+    folder = Path(name)
+    if name == "smollm2":
+        smollm2.check_available()
+    elif (base := lora.base_of(folder)) is not None:
+        lora.check_peft()
+        check_model_name(base)
+    elif name != "tiny" and not (folder / "config.json").is_file():
+        raise UserError(
+            f"there is no model {name!r}: use tiny, smollm2 or a directory that holds config.json"
+            " (nothing is downloaded)"
+        )
+
+
+def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dtype: str) -> Policy:
+    """Returns the policy called `name`: fresh for tiny, else with its stored weights, to which
+    stored adapters are added."""
+    check_model_name(name)
+    if name == "tiny":
+        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        model, tokenizer = tiny(alphabet, seed)
+        return Policy(model.to(device, weights).eval(), tokenizer, device, mixed=dtype == "mixed")
+    policy = load_policy(_folder_of(name), device=device, dtype=dtype)
+    if lora.is_adapted(policy.model):
+        policy.model = lora.merged(policy.model)
+    return policy
+
+
+def _folder_of(name: str) -> Path:
+    return smollm2.converted() if name == "smollm2" else Path(name)
+
+
+def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
+    """Returns the policy stored in a folder in Hugging Face format, with its adapters if it has
+    any; only safetensors are read, no code is run.
+    """
+    base = lora.base_of(directory)
+    if base is not None:
+        policy = load_policy(_folder_of(base), device=device, dtype=dtype)
+        return dataclasses.replace(policy, model=lora.load_adapters(policy.model, directory))
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=weights,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"model {str(directory)!r} cannot be loaded: {first}") from error
+    model, found = loaded
+    if found["missing_keys"]:
+        raise UserError(
+            f"model {str(directory)!r} must hold every weight of a language model, it lacks"
+            f" {sorted(found['missing_keys'])[0]}; a reward model belongs under reward"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model {str(directory)!r}: its tokenizer must name an eos token, it has none"
+        )
+    if tokenizer.pad_token_id is None:
+        # Padding is always masked by position, never by its id, so any id serves.
+        tokenizer.pad_token = tokenizer.eos_token
+    model = torch.nn.Module.to(model, device).eval()
+    return Policy(model, tokenizer, device, mixed=dtype == "mixed")
+
+
+def train_last_layers(model: Any, count: int) -> None:
+    """Freeze all but the last `count` transformer layers; 0 leaves every weight trainable."""
+    if count == 0:
+        return
+    layers = model.get_decoder().layers
+    if count > len(layers):
+        raise UserError(
+            f"train_layers must be at most the model's {len(layers)} layers, got {count}"
+        )
+    model.requires_grad_(False)
+    # What a reward model has in place of the head is new and has to learn.
+    for trained in (*layers[-count:], *filter(None, [getattr(model, "score", None)])):
+        trained.requires_grad_(True)
+
+
+def recompute_layers(policy: Policy) -> None:
+    """Make the policy's layers compute their activations again in the backward pass."""
+    dropout = {key: x for key, x in policy.model.config.to_dict().items() if "drop" in key and x}
+    if dropout:
+        raise UserError(
+            "gradient_checkpointing recomputes layers in training mode, so the model must have no"
+            f" dropout, got {dropout}"
+        )
+
+    def contexts() -> tuple:
+        return contextlib.nullcontext(), policy._attention()
+
+    kwargs = {"use_reentrant": False, "context_fn": contexts}
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    policy.recompute = True
+
+
+def export_merged(folder: Path, target: Path) -> None:
+    """Write the model of a folder with adapters as a whole one, in Hugging Face format."""
+    cpu = torch.device("cpu")
+    make_policy(str(folder), alphabet="", seed=0, device=cpu, dtype="float32").save(target)
+
+
+def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
+    """Returns a 0.4M-parameter Llama-shaped character model with random weights, and
+    its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = character_tokenizer(alphabet)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config), tokenizer
+
+
+def character_tokenizer(alphabet: str) -> Any:
+    """Returns a tokenizer with one token for each character of the alphabet, plus pad, eos and
+    unknown.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys(alphabet)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reward models: a language model with one output in place of its head, scoring whole answers.
+
+Stored as transformers' …ForSequenceClassification, so that others read ours and we read theirs.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.offline.given import given_rollout
+from rlkern.trainer.rollout.data import Rollout
+
+_CLASS = "ForSequenceClassification"
+
+
+def is_scorer(policy: Policy) -> bool:
+    """Returns True for a model that has a score in place of the head of a language model."""
+    return type(policy.model).__name__.endswith(_CLASS)
+
+
+def make_scorer(policy: Policy) -> Policy:
+    """Returns a reward model around the trunk of a language model, every answer scored 0.
+
+    The trunk is the policy's own, not a copy.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(policy.model.config)
+    config.num_labels, config.tie_word_embeddings = 1, False
+    config.pad_token_id = policy.tokenizer.pad_token_id
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as error:
+        raise UserError(
+            f"a model of type {config.model_type} cannot become a reward model: transformers has no"
+            " sequence classification for it"
+        ) from error
+    setattr(model, model.base_model_prefix, policy.model.base_model)
+    weight = policy.model.get_input_embeddings().weight
+    model.score = torch.nn.Linear(weight.shape[1], 1, bias=False).to(weight.device, weight.dtype)
+    torch.nn.init.zeros_(model.score.weight)
+    return dataclasses.replace(policy, model=model.eval())
+
+
+def load_scorer(directory: Path, *, device: torch.device, dtype: str) -> Policy:
+    """Returns the reward model stored in a folder in Hugging Face format; raises one sentence for a
+    folder that holds something else."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    check_scorer(directory)
+    weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            directory,
+            dtype=weights,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"reward model {str(directory)!r} cannot be loaded: {first}") from error
+    if found["missing_keys"]:
+        raise UserError(
+            f"reward model {str(directory)!r} must hold every weight, it lacks"
+            f" {sorted(found['missing_keys'])[0]}"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return Policy(torch.nn.Module.to(model, device).eval(), tokenizer, device, dtype == "mixed")
+
+
+def check_scorer(directory: Path) -> None:
+    """Returns nothing; raises one sentence, before anything is loaded, for a folder that holds no
+    reward model."""
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        held = (config.get("architectures") or ["a model of no known class"])[0]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"reward model {str(directory)!r} cannot be read: {error}") from error
+    outputs = len(config.get("id2label") or "12")
+    if not held.endswith(_CLASS) or outputs != 1:
+        what = f"{held} with {outputs} outputs" if held.endswith(_CLASS) else held
+        raise UserError(
+            f"reward model {str(directory)!r} must hold a …{_CLASS} with one output, it holds"
+            f" {what}; make one with an algorithm that trains a reward model"
+        )
+
+
+def scores(policy: Policy, rollout: Rollout) -> Tensor:
+    """Returns the score (B,) of each answer: the model's output at its last token."""
+    token, seen = right_padded(rollout, policy.tokenizer.pad_token_id)
+    with policy.precision():
+        found = policy.model(input_ids=token, attention_mask=seen.long(), use_cache=False)
+    return found.logits[:, 0].float()
+
+
+def right_padded(rollout: Rollout, fill: int) -> tuple[Tensor, Tensor]:
+    """Returns prompts and answers in one row each, (B, P + T), all padding on the right, and where
+    they are real: what transformers' classifiers pool by."""
+    prompts, G = rollout.prompts, rollout.group_size
+    token = torch.cat([prompts.token.repeat_interleave(G, 0), rollout.token], 1)
+    seen = torch.cat([prompts.mask.repeat_interleave(G, 0), rollout.present], 1)
+    order = (~seen).long().argsort(dim=1, stable=True)
+    token, seen = token.gather(1, order), seen.gather(1, order)
+    width = int(seen.sum(1).max())
+    return torch.where(seen, token, fill)[:, :width], seen[:, :width]
+
+
+class RewardModel:
+    """A trained reward model as a reward function, f(prompts, completions) -> scores."""
+
+    __name__ = "reward_model"
+
+    def __init__(self, policy: Policy, *, batch: int = 64):
+        self.policy, self._batch = policy, batch
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], **columns: Any
+    ) -> list[float | None]:
+        """Returns the score of each completion; every one counts as ended."""
+        found: list[float | None] = []
+        for first in range(0, len(prompts), self._batch):
+            rows = slice(first, first + self._batch)
+            rollout = given_rollout(self.policy, prompts[rows], completions[rows], stop="")
+            found += scores(self.policy, rollout).tolist()
+        return found
+
+
+def load_reward_model(folder: Path, *, device: torch.device, dtype: str) -> RewardModel:
+    """Returns the reward model of a folder as a reward function; raises one sentence if there is
+    none."""
+    policy = load_scorer(folder, device=device, dtype=dtype)
+    policy.model.requires_grad_(False)
+    return RewardModel(policy)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling completions in batches with the model's own KV cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import DynamicCache
+
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.rollout.data import Prompts, Rollout, Sampling, positions
+
+
+def random_numbers(generator: torch.Generator, rows: int, sampling: Sampling) -> Tensor:
+    """Returns one number in [0, 1) for each token of `rows` completions, (rows, T) float64.
+
+    T counts the tokens of all turns. Drawn for a whole batch at once, so that a part of it samples
+    the same tokens.
+    """
+    shape = (rows, sampling.longest)
+    return torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    prompts: Prompts,
+    sampling: Sampling,
+    *,
+    group_size: int,
+    uniform: Tensor | None,
+) -> Rollout:
+    """Returns group_size completions of each prompt.
+
+    uniform  (B, max_new_tokens) float64 in [0, 1), which token t of row b is drawn by; None where
+             nothing is drawn, at temperature 0
+    """
+    cache = DynamicCache()
+    logits = _forward(policy, prompts.token, prompts.mask, positions(prompts.mask), cache)
+    cache.batch_repeat_interleave(group_size)
+    logits = logits.repeat_interleave(group_size, 0)
+    seen = prompts.mask.repeat_interleave(group_size, 0)
+    alive = seen.new_ones(seen.shape[0])
+    tokens, masks, logprobs, keeps = [], [], [], []
+    for step in range(sampling.max_new_tokens):
+        logprob = next_logprob(logits, sampling)
+        token = draw(logprob, None if uniform is None else uniform[:, step])
+        tokens.append(torch.where(alive, token, policy.tokenizer.pad_token_id))
+        masks.append(alive)
+        logprobs.append(torch.where(alive, logprob.gather(-1, token[:, None])[:, 0], 0.0))
+        if sampling.truncates:
+            keeps.append(_kept_ids(logprob > -torch.inf, alive))
+        seen = torch.cat([seen, alive[:, None]], 1)
+        alive = alive & ~torch.isin(token, sampling.stop)
+        if step + 1 == sampling.max_new_tokens or not alive.any():
+            break
+        logits = _forward(policy, tokens[-1][:, None], seen, positions(seen)[:, -1:], cache)
+    return Rollout(
+        prompts,
+        torch.stack(tokens, 1),
+        torch.stack(masks, 1),
+        torch.stack(logprobs, 1),
+        keep=_stacked(keeps) if keeps else None,
+    )
+
+
+def _forward(
+    policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cache: DynamicCache
+) -> Tensor:
+    """Returns the logits (B, V) after the last token, and grow the cache."""
+    with policy.precision():
+        output = policy.model(
+            input_ids=token,
+            attention_mask=seen.long(),
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return output.logits[:, -1].float()
+
+
+def next_logprob(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Returns the log-probability (B, V) of each next token, -inf where it cannot be drawn.
+
+    Temperature, then the top_k likeliest, then of these the fewest likeliest whose probability
+    reaches top_p, then renormalised: the order of vLLM and transformers. Of equally likely tokens
+    those with lower ids come first, so that top_k keeps exactly k.
+
+    >>> from math import log
+    >>> logits = torch.tensor([[log(0.2), log(0.4), log(0.3), log(0.1)]])
+    >>> rule = Sampling(4, torch.tensor([0]), top_k=3, top_p=0.7)
+    >>> next_logprob(logits, rule).exp()   # of 4/9, 3/9, 2/9 the first two reach 0.7
+    tensor([[0.0000, 0.5714, 0.4286, 0.0000]])
+    """
+    if sampling.temperature > 0:
+        logits = logits / sampling.temperature
+    if sampling.truncates:
+        logits = torch.where(_kept(logits, sampling.top_k, sampling.top_p), logits, -torch.inf)
+    return torch.log_softmax(logits, -1)
+
+
+def _kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Returns (B, V), True for the tokens that top-k and then top-p leave."""
+    ordered, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+    if top_k:
+        ordered[:, top_k:] = -torch.inf
+    probability = torch.softmax(ordered.double(), -1)
+    before = probability.cumsum(-1) - probability
+    chosen = (before < top_p) & (ordered > -torch.inf)
+    return torch.zeros_like(chosen).scatter(-1, ids, chosen)
+
+
+def draw(logprob: Tensor, uniform: Tensor | None) -> Tensor:
+    """Returns a token (B,) for each row: the first whose cumulative probability is above the row's
+    number, or the likeliest where there is no number.
+
+    >>> draw(torch.tensor([[0.25, 0.0, 0.75]] * 2).log(), torch.tensor([0.2, 0.25]).double())
+    tensor([0, 2])
+    """
+    if uniform is None:
+        return logprob.argmax(-1)
+    cumulative = logprob.double().exp().cumsum(-1)
+    total = cumulative[:, -1:]
+    # Of numbers in [0, 1) the largest is 1 - 2**-53, and its product still rounds below the total.
+    place = uniform.to(total)[:, None] * total
+    return torch.searchsorted(cumulative, place, right=True)[:, 0]
+
+
+def _kept_ids(kept: Tensor, alive: Tensor) -> Tensor:
+    """Returns the kept ids (B, K) of each row, ascending, with -1 behind them and in dead rows."""
+    kept = kept & alive[:, None]
+    width = int(kept.sum(-1).max())
+    # False sorts behind True, and a stable sort leaves the ids in their order.
+    ids = torch.argsort(kept.byte(), dim=-1, descending=True, stable=True)[:, :width]
+    return torch.where(kept.gather(-1, ids), ids, -1)
+
+
+def _stacked(keeps: list[Tensor]) -> Tensor:
+    """Returns kept ids (B, T, K) of one entry for each step."""
+    width = max(ids.shape[1] for ids in keeps)
+    return torch.stack([pad(ids, (0, width - ids.shape[1]), value=-1) for ids in keeps], 1)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""metrics.jsonl and TensorBoard: one line, one point for each logged step."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from rlkern.trainer.run.files import write_text
+
+METRICS = "metrics.jsonl"
+
+
+def is_time(key: str) -> bool:
+    """Returns True for a metric that two equal runs may differ in: a time, or a speed."""
+    return key.startswith("time/") or key in ("step_time", "seconds", "tokens_per_second")
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """Returns the lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+class Log:
+    """Writes metrics as they come; after a resume the lines past the checkpoint are gone."""
+
+    def __init__(self, run: Path, *, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [line for line in read_metrics(run) if line["step"] <= step]
+        write_text(run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = (run / METRICS).open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line and hand it to the system at once, so that a kill loses
+        nothing written."""
+        # JSON has no NaN: what is not finite is null, and skipped_updates tells why.
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        """Bring the TensorBoard file up to date."""
+        self._board.flush()
+
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        self._board.close()

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers and sentences that describe a step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+import rlkern
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.online.experience import Experience
+from rlkern.trainer.online.shaping import finished
+from rlkern.trainer.rollout.data import Rollout
+from rlkern.trainer.step import StepResult, learning_rate
+
+if TYPE_CHECKING:
+    from rlkern.trainer.session import Session
+
+Sample = tuple[str, str, float]
+
+
+class Stopwatch:
+    """Splits a step's time into named parts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._device = device
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last call to `name`; kernels still running on a GPU belong
+        to it."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + now - self._last
+        self._last = now
+
+
+def note(
+    session: Session,
+    results: list[StepResult],
+    degenerate: bool,
+    reward: float,
+    warn: Callable[[str], None],
+) -> None:
+    """Count and say what went wrong in a step; stop when nothing was ever there to learn from."""
+    progress, limit = session.progress, session.config.degenerate_limit
+    skipped = sum(result.skipped for result in results)
+    if skipped:
+        warn(
+            f"step {progress.step}: loss or gradient was not finite,"
+            f" {skipped} of {len(results)} updates skipped"
+            f" ({progress.skipped_updates} so far)"
+        )
+    if not degenerate:
+        return
+    progress.degenerate_steps += 1
+    if limit and progress.step <= limit and progress.degenerate_steps == limit:
+        raise UserError(
+            f"in each of the first {limit} rollouts all completions of a prompt had the same reward"
+            f" (mean {reward:g} in the last), so there is nothing to learn from;"
+            " look at the reward function, the prompts and the temperature"
+        )
+    if progress.degenerate_steps == 1 or progress.degenerate_steps % 50 == 0:
+        warn(
+            f"step {progress.step}: all completions of each prompt had the same reward,"
+            f" so this rollout teaches nothing ({progress.degenerate_steps} such rollouts so far)"
+        )
+
+
+def update_values(session: Session, results: list[StepResult]) -> dict[str, float]:
+    """Returns what the optimizer steps on one rollout report, averaged over them."""
+    progress, config = session.progress, session.config
+    values: dict[str, float] = {}
+    policy = [vector for result in results for vector in result.metrics]
+    if policy:
+        values.update(rlkern.metrics_dict(rlkern.merge_metrics(policy)))
+        values.pop("num_tokens", None)
+    critic = [result.value_metrics for result in results if result.value_metrics is not None]
+    if critic:
+        found = rlkern.value_metrics_dict(torch.stack(critic).sum(0))
+        values["critic/vf_loss"] = sum(r.value_loss for r in results) / len(results)
+        values["critic/vf_explained_var"] = found["explained_variance"]
+        values["critic/vpred_mean"] = found["value_mean"]
+        values["critic/vf_clipfrac"] = found["clip_fraction"]
+    for result in results:
+        values.update(result.differences)
+    count = max(1, len(results))
+    rate = learning_rate(config, max(0, progress.update - 1), session.updates)
+    return {
+        **values,
+        "loss": sum(result.loss for result in results) / count,
+        "grad_norm": sum(result.grad_norm for result in results) / count,
+        "learning_rate": rate * (config.lr or 0.0),
+        "num_tokens": progress.num_tokens,
+        "degenerate_steps": progress.degenerate_steps,
+        "skipped_updates": progress.skipped_updates,
+    }
+
+
+def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, float]:
+    """Returns lengths of all completions and of those that ended by themselves, and the share cut
+    short.
+    """
+    length = rollout.mask.sum(-1)
+    ended = finished(rollout, stop)
+    terminated = length[ended] if ended.any() else length.new_zeros(1)
+    values = {"completions/clipped_ratio": 1.0 - ended.float().mean().item()}
+    for name, lengths in (("length", length), ("terminated_length", terminated)):
+        values[f"completions/mean_{name}"] = lengths.float().mean().item()
+        values[f"completions/min_{name}"] = float(lengths.min())
+        values[f"completions/max_{name}"] = float(lengths.max())
+    return values
+
+
+def pick_samples(experience: Experience, group_size: int) -> list[Sample]:
+    """Returns two completions, the best and the worst, of each of the first four prompts."""
+    rewards = experience.reward.tolist()
+    picked = []
+    for first in range(0, min(len(rewards), 4 * group_size), group_size):
+        rows = [i for i in range(first, first + group_size) if not math.isnan(rewards[i])] or [
+            first
+        ]
+        for row in dict.fromkeys(
+            (max(rows, key=rewards.__getitem__), min(rows, key=rewards.__getitem__))
+        ):
+            picked.append((experience.items[row].prompt, experience.completions[row], rewards[row]))
+    return picked
