@@ -14,7 +14,7 @@ from rlkern.cli.guard import guarded, silence_hub, underscored
 if TYPE_CHECKING:
     from rlkern.trainer.config import Config
     from rlkern.trainer.evaluate import Answers
-    from rlkern.trainer.offline.target import Target
+    from rlkern.trainer.run.target import Target
     from rlkern.trainer.tasks.task import Item
 
 # Longest part of a prompt's end and of a completion in the table of samples.
@@ -72,7 +72,7 @@ def _words(text: str) -> list[str]:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    from rlkern.trainer.offline.target import find_target, settings_for
+    from rlkern.trainer.run.target import find_target, settings_for
     from rlkern.trainer.settings import validate
 
     try:

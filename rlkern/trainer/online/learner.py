@@ -182,7 +182,9 @@ class Online:
         session = self.session
         if session.config.sampling != "duplicate":
             return batch, None
-        reward, group = experience.reward, experience.group
+        # The rewards as the functions gave them: a punishment of length would make groups whose
+        # answers are equally right look mixed.
+        reward, group = experience.scored.reward.to(experience.reward), experience.group
         generator = session.generator
         if session.config.duplicate_by == "weight":
             multiplicity = rlkern.sampling.refill_multiplicity(reward, group, generator=generator)
