@@ -11,3 +11,13 @@ def right_digits(prompts, completions, answer):
     """Returns the share of the answer's characters that each completion has in their places."""
     pairs = zip(completions, answer, strict=True)
     return [sum(a == b for a, b in zip(text, right)) / len(right) for text, right in pairs]
+
+
+def starts_with_seven(prompts, completions):
+    """Returns 1 for a completion that begins with 7: rare enough that most groups agree."""
+    return [float(text[:1] == "7") for text in completions]
+
+
+def nothing(prompts, completions):
+    """Returns 0 for every completion."""
+    return [0.0] * len(completions)
