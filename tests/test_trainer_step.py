@@ -22,6 +22,7 @@ from rlkern.trainer.offline.sft import gold_rollout, supervise
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.data import stop_tokens
 from rlkern.trainer.scoring import hidden_states
+from rlkern.trainer.session import build
 from rlkern.trainer.show.report import completion_statistics
 from rlkern.trainer.step import (
     Losses,
@@ -100,10 +101,14 @@ def test_hidden_states_that_are_not_finite_skip_the_step_and_leave_the_weights_a
     spoilt[0, 0, 0] = poison
     with monkeypatch.context() as patch:
         patch.setattr(step, "hidden_states", lambda *a, **k: hidden_states(*a, **k) + spoilt)
-        result = optimizer_step(losses, optimizer, batch, config, {}, rate=1.0, world=World())
+        result = optimizer_step(
+            losses, optimizer, batch, config, {}, rates={"policy": 1.0}, world=World()
+        )
     assert result.skipped
     assert all(torch.equal(before[name], p) for name, p in policy.parameters().items())
-    result = optimizer_step(losses, optimizer, batch, config, {}, rate=1.0, world=World())
+    result = optimizer_step(
+        losses, optimizer, batch, config, {}, rates={"policy": 1.0}, world=World()
+    )
     assert not result.skipped
     assert any(not torch.equal(before[name], p) for name, p in policy.parameters().items())
 
@@ -117,10 +122,18 @@ def test_pieces_cover_every_prompt_once():
 
 def test_the_learning_rate_rises_then_falls_to_its_floor(tmp_path):
     config = small(tmp_path, lr=1.0, warmup_steps=2, steps=10, lr_decay="linear", lr_floor=0.1)
-    rates = [learning_rate(config, update) for update in range(11)]
+    rates = [learning_rate(config, update, 10) for update in range(11)]
     assert rates[:2] == [0.5, 1.0]
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert rates[10] == pytest.approx(0.1)
+
+
+def test_the_learning_rate_of_the_policy_waits_for_its_critic(tmp_path):
+    config = small(tmp_path, algorithm="a2c", critic_warmup=2, warmup_steps=4, minibatches=2)
+    session = build(config, resume_from=None)
+    rates = [session.rates(update) for update in range(12)]
+    assert [r["critic"] for r in rates[:5]] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [r["policy"] for r in rates[4:9]] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_the_supervised_stage_ends_at_its_target(tmp_path, monkeypatch):

@@ -165,6 +165,15 @@ def _several_samples(config: Config, algorithm: Any) -> str | None:
     )
 
 
+def _warmup_without_end(config: Config, algorithm: Any) -> str | None:
+    if not _has_value(algorithm) or config.critic_warmup < config.steps:
+        return None
+    return (
+        f"critic_warmup must be below steps ({config.steps}), or the policy never learns, got"
+        f" {config.critic_warmup}"
+    )
+
+
 def _rewards_and_weights(config: Config, algorithm: Any) -> str | None:
     names = (config.reward or "task").split(",")
     weights = config.reward_weights
@@ -183,6 +192,7 @@ CONTRADICTIONS: tuple[Callable[[Config, Any], str | None], ...] = (
     _adapters_or_layers,
     _checkpointing_without_cache,
     _several_samples,
+    _warmup_without_end,
     _rewards_and_weights,
     _idle("lora_alpha", "lora_rank", 0, "give lora_rank above 0"),
     _idle("lora_targets", "lora_rank", 0, "give lora_rank above 0"),

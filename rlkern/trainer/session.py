@@ -39,7 +39,7 @@ from rlkern.trainer.rollout.turns import check_turns, turns
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.run.files import publish
 from rlkern.trainer.settings import asked_coefficients, find_algorithm, resolve, validate
-from rlkern.trainer.step import make_optimizer
+from rlkern.trainer.step import learning_rate, make_optimizer
 from rlkern.trainer.tasks.task import Task, make_task
 
 REFERENCE = "reference"
@@ -93,6 +93,18 @@ class Session:
     def updates(self) -> int:
         """Returns the optimizer steps on each rollout."""
         return (self.config.epochs or 1) * (self.config.minibatches or 1)
+
+    def rates(self, update: int) -> dict[str, float]:
+        """Returns the share of the peak learning rate that each part has in an optimizer step.
+
+        The policy's schedule begins when its critic has warmed up: else its first steps, in which
+        AdamW knows nothing of the gradient's size, would be full ones.
+        """
+        total, waiting = self.config.steps * self.updates, 0
+        if self.critic is not None:
+            waiting = self.config.critic_warmup * self.updates
+        policy = learning_rate(self.config, max(0, update - waiting), total - waiting)
+        return {"policy": policy, "critic": learning_rate(self.config, update, total)}
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Returns the weights that are trained, by name, those of the critic after a prefix."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -202,12 +203,12 @@ def optimizer_step(
     config: Config,
     coefficients: dict,
     *,
-    rate: float,
+    rates: Mapping[str, float],
     world: World,
     train_policy: bool = True,
 ) -> StepResult:
-    """Returns what one step did at `rate` times the peak learning rates; the weights stay as they
-    are when loss or gradient is not finite."""
+    """Returns what one step did at each part's share of its peak learning rate; the weights stay as
+    they are when loss or gradient is not finite."""
     started = time.perf_counter()
     optimizer.zero_grad(set_to_none=True)
     sums = accumulate(losses, batch, config, coefficients, world=world, train_policy=train_policy)
@@ -217,7 +218,7 @@ def optimizer_step(
     finite = all(math.isfinite(x) for x in (loss, value_loss, norm))
     if finite:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate
+            group["lr"] = group["peak"] * rates[group["part"]]
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     done = time.perf_counter()
@@ -271,18 +272,17 @@ def _groups(parameters: dict, part: str, peak: float, decay: float) -> list[dict
     ]
 
 
-def learning_rate(config: Config, step: int, updates: int = 1) -> float:
-    """Returns the share of the peak learning rate in optimizer step `step`, counted from 0, of a
-    run with so many updates on each rollout.
+def learning_rate(config: Config, step: int, total: int) -> float:
+    """Returns the share of the peak learning rate in optimizer step `step`, counted from 0, of
+    `total` in all.
 
-    >>> learning_rate(Config(warmup_steps=4), 1)
+    >>> learning_rate(Config(warmup_steps=4), 1, 100)
     0.5
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.lr_decay == "none":
         return 1.0
-    total = config.steps * updates
     done = min(1.0, (step - config.warmup_steps) / max(1, total - config.warmup_steps))
     fall = done if config.lr_decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * done)
     return 1.0 - (1.0 - config.lr_floor) * fall

@@ -67,7 +67,7 @@ def supervise(session: Session, *, after_step: Callable[[int, float], None]) -> 
         items, position = task.next_items(position, config.sft_batch)
         batch = right_answers(policy, items, task)
         result = optimizer_step(
-            losses, optimizer, batch, settings, {}, rate=1.0, world=session.world
+            losses, optimizer, batch, settings, {}, rates={"policy": 1.0}, world=session.world
         )
         after_step(step + 1, result.loss)
         if config.sft_target and (step + 1) % _TARGET_EVERY == 0:

@@ -16,7 +16,7 @@ from rlkern.trainer.rollout.collect import Warn
 from rlkern.trainer.session import Session
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.report import Sample, Stopwatch, note, update_values
-from rlkern.trainer.step import Losses, StepResult, learning_rate, optimizer_step
+from rlkern.trainer.step import Losses, StepResult, optimizer_step
 
 
 def take_step(
@@ -30,7 +30,7 @@ def take_step(
         batch,
         config,
         coefficients,
-        rate=learning_rate(session.config, progress.update),
+        rates=session.rates(progress.update),
         world=session.world,
     )
     progress.update += 1

@@ -31,7 +31,7 @@ from rlkern.trainer.show.report import (
     pick_samples,
     update_values,
 )
-from rlkern.trainer.step import Losses, StepResult, learning_rate, optimizer_step, pieces
+from rlkern.trainer.step import Losses, StepResult, optimizer_step, pieces
 
 
 class Online:
@@ -200,7 +200,7 @@ class Online:
             batch,
             session.config,
             session.coefficients,
-            rate=learning_rate(session.config, progress.update, session.updates),
+            rates=session.rates(progress.update),
             world=session.world,
             train_policy=progress.step >= session.config.critic_warmup or session.critic is None,
         )

@@ -15,7 +15,7 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.online.experience import Experience
 from rlkern.trainer.online.shaping import finished
 from rlkern.trainer.rollout.data import Rollout
-from rlkern.trainer.step import StepResult, learning_rate
+from rlkern.trainer.step import StepResult
 
 if TYPE_CHECKING:
     from rlkern.trainer.session import Session
@@ -91,7 +91,7 @@ def update_values(session: Session, results: list[StepResult]) -> dict[str, floa
     for result in results:
         values.update(result.differences)
     count = max(1, len(results))
-    rate = learning_rate(config, max(0, progress.update - 1), session.updates)
+    rate = session.rates(max(0, progress.update - 1))["policy"]
     return {
         **values,
         "loss": sum(result.loss for result in results) / count,
