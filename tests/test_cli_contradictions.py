@@ -33,7 +33,7 @@ CONTRADICTING = [
     ("--reward_weights [1,2]", "reward_weights must hold a number for each of 1 rewards"),
     ("--reward_weights [0]", "reward_weights must hold .* not all 0"),
     ("--gradient_checkpointing true", "add --share_prompts false"),
-    ("--algorithm ppo --critic_warmup 100", "critic_warmup must be below steps (100)"),
+    ("--algorithm ppo --critic_warmup 100", "critic_warmup must be below steps"),
     ("--lora_rank 4 --train_layers 1", "give one of the two"),
     ("--lora_alpha 4", "lora_alpha 4.* has no effect with lora_rank 0: give lora_rank above 0"),
     ("--lora_targets q_proj", "lora_targets 'q_proj' has no effect with lora_rank 0"),
