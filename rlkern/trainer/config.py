@@ -80,7 +80,7 @@ class Config:
         reference_samples: Answers of the starting model to each prompt, for V*.
         optimal_temperature: Beta of V* = beta log mean exp(R / beta).
         critic: head (one more output of the policy) or separate (a model of its own).
-        critic_lr: Learning rate of the critic; null takes lr for a model, ten times lr for a head.
+        critic_lr: Learning rate of the critic; null takes lr.
         critic_warmup: Rollouts at the start in which only the critic learns.
         value_coef: Weight of the value loss; null takes the algorithm's own.
         value_clip: Half-width of the value clip, 0 for none; null takes the algorithm's own.

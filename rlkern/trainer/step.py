@@ -255,8 +255,7 @@ def make_optimizer(policy: Policy, critic: Critic | None, config: Config) -> tor
     peak = config.lr or 0.0
     groups = _groups(policy.parameters(), "policy", peak, config.weight_decay)
     if critic is not None:
-        times = 10.0 if config.critic == "head" else 1.0
-        own = peak * times if config.critic_lr is None else config.critic_lr
+        own = peak if config.critic_lr is None else config.critic_lr
         groups += _groups(critic.parameters(), "critic", own, config.weight_decay)
     return torch.optim.AdamW(groups, lr=peak, betas=(0.9, config.adam_beta2), fused=True)
 
