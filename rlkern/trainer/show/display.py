@@ -57,7 +57,17 @@ def _shown(values: dict[str, float]) -> list[tuple[str, str, str]]:
     parts = [key for key in values if _FUNCTION.fullmatch(key)]
     functions = [(key[8:-5], key, "{:.3f}") for key in parts] if len(parts) > 1 else []
     rows = (*_SHOWN[:1], *functions, *_SHOWN[1:])
-    return [(key, label, form.format(values[key])) for label, key, form in rows if key in values]
+    return [(key, label, _number(form, values[key])) for label, key, form in rows if key in values]
+
+
+def _number(form: str, value: float) -> str:
+    """Returns the number as text, a negative one that rounds to zero without its sign.
+
+    >>> _number("{:.4f}", -1e-9), _number("{:.1f}", -0.5)
+    ('0.0000', '-0.5')
+    """
+    text = form.format(value)
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 _FUNCTION = re.compile(r"rewards/[^/]+/mean")
