@@ -94,13 +94,17 @@ def halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[0::2], x[1::2]
 
 
-class PairLosses(torch.nn.Module):
-    """preference_loss of pairs, of the kind that the settings name."""
+class GivenLosses(torch.nn.Module):
+    """What the losses of given answers hold: the model and the settings."""
 
     def __init__(self, policy: Policy, config: Config):
         super().__init__()
         self.policy, self.config = policy, config
         self.trained = torch.nn.ModuleList([policy.model])
+
+
+class PairLosses(GivenLosses):
+    """preference_loss of pairs, of the kind that the settings name."""
 
     def forward(self, part: Given, coefficients: dict, train_policy: bool = True) -> Found:
         """Returns (loss, None, no differences)."""
@@ -118,13 +122,8 @@ class PairLosses(torch.nn.Module):
         return found, None, {}
 
 
-class JudgedLosses(torch.nn.Module):
+class JudgedLosses(GivenLosses):
     """kto_loss of answers that are each desirable or not."""
-
-    def __init__(self, policy: Policy, config: Config):
-        super().__init__()
-        self.policy, self.config = policy, config
-        self.trained = torch.nn.ModuleList([policy.model])
 
     def forward(self, part: Given, coefficients: dict, train_policy: bool = True) -> Found:
         """Returns (loss, None, no differences)."""
@@ -136,13 +135,8 @@ class JudgedLosses(torch.nn.Module):
         return found, None, {}
 
 
-class ScoreLosses(torch.nn.Module):
+class ScoreLosses(GivenLosses):
     """reward_model_loss of pairs; the policy is a model with one output."""
-
-    def __init__(self, policy: Policy, config: Config):
-        super().__init__()
-        self.policy, self.config = policy, config
-        self.trained = torch.nn.ModuleList([policy.model])
 
     def forward(self, part: Given, coefficients: dict, train_policy: bool = True) -> Found:
         """Returns (loss, None, no differences)."""
