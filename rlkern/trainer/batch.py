@@ -41,8 +41,7 @@ class Batch:
 
     def take(self, prompts: Tensor) -> Batch:
         """Returns the answers to some prompts, by index, repeated where an index is."""
-        G = self.rollout.group_size
-        rows = (prompts[:, None] * G + torch.arange(G, device=prompts.device)).flatten()
+        rows = self.rollout.rows_of(prompts)
         return self._map(self.rollout.rows(rows), lambda x: x[rows])
 
     def _map(self, rollout: Rollout, function: Callable[[Tensor], Tensor]) -> Batch:

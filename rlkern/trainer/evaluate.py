@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from rlkern.trainer.rollout.engines import ModelEngine
 from rlkern.trainer.rollout.sampler import random_numbers
 from rlkern.trainer.rollout.turns import converse, turns
 from rlkern.trainer.tasks.task import Item, Task
+
+if TYPE_CHECKING:
+    from rlkern.trainer.session import Session
 
 
 @dataclass
@@ -171,6 +175,18 @@ def evaluate(
             for k in config.eval_pass_at:
                 values[f"eval/pass@{k}"] = found.pass_at(k).mean().item()
     return {"eval/accuracy": values[f"eval/accuracy_{config.eval_modes[0]}"], **values}
+
+
+def task_accuracies(session: Session) -> dict[str, float]:
+    """Returns the accuracies of the policy on the task's held-out items."""
+    return evaluate(
+        session.policy,
+        session.task,
+        session.config,
+        stop=session.sampling.stop,
+        max_new_tokens=session.sampling.max_new_tokens,
+        world=session.world,
+    )
 
 
 def samplings(config: Config, stop: Tensor, max_new_tokens: int) -> dict[str, Sampling]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 import rlkern
 from rlkern.reference.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.evaluate import task_accuracies
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.offline.check import is_preference, needs_reference
 from rlkern.trainer.offline.given import given_rollout
@@ -34,7 +36,7 @@ from rlkern.trainer.offline.pairs import (
     write,
 )
 from rlkern.trainer.offline.reward_model import is_scorer, make_scorer, scores
-from rlkern.trainer.offline.supervised import take_step, task_accuracies, with_times
+from rlkern.trainer.offline.supervised import take_step, with_times
 from rlkern.trainer.rollout.collect import Warn
 from rlkern.trainer.rollout.data import Rollout
 from rlkern.trainer.session import Session, attach_reference
@@ -46,7 +48,7 @@ from rlkern.trainer.tasks.task import epochs
 Judgement = tuple[str, str, bool]  # prompt, answer, desirable
 
 
-class Preferences:
+class Preferences(ABC):
     """What learners of preferences share: their pairs, the order of these, the step, and the
     held-out accuracy of a policy's implicit reward."""
 
@@ -76,14 +78,14 @@ class Preferences:
         self.pairs = pairs
         self.make_models(run)
 
+    @abstractmethod
     def make_models(self, run: Path) -> None:
         """Freeze the reference, if the loss has one, and put the model under one roof with its
         loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self) -> tuple[Given, list[Sample]]:
         """Returns the next batch, and some of it as text."""
-        raise NotImplementedError
 
     def iterate(self, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
         """Returns the metrics and some answers of the next step; the session moves one step on."""

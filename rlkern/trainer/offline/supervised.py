@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlkern.trainer.config import Config
-from rlkern.trainer.evaluate import evaluate
+from rlkern.trainer.evaluate import task_accuracies
 from rlkern.trainer.offline.sft import MAXIMUM_LIKELIHOOD, right_answers
 from rlkern.trainer.rollout.collect import Warn
 from rlkern.trainer.session import Session
@@ -45,18 +45,6 @@ def with_times(values: dict[str, float], watch: Stopwatch, result: StepResult) -
     """Returns the metrics of a step with the seconds that its parts took."""
     watch.seconds.update({"time/loss": result.loss_seconds, "time/step": result.step_seconds})
     return {**values, **watch.seconds, "step_time": sum(watch.seconds.values())}
-
-
-def task_accuracies(session: Session) -> dict[str, float]:
-    """Returns the accuracies of the policy on the task's held-out items."""
-    return evaluate(
-        session.policy,
-        session.task,
-        session.config,
-        stop=session.sampling.stop,
-        max_new_tokens=session.sampling.max_new_tokens,
-        world=session.world,
-    )
 
 
 class Supervised:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern.trainer.batch import Batch, minibatches, weighted
-from rlkern.trainer.evaluate import evaluate
+from rlkern.trainer.evaluate import task_accuracies
 from rlkern.trainer.online import shaping
 from rlkern.trainer.online.advantages import Estimate, estimate
 from rlkern.trainer.online.experience import Experience
@@ -52,15 +52,7 @@ class Online:
 
     def evaluate(self) -> dict[str, float]:
         """Returns the accuracies on held-out items."""
-        session = self.session
-        return evaluate(
-            session.policy,
-            session.task,
-            session.config,
-            stop=session.sampling.stop,
-            max_new_tokens=session.sampling.max_new_tokens,
-            world=session.world,
-        )
+        return task_accuracies(self.session)
 
     def iterate(self, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
         """Returns the metrics and some samples of the next step; the session moves one step on."""

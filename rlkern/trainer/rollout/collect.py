@@ -110,8 +110,7 @@ def _note_short(session: Session, count: int, warn: Warn) -> None:
 
 def take(experience: Experience, prompts: Tensor) -> Experience:
     """Returns the answers to some prompts, by index; nothing may have been scored yet."""
-    G = experience.rollout.group_size
-    rows = (prompts[:, None] * G + torch.arange(G, device=prompts.device)).flatten()
+    rows = experience.rollout.rows_of(prompts)
     index = rows.tolist()
     scored = experience.scored
     return Experience(

@@ -110,6 +110,11 @@ class Rollout:
                 prompt = grouped[:, 0]
         return self._part(self.prompts.rows(prompt), index)
 
+    def rows_of(self, prompts: Tensor) -> Tensor:
+        """Returns the indices of the completions of some prompts, group after group."""
+        within = torch.arange(self.group_size, device=prompts.device)
+        return (prompts[:, None] * self.group_size + within).flatten()
+
     def _part(self, prompts: Prompts, rows: slice | Tensor) -> Rollout:
         return Rollout(
             prompts,
