@@ -73,7 +73,7 @@ def test_a_note_that_cannot_be_read_is_one_sentence(tmp_path):
 
 @pytest.mark.usefixtures("compiled")
 def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlkern.trainer.online.learner.evaluate", falling())
+    monkeypatch.setattr("rlkern.trainer.evaluate.evaluate", falling())
     config = small(tmp_path, name="run", steps=3, eval_every=1, sft_steps=0, keep_checkpoints=1)
     train(config)
     run = tmp_path / "runs" / "run"
@@ -93,7 +93,7 @@ def falling():
 
 @pytest.mark.usefixtures("compiled")
 def test_a_resumed_run_knows_its_best(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlkern.trainer.online.learner.evaluate", falling())
+    monkeypatch.setattr("rlkern.trainer.evaluate.evaluate", falling())
     config = small(tmp_path, name="run", steps=4, eval_every=1, sft_steps=0, save_every=1)
     real = loop._save
 
