@@ -43,7 +43,7 @@ def test_printed_settings_read_back_are_the_same_settings(capsys, tmp_path):
     assert Config(**first) == small(tmp_path)
 
 
-FILES = [(p, yaml.safe_load(p.read_text())) for p in sorted((ROOT / "configs").glob("*.yaml"))]
+FILES = [(p, yaml.safe_load(p.read_text())) for p in sorted((ROOT / "configs").rglob("*.yaml"))]
 RUNS = [path for path, held in FILES if "stages" not in held and "start" not in held]
 PIPELINES = [path for path, held in FILES if "stages" in held]
 

@@ -11,6 +11,7 @@ from rlkern.cli import main
 from rlkern.compare import measure, record
 from rlkern.compare.plan import Comparison, load, runs, starts
 from rlkern.trainer import UserError
+from rlkern.trainer.settings import known_algorithms
 
 START = {"algorithm": "reinforce", "sft_steps": 2, "sft_target": 0.0, "eval_items": 8, "steps": 1}
 TINY = {"steps": 4, "prompts": 4, "group_size": 4, "eval_items": 8, "eval_every": 2}
@@ -39,19 +40,30 @@ def test_all_algorithms_of_a_seed_start_from_one_checkpoint():
 
 
 def test_every_registered_algorithm_is_compared_unless_some_are_named():
-    from rlkern.trainer.settings import known_algorithms
-
     assert {p.algorithm for p in runs(comparison())} == set(known_algorithms())
 
 
-def test_the_settings_of_an_algorithm_go_over_those_of_its_kind_and_these_over_the_shared_ones():
-    settings = comparison(
-        algorithms=["grpo", "rloo", "dpo"],
-        learning={"rollouts": {"steps": 7, "prompts": 6}},
-        own={"rloo": {"steps": 9}},
-    )
-    found = [(p.config.steps, p.config.prompts) for p in runs(settings)]
-    assert found == [(7, 6), (9, 6), (4, 4)]
+def recipes(folder, **own):
+    """Writes a recipe for each algorithm; returns their folder."""
+    for name, settings in own.items():
+        (folder / f"{name}.yaml").write_text(json.dumps({"algorithm": name, **settings}))
+    return str(folder)
+
+
+def test_shared_settings_go_over_those_of_a_recipe_whose_supervised_stage_is_the_starts(tmp_path):
+    folder = recipes(tmp_path, grpo={"lr": 0.5, "sft_steps": 9, "sft_lr": 3.0}, rloo={"steps": 9})
+    settings = comparison(algorithms=["grpo", "rloo"], recipes=folder)
+    found = [(p.config.lr, p.config.steps, p.config.sft_steps) for p in runs(settings)]
+    assert found == [(0.5, 4, 0), (None, 4, 0)]
+    assert "sft_lr" not in runs(settings)[0].settings
+
+
+def test_a_recipe_that_is_missing_or_of_another_algorithm_is_refused(tmp_path):
+    folder = recipes(tmp_path, rloo={"algorithm": "grpo"})
+    with pytest.raises(UserError, match="rloo.yaml: algorithm must be rloo, got 'grpo'"):
+        runs(comparison(algorithms=["rloo"], recipes=folder))
+    with pytest.raises(UserError, match="gspo.yaml cannot be read as a recipe"):
+        runs(comparison(algorithms=["gspo"], recipes=folder))
 
 
 def test_a_pipeline_is_run_from_its_file_and_its_last_stage_is_what_counts(tmp_path):
@@ -70,7 +82,7 @@ def test_a_pipeline_is_run_from_its_file_and_its_last_stage_is_what_counts(tmp_p
 
 def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tmp_path):
     (first,) = runs(comparison(algorithms=["grpo"]))
-    (other,) = runs(comparison(algorithms=["grpo"], own={"grpo": {"lr": 0.1}}))
+    (other,) = runs(comparison(algorithms=["grpo"], shared={**COMMON, **TINY, "lr": 0.1}))
     start = {**COMMON, **START, "sft_steps": 3}
     (later,) = runs(comparison(algorithms=["grpo"], start=start))
     assert len({first.folder, other.folder, later.folder}) == 3
@@ -87,11 +99,10 @@ def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tm
     "changes,sentence",
     [
         ({"algorithms": ["gpro"]}, "there is no algorithm 'gpro'"),
-        ({"own": {"gpro": {}}}, "there is no algorithm 'gpro'"),
+        ({"notes": {"gpro": "?"}}, "there is no algorithm 'gpro'"),
         ({"shared": {"stepz": 1}}, "unknown key 'stepz'"),
         ({"shared": {"steps": 0}}, "steps must be at least 1"),
         ({"start": {**COMMON, "sft_steps": 0}}, "start of the comparison must set sft_steps"),
-        ({"learning": {"answer": {}}}, "learning must be by"),
         ({"seeds": [0, 0]}, "seeds must differ"),
         ({"shared": {"group_size": 1}, "algorithms": ["grpo"]}, "group_size must be at least 2"),
         ({"pipelines": {"grpo": "x.yaml"}}, "must not be called as an algorithm is, got 'grpo'"),
@@ -126,6 +137,11 @@ def test_the_shipped_comparison_is_one_of_all_algorithms_and_three_seeds():
     assert len(runs(shipped)) >= 3 * 30 and len(starts(shipped)) == 3
 
 
+def test_every_algorithm_has_a_recipe_in_configs():
+    folder = trainer_helpers.ROOT / "configs" / "algorithms"
+    assert {path.stem for path in folder.glob("*.yaml")} == set(known_algorithms())
+
+
 def test_a_point_holds_the_means_since_the_last_evaluation_and_the_counts_so_far():
     lines = [
         {"step": 0, "eval/accuracy": 0.1, "seconds": 0.5},
@@ -153,7 +169,7 @@ def compared(tmp_path_factory):
     settings = comparison(
         algorithms=["sapo", "grpo"],
         jobs=2,
-        own={"sapo": {"reward": "no_such_module:reward"}},
+        recipes=recipes(folder, sapo={"reward": "no_such_module:reward"}, grpo={}),
         runs_dir=str(folder / "runs"),
         records=str(folder / "records"),
         out=str(folder / "docs"),

@@ -140,10 +140,10 @@ def _watched(declared: Declared) -> list[tuple[str, str, str]]:
 
 
 def command(name: str) -> str:
-    """Returns what trains with an algorithm: its own configuration where the tree has one."""
-    config = Path("configs") / f"{name}.yaml"
-    if (Path(__file__).resolve().parents[2] / config).is_file():
-        return f"rlkern train --config {config.as_posix()}"
+    """Returns what trains with an algorithm: its recipe where the tree has one."""
+    recipe = Path("configs") / "algorithms" / f"{name}.yaml"
+    if (Path(__file__).resolve().parents[2] / recipe).is_file():
+        return f"rlkern train --config {recipe.as_posix()}"
     return f"rlkern train --algorithm {name} --model tiny --task addition"
 
 

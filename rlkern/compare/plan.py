@@ -36,9 +36,9 @@ class Comparison:
     out         folder of the pages: algorithms.md and algorithms/
     start       keys of `rlkern train` for the run, one for each seed, after whose supervised
                 stage every algorithm starts
-    shared      keys of every run
-    learning    keys by what an algorithm learns from: rollouts, answers, pairs or judged
-    own         keys by algorithm, over all of these
+    recipes     folder that holds a file <algorithm>.yaml for `rlkern train` for each algorithm, of
+                which all counts but the supervised stage; none has the default settings
+    shared      keys of every run, over those of its recipe
     pipelines   by name, a pipeline's YAML file, of which the last stage is kept; it starts and
                 ends as that file says
     notes       by algorithm, a sentence that its page and the table show
@@ -51,9 +51,8 @@ class Comparison:
     records: str = "benchmarks/results/compare"
     out: str = "docs"
     start: dict[str, Any] = field(default_factory=dict)
+    recipes: str = ""
     shared: dict[str, Any] = field(default_factory=dict)
-    learning: dict[str, dict[str, Any]] = field(default_factory=dict)
-    own: dict[str, dict[str, Any]] = field(default_factory=dict)
     pipelines: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -96,13 +95,8 @@ class Planned:
 
 def load(path: str | os.PathLike) -> Comparison:
     """Returns the comparison that a YAML file describes."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a comparison: {error}") from error
+    values = _mapping(path, "a comparison")
     known = {f.name: f.type for f in dataclasses.fields(Comparison)}
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold key: value lines, got {type(values).__name__}")
     if unknown := sorted(set(values) - set(known)):
         keys = ", ".join(known)
         raise UserError(f"{path}: unknown key {unknown[0]!r}; a comparison takes {keys}")
@@ -111,6 +105,17 @@ def load(path: str | os.PathLike) -> Comparison:
         if type(value).__name__ != kind:
             raise UserError(f"{path}: {key} must be {_article(kind)}, got {value!r}")
     return Comparison(**values)
+
+
+def _mapping(path: str | os.PathLike, kind: str) -> dict[str, Any]:
+    """Returns the keys and values of a YAML file."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as {kind}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold key: value lines, got {type(values).__name__}")
+    return values
 
 
 def _article(kind: str) -> str:
@@ -151,12 +156,8 @@ def starts(comparison: Comparison) -> dict[int, Planned]:
 def runs(comparison: Comparison) -> list[Planned]:
     """Returns all runs of a comparison, those of one algorithm after another; checks them all."""
     names = comparison.algorithms or list(known_algorithms())
-    for name in [*names, *comparison.own, *comparison.notes]:
+    for name in [*names, *comparison.notes]:
         find_algorithm(name)
-    kinds = {one.learns_from for one in known_algorithms().values()}
-    for kind in comparison.learning:
-        if kind not in kinds:
-            raise UserError(f"learning must be by one of {', '.join(sorted(kinds))}, got {kind!r}")
     if len(set(comparison.seeds)) < len(comparison.seeds):
         raise UserError(f"seeds must differ from each other, got {comparison.seeds}")
     first, seeds = starts(comparison), comparison.seeds
@@ -166,11 +167,9 @@ def runs(comparison: Comparison) -> list[Planned]:
 
 
 def _run(comparison: Comparison, name: str, start: Planned) -> Planned:
-    data = find_algorithm(name).learns_from
-    values = {**comparison.shared, **comparison.learning.get(data, {})}
-    values = {**values, **comparison.own.get(name, {})}
     given = {"algorithm": name, "seed": start.seed, "sft_steps": 0}
-    config = from_dict({**values, **given}, "the comparison")
+    values = {**_recipe(comparison, name), **comparison.shared, **given}
+    config = from_dict(values, f"settings of {name}")
     settings = changed(config)
     folder = Path(comparison.runs_dir) / _named(f"{name}-{start.seed}", settings, start.settings)
     config.model, config.runs_dir = str(start.folder / name_of(0)), comparison.runs_dir
@@ -181,15 +180,23 @@ def _run(comparison: Comparison, name: str, start: Planned) -> Planned:
     return Planned(name, start.seed, folder, settings, start.settings, config)
 
 
+def _recipe(comparison: Comparison, name: str) -> dict[str, Any]:
+    """Returns what an algorithm's own file sets; the supervised stage is the start's."""
+    if not comparison.recipes:
+        return {}
+    path = Path(comparison.recipes) / f"{name}.yaml"
+    values = _mapping(path, "a recipe")
+    if values.get("algorithm") != name:
+        raise UserError(f"{path}: algorithm must be {name}, got {values.get('algorithm')!r}")
+    return {key: value for key, value in values.items() if not key.startswith("sft_")}
+
+
 def _pipeline(comparison: Comparison, name: str, file: str, seed: int) -> Planned:
     """Returns the run of a pipeline; its settings are its file's."""
     if name in known_algorithms():
         raise UserError(f"pipelines must not be called as an algorithm is, got {name!r}")
-    try:
-        settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as a pipeline: {error}") from error
-    if not isinstance(settings, dict) or "stages" not in settings:
+    settings = _mapping(file, "a pipeline")
+    if "stages" not in settings:
         raise UserError(f"{file} must hold a pipeline, whose key stages lists its runs")
     folder = Path(comparison.runs_dir) / _named(f"{name}-{seed}", settings, {"seed": seed})
     return Planned(name, seed, folder, settings, {}, file=file)
