@@ -80,6 +80,25 @@ def test_a_pipeline_is_run_from_its_file_and_its_last_stage_is_what_counts(tmp_p
     assert not [p for p in runs(comparison(algorithms=["grpo"])) if p.file]
 
 
+def test_the_record_of_a_pipeline_holds_what_each_stage_did(tmp_path):
+    file = tmp_path / "rlhf.yaml"
+    file.write_text("stages: [{algorithm: reward_model}, {algorithm: ppo}]")
+    settings = comparison(pipelines={"rlhf": str(file)}, seeds=[5], runs_dir=str(tmp_path))
+    planned = runs(settings)[-1]
+    for stage, name, after in (("1-reward_model", "reward_model", 0.9), ("2-ppo", "ppo", 0.4)):
+        folder = planned.folder / stage
+        folder.mkdir(parents=True)
+        said = {"algorithm": name, "eval/accuracy_before": 0.25, "eval/accuracy_after": after}
+        (folder / "summary.json").write_text(json.dumps(said))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval/accuracy": after}))
+    path = record.write(tmp_path / "records", planned, jobs=1, cost={"wall_seconds": 1.0})
+    *_, summary = record.read(path)
+    assert summary["stages"] == [
+        {"stage": "reward_model", "before": 0.25, "after": 0.9},
+        {"stage": "ppo", "before": 0.25, "after": 0.4},
+    ]
+
+
 def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tmp_path):
     (first,) = runs(comparison(algorithms=["grpo"]))
     (other,) = runs(comparison(algorithms=["grpo"], shared={**COMMON, **TINY, "lr": 0.1}))

@@ -17,9 +17,10 @@ Every page and every number here is made by `make compare` (runs, then pages) or
 alone): needs from the declarations in `rlkern/algorithms/`, measurements from the lines in
 `benchmarks/results/compare/`, one file for each run. What was not run says so."""
 _HOW = """\
-All start from the same weights for each seed and see the same prompts; those that learn from their
-own answers have the same number of rollouts and of updates on each, and the page of an algorithm
-says where its settings differ. A run is a process of its own. *Seconds* and *generated tokens to*
+All start from the same weights for each seed and see the same prompts. Each runs its own file in
+`configs/algorithms/`, on one core: how many rollouts, updates on each and learning rate suit it
+differs, so compare the tokens and seconds to an accuracy before the accuracy at the end. A run is
+a process of its own. *Seconds* and *generated tokens to*
 an accuracy are those of the first evaluation that reaches it, evaluations before it included,
 start-up and the supervised stage left out; *process seconds*, *CPU seconds* and *peak MiB* are of
 the whole process. A value is the mean over the seeds, with the lowest and the highest in brackets.

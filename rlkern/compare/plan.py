@@ -86,11 +86,15 @@ class Planned:
         return ["--config", self.file, "--seed", str(self.seed), *place]
 
     @property
+    def stages(self) -> list[Path]:
+        """Returns the run directories of the stages of a pipeline that ran, in their order."""
+        found = [p for p in self.folder.glob("*-*") if p.name.split("-", 1)[0].isdecimal()]
+        return sorted(found, key=lambda path: int(path.name.split("-", 1)[0]))
+
+    @property
     def measured(self) -> Path:
         """Returns the run directory whose metrics count: that of the last stage of a pipeline."""
-        stages = [p for p in self.folder.glob("*-*") if p.name.split("-", 1)[0].isdecimal()]
-        by_number = sorted(stages, key=lambda path: int(path.name.split("-", 1)[0]))
-        return self.folder if self.config is not None else by_number[-1]
+        return self.folder if self.config is not None else self.stages[-1]
 
 
 def load(path: str | os.PathLike) -> Comparison:

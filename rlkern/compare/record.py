@@ -2,7 +2,8 @@
 """What is kept of a run: a few JSON lines, small enough for the tree.
 
 The first line says what was run and where, one line follows for each evaluation, with the means of
-the steps since the one before, and the last line is the summary.
+the steps since the one before, and the last line is the summary. Of a pipeline's earlier stages the
+summary holds the accuracies.
 """
 
 from __future__ import annotations
@@ -103,11 +104,20 @@ def write(folder: Path, planned: Planned, *, jobs: int, cost: dict[str, Any]) ->
         **cost,
         **{key: summary[key] for key in _SUMMARY if key in summary},
     }
+    if planned.config is None:
+        tail["stages"] = [_stage(path) for path in planned.stages]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{planned.label}.jsonl"
     lines = [head, *points(read_metrics(run)), tail]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def _stage(run: Path) -> dict[str, Any]:
+    """Returns what a stage did to its held-out accuracy, which a reward model has of pairs."""
+    summary = json.loads((run / SUMMARY).read_text())
+    before, after = (_short(summary[f"eval/accuracy_{when}"]) for when in ("before", "after"))
+    return {"stage": summary["algorithm"], "before": before, "after": after}
 
 
 def is_recorded(folder: Path, planned: Planned) -> bool:

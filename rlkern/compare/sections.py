@@ -23,6 +23,10 @@ _GAP = """\
 Trained against a learned reward, a policy raises that first and the true one only as far as the two
 agree. The gap between them is what over-optimisation has won."""
 
+_STAGES = """\
+Held-out accuracy by stage: of sampled answers by the true reward, of pairs for the reward model.
+The rewards below are means over the rollouts of the last stage."""
+
 
 def filled(run: Run, rule: str) -> float | None:
     """Returns the groups with a gradient that a run was trained on, copies included."""
@@ -103,8 +107,9 @@ def _is_reward(key: str) -> bool:
 def gap_section(runs: dict[str, list[Run]]) -> list[str]:
     """Returns proxy and true reward of runs that logged both."""
     parts = ["## Reward model and true reward", _GAP]
-    rows = []
+    rows, stages = [], []
     for name, own in runs.items():
+        stages += _stages(name, own)
         for key in pairs_of_rewards(own[0]):
             curves = [run.curve(key)[1] for run in own]
             first = Spread([curve[0] for curve in curves if curve], len(own))
@@ -112,5 +117,23 @@ def gap_section(runs: dict[str, list[Run]]) -> list[str]:
             rows.append((name, f"`{key}`", first.text("{:.3f}".format), last.text("{:.3f}".format)))
     if not rows:
         return [*parts, "No run with two rewards is on record."]
+    if stages:
+        parts += [_STAGES, table(("run", "stage", "before", "after"), stages)]
     head = ("run", "reward", "first", "last")
     return [*parts, table(head, rows), "![Both rewards](algorithms-rewards.png)"]
+
+
+def _stages(name: str, runs: list[Run]) -> list[tuple[str, ...]]:
+    """Returns a row for each stage of a pipeline."""
+    by_seed = [run.summary.get("stages", []) for run in runs]
+    return [
+        (
+            name,
+            same[0]["stage"],
+            *(
+                Spread([one[when] for one in same], len(runs)).text()
+                for when in ("before", "after")
+            ),
+        )
+        for same in zip(*by_seed)
+    ]
