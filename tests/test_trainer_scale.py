@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from distributed_helpers import spawn
 from safetensors.torch import load_file
+from scale_helpers import as_one_of_two, assert_same_curve, no_plot
 from torch._dynamo.testing import CompileCounterWithBackend
 from trainer_helpers import small, tiny_policy
 
@@ -21,7 +22,7 @@ from rlkern.trainer.processes.parallel import check_parallel
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.data import Sampling, encode
 from rlkern.trainer.rollout.sampler import random_numbers, sample
-from rlkern.trainer.run.logs import is_time, read_metrics
+from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.scoring import hidden_states
 
 LONG, CUT = 3, 2
@@ -39,8 +40,6 @@ RUNS = {
     },
     "lora": {**SPREAD, "lora_rank": 4, "gradient_checkpointing": True, "kl_coef": 0.01},
 }  # fmt: skip
-# What an optimizer makes of gradients that were added in another order, after a few steps.
-ROUNDING = {"rel": 2e-3, "abs": 2e-5}
 
 
 def settings(folder, name, of, **changes) -> Config:
@@ -51,10 +50,8 @@ def settings(folder, name, of, **changes) -> Config:
 
 def in_every_process(rank: int) -> None:
     """Runs everything as one of two processes that torchrun started."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    torch.use_deterministic_algorithms(False)
+    as_one_of_two(rank)
     folder = os.environ["SCALE"]
-    loop.plot_curves = no_plot
     for name in RUNS:
         train(settings(folder, name, "one, then two"), resume=True)
         train(settings(folder, name, "two, then one", steps=CUT))
@@ -68,10 +65,6 @@ def copy_run(folder, name, of, to) -> None:
     """Copies a run that was cut, for two ways of going on with it."""
     runs = Path(folder) / "runs"
     shutil.copytree(runs / f"{name} of {of}", runs / f"{name} of {to}", symlinks=True)
-
-
-def no_plot(*_, **__) -> None:
-    """Draws nothing: that takes longer than the steps."""
 
 
 @pytest.fixture(scope="module")
@@ -93,26 +86,11 @@ def runs(tmp_path_factory):
     return folder / "runs"
 
 
-def assert_same_curve(lines, others):
-    """Raises unless two runs drew the same tokens, for the same rewards, and learned the same."""
-    assert len(lines) == len(others) == 1 + LONG
-    for line, other in zip(lines, others):
-        assert line.keys() == other.keys()
-        for key, number in line.items():
-            if key.startswith(EXACT):
-                assert number == other[key], (line["step"], key)
-            elif not is_time(key):
-                assert number == pytest.approx(other[key], **ROUNDING, nan_ok=True), key
-
-
-EXACT = ("reward", "completions/", "eval/", "num_tokens", "sampling/generated", "sampling/groups")
-
-
 @pytest.mark.parametrize("who", ("two", "one, then two", "two, then one"))
 @pytest.mark.parametrize("name", RUNS)
 def test_the_number_of_processes_does_not_change_a_curve(runs, name, who):
     assert_same_curve(
-        read_metrics(runs / f"{name} of {who}"), read_metrics(runs / f"{name} of one")
+        read_metrics(runs / f"{name} of {who}"), read_metrics(runs / f"{name} of one"), LONG
     )
 
 

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes learn what one does, whatever the algorithm; none is named here."""
+
+import os
+from pathlib import Path
+
+import pytest
+from distributed_helpers import spawn
+from scale_helpers import as_one_of_two, assert_same_curve, no_plot
+from trainer_helpers import any_algorithm
+
+from rlkern.trainer import loop, train
+from rlkern.trainer.run.logs import read_metrics
+from rlkern.trainer.settings import known_algorithms
+
+ALGORITHMS, STEPS, PLACE = list(known_algorithms()), 3, "EVERY_ALGORITHM"
+
+
+def train_all(folder: Path, who: str) -> None:
+    """Runs a few steps of every algorithm."""
+    for name in ALGORITHMS:
+        short = {"steps": STEPS, "eval_items": 20, "save_every": 0}
+        train(any_algorithm(folder, name, **short, name=f"{name} of {who}"))
+
+
+def in_every_process(rank: int) -> None:
+    """Runs everything as one of two processes."""
+    as_one_of_two(rank)
+    train_all(Path(os.environ[PLACE]), "two")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Returns a folder with a run of every algorithm by one process and by two."""
+    folder = tmp_path_factory.mktemp("every")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "plot_curves", no_plot)
+        patch.setenv(PLACE, str(folder))
+        train_all(folder, "one")
+        (folder / "ranks").mkdir()
+        spawn(in_every_process, 2, folder / "ranks")
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_two_processes_learn_what_one_does(runs, name):
+    two, one = (read_metrics(runs / f"{name} of {who}") for who in ("two", "one"))
+    assert_same_curve(two, one, STEPS)
