@@ -20,12 +20,11 @@ _HOW = """\
 All start from the same weights for each seed and see the same prompts. Each runs its own file in
 `configs/algorithms/`, on one core: how many rollouts, updates on each and learning rate suit it
 differs, so compare the tokens and seconds to an accuracy before the accuracy at the end. A run is
-a process of its own. *Seconds* and *generated tokens to*
-an accuracy are those of the first evaluation that reaches it, evaluations before it included,
-start-up and the supervised stage left out; *process seconds*, *CPU seconds* and *peak MiB* are of
-the whole process. A value is the mean over the seeds, with the lowest and the highest in brackets.
-*Equal groups* is the share of the sampled groups whose answers all have the same reward: those
-teach nothing."""
+a process of its own. *Seconds* and *generated tokens to* an accuracy are those of the first
+evaluation that reaches it, evaluations before it included, start-up and the supervised stage left
+out; *process seconds*, *CPU seconds* and *peak MiB* are of the whole process. A value is the mean
+over the seeds, with the lowest and the highest in brackets. *Equal groups* is the share of the
+sampled groups whose answers all have the same reward: those teach nothing."""
 _MEASURED = (
     "algorithm", "before", "after", "seconds to {goal}", "generated tokens to {goal}",
     "process seconds", "CPU seconds", "peak MiB", "equal groups",
@@ -126,14 +125,14 @@ def _row(runs: list[Run], goal: float) -> tuple[str, ...]:
         spread(runs, lambda run: run.summary["wall_seconds"]).text("{:.0f}".format),
         spread(runs, lambda run: run.summary["cpu_seconds"]).text("{:.0f}".format),
         spread(runs, lambda run: run.summary["peak_bytes"] / _MEBI).text("{:.0f}".format),
-        spread(runs, _equal).text(),
+        _equal(runs).text(),
     )
 
 
-def _equal(run: Run) -> float | None:
+def _equal(runs: list[Run]) -> Spread:
     """Returns the share of the groups sampled that taught nothing, those that were dropped too."""
-    sampled, useful = run.last(SAMPLED), run.last(USEFUL)
-    return 1 - useful / sampled if sampled and useful is not None else None
+    counts = [(run.last(SAMPLED), run.last(USEFUL)) for run in runs]
+    return Spread([1 - (useful or 0) / sampled for sampled, useful in counts if sampled])
 
 
 def _tokens(runs: list[Run], goal: float) -> Spread:
