@@ -197,11 +197,21 @@ def _finish(session: Session, run: Path, display: Display, clock: Clock) -> dict
         plot_curves(
             read_metrics(run),
             run / "curves.png",
-            title=f"{run.name}: {summary['algorithm']}, {summary['model']}, {summary['task']}",
+            title=_title(run.name, summary),
         )
         write_text(run / SUMMARY, json.dumps(summary, indent=1) + "\n")
     display.final(run, world.from_main(summary))
     return world.from_main(summary)
+
+
+def _title(name: str, summary: dict) -> str:
+    """Returns the line over the curves; of a model's folder it has the end alone.
+
+    >>> _title("3-ppo", {"algorithm": "ppo", "model": "/x/1-sft/checkpoint-9", "task": "addition"})
+    '3-ppo: ppo, 1-sft/checkpoint-9, addition'
+    """
+    model = "/".join(Path(summary["model"]).parts[-2:])
+    return f"{name}: {summary['algorithm']}, {model}, {summary['task']}"
 
 
 def _summary(session: Session, run: Path, clock: Clock) -> dict:
