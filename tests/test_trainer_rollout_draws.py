@@ -164,15 +164,13 @@ def test_a_rollout_that_fits_is_not_padded(policy):
     assert rollout.padded(1) is rollout
 
 
-def test_rows_of_whole_groups_stay_groups_and_others_get_prompts_of_their_own(policy):
+def test_prompts_that_are_taken_bring_their_completions(policy):
     rollout = ragged_rollout(policy)
-    groups = rollout.rows(torch.tensor([6, 8, 7, 0, 1, 2]))
-    assert groups.group_size == 3
-    assert torch.equal(groups.prompts.token, rollout.prompts.token[[2, 0]])
-    singles = rollout.rows(torch.tensor([6, 0, 7]))
-    assert singles.group_size == 1
-    assert torch.equal(singles.prompts.token, rollout.prompts.token[[2, 0, 2]])
-    assert torch.equal(singles.rollout_logprob, rollout.rollout_logprob[[6, 0, 7]])
+    groups = rollout.take(torch.tensor([2, 0, 2]))
+    assert groups.group_size == rollout.group_size == 3
+    assert torch.equal(groups.prompts.token, rollout.prompts.token[[2, 0, 2]])
+    rows = [6, 7, 8, 0, 1, 2, 6, 7, 8]
+    assert torch.equal(groups.rollout_logprob, rollout.rollout_logprob[rows])
 
 
 def test_joined_rollouts_score_as_each_alone(policy):

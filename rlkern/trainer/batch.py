@@ -42,7 +42,7 @@ class Batch:
     def take(self, prompts: Tensor) -> Batch:
         """Returns the answers to some prompts, by index, repeated where an index is."""
         rows = self.rollout.rows_of(prompts)
-        return self._map(self.rollout.rows(rows), lambda x: x[rows])
+        return self._map(self.rollout.take(prompts), lambda x: x[rows])
 
     def _map(self, rollout: Rollout, function: Callable[[Tensor], Tensor]) -> Batch:
         names = [f.name for f in dataclasses.fields(self) if f.name != "rollout"]

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rlkern.fused_head import HeadOf, find_head
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models import lora, smollm2
+from rlkern.trainer.models.stored import read_model
 
 
 @dataclass
@@ -150,34 +151,14 @@ def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
     if base is not None:
         policy = load_policy(_folder_of(base), device=device, dtype=dtype)
         return dataclasses.replace(policy, model=lora.load_adapters(policy.model, directory))
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=weights,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"model {str(directory)!r} cannot be loaded: {first}") from error
-    model, found = loaded
-    if found["missing_keys"]:
-        raise UserError(
-            f"model {str(directory)!r} must hold every weight of a language model, it lacks"
-            f" {sorted(found['missing_keys'])[0]}; a reward model belongs under reward"
-        )
+    hint = "; a reward model belongs under reward"
+    model, tokenizer = read_model(directory, AutoModelForCausalLM, dtype, what="model", hint=hint)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"model {str(directory)!r}: its tokenizer must name an eos token, it has none"
         )
-    if tokenizer.pad_token_id is None:
-        # Padding is always masked by position, never by its id, so any id serves.
-        tokenizer.pad_token = tokenizer.eos_token
     model = torch.nn.Module.to(model, device).eval()
     return Policy(model, tokenizer, device, mixed=dtype == "mixed")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.stored import read_model
 from rlkern.trainer.offline.given import given_rollout
 from rlkern.trainer.rollout.data import Rollout
 
@@ -57,29 +58,10 @@ def make_scorer(policy: Policy) -> Policy:
 def load_scorer(directory: Path, *, device: torch.device, dtype: str) -> Policy:
     """Returns the reward model stored in a folder in Hugging Face format; raises one sentence for a
     folder that holds something else."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification as Kind
 
     check_scorer(directory)
-    weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            directory,
-            dtype=weights,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"reward model {str(directory)!r} cannot be loaded: {first}") from error
-    if found["missing_keys"]:
-        raise UserError(
-            f"reward model {str(directory)!r} must hold every weight, it lacks"
-            f" {sorted(found['missing_keys'])[0]}"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    model, tokenizer = read_model(directory, Kind, dtype, what="reward model", hint="")
     model.config.pad_token_id = tokenizer.pad_token_id
     return Policy(torch.nn.Module.to(model, device).eval(), tokenizer, device, dtype == "mixed")
 

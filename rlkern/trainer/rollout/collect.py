@@ -114,7 +114,7 @@ def take(experience: Experience, prompts: Tensor) -> Experience:
     index = rows.tolist()
     scored = experience.scored
     return Experience(
-        experience.rollout.rows(rows),
+        experience.rollout.take(prompts),
         [experience.items[i] for i in index],
         [experience.completions[i] for i in index],
         Scored(scored.reward[rows.cpu()], scored.by_function[:, rows.cpu()]),

@@ -100,15 +100,9 @@ class Rollout:
         prompts = Prompts(self.prompts.token[first:last], self.prompts.mask[first:last])
         return self._part(prompts, slice(first * self.group_size, last * self.group_size))
 
-    def rows(self, index: Tensor) -> Rollout:
-        """Returns the completions of these indices, in groups where each G of them share a prompt
-        and else each with a prompt of its own."""
-        prompt, size = index // self.group_size, self.group_size
-        if len(index) % size == 0:
-            grouped = prompt.view(-1, size)
-            if bool((grouped == grouped[:, :1]).all()):
-                prompt = grouped[:, 0]
-        return self._part(self.prompts.rows(prompt), index)
+    def take(self, prompts: Tensor) -> Rollout:
+        """Returns the completions of some prompts, by index, repeated where an index is."""
+        return self._part(self.prompts.rows(prompts), self.rows_of(prompts))
 
     def rows_of(self, prompts: Tensor) -> Tensor:
         """Returns the indices of the completions of some prompts, group after group."""
