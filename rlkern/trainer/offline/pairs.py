@@ -48,14 +48,10 @@ class Pairs:
 def check_source(config: Config) -> None:
     """Returns nothing; raises one sentence, before a model is loaded, for pairs that are not
     there."""
+    if config.pairs == SAMPLED:
+        return
     if config.pairs == FACTS:
         facts_file()
-    elif config.pairs == SAMPLED:
-        if config.group_size < 2:
-            raise UserError(
-                "group_size must be at least 2 to sample a right and a wrong answer to a prompt,"
-                f" got {config.group_size}"
-            )
     elif not config.pairs.endswith(SUFFIX):
         raise UserError(f"pairs must be sampled, facts or a .jsonl file, got {config.pairs!r}")
     else:
