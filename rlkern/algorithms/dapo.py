@@ -13,13 +13,16 @@ overlong_penalty, overlong_filter); `dapo` in TRL is the loss alone.
 >>> reward, group = torch.tensor([1.0, -1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1])
 >>> rlkern.sampling.mixed_groups(reward, group).tolist()
 [True, True, False, False]
->>> logprob, old = torch.log(torch.tensor([[0.4, 0.4]])), torch.log(torch.tensor([[0.2, 0.8]]))
->>> mask, advantage = torch.tensor([[True, True]]), torch.tensor([1.0])
+>>> logprob = torch.log(torch.full((2, 3), 0.4))
+>>> old = torch.log(torch.tensor([[0.2, 0.4, 0.4], [0.8, 0.4, 0.4]]))
+>>> mask = torch.tensor([[True, False, False], [True, True, True]])
+>>> advantage = torch.tensor([1.0, -1.0])
 >>> out = rlkern.token_objective(logprob, advantage, mask, old_logprob=old, algorithm="dapo")
 >>> round(out.loss.item(), 4)
--0.89
+0.38
 
-Ratios 2 and 1/2: the first is clipped at 1.28, so the loss is −(1.28 + 0.5)/2 = −0.89.
+The good answer's ratio 2 is clipped at 1.28, the bad one's first, 1/2, at 0.8, and its others are
+1: over all four tokens that is (−1.28 + 0.8 + 1 + 1)/4 = 0.38.
 """
 
 from rlkern.algorithms.registry import Algorithm

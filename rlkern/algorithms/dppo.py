@@ -6,18 +6,19 @@
 
 Paper: arXiv 2602.04879; the cap §5.4. |p − p_old| is the total variation between the policies when
 all other tokens are one. A rare token may become five times as likely, which PPO forbids; one of
-probability 0.99 may not fall to 0.8, which PPO allows. The loss is the mean over the tokens of the
-batch. verl (`dppo_tv`) and SkyRL agree; prime-rl's default is this mask at 0.2, against the
-sampler, with (log ratio)² added.
+probability 0.99 may not fall to 0.8, which PPO allows. A is the reward less the mean of the group,
+§4.1. The loss is the mean over answers of token sums, eq. 12; a constant that divides the sums
+(aggregate.token_weight) only scales the learning rate. verl (`dppo_tv`) and SkyRL have this gate;
+prime-rl's default is this mask at 0.2, against the sampler, with (log ratio)² added.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.05]])), torch.log(torch.tensor([[0.3, 0.01]]))
 >>> mask, advantage = torch.tensor([[True, True]]), torch.tensor([1.0])
 >>> out = rlkern.token_objective(logprob, advantage, mask, old_logprob=old, algorithm="dppo")
 >>> round(out.loss.item(), 4)
-7.4893
+14.9787
 
-The first token moved by 0.2 and is held; the second moved by 0.04 at ratio 5: −5·log 0.05 / 2.
+The first token moved by 0.2 and is held; the second moved by 0.04 at ratio 5: −5·log 0.05.
 """
 
 from rlkern.algorithms.registry import Algorithm
@@ -27,8 +28,8 @@ ALGORITHM = Algorithm(
     paper="arXiv 2602.04879",
     gate="dppo_tv",
     gate_coef=("clip_low", "clip_high", "clip_cap"),
-    advantage="normalized",
-    aggregation="token_mean",
+    advantage="centered",
+    aggregation="sequence_token_sum",
     defaults={
         "clip_low": 0.15,
         "clip_high": 0.15,

@@ -6,17 +6,17 @@
     D   = p_old·log(p_old / p) + (1 − p_old)·log((1 − p_old) / (1 − p))        p = π(o_t)
 
 Paper: arXiv 2602.04879; the cap §5.4. D is the divergence of the policies when all other tokens are
-one. The loss is the mean over the tokens of the batch. The widths are of D, as in verl
-(`dppo_kl`), whose 1e-8 inside the second logarithm is here too.
+one. A and the loss are dppo's. The widths are of D, as in verl (`dppo_kl`), whose 1e-8 inside the
+second logarithm is here too.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.05]])), torch.log(torch.tensor([[0.3, 0.01]]))
 >>> mask, advantage = torch.tensor([[True, True]]), torch.tensor([1.0])
 >>> out = rlkern.token_objective(logprob, advantage, mask, old_logprob=old, algorithm="dppo_kl")
 >>> round(out.loss.item(), 4)
-7.4893
+14.9787
 
-D is 0.0823 for the first token, which is held, and 0.0247 for the second: −5·log 0.05 / 2.
+D is 0.0823 for the first token, which is held, and 0.0247 for the second: −5·log 0.05.
 """
 
 from rlkern.algorithms.registry import Algorithm
@@ -26,8 +26,8 @@ ALGORITHM = Algorithm(
     paper="arXiv 2602.04879",
     gate="dppo_kl",
     gate_coef=("clip_low", "clip_high", "clip_cap"),
-    advantage="normalized",
-    aggregation="token_mean",
+    advantage="centered",
+    aggregation="sequence_token_sum",
     defaults={
         "clip_low": 0.05,
         "clip_high": 0.05,

@@ -32,8 +32,8 @@ ALGORITHM = Algorithm(
     aggregation="sequence_token_sum",
     defaults={"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0},
     sources={
-        "clip_low": "arXiv 1707.06347, table 3",
-        "clip_high": "arXiv 1707.06347, table 3",
+        "clip_low": "arXiv 1707.06347, §3",
+        "clip_high": "arXiv 1707.06347, §3",
         "kl_coef": "the authors' setting, in their repository",
         "entropy_coef": "the paper has none",
     },

@@ -46,8 +46,8 @@ ALGORITHM = Algorithm(
         "reward_kl_coef": 0.05,
     },
     sources={
-        "clip_low": "arXiv 1707.06347, table 3",
-        "clip_high": "arXiv 1707.06347, table 3",
+        "clip_low": "arXiv 1707.06347, §3",
+        "clip_high": "arXiv 1707.06347, §3",
         "clip_cap": "the paper's setting, as in verl",
         "kl_coef": "the clipped objective has none",
         "entropy_coef": "0 for language models, as TRL and verl",

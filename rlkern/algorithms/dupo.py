@@ -6,9 +6,10 @@
 
 Paper: arXiv 2507.02592 (WebSailor). Where all rewards of a group agree, DAPO samples new prompts;
 DUPO duplicates other groups of the batch, drawn at random, and samples nothing. The loss is the
-mean over the tokens of the refilled batch, a copy being a weight
-(rlkern.sampling.refill_multiplicity) or a row (refill_index). What the paper leaves open, no group
-left or more places than groups, is said there.
+mean over the tokens of the refilled batch, a copy being a row (rlkern.sampling.refill_index) or,
+which is the same for a single optimizer step, a weight (refill_multiplicity). What the paper leaves
+open, no group left or more places than groups, is said there. The paper also drops, before it
+trains, prompts that the model always answers right.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1])

@@ -32,9 +32,9 @@ ALGORITHM = Algorithm(
     defaults={"clip_low": 0.4, "clip_high": 0.4, "kl_coef": 0.0, "entropy_coef": 0.0},
     settings={"minibatches": 4},
     sources={
-        "clip_low": "arXiv 2507.20673, §4",
-        "clip_high": "arXiv 2507.20673, §4",
-        "kl_coef": "TRL and verl's recipe",
+        "clip_low": "arXiv 2507.20673, §3",
+        "clip_high": "arXiv 2507.20673, §3",
+        "kl_coef": "TRL; verl's recipe has 0.001",
         "entropy_coef": "TRL and verl's recipe",
         "minibatches": "verl's recipe for gmpo",
     },

@@ -10,16 +10,22 @@ everywhere but in RL-Kernel; eps is 1e-4 in TRL and here, 1e-6 in verl and NeMo.
 tokens and bounds the loss as dual_clip_ppo does, unless told otherwise.
 
 >>> import torch, rlkern
->>> logits, token = torch.zeros(2, 1, 2), torch.tensor([[0], [1]])
+>>> logits, token = torch.zeros(2, 2, 2), torch.tensor([[0, 0], [1, 0]])
 >>> advantage = rlkern.group_advantage(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), eps=0.0)
 >>> [round(a, 4) for a in advantage.tolist()]
 [0.7071, -0.7071]
->>> old, mask = torch.log(torch.tensor([[0.25], [0.5]])), torch.ones(2, 1, dtype=torch.bool)
->>> out = rlkern.policy_loss(logits, token, advantage, mask, old_logprob=old, algorithm="grpo")
+>>> mask = torch.tensor([[True, False], [True, True]])
+>>> old = torch.log(torch.tensor([[0.25, 0.5], [0.5, 0.5]]))
+>>> ref = torch.log(torch.full((2, 2), 0.25))
+>>> out = rlkern.policy_loss(
+...     logits, token, advantage, mask, old_logprob=old, ref_logprob=ref, kl_coef=0.1,
+...     algorithm="grpo",
+... )
 >>> round(out.loss.item(), 4)
--0.0707
+-0.0514
 
-Ratios 2 and 1: the first is clipped at 1.2, so the loss is −(1.2·0.7071 − 0.7071)/2 = −0.0707.
+The first answer's only ratio is 2, clipped at 1.2, the second's are 1, and every token has half its
+probability under π_ref: −(1.2·0.7071 − 0.7071)/2 + 0.1·(1/2 − log(1/2) − 1) = −0.0514.
 """
 
 from rlkern.algorithms.registry import Algorithm
@@ -34,8 +40,8 @@ ALGORITHM = Algorithm(
     kl_estimator="k3",
     defaults={"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0},
     sources={
-        "clip_low": "arXiv 1707.06347, table 3",
-        "clip_high": "arXiv 1707.06347, table 3",
+        "clip_low": "arXiv 1707.06347, §3",
+        "clip_high": "arXiv 1707.06347, §3",
         "kl_coef": "TRL; the paper's 0.04 (§4.2) needs a reference model",
         "entropy_coef": "the paper has none",
     },

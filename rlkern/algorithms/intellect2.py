@@ -4,9 +4,10 @@
     ℓ_t = −min(min(r_t, clip_cap)·A, clip(r_t, 1 − clip_low, 1 + clip_high)·A) + kl_coef·KL_t
     A   = (R − mean) / (std + eps) of the group,  KL_t by k3 to the reference
 
-Paper: arXiv 2505.07291; settings §4.1. For clip_cap > 1 + clip_high it is dual_clip_ppo's gate, in
-value and gradient: δ and the dual clip's c are one bound. The loss is the mean over the tokens of
-the batch, as with TRL's `delta` and its default loss.
+Paper: arXiv 2505.07291; settings §4.1. Groups whose rewards agree are replaced by more sampling, as
+in DAPO. For clip_cap > 1 + clip_high it is dual_clip_ppo's gate, in value and gradient: δ and the
+dual clip's c are one bound. The loss is the mean over the tokens of the batch, as with TRL's
+`delta` and its default loss.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.8]])), torch.log(torch.tensor([[0.1]]))
@@ -36,12 +37,15 @@ ALGORITHM = Algorithm(
         "kl_coef": 0.001,
         "entropy_coef": 0.0,
     },
+    settings={"minibatches": 8},
     sources={
         "clip_low": "arXiv 2505.07291, §4.1",
         "clip_high": "arXiv 2505.07291, §4.1",
         "clip_cap": "δ of arXiv 2505.07291, §4.1",
         "kl_coef": "arXiv 2505.07291, §4.1",
         "entropy_coef": "TRL's setting for this paper",
+        "minibatches": "arXiv 2505.07291, §4.1; with one update no ratio leaves 1",
     },
+    sampling="dynamic",
     needs=("reference",),
 )

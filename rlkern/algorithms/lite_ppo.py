@@ -33,8 +33,8 @@ ALGORITHM = Algorithm(
     aggregation="token_mean",
     defaults={"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0},
     sources={
-        "clip_low": "arXiv 1707.06347, table 3: the paper keeps PPO's own loss",
-        "clip_high": "arXiv 1707.06347, table 3: the paper keeps PPO's own loss",
+        "clip_low": "arXiv 1707.06347, §3: the paper keeps PPO's own loss",
+        "clip_high": "arXiv 1707.06347, §3: the paper keeps PPO's own loss",
         "kl_coef": "the paper trains without a KL",
         "entropy_coef": "the paper has none",
     },

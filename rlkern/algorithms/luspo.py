@@ -6,7 +6,8 @@
 
 Paper: arXiv 2602.05261. The loss is the mean over answers of |o|·ℓ, which is the sum of ℓ_t over
 the answer's tokens: GSPO's mean would shrink the gradient of a long answer's tokens. A constant
-that divides the sum (aggregate.token_weight) only scales the learning rate.
+that divides the sum (aggregate.token_weight) only scales the learning rate. The paper's reward has
+a length term too.
 
 >>> import torch, rlkern
 >>> mask = torch.tensor([[True, False, False], [True, True, True]])
@@ -28,12 +29,12 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="sequence_token_sum",
     defaults={"clip_low": 2e-3, "clip_high": 2.5e-3, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 4},
+    settings={"minibatches": 8},
     sources={
         "clip_low": "arXiv 2602.05261, §5.1",
         "clip_high": "arXiv 2602.05261, §5.1",
         "kl_coef": "TRL",
         "entropy_coef": "TRL",
-        "minibatches": "GSPO's, arXiv 2507.18071, §5.1",
+        "minibatches": "arXiv 2602.05261, §5.1",
     },
 )

@@ -4,9 +4,9 @@
     ℓ_t = −A·log π(o_t)        A = (R − mean of the group) / mean of the group, 0 if the mean is ≤ 0
 
 Paper: arXiv 2602.02710. For rewards of 0 and 1 it follows the gradient of log(probability of a
-right answer), in expectation up to the G-th term of its series, where the mean reward gives the
-first term alone. Rewards must not be negative. The loss is the mean over answers of token sums, as
-log π of the answer; a constant that divides the sums (aggregate.token_weight) only scales the
+right answer), in expectation up to the (G − 1)-th term of its series, where the mean reward gives
+the first term alone. Rewards must not be negative. The loss is the mean over answers of token sums,
+as log π of the answer; a constant that divides the sums (aggregate.token_weight) only scales the
 learning rate. prime-rl and SkyRL take A into other losses.
 
 >>> import torch, rlkern

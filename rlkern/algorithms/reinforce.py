@@ -9,11 +9,15 @@ nanochat of each micro-batch.
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(1, 2, 4), torch.tensor([[0, 3]])
->>> mask, advantage = torch.tensor([[True, True]]), torch.tensor([2.0])
->>> round(rlkern.policy_loss(logits, token, advantage, mask, algorithm="reinforce").loss.item(), 4)
+>>> mask, reward = torch.tensor([[True, True]]), torch.tensor([3.0, 0.0, 0.0])
+>>> advantage = rlkern.advantage.batch_centered(reward)
+>>> advantage.tolist()
+[2.0, -1.0, -1.0]
+>>> out = rlkern.policy_loss(logits, token, advantage[:1], mask, algorithm="reinforce")
+>>> round(out.loss.item(), 4)
 2.7726
 
-Two tokens of probability 1/4 under A = 2: the mean of −2·log(1/4) is 2.7726.
+The first answer has two tokens of probability 1/4 under A = 2: the mean of −2·log(1/4) is 2.7726.
 """
 
 from rlkern.algorithms.registry import Algorithm

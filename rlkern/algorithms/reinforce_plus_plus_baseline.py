@@ -37,8 +37,8 @@ ALGORITHM = Algorithm(
     kl_estimator="k2",
     defaults={"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0},
     sources={
-        "clip_low": "arXiv 1707.06347, table 3",
-        "clip_high": "arXiv 1707.06347, table 3",
+        "clip_low": "arXiv 1707.06347, §3",
+        "clip_high": "arXiv 1707.06347, §3",
         "kl_coef": "off, as in TRL's GRPO: a KL needs a reference model",
         "entropy_coef": "the paper has none",
     },

@@ -4,10 +4,10 @@
     ℓ_t = −min(S·A, clip(S, 1 − clip_low, 1 + clip_high)·A)        S = Π_t π(o_t) / π_old(o_t)
     A   = R − mean reward of the other answers to the prompt
 
-Paper: arXiv 2402.14740, §3.2, with the KL to the reference in the reward. The paper takes one step
-on each batch, where S = 1 and ℓ_t has the gradient of −A·log π(answer); S and its clip are TRL's
-for more steps. verl and OpenRLHF take A alone and clip token by token. The loss is the mean over
-answers: all tokens of an answer hold the same ℓ_t.
+Paper: arXiv 2402.14740, §3.2, with the KL to the reference in the reward. On the policy that
+sampled S = 1, and ℓ_t has the paper's gradient, −A·∇log π(answer); S and its clip are TRL's, for
+the updates after the first. verl and OpenRLHF take A alone and clip token by token. The loss is the
+mean over answers: all tokens of an answer hold the same ℓ_t.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0, 0, 0])
@@ -32,12 +32,12 @@ ALGORITHM = Algorithm(
     level="product",
     advantage="leave_one_out",
     aggregation="sequence_token_mean",
-    kl_estimator="k1",
+    kl_estimator="k2",
     defaults={"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0},
     settings={"minibatches": 2, "reward_kl_coef": 0.03},
     sources={
-        "clip_low": "TRL; the paper takes one step on each batch",
-        "clip_high": "TRL; the paper takes one step on each batch",
+        "clip_low": "TRL; the paper has no clip",
+        "clip_high": "TRL; the paper has no clip",
         "kl_coef": "the paper has the KL in the reward",
         "entropy_coef": "the paper has none",
         "minibatches": "appendix C of the paper, as in TRL's paper index",

@@ -5,7 +5,7 @@
 
 This is REINFORCE whose advantage is 1 for every answer, and runs through the same loss.
 Paper: arXiv 2203.02155, §3.5, the first of its three stages. The loss is the mean over the tokens
-of the batch, those of the prompt left out; TRL counts these too unless told otherwise.
+of the batch, those of the prompt left out, as in TRL where prompt and answer are apart.
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(1, 2, 4), torch.tensor([[0, 3]])

@@ -5,8 +5,9 @@
     ℓ_t = −sg(min(W, 1))·A·log π(o_t)      otherwise        W = Π_t π(o_t) / π_old(o_t)
 
 Paper: arXiv 2503.14286, whose A is the reward, positive or negative: subtracting a baseline changes
-which answers count as bad. W is against whatever policy sampled, however old. The loss is the mean
-over answers of token sums, as log π of the answer; a constant that divides the sums
+which answers count as bad, and where no reward is below 0, as where wrong answers get 0, right ones
+are imitated and nothing else happens. W is against whatever policy sampled, however old. The loss
+is the mean over answers of token sums, as log π of the answer; a constant that divides the sums
 (aggregate.token_weight) only scales the learning rate.
 
 >>> import torch, rlkern
@@ -31,8 +32,10 @@ ALGORITHM = Algorithm(
     aggregation="sequence_token_sum",
     kl_estimator="k2",
     defaults={"kl_coef": 0.0, "entropy_coef": 0.0},
+    settings={"minibatches": 4},
     sources={
         "kl_coef": "the paper trains without a KL",
         "entropy_coef": "the paper has none",
+        "minibatches": "chosen here: with one update W is 1",
     },
 )

@@ -6,8 +6,9 @@
 
 Paper: arXiv 2602.10693, §3.4, whose W is against the sampler: give its log-probabilities as
 old_logprob where they differ from the trainer's. φ(1) = 1, and both tails of W are damped: an
-answer far off policy fades out. The loss is the mean over the tokens of the batch, as in TRL, which
-clamps log W to [−18.4, 20]; here nothing is clamped.
+answer far off policy fades out. A is the reward less the mean of the group, eq. 20; TRL divides it
+by the std too. The loss is the mean over the tokens of the batch, as in TRL, which clamps log W to
+[−18.4, 20]; here nothing is clamped.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.25, 0.5]]))
@@ -27,7 +28,7 @@ ALGORITHM = Algorithm(
     gate="vespo",
     gate_coef=("k_positive", "lambda_positive", "k_negative", "lambda_negative"),
     level="product",
-    advantage="normalized",
+    advantage="centered",
     aggregation="token_mean",
     defaults={
         "k_positive": 2.0,
@@ -37,6 +38,7 @@ ALGORITHM = Algorithm(
         "kl_coef": 0.0,
         "entropy_coef": 0.0,
     },
+    settings={"minibatches": 8},
     sources={
         "k_positive": "c1 of arXiv 2602.10693, §3.4",
         "lambda_positive": "c2 of arXiv 2602.10693, §3.4",
@@ -44,5 +46,6 @@ ALGORITHM = Algorithm(
         "lambda_negative": "c2 of arXiv 2602.10693, §3.4",
         "kl_coef": "TRL",
         "entropy_coef": "TRL",
+        "minibatches": "arXiv 2602.10693, appendix D; with one update W is 1",
     },
 )

@@ -66,7 +66,8 @@ class Config:
             rewards differ, duplicate puts copies of these in the places of the others; null takes
             the algorithm's own.
         sampling_rounds: Rounds of sampling after which dynamic takes the groups it has.
-        duplicate_by: Whether a copy is a weight or a row of the batch.
+        duplicate_by: Whether a copy is a row of the batch or a weight, which is the same for one
+            optimizer step on a rollout.
         reward: Rewards with commas, summed: task (the task's own), module:function, or a folder
             that holds a reward model; null is task.
         reward_weights: Weight of each reward; one of weight 0 is only logged. Null is ones.
@@ -170,7 +171,7 @@ class Config:
     task_options: dict[str, Any] = field(default_factory=dict)
     sampling: Literal["all", "dynamic", "duplicate"] | None = None
     sampling_rounds: int = 10
-    duplicate_by: Literal["weight", "copy"] = "weight"
+    duplicate_by: Literal["copy", "weight"] = "copy"
     reward: str | None = None
     reward_weights: list[float] | None = None
     reward_kl_coef: float | None = None

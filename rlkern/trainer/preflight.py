@@ -185,6 +185,17 @@ def _rewards_and_weights(config: Config, algorithm: Any) -> str | None:
     )
 
 
+def _one_reward_apart(config: Config, algorithm: Any) -> str | None:
+    count = len((config.reward or "task").split(","))
+    used = sum(weight != 0 for weight in config.reward_weights or [1.0] * count)
+    if "several_rewards" not in algorithm.needs or used > 1:
+        return None
+    return (
+        f"algorithm {algorithm.name} normalizes each reward apart, so reward must name at least 2"
+        f" that count, with a comma between, got {config.reward or 'task'!r}; add one, or use grpo"
+    )
+
+
 CONTRADICTIONS: tuple[Callable[[Config, Any], str | None], ...] = (
     _one_answer,
     _one_answer_of_a_pair,
@@ -194,6 +205,7 @@ CONTRADICTIONS: tuple[Callable[[Config, Any], str | None], ...] = (
     _several_samples,
     _warmup_without_end,
     _rewards_and_weights,
+    _one_reward_apart,
     _idle("lora_alpha", "lora_rank", 0, "give lora_rank above 0"),
     _idle("lora_targets", "lora_rank", 0, "give lora_rank above 0"),
     _idle("kl_horizon", "kl_target", 0, "give kl_target above 0"),
