@@ -101,7 +101,7 @@ TOKEN_LOSS = {
     "dppo_kl": dppo_kl,
 }  # fmt: skip
 OF_ANSWERS = ("grpo", "gspo", "gspo_token", "sapo", "gmpo", "rloo", "a_star_po")
-OF_SUMS = ("dr_grpo", "luspo", "topr")
+OF_SUMS = ("dr_grpo", "luspo", "topr", "dppo", "dppo_kl")
 
 
 def over_tokens(answers):
