@@ -109,6 +109,8 @@ def test_the_temperature_of_the_sampler_is_the_temperature_of_the_score(policy):
 def test_a_prompt_longer_than_the_context_is_one_sentence(policy):
     with pytest.raises(UserError, match=r"do not fit the model's context of 512"):
         encode(policy, ["1" * 510], max_new_tokens=4)
+    with pytest.raises(UserError, match="no token for some of the text '1x'"):
+        encode(policy, ["1x"], max_new_tokens=4)
 
 
 def test_completions_are_text_without_special_tokens(policy):

@@ -40,6 +40,39 @@ def test_no_question_of_a_reasoning_family_is_both_trained_on_and_held_out(name)
     assert not held & {task.key(item) for item in items}
 
 
+def test_streams_of_other_seeds_are_other_items_and_not_the_same_ones_shifted():
+    pytest.importorskip("reasoning_gym")
+    first, second = (make_task("gcd", seed=seed, eval_items=30) for seed in (0, 1))
+    questions = [[item.prompt for item in t.next_items(0, 200)[0]] for t in (first, second)]
+    assert len(set(questions[0]) & set(questions[1])) < 20
+    held = {item.prompt for item in first.held_out}
+    assert len(held & {item.prompt for item in second.held_out}) < 5
+
+
+def test_solved_examples_are_neither_trained_on_nor_change_what_is_held_out():
+    pytest.importorskip("reasoning_gym")
+    tasks = [make_task("arithmetic", **{**ARITHMETIC, "shots": shots}) for shots in (0, 8)]
+    asked = [[item.columns["question"] for item in task.held_out] for task in tasks]
+    assert asked[0] == asked[1]
+    trained = {tasks[1].key(item) for item in tasks[1].next_items(0, 2000)[0]}
+    assert len(tasks[1].barred) == 8 and not tasks[1].barred & trained
+
+
+@pytest.mark.parametrize("name", ["addition", "guess", "arithmetic", "gcd"])
+def test_a_fresh_model_has_a_token_for_every_character_of_its_task(name):
+    if name in ("arithmetic", "gcd"):
+        pytest.importorskip("reasoning_gym")
+    task = make_task(name, seed=0, eval_items=30)
+    text = task.stop + "".join(i.prompt + i.answer for i in task.held_out)
+    assert set(text) <= set(task.alphabet)
+
+
+def test_a_template_of_another_form_is_one_sentence():
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(UserError, match="prompt_template must name only"):
+        make_task("arithmetic", **{**ARITHMETIC, "template": "{question.x}"})
+
+
 def test_operands_in_the_other_order_are_the_same_question():
     assert question_key("Calculate 3 + 14.") == question_key("Calculate 14 + 3.")
     assert question_key("Calculate 3 - 14.") != question_key("Calculate 14 - 3.")
@@ -169,6 +202,20 @@ def test_a_reward_function_that_breaks_its_contract_is_named_in_one_sentence(fun
 def test_a_reward_that_is_not_a_function_is_one_sentence(name):
     with pytest.raises(UserError, match="reward"):
         load_rewards(Config(reward=name), addition_task())
+
+
+def test_two_rewards_of_one_name_are_logged_apart():
+    rewards = Rewards([lambda **_: [1.0, 3.0], lambda **_: [5.0, 7.0]], [1.0, 1.0])
+    assert rewards.names == ["<lambda>", "<lambda>_2"]
+    scored = score_completions(rewards, addition_task().next_items(0, 2)[0], ["1", "2"])
+    values = reward_statistics(scored, rewards, 2)
+    assert values["rewards/<lambda>/mean"] == 2.0 and values["rewards/<lambda>_2/mean"] == 6.0
+
+
+def test_a_reward_that_float32_cannot_hold_is_refused():
+    huge = Rewards([lambda **_: [1e300, 1.0]], [1.0])
+    with pytest.raises(UserError, match="must return finite numbers or None, got 1e.300"):
+        score_completions(huge, addition_task().next_items(0, 2)[0], ["1", "2"])
 
 
 def test_statistics_count_groups_whose_rewards_are_all_equal():

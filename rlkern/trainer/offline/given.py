@@ -9,7 +9,7 @@ import torch
 
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.rollout.data import Rollout, left_padded
+from rlkern.trainer.rollout.data import Rollout, check_known, left_padded
 
 
 def given_rollout(
@@ -39,11 +39,7 @@ def _answer_ids(policy: Policy, text: str, stop: str) -> list[int]:
 def _check(policy: Policy, asked: list[int], row: list[int], prompt: str, answer: str) -> None:
     if not asked:
         raise UserError(f"a prompt must have at least one token, got {prompt!r}")
-    if policy.tokenizer.unk_token_id in asked + row:
-        raise UserError(
-            f"the model has no token for some of the text {(prompt + answer)[:60]!r}; use another"
-            " --model, or text in its alphabet"
-        )
+    check_known(policy, asked + row, prompt + answer)
     if len(asked) + len(row) > policy.context:
         raise UserError(
             f"a prompt of {len(asked)} tokens and an answer of {len(row)} do not fit the model's"

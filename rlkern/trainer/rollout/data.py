@@ -172,12 +172,24 @@ def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise UserError(f"a prompt must have at least one token, got {text!r}")
+        check_known(policy, row, text)
         if len(row) + max_new_tokens > policy.context:
             raise UserError(
                 f"a prompt of {len(row)} tokens and {max_new_tokens} new ones do not fit the"
                 f" model's context of {policy.context}: {text[:60]!r}"
             )
     return left_padded(policy, rows)
+
+
+def check_known(policy: Policy, ids: list[int], text: str) -> None:
+    """Returns nothing; raises one sentence for text that the model has no tokens for."""
+    unknown = policy.tokenizer.unk_token_id
+    # Some tokenizers, which know every byte, call their end of text unknown too.
+    if unknown != policy.tokenizer.eos_token_id and unknown in ids:
+        raise UserError(
+            f"the model has no token for some of the text {text[:60]!r}; use another --model, or"
+            " text in its alphabet"
+        )
 
 
 def left_padded(policy: Policy, rows: list[list[int]]) -> Prompts:

@@ -32,7 +32,8 @@ class Task:
 
     `item(i)` depends on i and the seed alone, so the position in the data is one integer. Where an
     environment answers, reply(item, text after the prompt so far) is its next message, None ends
-    the conversation, and max_new_tokens is that of a message.
+    the conversation, and max_new_tokens is that of a message. barred are the keys of items that
+    are not trained on beside the held-out ones.
     """
 
     name: str
@@ -45,10 +46,11 @@ class Task:
     alphabet: str
     reply: Callable[[Item, str], str | None] | None = None
     max_turns: int = 1
+    barred: frozenset = frozenset()
 
     def next_items(self, position: int, count: int) -> tuple[list[Item], int]:
         """Returns the next training items from `position` on, and the position after them."""
-        barred = {self.key(item) for item in self.held_out}
+        barred = self.barred | {self.key(item) for item in self.held_out}
         items: list[Item] = []
         skipped = 0
         while len(items) < count:
@@ -153,18 +155,20 @@ def reasoning(
     name: str, family: str, settings: dict, *, seed: int, eval_items: int, shots: int, template: str
 ) -> Task:
     """Returns a reasoning-gym family as a task whose held-out questions are never trained on."""
-    stream = _dataset(name, family, settings, 3 * seed)
-    examples = _questions(_dataset(name, family, settings, 3 * seed + 2), shots, name, barred=set())
+    # Entry i of a seed is entry 0 of the seed i further on, so streams begin far apart.
+    stream, asked, shown = (
+        _dataset(name, family, settings, (3 * seed + part) * _STREAM_SIZE) for part in range(3)
+    )
+    # Neither the shots nor the number of held-out items changes which items come first.
+    held = _questions(asked, eval_items, name, barred=set())
+    held_keys = {question_key(entry["question"]) for entry in held}
+    examples = _questions(shown, shots, name, barred=held_keys)
     head = "".join(render(template, e) + f"{e['answer']}\n" for e in examples)
 
     def make(entry: dict) -> Item:
         columns = {"question": entry["question"], "entry": entry}
         return Item(head + render(template, entry), str(entry["answer"]), columns)
 
-    barred = {question_key(e["question"]) for e in examples}
-    held = _questions(
-        _dataset(name, family, settings, 3 * seed + 1), eval_items, name, barred=barred
-    )
     return Task(
         name=name,
         item=lambda position: make(stream[position]),
@@ -175,7 +179,8 @@ def reasoning(
         ),
         stop="\n",
         max_new_tokens=4 if family == "basic_arithmetic" else 16,
-        alphabet=string.printable[:96],
+        alphabet=string.printable[:97],  # to the newline
+        barred=frozenset(question_key(entry["question"]) for entry in examples),
     )
 
 
@@ -188,7 +193,7 @@ def render(template: str, entry: dict) -> str:
     fields = {**entry["metadata"], "question": entry["question"]}
     try:
         return template.format(**fields)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         known = ", ".join(sorted(fields))
         raise UserError(
             f"prompt_template must name only {known}, got {template!r}: {error}"
