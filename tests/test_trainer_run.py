@@ -108,6 +108,17 @@ def test_a_run_killed_and_resumed_has_the_curve_of_an_uninterrupted_run(tmp_path
     assert (run / weights).read_bytes() == whole_weights
 
 
+@pytest.mark.parametrize("changes", [{"train_layers": 1}, {"lora_rank": 4}], ids=str)
+def test_frozen_weights_go_on_to_the_last_bit(tmp_path, changes):
+    # The correction compares what sampled with what scored, whose rounding is not the same.
+    whole = small(tmp_path, name="whole", rollout_correction="truncate", **changes)
+    train(whole)
+    train(dataclasses.replace(whole, name="cut", steps=3))
+    train(dataclasses.replace(whole, name="cut"), resume=True)
+    curves = [without_times(read_metrics(tmp_path / "runs" / n)) for n in ("whole", "cut")]
+    assert curves[0][4:] == [line for line in curves[1] if line["step"] > 3]
+
+
 def wait_for_lines(child, run, count):
     """Returns when the run of a child process has written that many metric lines."""
     deadline = time.monotonic() + 240
@@ -221,9 +232,19 @@ def test_a_run_in_use_is_not_entered_by_a_second_process(tmp_path):
     with rundir.hold(run):
         assert not partial.exists(), "a killed run's half-written folder goes"
         partial.mkdir()
+        before = (run / "config.yaml").read_bytes()
         with pytest.raises(UserError, match="in use by another process"):
-            train(config, resume=True)
+            train(dataclasses.replace(config, steps=9), resume=True)
         assert partial.exists(), "that of a running one stays"
+        assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_run_cannot_go_back(tmp_path):
+    config = small(tmp_path, name="run", steps=2, sft_steps=0)
+    train(config)
+    with pytest.raises(UserError, match="steps must be at least the 2 that .* has done, got 1"):
+        train(dataclasses.replace(config, steps=1), resume=True)
+    train(dataclasses.replace(config, max_seconds=1e-3, steps=3), resume=True)
 
 
 def test_a_run_without_a_name_takes_a_fresh_number(tmp_path):

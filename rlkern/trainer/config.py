@@ -231,7 +231,10 @@ class Config:
 
 
 # Keys that may change when a run is resumed: none of them alters what an earlier step computed.
-RESUMABLE = frozenset("name runs_dir compare sample_every save_every keep_checkpoints".split())
+RESUMABLE = frozenset(
+    "name runs_dir compare sample_every save_every keep_checkpoints max_seconds"
+    " degenerate_limit".split()
+)
 
 
 def to_yaml(config: Config) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 import rlkern
+from rlkern.trainer.checked import check
 from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.learners import Learner, make_learner
@@ -25,7 +26,7 @@ from rlkern.trainer.run.checkpoint import all_checkpoints
 from rlkern.trainer.run.files import write_text
 from rlkern.trainer.run.interrupt import Interrupt
 from rlkern.trainer.run.logs import Log, read_metrics
-from rlkern.trainer.session import Session, attach_adapters, build, check
+from rlkern.trainer.session import Session, attach_adapters, build
 from rlkern.trainer.settings import resolve
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.plot import plot_curves
@@ -45,16 +46,22 @@ def train(config: Config, *, resume: bool = False, display: Display | None = Non
 
 def _train(config: Config, world: World, display: Display, *, resume: bool) -> dict:
     run = rundir.existing_run(config) if resume else rundir.new_run(config)
-    saved = all_checkpoints(run)
-    session = build(config, resume_from=saved[-1] if saved else None, world=world)
-    learner = make_learner(session)
-    display.say(f"run {run}" + (f", going on after {saved[-1].name}" if saved else ""))
-    world.barrier()  # everyone has seen the run as it was
     try:
         with contextlib.ExitStack() as stack:
-            if world.is_main:
-                rundir.create(run, config)
+            if world.is_main and resume:
                 stack.enter_context(rundir.hold(run))
+            world.barrier()  # nobody else writes it from here on
+            saved = all_checkpoints(run)
+            session = build(config, resume_from=saved[-1] if saved else None, world=world)
+            _check_steps(config, session.progress.step, run)
+            learner = make_learner(session)
+            display.say(f"run {run}" + (f", going on after {saved[-1].name}" if saved else ""))
+            world.barrier()  # everyone has seen the run as it was
+            if world.is_main:
+                rundir.make(run)
+                if not resume:
+                    stack.enter_context(rundir.hold(run))
+                rundir.write_config(run, config)
             interrupt = stack.enter_context(Interrupt())
             stack.enter_context(display)
             return _run(session, learner, run, display, interrupt)
@@ -65,7 +72,16 @@ def _train(config: Config, world: World, display: Display, *, resume: bool) -> d
         raise UserError(f"stopped; {_how_to_go_on(run)}", code=130) from None
 
 
+def _check_steps(config: Config, done: int, run: Path) -> None:
+    if config.steps < done:
+        raise UserError(
+            f"steps must be at least the {done} that {run} has done, got {config.steps}"
+        )
+
+
 def _how_to_go_on(run: Path) -> str:
+    if not (run / rundir.CONFIG).is_file():
+        return "the run had not begun"
     saved = all_checkpoints(run)
     kept = f"{saved[-1].name} is whole" if saved else "no checkpoint was saved yet"
     return f"{kept}, go on with: rlkern train --resume {run}"

@@ -37,6 +37,9 @@ def read_model(directory: Path, kind: Any, dtype: str, *, what: str, hint: str) 
             f"{what} {str(directory)!r} must hold every weight, it lacks"
             f" {sorted(found['missing_keys'])[0]}{hint}"
         )
+    for weight in model.parameters():
+        # Loaded weights lie where they lay in the file; kernels round by where a row begins.
+        weight.data = weight.data.clone()
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         # Padding is always masked by position, never by its id, so any id serves.
         tokenizer.pad_token = tokenizer.eos_token

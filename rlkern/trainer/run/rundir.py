@@ -54,11 +54,13 @@ def new_run(config: Config) -> Path:
     return run
 
 
-def create(run: Path, config: Config) -> None:
-    """Make the directory with its config.yaml; on a resume the settings that may change are
-    renewed.
-    """
+def make(run: Path) -> None:
+    """Make the directory, empty."""
     run.mkdir(parents=True, exist_ok=True)
+
+
+def write_config(run: Path, config: Config) -> None:
+    """Write config.yaml; on a resume the settings that may change are renewed."""
     write_text(run / CONFIG, to_yaml(config))
 
 
