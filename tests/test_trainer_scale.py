@@ -38,6 +38,11 @@ RUNS = {
         **SPREAD, "algorithm": "dapo", "prompts": 3, "group_size": 2, "sampling_rounds": 1,
         "minibatches": 1, "micro_batches": 3, "kl_coef": 0.01,
     },
+    # Fewer prompts than processes where groups are dropped and a greedy answer is asked to each.
+    "greedy": {
+        "algorithm": "remax", "sampling": "dynamic", "sampling_rounds": 1, "prompts": 2,
+        "group_size": 2,
+    },
     "lora": {**SPREAD, "lora_rank": 4, "gradient_checkpointing": True, "kl_coef": 0.01},
 }  # fmt: skip
 

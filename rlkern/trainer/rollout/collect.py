@@ -33,18 +33,24 @@ def generate(
     uniform = None
     if sampling.temperature > 0:
         uniform = random_numbers(session.generator, len(items) * group_size, sampling)
-    first, last = session.world.share(len(items))
+    asked = items
+    if short := max(0, session.world.size - len(items)):
+        # Every process needs something to sample; what is too much is left out below.
+        asked = items + items[-1:] * short
+        if uniform is not None:
+            uniform = torch.cat([uniform, uniform[-group_size:].repeat(short, 1)])
+    first, last = session.world.share(len(asked))
     engine = session.engine if policy is session.policy else ModelEngine(policy)
     engine.refresh()
     rollout = converse(
         engine,
         session.task,
-        items[first:last],
+        asked[first:last],
         sampling,
         group_size=group_size,
         uniform=None if uniform is None else uniform[first * group_size : last * group_size],
     )
-    found = concat(session.world.gather(rollout))
+    found = concat(session.world.gather(rollout)).piece(0, len(items))
     session.progress.generated_tokens += int(found.mask.sum())
     return found.padded(session.config.length_bucket)
 
