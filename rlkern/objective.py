@@ -45,10 +45,8 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
 
     def value(name: str) -> float:
         number = check.number(declared.name, name, known[name])
-        if name.startswith("clip_") and number < 0:
-            raise ValueError(
-                f"{declared.name}: {name} is a width and must not be negative, got {number}"
-            )
+        if name != "entropy_coef" and number < 0:
+            raise ValueError(f"{declared.name}: {name} must not be negative, got {number}")
         return number
 
     gate_coef = [value(name) for name in declared.gate_coef]

@@ -12,6 +12,7 @@ from trainer_helpers import ROOT, flags, small
 from rlkern import cli
 from rlkern.trainer import pipeline
 from rlkern.trainer.config import Config
+from rlkern.trainer.processes.world import World
 
 
 def run(capsys, *arguments):
@@ -57,7 +58,7 @@ def test_every_file_in_configs_is_valid(capsys, file):
 def test_every_pipeline_in_configs_can_begin(capsys, file):
     # On the model that needs no package beside the trainer's own.
     stages = printed_config(capsys, "--config", file, "--model", "tiny")["stages"]
-    pipeline.check_stages(pipeline.plan(Path("x"), [Config(**stage) for stage in stages]))
+    pipeline.check_stages(pipeline.plan(Path("x"), [Config(**stage) for stage in stages]), World())
 
 
 def test_every_key_has_a_help_text(capsys):
@@ -86,7 +87,8 @@ WRONG = [
     (["--config", "missing.yaml"], "missing.yaml"),
     (["--reward", "no_module_here:f"], "reward 'no_module_here:f' cannot be imported"),
     (["--max_new_tokens", "600"], "do not fit the model's context"),
-    (["--resume", "no/such/run"], "no/such/run"),
+    (["--resume", "no/such/run"], "there is no run to resume in no/such/run"),
+    (["--lora_rank", "4", "--lora_targets", "foo"], "lora_targets must be all-linear or names of"),
     (["--resume"], "there is no run to resume"),
 ]
 

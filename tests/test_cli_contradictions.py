@@ -44,7 +44,31 @@ CONTRADICTING = [
     ("--lr_floor 0.3", "lr_floor 0.3 has no effect with lr_decay 'none'"),
     ("--minibatches 17", "minibatches must be at most prompts"),
     ("--eval_pass_at [4]", "eval_pass_at must be from 1 to eval_samples"),
-    ("--eval_samples 4 --eval_modes [greedy]", "eval_samples 4 needs sampled among eval_modes"),
+    ("--eval_samples 4 --eval_modes [greedy]", "eval_samples must be 1 where eval_modes is .'gree"),
+    (
+        "--algorithm gdpo",
+        "reward must name at least 2 that count, with a comma between, got 'task'",
+    ),
+    (
+        "--algorithm gdpo --reward task,task --reward_weights [1,0]",
+        "must name at least 2 that count",
+    ),
+    ("--clip_low -0.5", "algorithm grpo: clip_low must not be negative, got -0.5"),
+    ("--kl_coef .nan", "algorithm grpo: kl_coef must be finite"),
+    ("--kl_coef -1", "algorithm grpo: kl_coef must not be negative"),
+    ("--algorithm sapo --coefficients.tau_positive -1", "tau_positive must not be negative"),
+    ("--rollout_correction truncate --correction_low 3", "correction_low must be at most correct"),
+    (
+        "--sampling_rounds 3",
+        "sampling_rounds 3 has no effect with sampling 'all': use sampling dyn",
+    ),
+    ("--duplicate_by weight", "duplicate_by 'weight' has no effect with sampling 'all'"),
+    ("--weight_decay .inf", "weight_decay must be a finite number, 0 or more, got inf"),
+    ("--algorithm ppo --kl_target .inf", "kl_target must be a finite number, 0 or more, got inf"),
+    ("--reward_weights [.nan]", "reward_weights must be finite numbers"),
+    ("--lr_decay linear --lr_floor 7", "lr_floor must be between 0 and 1, got 7.0"),
+    ("--seed 18446744073709551616", "seed must be 0 or more and below"),
+    ("--temperature 1e-40", "temperature must be at least 1e-4"),
     ("--coefficients.clip_low 0.3 --algorithm dpo", "has no coefficient 'clip_low'"),
 ]
 
@@ -71,7 +95,8 @@ def no_model(self, *_, **__):
 
 @pytest.mark.parametrize("name", known_algorithms())
 def test_every_algorithm_is_free_of_contradictions_as_it_stands(tmp_path, name):
-    config = small(tmp_path, algorithm=name, reward=None)
+    several = "several_rewards" in find_algorithm(name).needs
+    config = small(tmp_path, algorithm=name, reward="task,other:reward" if several else None)
     check_settings(config, find_algorithm(name))
     # What a run has written down is what it is resumed with.
     check_settings(resolve(config), find_algorithm(name))

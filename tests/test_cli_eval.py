@@ -112,6 +112,7 @@ def test_the_tables_show_accuracies_and_answers(capsys, run):
         (["--modes", "sampeld"], "modes must be sampled or greedy, got 'sampeld'"),
         (["--temperature", 0], "temperature must be a finite number above 0"),
         (["--samples", "x"], "invalid int value: 'x'"),
+        (["--samples", 4, "--modes", "greedy"], "eval_samples must be 1 where eval_modes is"),
         (["--task", "adition"], "there is no task 'adition'"),
         (["--samplez", 3], "unrecognized arguments: --samplez"),
         (["--sample", 3], "unrecognized arguments: --sample"),

@@ -12,13 +12,14 @@ from trainer_helpers import small, tiny_policy, without_times
 
 import rlkern
 from rlkern.trainer import Config, UserError, train
+from rlkern.trainer.checked import check
 from rlkern.trainer.learners import make_learner
 from rlkern.trainer.offline.given import given_rollout
 from rlkern.trainer.offline.losses import TOKEN_LOGPROB, Given, answer_logprob, halves
 from rlkern.trainer.offline.preferences import even_weight, mismatched, share_right
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.run.logs import read_metrics
-from rlkern.trainer.session import build, check
+from rlkern.trainer.session import build
 from rlkern.trainer.step import accumulate
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -9,6 +9,7 @@ import torch
 from trainer_helpers import small, small_session
 
 from rlkern.trainer import UserError
+from rlkern.trainer.checked import check
 from rlkern.trainer.offline import pairs as module
 from rlkern.trainer.offline.pairs import (
     Pair,
@@ -19,7 +20,6 @@ from rlkern.trainer.offline.pairs import (
     sampled_pairs,
 )
 from rlkern.trainer.offline.statements import PROMPT, facts_file, statements
-from rlkern.trainer.session import check
 
 LINES = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": str(n)} for n in range(40)]
 
@@ -107,9 +107,8 @@ def test_statements_are_read_without_importing_the_package(tmp_path, monkeypatch
     assert statements() == [("Ice is cold.", "Ice is hot."), ("Ice is hot.", "Ice is cold.")]
     assert "textarena" not in sys.modules
     config = small(tmp_path, algorithm="dpo", pairs="facts", prompts=1)
-    check_source(config)
     with pytest.raises(UserError, match="got 2 pairs"):
-        given_pairs(config)
+        check_source(config)
 
 
 def test_a_file_of_statements_of_another_form_is_refused(tmp_path, monkeypatch):

@@ -126,6 +126,13 @@ WRONG = [
     ([SFT, {**PPO, "reward": "stage:sft"}], "must name a stage that trains a reward model, but"),
     ([SFT, SCORER, {**SFT, "name": "b", "model": "stage:reward_model"}], "that trains a policy"),
     ([], "stages must be a list of mappings"),
+    ([SFT, {"algorithm": ["grpo"]}], "there is no algorithm ['grpo']"),
+    ([SFT, {"algorithm": "grpo", "name": "../x"}], "name must be a folder name without slashes"),
+    ([SFT, {"algorithm": "dpo", "pairs": "PAIRS", "prompts": 50}], "stage dpo: pairs "),
+    ([SFT, {"algorithm": "dpo", "task": "guess"}], "stage dpo: "),
+    ([SFT, {"algorithm": "grpo", "max_turns": 3}], "stage grpo: max_turns "),
+    ([SFT, {"algorithm": "grpo", "clip_low": -1.0}], "stage grpo: algorithm grpo: clip_low must"),
+    ([SFT, {"algorithm": "dapo", "overlong_cache": 9}], "stage dapo: overlong_cache "),
 ]
 
 
@@ -153,6 +160,36 @@ def test_a_pipeline_cannot_go_on_with_other_settings(tmp_path, capsys):
     assert run(tmp_path, file) == 0
     assert run(tmp_path, file, "--resume", "--seed", 3) == 2
     assert "was started with seed 0 in stage sft, not 3" in capsys.readouterr().err
+
+
+def test_stages_that_have_not_begun_may_be_put_right(tmp_path, capsys):
+    assert run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "train_layers": 9})) == 2
+    assert "stage grpo: train_layers must be at most" in capsys.readouterr().err
+    put_right = written(tmp_path, SFT, {"algorithm": "grpo", "train_layers": 1})
+    assert run(tmp_path, put_right, "--resume") == 0
+    assert "stage 1 of 2, sft: done before" in capsys.readouterr().out
+    begun = written(tmp_path, {**SFT, "seed": 3}, {"algorithm": "grpo", "train_layers": 1})
+    assert run(tmp_path, begun, "--resume") == 2
+    assert "was started with seed 0 in stage sft, not 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--name", "../x"), ("--runs_dir", "/dev/null")])
+def test_a_place_that_cannot_hold_a_pipeline_is_one_sentence(tmp_path, capsys, flag, value):
+    assert run(tmp_path, written(tmp_path, SFT), flag, value) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_printing_the_settings_of_a_pipeline_that_has_begun_runs_nothing(tmp_path, capsys):
+    assert run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "train_layers": 9})) == 2
+    capsys.readouterr()
+    folder = tmp_path / "runs" / "short"
+    assert cli.main(["train", "--resume", str(folder), "--print-config"]) == 0
+    assert len(yaml.safe_load(capsys.readouterr().out)["stages"]) == 2
+
+
+def test_a_module_called_stage_is_no_stage(tmp_path):
+    configs = [dataclasses.replace(load_stage(tmp_path), name="sft", reward="my.stage:reward")]
+    assert [stage.name for stage in pipeline.plan(tmp_path / "p", configs)] == ["sft"]
 
 
 def test_a_stage_says_that_it_is_in_a_pipeline_when_it_is_stopped(tmp_path, monkeypatch):

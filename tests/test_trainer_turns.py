@@ -8,6 +8,7 @@ import pytest
 import torch
 from trainer_helpers import compiled, small, tiny_policy  # noqa: F401
 
+from rlkern.trainer.checked import check
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.loop import train
 from rlkern.trainer.offline.sft import gold_rollout
@@ -17,7 +18,7 @@ from rlkern.trainer.rollout.sampler import random_numbers, sample
 from rlkern.trainer.rollout.turns import converse, turns
 from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.scoring import score
-from rlkern.trainer.session import build, check
+from rlkern.trainer.session import build
 from rlkern.trainer.tasks.task import make_task
 
 pytestmark = pytest.mark.usefixtures("compiled")

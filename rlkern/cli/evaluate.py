@@ -116,10 +116,10 @@ def _answers(target: Target, config: Config) -> tuple[list[Item], dict[str, Answ
     """Returns the held-out items and the answers to them in each mode."""
     import torch
 
+    from rlkern.trainer.checked import task_of
     from rlkern.trainer.evaluate import answer, samplings
     from rlkern.trainer.models.policy import check_model_name, make_policy, resolve_device
     from rlkern.trainer.rollout.data import stop_tokens
-    from rlkern.trainer.session import task_of
 
     device = resolve_device(config.device)
     check_model_name(target.model)

@@ -58,6 +58,7 @@ def _one_run(words: list[str], folder: Path | None, *, resume: bool) -> int:
 def _pipeline(document: dict[str, Any], file: str, words: list[str], *, resume: bool) -> int:
     """Returns 0 after all stages of a YAML file have run."""
     from rlkern.trainer.pipeline import layered, run_pipeline
+    from rlkern.trainer.settings import check_name
 
     flags = _given(words)
     if flags is None:
@@ -66,6 +67,7 @@ def _pipeline(document: dict[str, Any], file: str, words: list[str], *, resume: 
     if _PRINT in words:
         return _print_stages(configs)
     name = flags.get("name") or document.get("name") or Path(file).stem
+    check_name(name)
     silence_hub()
     run_pipeline(Path(configs[0].runs_dir) / name, configs, resume=resume)
     return 0
@@ -79,6 +81,8 @@ def _go_on(words: list[str], folder: Path) -> int:
     if flags is None:
         return 0
     configs = [_config({**dataclasses.asdict(saved), **flags}) for saved in saved_configs(folder)]
+    if _PRINT in words:
+        return _print_stages(configs)
     silence_hub()
     run_pipeline(folder, configs, resume=True)
     return 0
@@ -168,10 +172,13 @@ def _parse(words: list[str], folder: Path | None) -> Config | None:
     None after help.
     """
     from rlkern.trainer.config import from_dict, load_yaml
+    from rlkern.trainer.errors import UserError
 
     parser = _parser()
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     if folder is not None:
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"there is no run to resume in {folder}: it holds no config.yaml")
         saved = load_yaml(folder / "config.yaml")
         saved = dataclasses.replace(
             saved, name=folder.resolve().name, runs_dir=str(folder.resolve().parent)

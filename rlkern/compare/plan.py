@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
+from rlkern.trainer.checked import check
 from rlkern.trainer.config import Config, from_dict
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.run.checkpoint import name_of
-from rlkern.trainer.session import check
 from rlkern.trainer.settings import find_algorithm, known_algorithms
 
 START = "start"

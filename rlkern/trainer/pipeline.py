@@ -19,20 +19,21 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from rlkern.trainer.checked import check, checked_task
 from rlkern.trainer.config import Config, differing_key, from_dict
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.loop import SUMMARY, train
+from rlkern.trainer.processes.parallel import check_parallel
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.reward import TASK, load_rewards
 from rlkern.trainer.run.checkpoint import all_checkpoints
 from rlkern.trainer.run.files import remove_partial, write_text
 from rlkern.trainer.run.rundir import CONFIG
-from rlkern.trainer.session import check, task_of
-from rlkern.trainer.settings import find_algorithm, resolve
+from rlkern.trainer.settings import check_name, find_algorithm, resolve
 from rlkern.trainer.show.display import Display
 
 PLAN, RESULT = "pipeline.yaml", "pipeline.json"
-_STAGE = re.compile(r"\bstage:([A-Za-z0-9._-]+)")
+_STAGE = re.compile(r"(?<![\w.])stage:([A-Za-z0-9._-]+)")
 
 
 @dataclass(frozen=True)
@@ -105,20 +106,23 @@ def _check_reference(stage: Stage, key: str, found: Stage | None, name: str, wan
         )
 
 
-def check_stages(stages: list[Stage]) -> None:
+def check_stages(stages: list[Stage], world: World) -> None:
     """Returns nothing; raises one sentence for the first stage whose settings cannot work.
 
     Before any of them runs: a model yet to be trained stands for itself by what it is made from.
     """
     models: dict[str, str] = {}
     for stage in stages:
+        check_name(stage.name)
         model = _STAGE.sub(lambda match: models[match[1]], stage.config.model)
         models[stage.name] = model
         reward = stage.config.reward and _STAGE.sub(TASK, stage.config.reward)
         config = resolve(dataclasses.replace(stage.config, model=model, reward=reward))
         try:
-            check(config)
-            load_rewards(config, task_of(config))
+            algorithm, _ = check(config)
+            task, _ = checked_task(config, algorithm)
+            load_rewards(config, task)
+            check_parallel(config, world)
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from error
 
@@ -146,17 +150,16 @@ def run_pipeline(
 ) -> list[dict]:
     """Returns the summaries of all stages; those that ended before a resume do not run again."""
     stages = plan(folder, configs)
-    check_stages(stages)
+    world = World.start(configs[0].device)
+    check_stages(stages, world)
     if resume:
         _check_same(folder, configs)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} already holds a run; add --resume to go on with it, or --name")
-    world = World.start(configs[0].device)
     display = display or Display(None if world.is_main else Console(quiet=True))
     world.barrier()  # everyone has seen the folder as it was
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / PLAN, _as_yaml(configs))
+        _write_plan(folder, configs)
     summaries: list[dict] = []
     for number, stage in enumerate(stages, 1):
         done = _finished(stage)
@@ -171,6 +174,14 @@ def run_pipeline(
             write_text(folder / RESULT, json.dumps({"stages": summaries}, indent=1) + "\n")
     display.stages(folder, summaries)
     return summaries
+
+
+def _write_plan(folder: Path, configs: list[Config]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / PLAN, _as_yaml(configs))
+    except OSError as error:
+        raise UserError(f"{folder} cannot hold a pipeline: {error}") from error
 
 
 def _train(stage: Stage, stages: list[Stage], folder: Path) -> None:
@@ -218,8 +229,9 @@ def _check_same(folder: Path, configs: list[Config]) -> None:
     names = [[config.name for config in each] for each in (configs, saved)]
     if names[0] != names[1]:
         raise UserError(f"{folder} was started with the stages {names[1]}, not {names[0]}")
-    for config, old in zip(configs, saved):
-        key = differing_key(config, old)
+    begun = [(stage.folder / CONFIG).is_file() for stage in plan(folder, saved)]
+    for config, old, fixed in zip(configs, saved, begun):
+        key = differing_key(config, old) if fixed else None
         if key is not None:
             raise UserError(
                 f"{folder} was started with {key} {getattr(old, key)!r} in stage {config.name}, not"

@@ -138,6 +138,21 @@ def _idle(key: str, needs: str, value: Any, fix: str) -> Callable[[Config, Any],
     return contradiction
 
 
+def _only_with(key: str, needs: str, value: Any) -> Callable[[Config, Any], str | None]:
+    """Returns the contradiction of a key that is set and read with one value of `needs` alone."""
+    default = getattr(Config(), key)
+
+    def contradiction(config: Config, algorithm: Any) -> str | None:
+        if getattr(config, key) == default or getattr(config, needs) == value:
+            return None
+        return (
+            f"{key} {getattr(config, key)!r} has no effect with {needs} {getattr(config, needs)!r}:"
+            f" use {needs} {value}, or leave {key} out"
+        )
+
+    return contradiction
+
+
 def _adapters_or_layers(config: Config, algorithm: Any) -> str | None:
     if not (config.lora_rank and config.train_layers):
         return None
@@ -153,15 +168,6 @@ def _checkpointing_without_cache(config: Config, algorithm: Any) -> str | None:
     return (
         "gradient_checkpointing cannot keep the cache through which share_prompts runs each prompt"
         " once: add --share_prompts false"
-    )
-
-
-def _several_samples(config: Config, algorithm: Any) -> str | None:
-    if config.eval_samples == 1 or "sampled" in config.eval_modes:
-        return None
-    return (
-        f"eval_samples {config.eval_samples} needs sampled among eval_modes, got"
-        f" {config.eval_modes}: add it, or leave eval_samples at 1"
     )
 
 
@@ -202,10 +208,11 @@ CONTRADICTIONS: tuple[Callable[[Config, Any], str | None], ...] = (
     _one_answer_cannot_differ,
     _adapters_or_layers,
     _checkpointing_without_cache,
-    _several_samples,
     _warmup_without_end,
     _rewards_and_weights,
     _one_reward_apart,
+    _only_with("sampling_rounds", "sampling", "dynamic"),
+    _only_with("duplicate_by", "sampling", "duplicate"),
     _idle("lora_alpha", "lora_rank", 0, "give lora_rank above 0"),
     _idle("lora_targets", "lora_rank", 0, "give lora_rank above 0"),
     _idle("kl_horizon", "kl_target", 0, "give kl_target above 0"),

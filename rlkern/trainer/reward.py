@@ -52,6 +52,14 @@ class Rewards:
     functions: list[RewardFunction]
     weights: list[float]
 
+    @property
+    def names(self) -> list[str]:
+        """Returns what each function's rewards are logged under: its name, and for the second of a
+        name a number after it."""
+        plain = [reward_name(function) for function in self.functions]
+        before = [plain[:place].count(name) for place, name in enumerate(plain)]
+        return [f"{name}_{n + 1}" if n else name for name, n in zip(plain, before)]
+
 
 def load_rewards(config: Config, task: Task) -> Rewards:
     """Returns the rewards that the settings name: task, module:function or a reward model's folder;
@@ -163,7 +171,7 @@ def _number(name: str, index: int, value: object) -> float:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= torch.finfo(torch.float32).max:
         raise UserError(
             f"reward function {name} must return finite numbers or None, got {value!r}"
             f" for completion {index}"
@@ -181,9 +189,9 @@ def reward_statistics(scored: Scored, rewards: Rewards, group_size: int) -> dict
         "frac_reward_zero_std": (spread == 0).float().mean().item(),
         "rewards/unscorable": scored.reward.isnan().float().mean().item(),
     }
-    for function, row in zip(rewards.functions, scored.by_function, strict=True):
-        values[f"rewards/{reward_name(function)}/mean"] = row.nanmean().nan_to_num().item()
-        values[f"rewards/{reward_name(function)}/std"] = _nanstd(row[None])[0].item()
+    for name, row in zip(rewards.names, scored.by_function, strict=True):
+        values[f"rewards/{name}/mean"] = row.nanmean().nan_to_num().item()
+        values[f"rewards/{name}/std"] = _nanstd(row[None])[0].item()
     return values
 
 

@@ -12,35 +12,30 @@ from typing import Any
 
 import torch
 
+from rlkern.trainer.checked import check, checked_task
 from rlkern.trainer.config import Config
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.models import lora
 from rlkern.trainer.models.policy import (
     Policy,
-    check_model_name,
     load_policy,
     make_policy,
     recompute_layers,
     resolve_device,
     train_last_layers,
 )
-from rlkern.trainer.offline.check import check_offline, coefficient_defaults
 from rlkern.trainer.offline.reward_model import load_scorer
 from rlkern.trainer.online.critic import Critic, make_critic
-from rlkern.trainer.online.shaping import check_shaping
-from rlkern.trainer.preflight import check_settings
 from rlkern.trainer.processes import parallel
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.progress import Progress
 from rlkern.trainer.reward import Rewards, load_rewards
 from rlkern.trainer.rollout.data import Sampling, encode, stop_tokens
-from rlkern.trainer.rollout.engines import Engine, check_engine, make_engine
-from rlkern.trainer.rollout.turns import check_turns, turns
+from rlkern.trainer.rollout.engines import Engine, make_engine
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.run.files import publish
-from rlkern.trainer.settings import asked_coefficients, find_algorithm, resolve, validate
+from rlkern.trainer.settings import resolve
 from rlkern.trainer.step import learning_rate, make_optimizer
-from rlkern.trainer.tasks.task import Task, make_task
+from rlkern.trainer.tasks.task import Task
 
 REFERENCE = "reference"
 # Who reads a checkpoint of what an algorithm trains.
@@ -140,50 +135,13 @@ class Session:
         return [model for model in copies if model is not self.policy.model]
 
 
-def check(config: Config) -> tuple[Any, dict[str, float]]:
-    """Returns the algorithm and its coefficients; raises one sentence for settings that
-    cannot work."""
-    validate(config)
-    algorithm = find_algorithm(config.algorithm)
-    coefficients = asked_coefficients(config)
-    known = coefficient_defaults(resolve(config), algorithm)
-    for name in coefficients:
-        if name not in known:
-            takes = ", ".join(known) or "none"
-            raise UserError(
-                f"algorithm {algorithm.name} has no coefficient {name!r}: it takes {takes}"
-            )
-    check_settings(config, algorithm)
-    check_offline(resolve(config), algorithm, coefficients)
-    check_engine(config)
-    resolve_device(config.device)
-    check_model_name(config.model)
-    return algorithm, coefficients
-
-
-def task_of(config: Config) -> Task:
-    """Returns the task that the settings name."""
-    return make_task(
-        config.task,
-        seed=config.seed,
-        eval_items=config.eval_items,
-        shots=config.shots,
-        template=config.prompt_template,
-        options=config.task_options,
-    )
-
-
 def build(config: Config, *, resume_from: Path | None, world: World | None = None) -> Session:
     """Returns a session, at its start or as a checkpoint left it. Writes nothing into the run
     directory.
     """
     algorithm, coefficients = check(config)
     config = resolve(config)
-    task = task_of(config)
-    max_turns = turns(config, task)
-    check_turns(task, algorithm)
-    longest = max_turns * (config.max_new_tokens or task.max_new_tokens)
-    check_shaping(config, algorithm, longest=longest)
+    task, max_turns = checked_task(config, algorithm)
     rewards = load_rewards(config, task)
     fresh = Progress(reward_kl_coef=config.reward_kl_coef or 0.0)
     progress = fresh if resume_from is None else checkpoint.read_state(resume_from, config)
@@ -191,6 +149,8 @@ def build(config: Config, *, resume_from: Path | None, world: World | None = Non
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     policy = _policy(config, task, resume_from, LOADERS[algorithm.trains])
+    if config.lora_rank and not lora.is_adapted(policy.model):
+        lora.targets(policy.model, config.lora_targets)
     critic = None
     if "value" in algorithm.needs:
         critic = make_critic(config, policy, resume_from)

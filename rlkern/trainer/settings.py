@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,12 @@ _NOT_NEGATIVE = (
     "threads train_layers lora_rank max_seconds max_new_tokens max_turns top_k correction_low shots"
     " reward_kl_coef kl_target overlong_cache critic_warmup value_coef value_clip"
     " warmup_steps weight_decay max_grad_norm degenerate_limit sft_steps sft_target eval_every"
-    " sample_every save_every seed lr_floor".split()
+    " sample_every save_every".split()
 )
 _POSITIVE = (
     "temperature lr critic_lr sft_lr lora_alpha correction_high kl_horizon optimal_temperature"
 ).split()
-_SHARES = "top_p discount gae_lambda".split()
+_SHARES = "top_p discount gae_lambda lr_floor".split()
 
 
 def known_algorithms() -> dict[str, Any]:
@@ -50,7 +51,7 @@ def known_algorithms() -> dict[str, Any]:
 def find_algorithm(name: str) -> Any:
     """Returns the algorithm of this name; raises one sentence when there is none."""
     known = known_algorithms()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"there is no algorithm {name!r}: use one of {', '.join(known)}")
     return known[name]
 
@@ -60,13 +61,20 @@ def validate(config: Config) -> None:
     for key in _AT_LEAST_ONE:
         _require(_given(config, key, 1) >= 1, config, key, "at least 1")
     for key in _NOT_NEGATIVE:
-        _require(_given(config, key, 0) >= 0, config, key, "0 or more")
+        number = _given(config, key, 0)
+        _require(0 <= number < float("inf"), config, key, "a finite number, 0 or more")
     for key in _POSITIVE:
         number = _given(config, key, 1)
         _require(0 < number < float("inf"), config, key, "a finite number above 0")
     for key in _SHARES:
         _require(0 <= _given(config, key, 1) <= 1, config, key, "between 0 and 1")
     _require(config.top_p > 0, config, "top_p", "above 0")
+    _require(config.temperature >= 1e-4, config, "temperature", "at least 1e-4")
+    _require(0 <= config.seed < 2**63, config, "seed", "0 or more and below 2**63")
+    finite = all(math.isfinite(weight) for weight in config.reward_weights or ())
+    _require(finite, config, "reward_weights", "finite numbers")
+    ordered = config.correction_low <= config.correction_high
+    _require(ordered, config, "correction_low", f"at most correction_high {config.correction_high}")
     _require(0 <= config.adam_beta2 < 1, config, "adam_beta2", "at least 0 and below 1")
     _require(config.micro_batches <= config.prompts, config, "micro_batches", "at most prompts")
     most = config.prompts // config.micro_batches
@@ -75,9 +83,16 @@ def validate(config: Config) -> None:
     _require(len(config.eval_modes) >= 1, config, "eval_modes", "at least one of sampled, greedy")
     fits = all(1 <= k <= config.eval_samples for k in config.eval_pass_at)
     _require(fits, config, "eval_pass_at", f"from 1 to eval_samples ({config.eval_samples})")
+    sampled = config.eval_samples == 1 or "sampled" in config.eval_modes
+    _require(sampled, config, "eval_samples", f"1 where eval_modes is {config.eval_modes}")
     if config.name is not None:
-        plain = config.name not in ("", ".", "..") and Path(config.name).name == config.name
-        _require(plain, config, "name", "a folder name without slashes")
+        check_name(config.name)
+
+
+def check_name(name: Any) -> None:
+    """Returns nothing; raises one sentence for what is no name of a run's folder."""
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"name must be a folder name without slashes, got {name!r}")
 
 
 def _given(config: Config, key: str, default: float) -> float:

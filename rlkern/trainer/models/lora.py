@@ -44,7 +44,7 @@ def with_adapters(model: Any, config: Config, *, base: str) -> Any:
     settings = peft.LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,  # type: ignore[arg-type]
-        target_modules=_targets(model, config.lora_targets),
+        target_modules=targets(model, config.lora_targets),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
@@ -54,7 +54,7 @@ def with_adapters(model: Any, config: Config, *, base: str) -> Any:
     return adapted.eval()
 
 
-def _targets(model: Any, asked: str) -> list[str]:
+def targets(model: Any, asked: str) -> list[str]:
     """Returns the names of layers that get an adapter; raises one sentence for one there is not."""
     from transformers.pytorch_utils import Conv1D
 

@@ -14,7 +14,7 @@ import torch
 
 from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.offline.statements import PROMPT, facts_file, statements
+from rlkern.trainer.offline.statements import PROMPT, statements
 from rlkern.trainer.rollout.collect import generate, rewarded
 from rlkern.trainer.run.files import publish
 from rlkern.trainer.tasks.task import Item
@@ -48,14 +48,9 @@ class Pairs:
 def check_source(config: Config) -> None:
     """Returns nothing; raises one sentence, before a model is loaded, for pairs that are not
     there."""
-    if config.pairs == SAMPLED:
-        return
-    if config.pairs == FACTS:
-        facts_file()
-    elif not config.pairs.endswith(SUFFIX):
+    if config.pairs not in (SAMPLED, FACTS) and not config.pairs.endswith(SUFFIX):
         raise UserError(f"pairs must be sampled, facts or a .jsonl file, got {config.pairs!r}")
-    else:
-        read(Path(config.pairs))
+    given_pairs(config)
 
 
 def given_pairs(config: Config) -> Pairs | None:
