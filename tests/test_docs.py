@@ -153,8 +153,9 @@ def test_a_copy_fills_a_place_but_is_no_group_of_its_own(tmp_path):
     assert cells == [["50", "100", "100 |"]], "5000 tokens: 10 groups in 10 steps, 50 of them new"
 
 
-def test_the_gap_between_two_rewards_is_shown_where_a_run_kept_both(tmp_path):
-    both = {"rewards/model/mean": 2.5, "rewards/task/mean": 0.25}
+def test_the_gap_to_a_learned_reward_is_shown_where_a_run_kept_both(tmp_path):
+    recorded(tmp_path, SAMPLERS[0], 0, [0.2], **{f"rewards/{x}/mean": 1.0 for x in ("one", "two")})
+    both = {"rewards/reward_model/mean": 2.5, "rewards/task/mean": 0.25}
     for seed, after in enumerate((0.8, 0.9)):
         recorded(tmp_path, "pipeline", seed, [0.2, 0.5], **both)
         path = tmp_path / f"pipeline-{seed}.jsonl"
@@ -163,8 +164,9 @@ def test_the_gap_between_two_rewards_is_shown_where_a_run_kept_both(tmp_path):
         whole = json.dumps({**json.loads(summary), "stages": stages})
         path.write_text("\n".join([*lines, whole]))
     text = pages.texts(measure.load(tmp_path), {})["algorithms.md"]
-    assert "| pipeline | `rewards/model/mean` | 2.500 | 2.500 |" in text
+    assert "| pipeline | `rewards/reward_model/mean` | 2.500 | 2.500 |" in text
     assert "| pipeline | reward_model | 0.50 | 0.85 (0.80–0.90) |" in text
+    assert "rewards/one/mean" not in text
 
 
 def test_a_note_reaches_the_page_of_its_algorithm_and_the_overview(tmp_path):

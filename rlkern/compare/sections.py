@@ -9,6 +9,7 @@ from rlkern.compare.measure import TOKENS, USEFUL, Run, Spread, spread
 from rlkern.compare.words import Declared
 
 CLIPPED, TRAINED = "clip_ratio/region_mean", "sampling/groups_trained"
+LEARNED = "rewards/reward_model/mean"
 _SAMPLING = """\
 A group teaches something only where its rewards differ. Dynamic sampling samples until the batch is
 full of such groups and drops what it has too many of; duplicating samples once and fills the places
@@ -94,9 +95,9 @@ def clip_section(declared: dict[str, Declared], runs: dict[str, list[Run]]) -> l
 
 
 def pairs_of_rewards(run: Run) -> list[str]:
-    """Returns the keys of a run's rewards where it kept more than one."""
+    """Returns the keys of a run's rewards where a learned one stands beside others."""
     keys = {key for point in run.points for key in point if _is_reward(key)}
-    return sorted(keys) if len(keys) > 1 else []
+    return sorted(keys) if LEARNED in keys and len(keys) > 1 else []
 
 
 def _is_reward(key: str) -> bool:
@@ -116,7 +117,7 @@ def gap_section(runs: dict[str, list[Run]]) -> list[str]:
             last = Spread([curve[-1] for curve in curves if curve], len(own))
             rows.append((name, f"`{key}`", first.text("{:.3f}".format), last.text("{:.3f}".format)))
     if not rows:
-        return [*parts, "No run with two rewards is on record."]
+        return [*parts, "No run against a reward model is on record."]
     if stages:
         parts += [_STAGES, table(("run", "stage", "before", "after"), stages)]
     head = ("run", "reward", "first", "last")
