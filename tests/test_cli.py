@@ -3,6 +3,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,13 @@ def test_a_broken_reward_function_is_named_and_ends_the_run(
 def test_an_unknown_command_names_the_commands(capsys):
     code, _, err = run(capsys, "trian")
     assert code == 2 and "use train, eval, " in err and "doctor" in err
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake():
+    command = [sys.executable, "-m", "rlkern.cli", "algorithms"]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    assert (child.stderr.read(), child.wait()) == (b"", 141)
 
 
 def test_algorithms_lists_the_registry(capsys):

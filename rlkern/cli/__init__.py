@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 # What a person types, the module whose `run(arguments) -> exit code` does it, and what help says.
@@ -14,6 +15,8 @@ _COMMANDS = {
     "algorithms": ("rlkern.cli.algorithms", "list the algorithms: needs, defaults, papers"),
     "doctor": ("rlkern.cli.doctor", "say which backend serves each operation here, and why"),
 }
+
+_BROKEN_PIPE = 141  # what a shell calls a program that SIGPIPE ended
 
 _EXAMPLES = """
   rlkern train --algorithm grpo --model tiny --task addition
@@ -39,7 +42,14 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return importlib.import_module(_COMMANDS[command][0]).run(rest)
+    try:
+        code = importlib.import_module(_COMMANDS[command][0]).run(rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read this has seen enough, as `head` has; Python's own last flush must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
 
 
 def _usage() -> str:
