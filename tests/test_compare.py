@@ -15,12 +15,16 @@ from rlkern.trainer.settings import known_algorithms
 
 START = {"algorithm": "reinforce", "sft_steps": 2, "sft_target": 0.0, "eval_items": 8, "steps": 1}
 TINY = {"steps": 4, "prompts": 4, "group_size": 4, "eval_items": 8, "eval_every": 2}
+RECIPES = trainer_helpers.ROOT / "configs" / "algorithms"
 COMMON = {"device": "cpu", "threads": 1, "degenerate_limit": 0, "eval_modes": ["sampled"]}
 
 
 def comparison(**changes):
     """Returns a comparison of seconds, with changes."""
-    given = {"start": {**COMMON, **START}, "shared": {**COMMON, **TINY}, "seeds": [0], **changes}
+    given = {"start": {**COMMON, **START}, "shared": {**COMMON, **TINY}, "seeds": [0]}
+    if "algorithms" not in changes:  # all of them, which some settings alone do not fit
+        given.update(shared=COMMON, recipes=str(RECIPES))
+    given.update(changes)
     return Comparison(**given)
 
 
@@ -40,7 +44,8 @@ def test_all_algorithms_of_a_seed_start_from_one_checkpoint():
 
 
 def test_every_registered_algorithm_is_compared_unless_some_are_named():
-    assert {p.algorithm for p in runs(comparison())} == set(known_algorithms())
+    settings = comparison()
+    assert {p.algorithm for p in runs(settings)} == set(known_algorithms())
 
 
 def recipes(folder, **own):
@@ -157,8 +162,7 @@ def test_the_shipped_comparison_is_one_of_all_algorithms_and_three_seeds():
 
 
 def test_every_algorithm_has_a_recipe_in_configs():
-    folder = trainer_helpers.ROOT / "configs" / "algorithms"
-    assert {path.stem for path in folder.glob("*.yaml")} == set(known_algorithms())
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(known_algorithms())
 
 
 def test_a_point_holds_the_means_since_the_last_evaluation_and_the_counts_so_far():
