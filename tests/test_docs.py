@@ -169,6 +169,14 @@ def test_the_gap_to_a_learned_reward_is_shown_where_a_run_kept_both(tmp_path):
     assert "rewards/one/mean" not in text
 
 
+def test_what_policies_of_judgements_answer_stands_beside_the_order_of_their_pairs(tmp_path):
+    recorded(tmp_path, "dpo", 0, [0.5, 0.9], **{"eval/accuracy_sampled": 0.125})
+    recorded(tmp_path, "reward_model", 0, [0.5, 0.75])
+    text = pages.texts(measure.load(tmp_path), {})["algorithms.md"]
+    assert "| [dpo](algorithms/dpo.md) | 0.12 | 0.12 |" in text
+    assert text.count("[reward_model](algorithms/reward_model.md) | 0.") == 1
+
+
 def test_a_note_reaches_the_page_of_its_algorithm_and_the_overview(tmp_path):
     recorded(tmp_path, SAMPLERS[0], 0, [0.2, 0.5])
     made = pages.texts(measure.load(tmp_path), {SAMPLERS[0]: "It warms up first."})

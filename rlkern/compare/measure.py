@@ -11,6 +11,7 @@ from typing import Any
 from rlkern.compare.record import read
 
 ACCURACY, TOKENS = "eval/accuracy", "sampling/generated_tokens"
+ANSWERED = "eval/accuracy_sampled"
 SAMPLED, USEFUL = "sampling/groups_sampled", "sampling/useful_groups"
 DEGENERATE = "frac_reward_zero_std"
 # The held-out accuracy that counts as learned, by what an algorithm learns from.

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlkern.compare import measure, words
 from rlkern.compare.markdown import escaped, link, table, thousands
-from rlkern.compare.measure import ACCURACY, SAMPLED, TOKENS, USEFUL, Run, Spread, spread
+from rlkern.compare.measure import ACCURACY, ANSWERED, SAMPLED, TOKENS, USEFUL, Run, Spread, spread
 from rlkern.compare.sections import clip_section, gap_section, sampling_section
 from rlkern.compare.words import Declared, yes
 
@@ -44,6 +44,10 @@ _TABLES = (
     ("Learning from right answers", "held-out accuracy of sampled answers", ("answers",)),
     ("Learning from judgements", "held-out pairs in the right order", ("pairs", "judged")),
 )
+_ANSWERED = """\
+What the same policies then answer, held-out accuracy of sampled answers: these losses compare two
+answers or judge one, and all but ORPO's, which has the chosen answer's likelihood in it, leave open
+how likely the better one is in the end."""
 
 
 def page(declared: dict[str, Declared], runs: dict[str, list[Run]], notes: dict[str, str]) -> str:
@@ -107,9 +111,25 @@ def _measured(
         head = [column.format(goal=f"{goal:g}") for column in _MEASURED]
         order = sorted(ran, key=lambda name: -spread(ran[name], _last).mean)
         parts.append(table(head, [(link(name), *_row(ran[name], goal)) for name in order]))
+        parts += _answers({name: ran[name] for name in order}) if kind == "pairs" else []
     if missing:
         parts.append(f"Not run: {', '.join(missing)}.")
     return parts
+
+
+def _answers(ran: dict[str, list[Run]]) -> list[str]:
+    """Returns what policies that learned from judgements answer; nothing where none was asked."""
+    rows = [
+        (
+            link(name),
+            spread(own, lambda run: run.curve(ANSWERED)[1][0]).text(),
+            spread(own, lambda run: run.last(ANSWERED)).text(),
+        )
+        for name, own in ran.items()
+        if all(run.curve(ANSWERED)[1] for run in own)
+    ]
+    head = ("algorithm", "right answers before", "after")
+    return [_ANSWERED, table(head, rows)] if rows else []
 
 
 def _last(run: Run) -> float | None:
