@@ -44,8 +44,7 @@ def test_all_algorithms_of_a_seed_start_from_one_checkpoint():
 
 
 def test_every_registered_algorithm_is_compared_unless_some_are_named():
-    settings = comparison()
-    assert {p.algorithm for p in runs(settings)} == set(known_algorithms())
+    assert {p.algorithm for p in runs(comparison())} == set(known_algorithms())
 
 
 def recipes(folder, **own):

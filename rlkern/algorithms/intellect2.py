@@ -44,7 +44,7 @@ ALGORITHM = Algorithm(
         "clip_cap": "δ of arXiv 2505.07291, §4.1",
         "kl_coef": "arXiv 2505.07291, §4.1",
         "entropy_coef": "TRL's setting for this paper",
-        "minibatches": "arXiv 2505.07291, §4.1; with one update no ratio leaves 1",
+        "minibatches": "the paper as others quote it; with one update no ratio leaves 1",
     },
     sampling="dynamic",
     needs=("reference",),

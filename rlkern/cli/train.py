@@ -171,17 +171,14 @@ def _parse(words: list[str], folder: Path | None) -> Config | None:
     """Returns the Config of flags over YAML over defaults (those of a run directory if given), or
     None after help.
     """
-    from rlkern.trainer.config import from_dict, load_yaml
-    from rlkern.trainer.errors import UserError
+    from rlkern.trainer.config import from_dict
+    from rlkern.trainer.run.rundir import saved_config
 
     parser = _parser()
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     if folder is not None:
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"there is no run to resume in {folder}: it holds no config.yaml")
-        saved = load_yaml(folder / "config.yaml")
         saved = dataclasses.replace(
-            saved, name=folder.resolve().name, runs_dir=str(folder.resolve().parent)
+            saved_config(folder), name=folder.resolve().name, runs_dir=str(folder.resolve().parent)
         )
         parser.set_defaults(dataclasses.asdict(saved))
     try:

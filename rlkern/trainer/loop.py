@@ -58,7 +58,6 @@ def _train(config: Config, world: World, display: Display, *, resume: bool) -> d
             display.say(f"run {run}" + (f", going on after {saved[-1].name}" if saved else ""))
             world.barrier()  # everyone has seen the run as it was
             if world.is_main:
-                rundir.make(run)
                 if not resume:
                     stack.enter_context(rundir.hold(run))
                 rundir.write_config(run, config)

@@ -125,32 +125,23 @@ def _one_answer_cannot_differ(config: Config, algorithm: Any) -> str | None:
     )
 
 
-def _idle(key: str, needs: str, value: Any, fix: str) -> Callable[[Config, Any], str | None]:
-    """Returns the contradiction of a key that is set while `needs` keeps it from being read."""
+def _idle(
+    key: str, needs: str, reads: Callable[[Any], bool], fix: str
+) -> Callable[[Config, Any], str | None]:
+    """Returns the contradiction of a key that is set, and not read by what `needs` is set to."""
     default = getattr(Config(), key)
 
     def contradiction(config: Config, algorithm: Any) -> str | None:
-        if getattr(config, key) == default or getattr(config, needs) != value:
+        shown, other = getattr(config, key), getattr(config, needs)
+        if shown == default or reads(other):
             return None
-        shown = getattr(config, key)
-        return f"{key} {shown!r} has no effect with {needs} {value!r}: {fix}, or leave {key} out"
+        return f"{key} {shown!r} has no effect with {needs} {other!r}: {fix}, or leave {key} out"
 
     return contradiction
 
 
-def _only_with(key: str, needs: str, value: Any) -> Callable[[Config, Any], str | None]:
-    """Returns the contradiction of a key that is set and read with one value of `needs` alone."""
-    default = getattr(Config(), key)
-
-    def contradiction(config: Config, algorithm: Any) -> str | None:
-        if getattr(config, key) == default or getattr(config, needs) == value:
-            return None
-        return (
-            f"{key} {getattr(config, key)!r} has no effect with {needs} {getattr(config, needs)!r}:"
-            f" use {needs} {value}, or leave {key} out"
-        )
-
-    return contradiction
+def _named(value: str) -> bool:
+    return value != "none"
 
 
 def _adapters_or_layers(config: Config, algorithm: Any) -> str | None:
@@ -211,12 +202,12 @@ CONTRADICTIONS: tuple[Callable[[Config, Any], str | None], ...] = (
     _warmup_without_end,
     _rewards_and_weights,
     _one_reward_apart,
-    _only_with("sampling_rounds", "sampling", "dynamic"),
-    _only_with("duplicate_by", "sampling", "duplicate"),
-    _idle("lora_alpha", "lora_rank", 0, "give lora_rank above 0"),
-    _idle("lora_targets", "lora_rank", 0, "give lora_rank above 0"),
-    _idle("kl_horizon", "kl_target", 0, "give kl_target above 0"),
-    _idle("correction_low", "rollout_correction", "none", "name a rollout_correction"),
-    _idle("correction_high", "rollout_correction", "none", "name a rollout_correction"),
-    _idle("lr_floor", "lr_decay", "none", "use lr_decay linear or cosine"),
+    _idle("sampling_rounds", "sampling", "dynamic".__eq__, "use sampling dynamic"),
+    _idle("duplicate_by", "sampling", "duplicate".__eq__, "use sampling duplicate"),
+    _idle("lora_alpha", "lora_rank", bool, "give lora_rank above 0"),
+    _idle("lora_targets", "lora_rank", bool, "give lora_rank above 0"),
+    _idle("kl_horizon", "kl_target", bool, "give kl_target above 0"),
+    _idle("correction_low", "rollout_correction", _named, "name a rollout_correction"),
+    _idle("correction_high", "rollout_correction", _named, "name a rollout_correction"),
+    _idle("lr_floor", "lr_decay", _named, "use lr_decay linear or cosine"),
 )

@@ -54,11 +54,6 @@ def new_run(config: Config) -> Path:
     return run
 
 
-def make(run: Path) -> None:
-    """Make the directory, empty."""
-    run.mkdir(parents=True, exist_ok=True)
-
-
 def write_config(run: Path, config: Config) -> None:
     """Write config.yaml; on a resume the settings that may change are renewed."""
     write_text(run / CONFIG, to_yaml(config))
@@ -73,9 +68,7 @@ def existing_run(config: Config) -> Path:
     else:
         taken = _numbered(config)
         run = taken[-1] if taken else Path(config.runs_dir) / automatic_name(config)
-    if not (run / CONFIG).is_file():
-        raise UserError(f"there is no run to resume in {run}: it holds no {CONFIG}")
-    saved = load_yaml(run / CONFIG)
+    saved = saved_config(run)
     key = differing_key(config, saved)
     if key is not None:
         raise UserError(
@@ -85,12 +78,21 @@ def existing_run(config: Config) -> Path:
     return run
 
 
+def saved_config(run: Path) -> Config:
+    """Returns the settings of a run; raises one sentence if there is none."""
+    if not (run / CONFIG).is_file():
+        raise UserError(f"there is no run to resume in {run}: it holds no {CONFIG}")
+    return load_yaml(run / CONFIG)
+
+
 @contextlib.contextmanager
 def hold(run: Path) -> Iterator[None]:
-    """Keeps a run to one process, and clears what a killed one left half-written in it.
+    """Keeps a run to one process, in a directory that is made if need be, and clears what a killed
+    one left half-written in it.
 
     The lock ends with its process, however that ends.
     """
+    run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
