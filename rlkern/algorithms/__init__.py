@@ -3,13 +3,23 @@
 
 from rlkern.algorithms.registry import (
     Algorithm,
+    Declaration,
     OfflineAlgorithm,
     algorithm,
     algorithms,
+    declarations,
     offline_algorithms,
     scan,
 )
 
 scan(__name__, __path__)
 
-__all__ = ["Algorithm", "OfflineAlgorithm", "algorithm", "algorithms", "offline_algorithms"]
+__all__ = [
+    "Algorithm",
+    "Declaration",
+    "OfflineAlgorithm",
+    "algorithm",
+    "algorithms",
+    "declarations",
+    "offline_algorithms",
+]

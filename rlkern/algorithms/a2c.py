@@ -29,13 +29,13 @@ ALGORITHM = Algorithm(
     aggregation="token_mean",
     kl_estimator="k2",
     defaults={"kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"discount": 1.0, "gae_lambda": 1.0, "value_coef": 1.0},
+    settings={"advantage.discount": 1.0, "advantage.gae_lambda": 1.0, "critic.coef": 1.0},
     sources={
         "kl_coef": "the paper has none",
         "entropy_coef": "Stable-Baselines3; the paper uses 0.01 on Atari",
-        "discount": "1 for language models, whose reward comes at the end; the paper has 0.99",
-        "gae_lambda": "Stable-Baselines3, as the paper's returns",
-        "value_coef": "Stable-Baselines3, whose 0.5 is inside the value loss here",
+        "advantage.discount": "1 for language models, whose reward comes at the end; the paper has 0.99",
+        "advantage.gae_lambda": "Stable-Baselines3, as the paper's returns",
+        "critic.coef": "Stable-Baselines3, whose 0.5 is inside the value loss here",
     },
     needs=("value",),
 )

@@ -30,12 +30,12 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="token_mean",
     defaults={"clip_low": 1.0, "clip_high": 4.0, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 4},
+    settings={"batch.minibatches": 4},
     sources={
         "clip_low": "no lower bound, as in the paper's experiments",
         "clip_high": "weights up to 5, as ScaleRL (arXiv 2510.13786) and TRL; the paper names none",
         "kl_coef": "the paper trains without a KL",
         "entropy_coef": "the paper has none",
-        "minibatches": "verl's recipe for cispo",
+        "batch.minibatches": "verl's recipe for cispo",
     },
 )

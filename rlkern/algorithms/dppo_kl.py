@@ -35,13 +35,13 @@ ALGORITHM = Algorithm(
         "kl_coef": 0.0,
         "entropy_coef": 0.0,
     },
-    settings={"minibatches": 4},
+    settings={"batch.minibatches": 4},
     sources={
         "clip_low": "verl's recipe for dppo_kl",
         "clip_high": "verl's recipe for dppo_kl",
         "clip_cap": "verl; arXiv 2602.04879, §5.4 wants it large",
         "kl_coef": "the bound on the divergence is in the gate",
         "entropy_coef": "the paper has none",
-        "minibatches": "chosen here: verl's recipe has 8, of 32 prompts each",
+        "batch.minibatches": "chosen here: verl's recipe has 8, of 32 prompts each",
     },
 )

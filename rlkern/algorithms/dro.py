@@ -30,11 +30,11 @@ ALGORITHM = Algorithm(
     aggregation="token_mean",
     kl_estimator="k2",
     defaults={"beta": 0.1, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 4},
+    settings={"batch.minibatches": 4},
     sources={
         "beta": "chosen here: verl demands a value, and the paper's is for whole answers",
         "kl_coef": "the quadratic term takes its place",
         "entropy_coef": "the paper has none",
-        "minibatches": "chosen here: with one update the log ratio is 0, and nothing pulls",
+        "batch.minibatches": "chosen here: with one update the log ratio is 0, and nothing pulls",
     },
 )

@@ -40,13 +40,13 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="token_mean",
     defaults={"clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 4},
+    settings={"batch.minibatches": 4},
     sources={
         "clip_low": "DAPO, arXiv 2503.14476, §4.1, whose clip the paper takes over",
         "clip_high": "DAPO, arXiv 2503.14476, §4.1, whose clip the paper takes over",
         "kl_coef": "the paper has none",
         "entropy_coef": "the paper has none",
-        "minibatches": "as chosen for DAPO, which the paper builds on",
+        "batch.minibatches": "as chosen for DAPO, which the paper builds on",
     },
     sampling="duplicate",
 )

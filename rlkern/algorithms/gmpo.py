@@ -30,12 +30,12 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="sequence_token_mean",
     defaults={"clip_low": 0.4, "clip_high": 0.4, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 4},
+    settings={"batch.minibatches": 4},
     sources={
         "clip_low": "arXiv 2507.20673, §3",
         "clip_high": "arXiv 2507.20673, §3",
         "kl_coef": "TRL; verl's recipe has 0.001",
         "entropy_coef": "TRL and verl's recipe",
-        "minibatches": "verl's recipe for gmpo",
+        "batch.minibatches": "verl's recipe for gmpo",
     },
 )

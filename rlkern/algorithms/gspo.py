@@ -31,12 +31,12 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="sequence_token_mean",
     defaults={"clip_low": 3e-4, "clip_high": 4e-4, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 4},
+    settings={"batch.minibatches": 4},
     sources={
         "clip_low": "arXiv 2507.18071, §5.1",
         "clip_high": "arXiv 2507.18071, §5.1",
         "kl_coef": "the authors' setting, in verl's pull request 2775",
         "entropy_coef": "the paper has none",
-        "minibatches": "arXiv 2507.18071, §5.1",
+        "batch.minibatches": "arXiv 2507.18071, §5.1",
     },
 )

@@ -29,6 +29,6 @@ ALGORITHM = OfflineAlgorithm(
     loss="preference_loss",
     needs=("reference",),
     defaults={"beta": 0.1},
-    settings={"kind": "ipo"},
-    sources={"beta": "TRL", "kind": "arXiv 2310.12036, eq. 17"},
+    settings={"loss.kind": "ipo"},
+    sources={"beta": "TRL", "loss.kind": "arXiv 2310.12036, eq. 17"},
 )

@@ -29,12 +29,12 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="sequence_token_sum",
     defaults={"clip_low": 2e-3, "clip_high": 2.5e-3, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 8},
+    settings={"batch.minibatches": 8},
     sources={
         "clip_low": "arXiv 2602.05261, §5.1",
         "clip_high": "arXiv 2602.05261, §5.1",
         "kl_coef": "TRL",
         "entropy_coef": "TRL",
-        "minibatches": "arXiv 2602.05261, §5.1",
+        "batch.minibatches": "arXiv 2602.05261, §5.1",
     },
 )

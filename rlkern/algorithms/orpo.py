@@ -27,6 +27,6 @@ ALGORITHM = OfflineAlgorithm(
     learns_from="pairs",
     loss="preference_loss",
     defaults={"beta": 0.1},
-    settings={"kind": "orpo"},
-    sources={"beta": "TRL", "kind": "arXiv 2403.07691, eq. 6"},
+    settings={"loss.kind": "orpo"},
+    sources={"beta": "TRL", "loss.kind": "arXiv 2403.07691, eq. 6"},
 )

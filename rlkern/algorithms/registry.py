@@ -12,26 +12,23 @@ SAMPLING = ("all", "dynamic", "duplicate")
 NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards")
 REWARD_TERMS = ("kl", "overlong")
 ANCHORS = ("old", "reference")
-LEARNS_FROM = ("answers", "pairs", "judged")
+LEARNS_FROM = ("rollouts", "answers", "pairs", "judged")
 TRAINS = ("policy", "reward_model")
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """One algorithm: how advantages are made, what is optimised, how it is averaged.
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What every algorithm declares, whatever it learns from.
 
     name          as users type it
     paper         citation with equation number
-    gate          the surrogate, a key of rlkern.reference.gates.GATES
-    gate_coef     names of the coefficients the gate takes, in order
-    level         whose ratio the gate sees, a key of rlkern.reference.levels.LEVELS
-    advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
-                  "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po)
-    aggregation   a mode of rlkern.aggregate.token_weight
-    kl_estimator  a key of rlkern.reference.kl.KL_ESTIMATORS
+    learns_from   "rollouts" (its own answers), "answers" (right ones), "pairs" (a chosen and a
+                  rejected answer to a prompt) or "judged" (answers that are each desirable or not)
+    trains        "policy", or "reward_model", which scores answers
+    loss          the function of rlkern that is the loss
     defaults      value of every coefficient
-    settings      the paper's values of what a trainer sets (epochs, gae_lambda, …), by the keys of
-                  rlkern.trainer.Config
+    settings      the paper's values of what a trainer sets, by the keys of rlkern.trainer.Settings
+                  (batch.epochs, advantage.gae_lambda, …)
     sources       where each default and each setting comes from
 
     and what it asks of a trainer:
@@ -39,9 +36,9 @@ class Algorithm:
     sampling      "all" trains on every group; "dynamic" samples on until the batch is full of
                   groups whose rewards differ (rlkern.sampling.mixed_groups); "duplicate" puts
                   copies of these in the places of the others (refill_multiplicity)
-    needs         beside samples and rewards: "value" (a value function), "reference" (the starting
-                  model), "reference_samples" (answers of it to each prompt), "greedy" (a greedy
-                  answer to each prompt), "several_rewards" (each normalized on its own)
+    needs         in addition to samples and rewards: "value" (a value function), "reference" (the
+                  starting model), "reference_samples" (answers of it to each prompt), "greedy" (a
+                  greedy answer to each prompt), "several_rewards" (each normalized separately)
     reward_terms  what the paper adds to the reward: "kl" (to the reference) or "overlong"
                   (rlkern.sampling.overlong_penalty)
     anchor        whose log-probabilities are old_logprob: those of the "old" policy, which
@@ -50,45 +47,59 @@ class Algorithm:
 
     name: str
     paper: str
+    learns_from: str
+    loss: str
+    trains: str = "policy"
+    defaults: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    sampling: str = "all"
+    needs: tuple[str, ...] = ()
+    reward_terms: tuple[str, ...] = ()
+    anchor: str = "old"
+
+    def __post_init__(self) -> None:
+        for what, known, given in (
+            ("learns_from", LEARNS_FROM, (self.learns_from,)),
+            ("trains", TRAINS, (self.trains,)),
+            ("sampling", SAMPLING, (self.sampling,)),
+            ("anchor", ANCHORS, (self.anchor,)),
+            ("needs", NEEDS, self.needs),
+            ("reward_terms", REWARD_TERMS, self.reward_terms),
+        ):
+            if wrong := [word for word in given if word not in known]:
+                raise ValueError(
+                    f"{self.name}: {what} must be among {', '.join(known)}, got {wrong[0]!r}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(Declaration):
+    """One algorithm that learns from its own answers: how advantages are made, what is optimised,
+    how it is averaged.
+
+    gate          the surrogate, a key of rlkern.reference.gates.GATES
+    gate_coef     names of the coefficients the gate takes, in order
+    level         whose ratio the gate sees, a key of rlkern.reference.levels.LEVELS
+    advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
+                  "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po)
+    aggregation   a mode of rlkern.aggregate.token_weight
+    kl_estimator  a key of rlkern.reference.kl.KL_ESTIMATORS
+    """
+
     gate: str
     advantage: str
     aggregation: str
     gate_coef: tuple[str, ...] = ()
     level: str = "token"
     kl_estimator: str = "k3"
-    defaults: dict[str, float] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
-    sampling: str = "all"
-    needs: tuple[str, ...] = ()
-    reward_terms: tuple[str, ...] = ()
-    anchor: str = "old"
-    settings: dict[str, Any] = field(default_factory=dict)
     learns_from: str = field(default="rollouts", init=False)
-    trains: str = field(default="policy", init=False)
+    loss: str = field(default="policy_loss", init=False)
 
 
-@dataclass(frozen=True)
-class OfflineAlgorithm:
-    """One algorithm that learns from given answers, not from its own.
-
-    name         as users type it
-    paper        citation with equation number
-    learns_from  "answers" (right ones), "pairs" (a chosen and a rejected answer to a prompt) or
-                 "judged" (answers that are each desirable or not)
-    trains       "policy", or "reward_model", which scores answers
-    loss         the function of rlkern that is the loss
-    needs, defaults, settings, sources  as in Algorithm
-    """
-
-    name: str
-    paper: str
-    learns_from: str
-    loss: str
-    trains: str = "policy"
-    needs: tuple[str, ...] = ()
-    defaults: dict[str, float] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    sources: dict[str, str] = field(default_factory=dict)
+@dataclass(frozen=True, kw_only=True)
+class OfflineAlgorithm(Declaration):
+    """One algorithm that learns from given answers, not from its own."""
 
 
 _FOUND: dict[str, Algorithm] = {}
@@ -119,6 +130,15 @@ def offline_algorithms() -> dict[str, OfflineAlgorithm]:
     'preference_loss'
     """
     return dict(_OFFLINE)
+
+
+def declarations() -> dict[str, Declaration]:
+    """Returns every algorithm by name: those that learn from their own answers, then the others.
+
+    >>> declarations()["sft"].learns_from
+    'answers'
+    """
+    return {**_FOUND, **_OFFLINE}
 
 
 def algorithm(name: str) -> Algorithm:

@@ -34,14 +34,14 @@ ALGORITHM = Algorithm(
     aggregation="token_mean",
     kl_estimator="k2",
     defaults={"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"discount": 1.0, "reward_kl_coef": 0.01},
+    settings={"advantage.discount": 1.0, "reward.kl_coef": 0.01},
     sources={
         "clip_low": "arXiv 1707.06347, §3",
         "clip_high": "arXiv 1707.06347, §3",
         "kl_coef": "the paper has the KL in the reward",
         "entropy_coef": "the paper has none",
-        "discount": "verl and OpenRLHF",
-        "reward_kl_coef": "OpenRLHF's default",
+        "advantage.discount": "verl and OpenRLHF",
+        "reward.kl_coef": "OpenRLHF's default",
     },
     reward_terms=("kl",),
 )

@@ -31,11 +31,11 @@ ALGORITHM = Algorithm(
     aggregation="sequence_token_sum",
     kl_estimator="k2",
     defaults={"kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"reward_kl_coef": 0.001},
+    settings={"reward.kl_coef": 0.001},
     sources={
         "kl_coef": "the paper has the KL in the reward",
         "entropy_coef": "the paper has none",
-        "reward_kl_coef": "verl's recipe for remax",
+        "reward.kl_coef": "verl's recipe for remax",
     },
     needs=("greedy",),
     reward_terms=("kl",),

@@ -34,14 +34,14 @@ ALGORITHM = Algorithm(
     aggregation="sequence_token_mean",
     kl_estimator="k2",
     defaults={"clip_low": 0.2, "clip_high": 0.2, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 2, "reward_kl_coef": 0.03},
+    settings={"batch.minibatches": 2, "reward.kl_coef": 0.03},
     sources={
         "clip_low": "TRL; the paper has no clip",
         "clip_high": "TRL; the paper has no clip",
         "kl_coef": "the paper has the KL in the reward",
         "entropy_coef": "the paper has none",
-        "minibatches": "appendix C of the paper, as in TRL's paper index",
-        "reward_kl_coef": "appendix C of the paper, as in TRL's paper index; TRL has 0.05",
+        "batch.minibatches": "appendix C of the paper, as in TRL's paper index",
+        "reward.kl_coef": "appendix C of the paper, as in TRL's paper index; TRL has 0.05",
     },
     reward_terms=("kl",),
 )

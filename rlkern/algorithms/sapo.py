@@ -28,12 +28,12 @@ ALGORITHM = Algorithm(
     advantage="normalized",
     aggregation="sequence_token_mean",
     defaults={"tau_positive": 1.0, "tau_negative": 1.05, "kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 4},
+    settings={"batch.minibatches": 4},
     sources={
         "tau_positive": "the paper's setting, as in TRL and verl",
         "tau_negative": "the paper's setting, as in TRL and verl",
         "kl_coef": "TRL and verl's recipe",
         "entropy_coef": "TRL and verl's recipe",
-        "minibatches": "verl's recipe for sapo",
+        "batch.minibatches": "verl's recipe for sapo",
     },
 )

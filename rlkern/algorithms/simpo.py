@@ -25,10 +25,10 @@ ALGORITHM = OfflineAlgorithm(
     learns_from="pairs",
     loss="preference_loss",
     defaults={"beta": 2.0, "margin": 0.5},
-    settings={"kind": "simpo"},
+    settings={"loss.kind": "simpo"},
     sources={
         "beta": "arXiv 2405.14734, §4",
         "margin": "TRL; the paper searches 0.3 to 1.6",
-        "kind": "arXiv 2405.14734, eq. 6",
+        "loss.kind": "arXiv 2405.14734, eq. 6",
     },
 )

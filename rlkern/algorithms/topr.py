@@ -32,10 +32,10 @@ ALGORITHM = Algorithm(
     aggregation="sequence_token_sum",
     kl_estimator="k2",
     defaults={"kl_coef": 0.0, "entropy_coef": 0.0},
-    settings={"minibatches": 4},
+    settings={"batch.minibatches": 4},
     sources={
         "kl_coef": "the paper trains without a KL",
         "entropy_coef": "the paper has none",
-        "minibatches": "chosen here: with one update W is 1",
+        "batch.minibatches": "chosen here: with one update W is 1",
     },
 )

@@ -38,7 +38,7 @@ ALGORITHM = Algorithm(
         "kl_coef": 0.0,
         "entropy_coef": 0.0,
     },
-    settings={"minibatches": 8},
+    settings={"batch.minibatches": 8},
     sources={
         "k_positive": "c1 of arXiv 2602.10693, §3.4",
         "lambda_positive": "c2 of arXiv 2602.10693, §3.4",
@@ -46,6 +46,6 @@ ALGORITHM = Algorithm(
         "lambda_negative": "c2 of arXiv 2602.10693, §3.4",
         "kl_coef": "TRL",
         "entropy_coef": "TRL",
-        "minibatches": "arXiv 2602.10693, appendix D; with one update W is 1",
+        "batch.minibatches": "arXiv 2602.10693, appendix D; with one update W is 1",
     },
 )

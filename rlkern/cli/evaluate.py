@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from rlkern.cli.guard import guarded, silence_hub, underscored
+from rlkern.cli.flags import Parser, given
+from rlkern.cli.guard import guarded, silence_hub
 
 if TYPE_CHECKING:
-    from rlkern.trainer.config import Config
+    from rlkern.cli.target import Target
     from rlkern.trainer.evaluate import Answers
-    from rlkern.trainer.run.target import Target
+    from rlkern.trainer.settings import Settings
     from rlkern.trainer.tasks.task import Item
 
 # Longest part of a prompt's end and of a completion in the table of samples.
@@ -23,131 +23,126 @@ _PROMPT, _COMPLETION = 40, 60
 
 def run(arguments: list[str]) -> int:
     """Returns the exit code of `rlkern eval`."""
-    return guarded("eval", lambda: _evaluate([underscored(word) for word in arguments]))
+    return guarded("eval", lambda: _evaluate(arguments))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        from rlkern.trainer.errors import UserError
+# Flags that are shorter than the keys that they set.
+_SHORT = {
+    "items": ("eval.items", "held-out items"),
+    "samples": ("eval.samples", "sampled answers to each item"),
+    "pass_at": ("eval.pass_at", "values of k with commas"),
+    "modes": ("eval.modes", "sampled, greedy or both with a comma"),
+    "eval_batch": ("eval.batch", "answers sampled at once"),
+    "temperature": ("rollout.temperature", "sampling temperature"),
+    "top_k": ("rollout.top_k", "sample among the k likeliest tokens; 0 among all"),
+    "top_p": ("rollout.top_p", "sample among tokens of this total probability; 1 among all"),
+    "max_new_tokens": (
+        "rollout.max_new_tokens",
+        "longest answer in tokens; 0 takes the task's own",
+    ),
+    "shots": ("data.shots", "solved examples before each question"),
+    "template": ("data.template", "text that ends where the answer starts"),
+    "task": ("task", "task, for a model that belongs to no run"),
+    "seed": ("seed", "seed of the sampler and the held-out items"),
+    "device": ("device", "cpu, cuda or auto"),
+    "dtype": ("dtype", "float32, bfloat16 or mixed"),
+    "threads": ("threads", "CPU threads; 0 leaves torch's own choice"),
+}
 
-        raise UserError(message)
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="rlkern eval",
-        allow_abbrev=False,
         description="Accuracy and pass@k on held-out items. A run directory brings its own task and"
         " settings; what is given here goes over them.",
     )
     take = parser.add_argument
     take("target", help="run directory, checkpoint, model directory, tiny or smollm2")
     take("--checkpoint", default="best", help="of a run: best, newest or a step (default best)")
-    take("--task", help="task, for a model that is of no run")
-    take("--items", type=int, dest="eval_items", help="held-out items")
-    take("--samples", type=int, dest="eval_samples", help="sampled answers to each item")
-    take("--pass_at", type=_numbers, dest="eval_pass_at", help="values of k with commas")
-    take("--modes", type=_words, dest="eval_modes", help="sampled, greedy or both with a comma")
-    take("--temperature", type=float, help="sampling temperature")
-    take("--top_k", type=int, help="sample among the k likeliest tokens; 0 among all")
-    take("--top_p", type=float, help="sample among tokens of this total probability; 1 among all")
-    take("--max_new_tokens", type=int, help="longest answer in tokens; 0 takes the task's own")
-    take("--shots", type=int, help="solved examples before each question")
-    take("--prompt_template", help="text that ends where the answer starts")
-    take("--eval_batch", type=int, help="answers sampled at once")
-    take("--device", choices=("cpu", "cuda", "auto"))
-    take("--dtype", choices=("float32", "bfloat16", "mixed"))
-    take("--threads", type=int, help="CPU threads; 0 leaves torch's own choice")
+    for flag, (key, says) in _SHORT.items():
+        take(f"--{flag}", dest=key, metavar="X", help=says, default=argparse.SUPPRESS)
     take("--show", type=int, default=8, help="answers in the table of samples (default 8)")
     take("--json", action="store_true", help="print one line of JSON and nothing else")
     return parser
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
-
-
 def _evaluate(arguments: list[str]) -> int:
-    from rlkern.trainer.run.target import find_target, settings_for
-    from rlkern.trainer.settings import validate
-
-    try:
-        given = vars(_parser().parse_args(arguments))
-    except SystemExit:
+    flags = given(_parser(), arguments)
+    if flags is None:
         return 0
-    name, checkpoint = given.pop("target"), given.pop("checkpoint")
-    show, as_json = given.pop("show"), given.pop("json")
+    from rlkern.cli.target import find_target, settings_for
+
+    name, checkpoint = flags.pop("target"), flags.pop("checkpoint")
+    show, as_json = flags.pop("show"), flags.pop("json")
     target = find_target(name, checkpoint)
-    changes = {key: value for key, value in given.items() if value is not None}
-    config = settings_for(target, _with_pass_at(changes))
-    _check_modes(config)
-    validate(config)
+    settings = settings_for(target, _with_pass_at(flags))
     silence_hub()
-    items, found = _answers(target, config)
-    values = _values(config, found)
+    items, found = _answers(target, settings)
+    values = _values(settings, found)
     if as_json:
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        print(json.dumps({**_about(target, config), **finite}))
+        print(json.dumps({**_about(target, settings), **finite}))
     else:
-        _print(target, config, values, items, found, show)
+        _print(target, settings, values, items, found, show)
     return 0
 
 
 def _with_pass_at(changes: dict[str, Any]) -> dict[str, Any]:
     """Returns the changes with a pass@k for the number of samples that was asked, if no k was."""
-    if "eval_samples" in changes and "eval_pass_at" not in changes:
-        changes = {**changes, "eval_pass_at": sorted({1, changes["eval_samples"]})}
+    samples = str(changes.get("eval.samples", ""))
+    if samples.isdecimal() and "eval.pass_at" not in changes:
+        changes = {**changes, "eval.pass_at": sorted({1, int(samples)})}
     return changes
 
 
-def _check_modes(config: Config) -> None:
-    from rlkern.trainer.errors import UserError
-
-    unknown = sorted(set(config.eval_modes) - {"sampled", "greedy"})
-    if unknown:
-        raise UserError(f"modes must be sampled or greedy, got {unknown[0]!r}")
-
-
-def _answers(target: Target, config: Config) -> tuple[list[Item], dict[str, Answers]]:
+def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, Answers]]:
     """Returns the held-out items and the answers to them in each mode."""
     import torch
 
-    from rlkern.trainer.checked import task_of
-    from rlkern.trainer.evaluate import answer, samplings
-    from rlkern.trainer.models.policy import check_model_name, make_policy, resolve_device
-    from rlkern.trainer.rollout.data import stop_tokens
+    from rlkern.trainer.device import resolve_device
+    from rlkern.trainer.evaluate import answer, in_mode, samples_in
+    from rlkern.trainer.models.policy import check_model_name, make_policy
+    from rlkern.trainer.rollout.text import stop_tokens
+    from rlkern.trainer.rollout.turns import sampling_of
+    from rlkern.trainer.tasks.registry import make_task
 
-    device = resolve_device(config.device)
+    device = resolve_device(settings.device)
     check_model_name(target.model)
-    own = target.config
-    held = own.eval_items if own is not None and own.task == config.task else config.eval_items
-    task = task_of(dataclasses.replace(config, eval_items=held))
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    own, count = target.settings, settings.eval.items
+    held = own.eval.items if own is not None and own.task == settings.task else count
+    whole = settings.eval.model_copy(update={"items": held})
+    task = make_task(settings.model_copy(update={"eval": whole}))
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     policy = make_policy(
-        target.model, alphabet=task.alphabet, seed=config.seed, device=device, dtype=config.dtype
+        target.model,
+        alphabet=task.alphabet,
+        seed=settings.seed,
+        device=device,
+        dtype=settings.dtype,
     )
-    longest = config.max_new_tokens or task.max_new_tokens
-    ways = samplings(config, stop_tokens(policy, task.stop), longest)
-    items = task.held_out[: config.eval_items]
-    counts = {"sampled": config.eval_samples, "greedy": 1}
+    sampling = sampling_of(settings, task, stop_tokens(policy, task.stop))
+    items = task.held_out[:count]
     return items, {
-        mode: answer(policy, task, items, config, sampling=ways[mode], samples=counts[mode])
-        for mode in config.eval_modes
+        mode: answer(
+            policy,
+            task,
+            items,
+            in_mode(sampling, mode),
+            settings,
+            samples=samples_in(settings, mode),
+        )
+        for mode in settings.eval.modes
     }
 
 
-def _values(config: Config, found: dict[str, Answers]) -> dict[str, float]:
+def _values(settings: Settings, found: dict[str, Answers]) -> dict[str, float]:
     """Returns each accuracy and its standard error, by name."""
     from rlkern.trainer.evaluate import standard_error
 
     columns = {f"accuracy_{mode}": answers.accuracy() for mode, answers in found.items()}
     if "sampled" in found:
-        columns.update({f"pass@{k}": found["sampled"].pass_at(k) for k in config.eval_pass_at})
+        columns.update({f"pass@{k}": found["sampled"].pass_at(k) for k in settings.eval.pass_at})
     values: dict[str, float] = {}
     for name, column in columns.items():
         values[f"eval/{name}"] = column.mean().item()
@@ -155,18 +150,23 @@ def _values(config: Config, found: dict[str, Answers]) -> dict[str, float]:
     return values
 
 
-def _about(target: Target, config: Config) -> dict[str, Any]:
-    keys = "task eval_items eval_samples temperature top_k top_p seed".split()
+def _about(target: Target, settings: Settings) -> dict[str, Any]:
     return {
         "model": target.model,
         "label": target.label,
-        **{key: getattr(config, key) for key in keys},
+        "task": settings.task,
+        "items": settings.eval.items,
+        "samples": settings.eval.samples,
+        "temperature": settings.rollout.temperature,
+        "top_k": settings.rollout.top_k,
+        "top_p": settings.rollout.top_p,
+        "seed": settings.seed,
     }
 
 
 def _print(
     target: Target,
-    config: Config,
+    settings: Settings,
     values: dict[str, float],
     items: list[Item],
     found: dict[str, Answers],
@@ -177,14 +177,14 @@ def _print(
     from rich.text import Text
 
     console = Console(highlight=False)
-    title = f"{target.label}: {config.task}, {len(items)} held-out items"
+    title = f"{target.label}: {settings.task}, {len(items)} held-out items"
     table = Table(title=title, title_justify="left")
     for column, side in (("", "left"), ("mean", "right"), ("± standard error", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for name in (key for key in values if not key.endswith("_error")):
         label = name.removeprefix("eval/").replace("_", ", ")
         if name == "eval/accuracy_sampled":
-            label += f", {config.eval_samples} for each"
+            label += f", {settings.eval.samples} for each"
         table.add_row(label, f"{values[name]:.3f}", f"{values[f'{name}_error']:.3f}")
     console.print(table)
     mode, answers = next(iter(found.items()))

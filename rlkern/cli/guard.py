@@ -44,15 +44,3 @@ def silence_hub() -> None:
 
     hub_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
-
-
-def underscored(argument: str) -> str:
-    """Returns a flag with underscores, so that --kl-coef and --kl_coef are the same.
-
-    >>> underscored("--kl-coef=0.1")
-    '--kl_coef=0.1'
-    """
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value

@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The minimal trainer: rollouts, rewards, one loss call, one optimizer step, all of it saved."""
 
-from rlkern.trainer.config import Config
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.loop import train
+import importlib
+from typing import Any
 
-__all__ = ["Config", "UserError", "train"]
+# Imported when they are asked for, because settings and help are read without torch.
+_HOMES = {
+    "Settings": "rlkern.trainer.settings",
+    "UserError": "rlkern.trainer.errors",
+    "train": "rlkern.trainer.loop",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -5,23 +5,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rlkern.trainer.config import Config
 from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.rollout.data import Sampling, texts
 from rlkern.trainer.rollout.engines import ModelEngine
-from rlkern.trainer.rollout.sampler import random_numbers
-from rlkern.trainer.rollout.turns import converse, turns
+from rlkern.trainer.rollout.sampler import Sampling, random_numbers
+from rlkern.trainer.rollout.text import texts
+from rlkern.trainer.rollout.turns import converse
+from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
-
-if TYPE_CHECKING:
-    from rlkern.trainer.session import Session
 
 
 @dataclass
@@ -70,20 +67,19 @@ def answer(
     policy: Policy,
     task: Task,
     items: list[Item],
-    config: Config,
-    *,
     sampling: Sampling,
-    samples: int,
+    settings: Settings,
+    *,
+    samples: int = 1,
     world: World | None = None,
 ) -> Answers:
     """Returns `samples` answers to each item, scored.
 
     The numbers they are drawn by have a seed of their own, so that evaluating does not change the
-    training; neither eval_batch nor the number of processes changes an answer.
+    training; neither eval.batch nor the number of processes changes an answer.
     """
     world = world or World()
-    sampling = replace(sampling, max_turns=turns(config, task))
-    generator = torch.Generator().manual_seed(config.seed + 1)
+    generator = torch.Generator().manual_seed(settings.seed + 1)
     uniform = None
     if sampling.temperature > 0:
         uniform = random_numbers(generator, len(items) * samples, sampling)
@@ -91,19 +87,19 @@ def answer(
     first, last = world.share(len(items))
     own, numbers = items[first:last], None if uniform is None else uniform[first:last]
     text: list[list[str]] = [[] for _ in own]
-    for rows, drawn in _blocks(len(own), samples, config.eval_batch):
+    for some, drawn in _blocks(len(own), samples, settings.eval.batch):
         count = drawn.stop - drawn.start
-        rollout = converse(
+        rows = converse(
             ModelEngine(policy),
             task,
-            own[rows],
+            own[some],
             sampling,
             group_size=count,
-            uniform=None if numbers is None else numbers[rows, drawn].flatten(0, 1),
+            uniform=None if numbers is None else numbers[some, drawn].flatten(0, 1),
         )
-        found = texts(policy, rollout)
-        for row, kept in enumerate(text[rows]):
-            kept.extend(found[row * count : (row + 1) * count])
+        found = texts(policy, rows)
+        for place, kept in enumerate(text[some]):
+            kept.extend(found[place * count : (place + 1) * count])
     score = [[task.score(one, item) for one in kept] for kept, item in zip(text, own)]
     parts = world.gather((text, score))
     return Answers(
@@ -129,67 +125,33 @@ def _blocks(items: int, samples: int, most: int) -> Iterator[tuple[slice, slice]
             )
 
 
-def accuracy(
-    policy: Policy,
-    task: Task,
-    items: list[Item],
-    config: Config,
-    *,
-    mode: str,
-    stop: Tensor,
-    max_new_tokens: int,
-    world: World | None = None,
-) -> float:
-    """Returns the accuracy on items, with one sampled or greedy answer to each."""
-    sampling = samplings(config, stop, max_new_tokens)[mode]
-    found = answer(policy, task, items, config, sampling=sampling, samples=1, world=world)
-    return found.accuracy().mean().item()
-
-
-def evaluate(
-    policy: Policy,
-    task: Task,
-    config: Config,
-    *,
-    stop: Tensor,
-    max_new_tokens: int,
-    world: World | None = None,
-) -> dict[str, float]:
-    """Returns eval/accuracy_<mode> on held-out items for each of eval_modes, the first also as
-    eval/accuracy, and eval/pass@k of the sampled ones.
+def task_accuracies(parts: Parts) -> dict[str, float]:
+    """Returns eval/accuracy_<mode> of the policy on held-out items for each of eval.modes, the first
+    also as eval/accuracy, and eval/pass@k of the sampled answers.
     """
-    values: dict[str, float] = {}
-    ways = samplings(config, stop, max_new_tokens)
-    for mode in config.eval_modes:
+    settings, task, values = parts.settings, parts.task, dict[str, float]()
+    for mode in settings.eval.modes:
         found = answer(
-            policy,
+            parts.policy,
             task,
             task.held_out,
-            config,
-            sampling=ways[mode],
-            samples=config.eval_samples if ways[mode].temperature > 0 else 1,
-            world=world,
+            in_mode(parts.sampling, mode),
+            settings,
+            samples=samples_in(settings, mode),
+            world=parts.world,
         )
         values[f"eval/accuracy_{mode}"] = found.accuracy().mean().item()
-        if ways[mode].temperature > 0:
-            for k in config.eval_pass_at:
+        if mode == "sampled":
+            for k in settings.eval.pass_at:
                 values[f"eval/pass@{k}"] = found.pass_at(k).mean().item()
-    return {"eval/accuracy": values[f"eval/accuracy_{config.eval_modes[0]}"], **values}
+    return {"eval/accuracy": values[f"eval/accuracy_{settings.eval.modes[0]}"], **values}
 
 
-def task_accuracies(session: Session) -> dict[str, float]:
-    """Returns the accuracies of the policy on the task's held-out items."""
-    return evaluate(
-        session.policy,
-        session.task,
-        session.config,
-        stop=session.sampling.stop,
-        max_new_tokens=session.sampling.max_new_tokens,
-        world=session.world,
-    )
+def in_mode(sampling: Sampling, mode: str) -> Sampling:
+    """Returns how answers are drawn in one of the modes of evaluation."""
+    return sampling.greedy() if mode == "greedy" else sampling
 
 
-def samplings(config: Config, stop: Tensor, max_new_tokens: int) -> dict[str, Sampling]:
-    """Returns how answers are drawn in each of the modes of evaluation."""
-    sampled = Sampling(max_new_tokens, stop, config.temperature, config.top_k, config.top_p)
-    return {"sampled": sampled, "greedy": sampled.greedy()}
+def samples_in(settings: Settings, mode: str) -> int:
+    """Returns how many answers are drawn to each item in a mode: greedy ones are all the same."""
+    return 1 if mode == "greedy" else settings.eval.samples

@@ -1,35 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one after the other, each from what the ones before it made: SFT, reward model, PPO, …
 
-A pipeline is a YAML file whose `stages` are laid one by one over its other keys. Stage n is an
-ordinary run in the folder <n>-<name> of the pipeline's own; its name is `name`, or its algorithm's.
-It starts from the newest policy of the stages before it unless it says `model` itself. In `model`
-and `reward` the word stage:<name> means the last checkpoint of that stage.
+A pipeline is a YAML file whose `stages` are laid one by one over its other keys, of which each stage
+takes those that it reads. Stage n is an ordinary run in the folder <n>-<name> of the pipeline's own;
+its name is `name`, or its algorithm's. It starts from the newest policy of the stages before it
+unless it says `model` itself. In `model` and `reward` the word stage:<name> means the last
+checkpoint of that stage.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
-from rlkern.trainer.checked import check, checked_task
-from rlkern.trainer.config import Config, differing_key, from_dict
+from rlkern.algorithms import declarations
+from rlkern.trainer import preflight
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.files import remove_partial, write_text
 from rlkern.trainer.loop import SUMMARY, train
-from rlkern.trainer.processes.parallel import check_parallel
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.reward import TASK, load_rewards
+from rlkern.trainer.reward.functions import TASK
 from rlkern.trainer.run.checkpoint import all_checkpoints
-from rlkern.trainer.run.files import remove_partial, write_text
 from rlkern.trainer.run.rundir import CONFIG
-from rlkern.trainer.settings import check_name, find_algorithm, resolve
+from rlkern.trainer.settings import Layer, Settings, check_name, differing, dump
+from rlkern.trainer.settings.document import read, to_yaml
+from rlkern.trainer.settings.resolve import resolved
 from rlkern.trainer.show.display import Display
 
 PLAN, RESULT = "pipeline.yaml", "pipeline.json"
@@ -40,24 +41,25 @@ _STAGE = re.compile(r"(?<![\w.])stage:([A-Za-z0-9._-]+)")
 class Stage:
     """A run of a pipeline: its settings, references to other stages still in them, its folder."""
 
-    config: Config
+    settings: Settings
     folder: Path
 
     @property
     def name(self) -> str:
-        """Returns what other stages call this one."""
-        return str(self.config.name)
+        """What other stages call this one."""
+        return str(self.settings.name)
 
     @property
     def trains(self) -> str:
-        """Returns policy or reward_model."""
-        return find_algorithm(self.config.algorithm).trains
+        """policy or reward_model."""
+        return self.settings.declared.trains
 
 
-def layered(document: dict[str, Any], flags: dict[str, Any], source: str) -> list[dict[str, Any]]:
+def stages_of(document: dict[str, Any], flags: dict[str, Any], source: str) -> list[Settings]:
     """Returns the settings of each stage: flags over its own over those of all stages.
 
     The flags algorithm and name would make all stages one; model is what the first one starts from.
+    Raises UserError for a key of all stages that none of them reads.
     """
     stages: Any = document.get("stages")
     if not isinstance(stages, list) or not stages or not all(isinstance(s, dict) for s in stages):
@@ -68,27 +70,41 @@ def layered(document: dict[str, Any], flags: dict[str, Any], source: str) -> lis
     over = {key: value for key, value in flags.items() if key not in ("model", "name")}
     found, policy = [], None
     for own in stages:
-        values = {**common, **({"model": f"stage:{policy}"} if policy else {}), **own, **over}
+        algorithm = own.get("algorithm", common.get("algorithm", "grpo"))
+        name = own.get("name", algorithm)
+        place = f"{source}, stage {name}"
+        start = {"model": f"stage:{policy}"} if policy else {}
         if policy is None and "model" in flags:
-            values["model"] = flags["model"]
-        algorithm = values.get("algorithm", Config.algorithm)
-        values.setdefault("name", algorithm)
-        if find_algorithm(algorithm).trains == "policy":
-            policy = values["name"]
-        found.append(values)
-    return found
+            own = {**own, "model": flags["model"]}
+        found.append(
+            resolved(
+                Layer(source, {**common, **start}, shared=True),
+                Layer(place, {**own, "name": name}),
+                Layer("flags", over, shared=True),
+            )
+        )
+        known = declarations().get(algorithm)
+        if known is not None and known.trains == "policy":
+            policy = name
+    for source_of_key, key in sorted(frozenset.intersection(*(each.left for each in found))):
+        raise UserError(f"{source_of_key}: {key} is not read by any stage; leave it out")
+    return [each.settings for each in found]
 
 
-def plan(folder: Path, configs: list[Config]) -> list[Stage]:
-    """Returns the stages, each with its folder; raises one sentence if a reference has no sense."""
+def plan(folder: Path, configs: Iterable[Settings]) -> list[Stage]:
+    """Returns the stages, each with its folder; Raises UserError for a reference to no stage."""
     stages: list[Stage] = []
-    for number, config in enumerate(configs, 1):
-        stage = Stage(config, folder / f"{number}-{config.name}")
+    for number, settings in enumerate(configs, 1):
+        stage = Stage(settings, folder / f"{number}-{settings.name}")
         before = {earlier.name: earlier for earlier in stages}
         if stage.name in before:
             raise UserError(f"two stages are called {stage.name!r}: give one of them a name")
-        for key, wanted in (("model", "policy"), ("reward", "reward_model")):
-            for name in _STAGE.findall(getattr(config, key) or ""):
+        rewards = ",".join(settings.reward.functions)
+        for key, text, wanted in (
+            ("model", settings.model, "policy"),
+            ("reward", rewards, "reward_model"),
+        ):
+            for name in _STAGE.findall(text):
                 _check_reference(stage, key, before.get(name), name, wanted)
         stages.append(stage)
     return stages
@@ -107,46 +123,45 @@ def _check_reference(stage: Stage, key: str, found: Stage | None, name: str, wan
 
 
 def check_stages(stages: list[Stage], world: World) -> None:
-    """Returns nothing; raises one sentence for the first stage whose settings cannot work.
+    """Raises UserError for the first stage whose settings cannot work.
 
     Before any of them runs: a model yet to be trained stands for itself by what it is made from.
     """
     models: dict[str, str] = {}
     for stage in stages:
         check_name(stage.name)
-        model = _STAGE.sub(lambda match: models[match[1]], stage.config.model)
+        model = _STAGE.sub(lambda match: models[match[1]], stage.settings.model)
         models[stage.name] = model
-        reward = stage.config.reward and _STAGE.sub(TASK, stage.config.reward)
-        config = resolve(dataclasses.replace(stage.config, model=model, reward=reward))
         try:
-            algorithm, _ = check(config)
-            task, _ = checked_task(config, algorithm)
-            load_rewards(config, task)
-            check_parallel(config, world)
+            preflight.check(
+                _with(stage.settings, model, lambda text: _STAGE.sub(TASK, text)), world
+            )
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from error
 
 
-def settings_of(stage: Stage, stages: list[Stage]) -> Config:
+def _with(settings: Settings, model: str, replaced: Callable[[str], str]) -> Settings:
+    """Returns the settings with another model, and with every reward replaced."""
+    functions = tuple(replaced(name) for name in settings.reward.functions)
+    reward = settings.reward.model_copy(update={"functions": functions})
+    return settings.model_copy(update={"model": model, "reward": reward})
+
+
+def settings_of(stage: Stage, stages: list[Stage]) -> Settings:
     """Returns the settings of a stage whose turn it is, folders in the place of references."""
     made = {earlier.name: earlier.folder for earlier in stages}
 
-    def last(match: re.Match[str]) -> str:
+    def last(text: str) -> str:
         # Whole paths, so that the pipeline may be resumed from another place.
-        return str(all_checkpoints(made[match[1]].resolve())[-1])
+        return _STAGE.sub(lambda match: str(all_checkpoints(made[match[1]].resolve())[-1]), text)
 
-    config = stage.config
-    return dataclasses.replace(
-        config,
-        name=stage.folder.name,
-        runs_dir=str(stage.folder.parent),
-        model=_STAGE.sub(last, config.model),
-        reward=config.reward and _STAGE.sub(last, config.reward),
-    )
+    settings = _with(stage.settings, last(stage.settings.model), last)
+    place = settings.output.model_copy(update={"dir": str(stage.folder.parent)})
+    return settings.model_copy(update={"name": stage.folder.name, "output": place})
 
 
 def run_pipeline(
-    folder: Path, configs: list[Config], *, resume: bool = False, display: Display | None = None
+    folder: Path, configs: list[Settings], *, resume: bool = False, display: Display | None = None
 ) -> list[dict]:
     """Returns the summaries of all stages; those that ended before a resume do not run again."""
     stages = plan(folder, configs)
@@ -176,7 +191,7 @@ def run_pipeline(
     return summaries
 
 
-def _write_plan(folder: Path, configs: list[Config]) -> None:
+def _write_plan(folder: Path, configs: list[Settings]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / PLAN, _as_yaml(configs))
@@ -185,7 +200,7 @@ def _write_plan(folder: Path, configs: list[Config]) -> None:
 
 
 def _train(stage: Stage, stages: list[Stage], folder: Path) -> None:
-    """Run a stage to its end, going on with it if it had begun."""
+    """Runs a stage to its end, going on with it if it had begun."""
     begun = (stage.folder / CONFIG).is_file()
     if stage.folder.is_dir() and not begun:
         remove_partial(stage.folder)
@@ -202,38 +217,50 @@ def _finished(stage: Stage) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def print_stages(stages: list[Settings]) -> int:
+    """Returns 0 after printing the settings of all stages."""
+    print(_as_yaml(stages), end="")
+    return 0
+
+
 def is_pipeline(folder: Path) -> bool:
     """Returns True for the directory of a pipeline."""
     return (folder / PLAN).is_file()
 
 
-def _as_yaml(configs: list[Config]) -> str:
-    stages = [dataclasses.asdict(config) for config in configs]
-    return yaml.safe_dump({"stages": stages}, sort_keys=False)
+def _as_yaml(configs: list[Settings]) -> str:
+    return to_yaml({"stages": [dump(settings) for settings in configs]})
 
 
-def saved_configs(folder: Path) -> list[Config]:
-    """Returns the settings of the stages of a pipeline that has begun."""
+def saved_stages(folder: Path, flags: dict[str, Any]) -> list[Settings]:
+    """Returns the settings of the stages of a pipeline that has begun, with flags over them."""
     path = folder / PLAN
-    try:
-        stages = yaml.safe_load(path.read_text())["stages"]
-        return [from_dict(values, str(path)) for values in stages]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a pipeline: {error}") from error
+    stages = read(path, "a pipeline").get("stages")
+    if not isinstance(stages, list):
+        raise UserError(f"{path} cannot be read as a pipeline: it holds no stages")
+    source = str(path)
+    found = [
+        resolved(Layer(f"{source}, stage {n}", each), Layer("flags", flags, shared=True))
+        for n, each in enumerate(stages, 1)
+    ]
+    for place, key in sorted(frozenset.intersection(*(each.left for each in found))):
+        raise UserError(f"{place}: {key} is not read by any stage; leave it out")
+    return [each.settings for each in found]
 
 
-def _check_same(folder: Path, configs: list[Config]) -> None:
+def _check_same(folder: Path, configs: list[Settings]) -> None:
     if not is_pipeline(folder):
         raise UserError(f"there is no pipeline to resume in {folder}: it holds no {PLAN}")
-    saved = saved_configs(folder)
-    names = [[config.name for config in each] for each in (configs, saved)]
+    saved = saved_stages(folder, {})
+    names = [[settings.name for settings in each] for each in (configs, saved)]
     if names[0] != names[1]:
         raise UserError(f"{folder} was started with the stages {names[1]}, not {names[0]}")
     begun = [(stage.folder / CONFIG).is_file() for stage in plan(folder, saved)]
-    for config, old, fixed in zip(configs, saved, begun):
-        key = differing_key(config, old) if fixed else None
-        if key is not None:
+    for settings, old, fixed in zip(configs, saved, begun):
+        other = differing(settings, old) if fixed else None
+        if other is not None:
+            key, mine, its = other
             raise UserError(
-                f"{folder} was started with {key} {getattr(old, key)!r} in stage {config.name}, not"
-                f" {getattr(config, key)!r}; resume with its own settings, or choose another --name"
+                f"{folder} was started with {key} {its!r} in stage {settings.name}, not {mine!r};"
+                " resume with its own settings, or choose another --name"
             )

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Progress:
-    """All that the rest of a run depends on besides weights and random states.
+    """All that the rest of a run depends on in addition to weights and random states; what moves it
+    are the steps of its learner.
 
     step counts rollouts or batches, update optimizer steps, position is the place in the task's
     stream; the others are sums over the steps so far.

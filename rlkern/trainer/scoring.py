@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that shifts: hidden states whose position t scores completion token t."""
+"""The one place that shifts: hidden states whose position t scores answer token t."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,30 +12,31 @@ from transformers import DynamicCache
 
 import rlkern
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.rollout.data import Rollout, positions
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.rollout.sampler import positions
+from rlkern.trainer.rows import Rows, pieces
+from rlkern.trainer.settings import Settings
 
 
 def hidden_states(
-    policy: Policy, rollout: Rollout, *, share_prompts: bool, decoder: Any = None
+    policy: Policy, rows: Rows, *, share_prompts: bool, decoder: Any = None
 ) -> Tensor:
-    """Returns hidden states (B, T, H) with hidden[b, t] scoring rollout.token[b, t].
+    """Returns hidden states (B, T, H) with hidden[b, t] scoring rows.token[b, t].
 
-    share_prompts runs each prompt once and lets its completions attend to the cached keys and
+    share_prompts runs each prompt once and lets its answers attend to the cached keys and
     values; gradients flow through the cache, so the result is that of whole rows. They are those of
-    `decoder` where one is given, such as a critic's, and else the policy's own.
+    `decoder` if one is given, such as a critic's, and else the policy's own.
     """
-    run = _shared if share_prompts and rollout.prompts.token.shape[1] > 1 else _whole_rows
-    return run(policy, rollout, policy.head.decoder if decoder is None else decoder)
+    run = _shared if share_prompts and rows.prompt.shape[1] > 1 else _whole_rows
+    return run(policy, rows, policy.head.decoder if decoder is None else decoder)
 
 
-def _whole_rows(policy: Policy, rollout: Rollout, decoder: Any) -> Tensor:
-    prompt = rollout.prompts.token.repeat_interleave(rollout.group_size, 0)
-    seen = torch.cat(
-        [rollout.prompts.mask.repeat_interleave(rollout.group_size, 0), rollout.present], 1
-    )
+def _whole_rows(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
+    prompt = rows.prompt.repeat_interleave(rows.group_size, 0)
+    seen = torch.cat([rows.prompt_mask.repeat_interleave(rows.group_size, 0), rows.present], 1)
     with policy.precision():
         output = decoder(
-            input_ids=torch.cat([prompt, rollout.token], 1),
+            input_ids=torch.cat([prompt, rows.token], 1),
             attention_mask=seen.long(),
             position_ids=positions(seen),
             use_cache=False,
@@ -42,10 +44,10 @@ def _whole_rows(policy: Policy, rollout: Rollout, decoder: Any) -> Tensor:
     return output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
 
 
-def _shared(policy: Policy, rollout: Rollout, decoder: Any) -> Tensor:
-    prompt, known = rollout.prompts.token, rollout.prompts.mask
-    seen = torch.cat([known.repeat_interleave(rollout.group_size, 0), rollout.present[:, :-1]], 1)
-    last = prompt[:, -1:].repeat_interleave(rollout.group_size, 0)
+def _shared(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
+    prompt, known = rows.prompt, rows.prompt_mask
+    seen = torch.cat([known.repeat_interleave(rows.group_size, 0), rows.present[:, :-1]], 1)
+    last = prompt[:, -1:].repeat_interleave(rows.group_size, 0)
     cache = DynamicCache()
     with policy.precision():
         decoder(
@@ -55,9 +57,9 @@ def _shared(policy: Policy, rollout: Rollout, decoder: Any) -> Tensor:
             past_key_values=cache,
             use_cache=True,
         )
-        cache.batch_repeat_interleave(rollout.group_size)
+        cache.batch_repeat_interleave(rows.group_size)
         output = decoder(
-            input_ids=torch.cat([last, rollout.token[:, :-1]], 1),
+            input_ids=torch.cat([last, rows.token[:, :-1]], 1),
             attention_mask=seen.long(),
             position_ids=positions(seen)[:, prompt.shape[1] - 1 :],
             past_key_values=cache,
@@ -66,26 +68,29 @@ def _shared(policy: Policy, rollout: Rollout, decoder: Any) -> Tensor:
     return output.last_hidden_state
 
 
+def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:
+    """Returns the log-probabilities (B, T) of the tokens of rows under a policy, at the temperature
+    and over the ids that they were sampled by."""
+    hidden = hidden_states(policy, rows, share_prompts=settings.memory.share_prompts)
+    head = policy.head.parameters()
+    with policy.precision():
+        return rlkern.linear_token_logprob(
+            hidden,
+            head.pop("weight"),
+            rows.token,
+            temperature=settings.rollout.temperature,
+            mask=rows.mask,
+            keep=rows.keep,
+            **head,
+        ).logprob
+
+
 @torch.no_grad()
-def score(
-    policy: Policy,
-    rollout: Rollout,
-    *,
-    temperature: float,
-    share_prompts: bool,
-    pieces: list[tuple[int, int]],
+def without_gradient(
+    function: Callable[[Rows], Tensor], rows: Rows, *, world: World, parts: int
 ) -> Tensor:
-    """Returns the log-probabilities (B, T) of a rollout's tokens under a policy,
-    without gradient."""
-    found = []
-    for first, last in pieces:
-        part = rollout.piece(first, last)
-        hidden = hidden_states(policy, part, share_prompts=share_prompts)
-        head = policy.head.parameters()
-        with policy.precision():
-            scored = rlkern.linear_token_logprob(
-                hidden, head.pop("weight"), part.token, temperature=temperature, mask=part.mask,
-                keep=part.keep, **head,
-            )  # fmt: skip
-        found.append(scored.logprob)
-    return torch.cat([rollout.rollout_logprob[:0], *found])  # a process may have no rows
+    """Returns function(rows), one row per answer, from all processes: each does its share of the
+    prompts, in so many parts."""
+    first, last = world.share(rows.prompts)
+    found = [function(rows.piece(first + a, first + b)) for a, b in pieces(last - first, parts)]
+    return world.gather_rows(torch.cat(found) if found else rows.rollout_logprob[:0])

@@ -9,13 +9,15 @@ started from, so a reference costs no memory.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.running import Lora
 
 ADAPTER = "adapter_config.json"
 BASE = "base"
@@ -24,15 +26,15 @@ _EVERY_LAYER = "all-linear"
 
 
 def check_peft() -> None:
-    """Returns nothing; raises one sentence where PEFT is not installed."""
+    """Raises UserError if PEFT is not installed."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        sentence = f"lora_rank needs the package peft, from rlkern[train]: {error}"
+        sentence = f"lora needs the package peft, from rlkern[train]: {error}"
         raise UserError(sentence) from error
 
 
-def with_adapters(model: Any, config: Config, *, base: str) -> Any:
+def with_adapters(model: Any, asked: Lora, *, base: str, seed: int) -> Any:
     """Returns the model with fresh adapters, which add nothing yet; its own weights are frozen.
 
     `base` is what a checkpoint will name as the model that the adapters belong to. An adapter of a
@@ -42,20 +44,20 @@ def with_adapters(model: Any, config: Config, *, base: str) -> Any:
     import peft
 
     settings = peft.LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,  # type: ignore[arg-type]
-        target_modules=targets(model, config.lora_targets),
+        r=asked.rank,
+        lora_alpha=2 * asked.rank if asked.alpha is None else asked.alpha,  # type: ignore[arg-type]
+        target_modules=targets(model, asked.targets),
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seed)
         adapted: Any = peft.get_peft_model(model, settings)
     adapted.peft_config["default"].base_model_name_or_path = base
     return adapted.eval()
 
 
-def targets(model: Any, asked: str) -> list[str]:
-    """Returns the names of layers that get an adapter; raises one sentence for one there is not."""
+def targets(model: Any, asked: Sequence[str]) -> list[str]:
+    """Returns the names of layers that get an adapter; Raises UserError for an unknown one."""
     from transformers.pytorch_utils import Conv1D
 
     linear = (torch.nn.Linear, Conv1D)
@@ -70,29 +72,29 @@ def targets(model: Any, asked: str) -> list[str]:
         if isinstance(module, linear)
     }
     names: set[str] = set()
-    for name in filter(None, (part.strip() for part in asked.split(","))):
+    for name in asked:
         if name != _EVERY_LAYER and name not in there:
             raise UserError(
-                f"lora_targets must be {_EVERY_LAYER} or names of the model's linear layers"
+                f"lora.targets must be {_EVERY_LAYER} or names of the model's linear layers"
                 f" ({', '.join(sorted(there))}), got {name!r}"
             )
         names |= body if name == _EVERY_LAYER else {name}
-    if not names:
-        raise UserError(f"lora_targets must name at least one layer, got {asked!r}")
     return sorted(names)
 
 
-def base_name(config: Config) -> str:
+def base_name(settings: Settings) -> str:
     """Returns what checkpoints of a run name as their base: a model that is found again under its
     own name, or BESIDE for one that the run itself keeps.
 
-    >>> base_name(Config(model="tiny")), base_name(Config(model="smollm2"))
+    >>> from rlkern.trainer.settings import of
+    >>> base_name(of(model="tiny")), base_name(of(model="smollm2"))
     ('../base', 'smollm2')
     """
-    if config.sft_steps or config.model == "tiny" or base_of(Path(config.model)) is not None:
+    name = settings.model
+    if settings.sft or name == "tiny" or base_of(Path(name)) is not None:
         return BESIDE
-    folder = Path(config.model)
-    return str(folder.resolve()) if folder.is_dir() else config.model
+    folder = Path(name)
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def base_of(folder: Path) -> str | None:

@@ -22,7 +22,7 @@ from rlkern.trainer.models import lora, smollm2
 from rlkern.trainer.models.stored import read_model
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Policy:
     """A model, its tokenizer, where it runs, and whether matrix products run in bfloat16.
 
@@ -50,11 +50,6 @@ class Policy:
         """Returns the longest sequence in tokens that the model was made for."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
 
-    def adapt(self, model: Any) -> None:
-        """Take a model with adapters in place of the one without, for all who hold this policy."""
-        self.model = model
-        self.__dict__.pop("head", None)
-
     def without_adapters(self) -> Policy:
         """Returns the model that the adapters are laid over: no copy, the same weights."""
         return dataclasses.replace(self, bare=True)
@@ -70,7 +65,7 @@ class Policy:
             if self.bare:
                 stack.enter_context(self.model.disable_adapter())
             if self.recompute and torch.is_grad_enabled():
-                # transformers recomputes layers in training mode alone; there is no dropout.
+                # transformers recomputes layers only in training mode; there is no dropout.
                 self.model.train()
                 stack.callback(self.model.eval)
             yield
@@ -101,17 +96,8 @@ class Policy:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-def resolve_device(name: str) -> torch.device:
-    """Returns the device a run uses; raises one sentence for a GPU that is not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but torch sees no GPU; use --device cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def check_model_name(name: str) -> None:
-    """Returns nothing; raises one sentence, before any work, for a model that is not there."""
+    """Raises UserError, before any work, for a model that is not there."""
     folder = Path(name)
     if name == "smollm2":
         smollm2.check_available()
@@ -135,7 +121,7 @@ def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dt
         return Policy(model.to(device, weights).eval(), tokenizer, device, mixed=dtype == "mixed")
     policy = load_policy(_folder_of(name), device=device, dtype=dtype)
     if lora.is_adapted(policy.model):
-        policy.model = lora.merged(policy.model)
+        return dataclasses.replace(policy, model=lora.merged(policy.model))
     return policy
 
 
@@ -164,13 +150,13 @@ def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
 
 
 def train_last_layers(model: Any, count: int) -> None:
-    """Freeze all but the last `count` transformer layers; 0 leaves every weight trainable."""
+    """Freezes all but the last `count` transformer layers; 0 leaves every weight trainable."""
     if count == 0:
         return
     layers = model.get_decoder().layers
     if count > len(layers):
         raise UserError(
-            f"train_layers must be at most the model's {len(layers)} layers, got {count}"
+            f"optimizer.train_layers must be at most the model's {len(layers)} layers, got {count}"
         )
     model.requires_grad_(False)
     # What a reward model has in place of the head is new and has to learn.
@@ -178,12 +164,12 @@ def train_last_layers(model: Any, count: int) -> None:
         trained.requires_grad_(True)
 
 
-def recompute_layers(policy: Policy) -> None:
-    """Make the policy's layers compute their activations again in the backward pass."""
+def recomputing(policy: Policy) -> Policy:
+    """Returns the policy with layers that compute their activations again in the backward pass."""
     dropout = {key: x for key, x in policy.model.config.to_dict().items() if "drop" in key and x}
     if dropout:
         raise UserError(
-            "gradient_checkpointing recomputes layers in training mode, so the model must have no"
+            "memory.gradient_checkpointing recomputes layers in training mode, so the model must have no"
             f" dropout, got {dropout}"
         )
 
@@ -192,7 +178,7 @@ def recompute_layers(policy: Policy) -> None:
 
     kwargs = {"use_reentrant": False, "context_fn": contexts}
     policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-    policy.recompute = True
+    return dataclasses.replace(policy, recompute=True)
 
 
 def export_merged(folder: Path, target: Path) -> None:

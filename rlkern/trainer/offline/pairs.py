@@ -8,23 +8,16 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-
-from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.files import publish
 from rlkern.trainer.offline.statements import PROMPT, statements
-from rlkern.trainer.rollout.collect import generate, rewarded
-from rlkern.trainer.run.files import publish
-from rlkern.trainer.tasks.task import Item
-
-if TYPE_CHECKING:
-    from rlkern.trainer.session import Session
+from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.reads import FACTS, SAMPLED
 
 # The folder of a run that holds its pairs, whatever their source, and its two files.
 FOLDER, TRAIN, HELD_OUT = "pairs", "train.jsonl", "held_out.jsonl"
-SAMPLED, FACTS, SUFFIX = "sampled", "facts", ".jsonl"
+SUFFIX = ".jsonl"
 _KEYS = ("prompt", "chosen", "rejected")
 
 
@@ -45,71 +38,36 @@ class Pairs:
     held_out: list[Pair]
 
 
-def check_source(config: Config) -> None:
-    """Returns nothing; raises one sentence, before a model is loaded, for pairs that are not
-    there."""
-    if config.pairs not in (SAMPLED, FACTS) and not config.pairs.endswith(SUFFIX):
-        raise UserError(f"pairs must be sampled, facts or a .jsonl file, got {config.pairs!r}")
-    given_pairs(config)
+def check_source(settings: Settings) -> None:
+    """Raises UserError, before a model is loaded, for pairs that are not there."""
+    source = settings.pairs.source
+    if source not in (SAMPLED, FACTS) and not source.endswith(SUFFIX):
+        raise UserError(f"pairs.source must be sampled, facts or a .jsonl file, got {source!r}")
+    given_pairs(settings)
 
 
-def given_pairs(config: Config) -> Pairs | None:
+def given_pairs(settings: Settings) -> Pairs | None:
     """Returns the pairs of a source that needs no model, split by the seed; None for sampled
     ones."""
-    if config.pairs == SAMPLED:
+    source, prompts = settings.pairs.source, settings.batch.prompts
+    if source == SAMPLED:
         return None
-    if config.pairs == FACTS:
+    if source == FACTS:
         every = [Pair(PROMPT, true, false) for true, false in statements()]
     else:
-        every = read(Path(config.pairs))
-    held = min(config.eval_items, len(every) // 5)
-    if held < 1 or len(every) - held < config.prompts:
+        every = read(Path(source))
+    held = min(settings.eval.items, len(every) // 5)
+    if held < 1 or len(every) - held < prompts:
         raise UserError(
-            f"pairs {config.pairs} must leave a batch of {config.prompts} (prompts) beside a fifth"
-            f" that is held out, got {len(every)} pairs; lower prompts or give more pairs"
+            f"pairs.source {source} must leave a batch of {prompts} (batch.prompts) after a fifth is"
+            f" held out, got {len(every)} pairs; lower batch.prompts or give more pairs"
         )
-    random.Random(f"{config.seed}/pairs").shuffle(every)
+    random.Random(f"{settings.seed}/pairs").shuffle(every)
     return Pairs(every[held:], every[:held])
 
 
-def sampled_pairs(session: Session) -> Pairs:
-    """Returns a pair of the model's own answers to each training and each held-out prompt that has
-    answers which the reward tells apart."""
-    config, task = session.config, session.task
-    items, _ = task.next_items(0, config.pair_items)
-    found = Pairs(_sample(session, items), _sample(session, task.held_out))
-    if len(found.train) < config.prompts or not found.held_out:
-        raise UserError(
-            f"only {len(found.train)} of {len(items)} training prompts and {len(found.held_out)} of"
-            f" {len(task.held_out)} held-out ones had both a better and a worse answer among"
-            f" {config.group_size}; raise pair_items or group_size, or start from a model that is"
-            " right now and then (sft_steps, model)"
-        )
-    return found
-
-
-def _sample(session: Session, items: list[Item]) -> list[Pair]:
-    G = session.config.group_size
-    at_once, found = max(1, session.config.eval_batch // G), list[Pair]()
-    for first in range(0, len(items), at_once):
-        part = items[first : first + at_once]
-        rollout = generate(session, session.policy, part, session.sampling, G)
-        ended = (torch.isin(rollout.token, session.sampling.stop) & rollout.mask).any(-1).tolist()
-        experience = rewarded(session, part, rollout)
-        reward = experience.scored.reward.tolist()
-        for q, item in enumerate(part):
-            # No text tells where an answer that was cut off would have ended, so it is no example.
-            rows = [b for b in range(q * G, q * G + G) if ended[b] and reward[b] == reward[b]]
-            if rows:
-                best, worst = max(rows, key=reward.__getitem__), min(rows, key=reward.__getitem__)
-                text = experience.completions
-                if reward[best] > reward[worst] and text[best] != text[worst]:
-                    found.append(Pair(item.prompt, text[best], text[worst]))
-    return found
-
-
 def write(pairs: Pairs, run: Path) -> None:
-    """Write the pairs into the run, both files or none."""
+    """Writes the pairs into the run, both files or none."""
 
     def fill(folder: Path) -> None:
         for name, part in ((TRAIN, pairs.train), (HELD_OUT, pairs.held_out)):
@@ -126,8 +84,8 @@ def kept_pairs(run: Path) -> Pairs | None:
 
 
 def read(path: Path) -> list[Pair]:
-    """Returns the pairs of a file, one JSON object a line with prompt, chosen and rejected; raises
-    one sentence that names the first line that is none. Other keys are not read."""
+    """Returns the pairs of a file, one JSON object per line with prompt, chosen and rejected; Raises
+    UserError, which names the line, for anything else. Other keys are not read."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

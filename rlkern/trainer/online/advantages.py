@@ -1,150 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an experience to advantages: which function of rlkern a declaration's `advantage` means, and
-what it is given. All of it is of the whole batch, so every process finds the same numbers.
+"""From rewards to advantages: which function of rlkern a declaration's `advantage` means, and what
+it is given. All of it is of the whole batch, so every process finds the same numbers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import rlkern
 from rlkern import advantage as formulas
-from rlkern.trainer.config import Config
-from rlkern.trainer.online.experience import Experience
+from rlkern.trainer.rows import Rows, last_counted
+from rlkern.trainer.settings import Settings
 
 
-@dataclass
-class Estimate:
-    """What the losses are given of an experience.
+@dataclasses.dataclass(frozen=True)
+class Rewarded:
+    """Rows with all that an advantage may read, and the weight of the KL in their reward."""
 
-    advantage     (B,) or (B, T); 0 for answers that no reward scores
-    value_target  (B, T) what the critic should have said, NaN where there is nothing to learn;
-                  None where no critic is asked
-    """
+    rows: Rows
+    kl_coef: float
+    settings: Settings
 
-    advantage: Tensor
-    value_target: Tensor | None = None
+    @property
+    def reward(self) -> Tensor:
+        """The reward (B,) of each answer, with punishments of length, NaN if it has none."""
+        assert self.rows.shaped_reward is not None
+        return self.rows.shaped_reward
 
+    @property
+    def counted(self) -> Tensor:
+        """The counted tokens (B, T) of answers that have a reward."""
+        return self.rows.mask & ~self.reward.isnan()[:, None]
 
-def estimate(experience: Experience, algorithm: Any, config: Config) -> Estimate:
-    """Returns the advantages that an algorithm's declaration asks for; config is resolved."""
-    return TABLE[algorithm.advantage](experience, config)
+    def token_kl(self) -> Tensor:
+        """Returns log π_old − log π_ref (B, T), 0 where no token counts: k1, as TRL, verl and
+        OpenRLHF have it in the reward."""
+        old, ref = self.rows.old_logprob, self.rows.ref_logprob
+        assert old is not None and ref is not None  # scored because the reward has a KL
+        return torch.where(self.rows.mask, old - ref, 0.0)
 
+    def token_reward(self) -> Tensor:
+        """Returns the reward (B, T) of each token: the answer's at its last counted token, and minus
+        reward.kl_coef·(log π_old − log π_ref) at each. Of an unscorable answer the last is NaN."""
+        reward = torch.where(last_counted(self.rows.mask), self.reward[:, None], 0.0)
+        return reward - self.kl_coef * self.token_kl() if self.kl_coef else reward
 
-def last_counted(mask: Tensor) -> Tensor:
-    """Returns where the last counted token (B, T) of each row is; masks may have holes.
-
-    >>> last_counted(torch.tensor([[True, False, True, False]])).tolist()
-    [[False, False, True, False]]
-    """
-    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
-
-
-def token_kl(experience: Experience) -> Tensor:
-    """Returns log π_old − log π_ref (B, T), 0 where no token counts: k1, as TRL, verl, OpenRLHF."""
-    old, ref = experience.old_logprob, experience.ref_logprob
-    assert old is not None and ref is not None  # the trainer scores both where the reward has a KL
-    return torch.where(experience.rollout.mask, old - ref, 0.0)
-
-
-def token_reward(experience: Experience) -> Tensor:
-    """Returns the reward (B, T) of each token: the answer's at its last counted token, and minus
-    reward_kl_coef·(log π_old − log π_ref) at each. Of an unscorable answer the last one is NaN.
-    """
-    last = last_counted(experience.rollout.mask)
-    reward = torch.where(last, experience.reward[:, None], 0.0)
-    if experience.reward_kl_coef == 0:
-        return reward
-    return reward - experience.reward_kl_coef * token_kl(experience)
+    def sequence_reward(self) -> Tensor:
+        """Returns the reward (B,) of each answer, minus reward.kl_coef·Σ(log π_old − log π_ref)."""
+        return self.reward - self.kl_coef * self.token_kl().sum(-1) if self.kl_coef else self.reward
 
 
-def sequence_reward(experience: Experience) -> Tensor:
-    """Returns the reward (B,) of each answer, minus reward_kl_coef·Σ(log π_old − log π_ref)."""
-    if experience.reward_kl_coef == 0:
-        return experience.reward
-    return experience.reward - experience.reward_kl_coef * token_kl(experience).sum(-1)
+Estimate = tuple[Tensor, Tensor | None]  # advantage (B,) or (B, T), and value_target (B, T)
 
 
-def _scorable(experience: Experience) -> Tensor:
-    """Returns the counted tokens (B, T) of answers that have a reward."""
-    return experience.rollout.mask & ~experience.reward.isnan()[:, None]
+def with_advantage(given: Rewarded) -> Rows:
+    """Returns the rows with the advantages that the algorithm declares, and with the targets of the
+    critic if there is one."""
+    advantage, target = TABLE[given.settings.declared.advantage](given)
+    return dataclasses.replace(given.rows, advantage=advantage, value_target=target)
 
 
-def _of_groups(formula: Callable[..., Tensor], experience: Experience, config: Config) -> Estimate:
-    return Estimate(formula(sequence_reward(experience), experience.group))
+def _of_groups(formula: Callable[..., Tensor], given: Rewarded) -> Estimate:
+    return formula(given.sequence_reward(), given.rows.group), None
 
 
-def _length_weighted(experience: Experience, config: Config) -> Estimate:
-    length = experience.rollout.mask.sum(-1)
-    formula = partial(rlkern.group_advantage, kind="length_weighted", length=length)
-    return _of_groups(formula, experience, config)
+def _length_weighted(given: Rewarded) -> Estimate:
+    length = given.rows.mask.sum(-1)
+    return _of_groups(partial(rlkern.group_advantage, kind="length_weighted", length=length), given)
 
 
-def _reward(experience: Experience, config: Config) -> Estimate:
-    return Estimate(sequence_reward(experience).nan_to_num(nan=0.0))
+def _reward(given: Rewarded) -> Estimate:
+    return given.sequence_reward().nan_to_num(nan=0.0), None
 
 
-def _remax(experience: Experience, config: Config) -> Estimate:
-    """Returns reward − greedy reward. The greedy answer's own KL is left out, as in verl."""
-    assert experience.greedy_reward is not None
-    return Estimate(formulas.remax(sequence_reward(experience), experience.greedy_reward))
+def _beyond_baseline(given: Rewarded) -> Estimate:
+    """Returns reward − baseline: of a greedy answer, whose own KL is left out as in verl, or V*."""
+    assert given.rows.baseline is not None
+    return formulas.remax(given.sequence_reward(), given.rows.baseline), None
 
 
-def _optimal(experience: Experience, config: Config) -> Estimate:
-    """Returns R − V*: the difference that ReMax takes too, from another baseline."""
-    assert experience.optimal_value is not None
-    return Estimate(formulas.remax(sequence_reward(experience), experience.optimal_value))
-
-
-def _gdpo(experience: Experience, config: Config) -> Estimate:
-    """Returns each reward normalized on its own, those of weight 0 left out."""
-    columns = experience.scored.by_function.to(experience.reward).T
-    weight = columns.new_tensor(config.reward_weights or [1.0] * columns.shape[1])
+def _gdpo(given: Rewarded) -> Estimate:
+    """Returns each reward normalized separately; those of weight 0 are left out."""
+    rewards = given.rows.rewards
+    assert rewards is not None
+    weight = rewards.new_tensor(given.settings.reward.weights or [1.0] * rewards.shape[1])
     used = weight != 0
-    found = formulas.gdpo(columns[:, used], experience.group, weight=weight[used])
-    return Estimate(found)
+    return formulas.gdpo(rewards[:, used], given.rows.group, weight=weight[used]), None
 
 
-def _reinforce_plus_plus(experience: Experience, config: Config) -> Estimate:
-    counted = _scorable(experience)
-    discount = config.discount
-    assert discount is not None
-    returns = rlkern.discounted_return(token_reward(experience), counted, discount=discount)
-    return Estimate(formulas.reinforce_plus_plus(returns, counted))
+def _reinforce_plus_plus(given: Rewarded) -> Estimate:
+    discount = given.settings.advantage.discount
+    returns = rlkern.discounted_return(given.token_reward(), given.counted, discount=discount)
+    return formulas.reinforce_plus_plus(returns, given.counted), None
 
 
-def _reinforce_plus_plus_baseline(experience: Experience, config: Config) -> Estimate:
-    reward, mask = sequence_reward(experience), experience.rollout.mask
-    return Estimate(formulas.reinforce_plus_plus_baseline(reward, experience.group, mask))
+def _reinforce_plus_plus_baseline(given: Rewarded) -> Estimate:
+    reward, rows = given.sequence_reward(), given.rows
+    return formulas.reinforce_plus_plus_baseline(reward, rows.group, rows.mask), None
 
 
-def _gae(experience: Experience, config: Config) -> Estimate:
-    counted = _scorable(experience)
-    discount, gae_lambda, value = config.discount, config.gae_lambda, experience.value
-    assert discount is not None and gae_lambda is not None and value is not None
+def _gae(given: Rewarded) -> Estimate:
+    asked, value = given.settings.advantage, given.rows.value
+    assert value is not None
     found = rlkern.gae(
-        token_reward(experience),
+        given.token_reward(),
         value,
-        counted,
-        discount=discount,
-        gae_lambda=gae_lambda,
-        whiten=bool(config.whiten_advantage),
+        given.counted,
+        discount=asked.discount,
+        gae_lambda=asked.gae_lambda,
+        whiten=asked.whiten,
     )
-    return Estimate(found.advantage, torch.where(counted, found.target, torch.nan))
+    return found.advantage, torch.where(given.counted, found.target, torch.nan)
 
 
-TABLE: dict[str, Callable[[Experience, Config], Estimate]] = {
+TABLE: dict[str, Callable[[Rewarded], Estimate]] = {
     **{name: partial(_of_groups, formula) for name, formula in formulas.ESTIMATORS.items()},
     "length_weighted": _length_weighted,
     "reward": _reward,
-    "remax": _remax,
-    "optimal": _optimal,
+    "remax": _beyond_baseline,
+    "optimal": _beyond_baseline,
     "gdpo": _gdpo,
     "reinforce_plus_plus": _reinforce_plus_plus,
     "reinforce_plus_plus_baseline": _reinforce_plus_plus_baseline,

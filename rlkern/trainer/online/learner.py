@@ -5,24 +5,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import rlkern
-from rlkern.trainer.batch import Batch, minibatches, weighted
+from rlkern.trainer.collect import Warn, collect, with_baseline
 from rlkern.trainer.evaluate import task_accuracies
+from rlkern.trainer.losses import Losses, Objective, PolicyLosses
+from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.online import shaping
-from rlkern.trainer.online.advantages import Estimate, estimate
-from rlkern.trainer.online.experience import Experience
-from rlkern.trainer.reward import reward_statistics
-from rlkern.trainer.rollout.collect import SAMPLING, Warn, with_baselines
+from rlkern.trainer.online.advantages import Rewarded, with_advantage
+from rlkern.trainer.optimizer import rates
+from rlkern.trainer.parts import Parts
+from rlkern.trainer.reward.functions import reward_statistics
 from rlkern.trainer.rollout.mismatch import correction, mismatch_metrics
-from rlkern.trainer.scoring import score
-from rlkern.trainer.session import Session, attach_reference
-from rlkern.trainer.show.display import Display
+from rlkern.trainer.rows import Rows
+from rlkern.trainer.scoring import token_logprob, without_gradient
+from rlkern.trainer.settings.learning import DuplicateGroups
 from rlkern.trainer.show.report import (
     Sample,
     Stopwatch,
@@ -31,190 +33,175 @@ from rlkern.trainer.show.report import (
     pick_samples,
     update_values,
 )
-from rlkern.trainer.step import Losses, StepResult, optimizer_step, pieces
+from rlkern.trainer.update import StepResult, Updater
 
 
 class Online:
-    """Learns from answers that the policy samples: whatever rlkern.policy_loss is the loss of."""
+    """Learns from answers that the policy samples, by rlkern.policy_loss."""
 
-    def __init__(self, session: Session):
-        self.session = session
-        self.controller = shaping.make_controller(session.config)
-        self.controller.load_state_dict({"coef": session.progress.reward_kl_coef})
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._controller = shaping.make_controller(parts.settings, parts.progress.reward_kl_coef)
 
-    def prepare(self, run: Path, display: Display) -> None:
-        """Freeze the reference, and put the models under one roof."""
-        session = self.session
-        attach_reference(session, run)
-        if session.critic is not None and session.progress.step == 0:
-            session.critic.begin(session.policy)
-        self.losses: torch.nn.Module = Losses(session.policy, session.critic, session.config)
+    def losses(self) -> Losses:
+        """Returns the losses of the policy and, if there is one, its critic."""
+        parts, settings = self.parts, self.parts.settings
+        return PolicyLosses(parts.policy, settings, Objective.of(settings), parts.critic)
 
     def evaluate(self) -> dict[str, float]:
         """Returns the accuracies on held-out items."""
-        return task_accuracies(self.session)
+        return task_accuracies(self.parts)
 
-    def iterate(self, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
-        """Returns the metrics and some samples of the next step; the session moves one step on."""
-        session, progress = self.session, self.session.progress
-        watch = Stopwatch(session.policy.device)
-        with session.gathered():
-            experience = SAMPLING[session.config.sampling or "all"](session, warn)
-            experience = with_baselines(session, experience)
+    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
+        """Returns the metrics and some samples of the next step; the run moves one step on."""
+        parts, progress = self.parts, self.parts.progress
+        watch = Stopwatch(parts.policy.device)
+        with updater.gathered():
+            rows = with_baseline(parts, collect(parts, warn))
             watch.lap("rollout")
-            experience = self._shaped(self._scored(experience))
-        found = estimate(experience, session.algorithm, session.config)
+            rows = shaping.shaped(self._scored(rows), parts.settings, parts.sampling.longest)
+        given = Rewarded(rows, self._controller.coef, parts.settings)
+        rows = self._trained(with_advantage(given))
         watch.lap("score")
-        results = list(self._updates(self._batch(experience, found), experience))
+        results = list(self._updates(rows, updater))
         progress.step += 1
-        rollout = experience.rollout
-        progress.num_tokens += int(
-            rollout.prompts.mask.sum() * rollout.group_size + rollout.present.sum()
-        )
-        statistics = reward_statistics(experience.scored, session.rewards, rollout.group_size)
-        note(session, results, not found.advantage.any().item(), statistics["reward"], warn)
+        progress.num_tokens += rows.tokens
+        statistics = reward_statistics(rows, parts.rewards)
+        assert rows.advantage is not None
+        note(parts, results, not rows.advantage.any().item(), statistics["reward"], warn)
         values = {
             **statistics,
-            **update_values(session, results),
-            **completion_statistics(rollout, session.sampling.stop),
-            **self._sampling_values(experience),
-            **shaping.objective_metrics(experience),
+            **update_values(parts, results),
+            **completion_statistics(given.rows, parts.sampling.stop),
+            **self._sampling_values(rows),
+            **shaping.objective_metrics(given),
         }
-        self._steer(experience)
+        self._steer(given)
         watch.seconds["time/loss"] = sum(result.loss_seconds for result in results)
         watch.seconds["time/step"] = sum(result.step_seconds for result in results)
         values.update(watch.seconds, step_time=sum(watch.seconds.values()))
-        samples = pick_samples(experience, rollout.group_size)
-        return values, samples
+        return values, pick_samples(rows)
 
-    def _scored(self, experience: Experience) -> Experience:
-        """Returns the experience with the scores that something reads, and with no others."""
-        session, config = self.session, self.session.config
-        reads_old = (
-            session.updates > 1 or session.kl_in_reward or config.rollout_correction != "none"
-        )
-        old = self._score(session.policy, experience) if reads_old else None
-        ref = None
-        if session.reference is not None:
-            ref = self._score(session.reference, experience)
-        value = None
-        if session.critic is not None:
-            first, last = session.world.share(experience.rollout.prompts.token.shape[0])
-            own = experience.rollout.piece(first, last)
-            split = pieces(last - first, config.micro_batches)
-            value = session.world.gather_rows(session.critic.values(session.policy, own, split))
-        coef = self.controller.coef if session.kl_in_reward else 0.0
-        return dataclasses.replace(
-            experience, old_logprob=old, ref_logprob=ref, value=value, reward_kl_coef=coef
+    def _scored(self, rows: Rows) -> Rows:
+        """Returns the rows with the scores that something reads, and with no others."""
+        parts, settings = self.parts, self.parts.settings
+        reads_old = settings.updates > 1 or settings.reward.kl_coef or settings.correction
+        by_share = partial(
+            without_gradient, rows=rows, world=parts.world, parts=settings.batch.micro_batches
         )
 
-    def _score(self, policy, experience: Experience) -> Tensor:
-        session, config = self.session, self.session.config
-        first, last = session.world.share(experience.rollout.prompts.token.shape[0])
-        own = score(
-            policy,
-            experience.rollout.piece(first, last),
-            temperature=config.temperature,
-            share_prompts=config.share_prompts,
-            pieces=pieces(last - first, config.micro_batches),
-        )
-        return session.world.gather_rows(own)
+        def logprob(policy: Policy) -> Callable[[Rows], Tensor]:
+            return lambda part: token_logprob(policy, part, settings)
 
-    def _shaped(self, experience: Experience) -> Experience:
-        """Returns the experience with what the algorithm or the settings add to the reward."""
-        session, longest = self.session, self.session.sampling.longest
-        cache = shaping.overlong_cache(session.config, session.algorithm, longest)
-        reward = shaping.shaped_reward(
-            experience.reward, experience.rollout, cache=cache, longest=longest
-        )
-        return dataclasses.replace(experience, reward=reward)
+        found = {}
+        if reads_old:
+            found["old_logprob"] = by_share(logprob(parts.policy))
+        if parts.reference is not None:
+            found["ref_logprob"] = by_share(logprob(parts.reference))
+        if (critic := parts.critic) is not None:
+            found["value"] = by_share(lambda part: critic.values(parts.policy, part))
+        return dataclasses.replace(rows, **found)
 
-    def _batch(self, experience: Experience, found: Estimate) -> Batch:
-        session, config = self.session, self.session.config
-        mask = shaping.trained_mask(experience.rollout, session.sampling.stop, config)
-        rollout = dataclasses.replace(experience.rollout, mask=mask)
-        anchor = experience.old_logprob
-        if session.algorithm.anchor == "reference":
-            anchor = experience.ref_logprob
-        elif session.updates == 1:
+    def _trained(self, rows: Rows) -> Rows:
+        """Returns the rows as the losses read them: which tokens count, what the ratio is to, and
+        the correction of the sampler's mismatch."""
+        settings = self.parts.settings
+        anchor = rows.old_logprob
+        if settings.declared.anchor == "reference":
+            anchor = rows.ref_logprob
+        elif settings.updates == 1:
             anchor = None  # the policy that sampled is the one that is trained: the ratio is 1
-        return Batch(
-            rollout=rollout,
-            advantage=found.advantage,
-            weight=torch.zeros_like(rollout.rollout_logprob),
-            old_logprob=anchor,
-            ref_logprob=experience.ref_logprob if session.kl_coef else None,
-            correction=correction(config, experience.old_logprob, rollout),
-            old_value=experience.value,
-            value_target=found.value_target,
-        )
+        mask = shaping.trained_mask(rows, self.parts.sampling.stop, settings)
+        rows = dataclasses.replace(rows, mask=mask, anchor_logprob=anchor)
+        return dataclasses.replace(rows, correction=correction(settings, rows))
 
-    def _updates(self, batch: Batch, experience: Experience) -> Iterator[StepResult]:
+    def _updates(self, rows: Rows, updater: Updater) -> Iterator[StepResult]:
         """Yields what each optimizer step on a rollout did."""
-        session, config = self.session, self.session.config
-        batch, copies = self._refilled(batch, experience)
-        device = batch.advantage.device
-        prompts = batch.rollout.prompts.token.shape[0]
-        constant = None
-        if session.algorithm.aggregation == "sequence_token_sum":
-            constant = session.sampling.longest
-        steps = (config.epochs or 1, config.minibatches or 1)
+        parts, batch = self.parts, self.parts.settings.batch
+        rows, copies = self._refilled(rows)
+        prompts, device = rows.prompts, rows.token.device
         if not prompts:
             return
-        for chosen in minibatches(prompts, *steps, session.generator):
-            part, counted = batch, copies
+        for chosen in minibatches(prompts, batch.epochs, batch.minibatches, parts.generator):
+            part, counted = rows, copies
             if len(chosen) < prompts:
-                part = batch.take(chosen.to(device))
+                part = rows.take(chosen.to(device))
                 counted = None if copies is None else copies.view(prompts, -1)[chosen].flatten()
-            part = weighted(part, counted, session.algorithm.aggregation, constant)
-            yield self._update(part)
+            yield self._update(self._weighted(part, counted), updater)
 
-    def _refilled(self, batch: Batch, experience: Experience) -> tuple[Batch, Tensor | None]:
-        """Returns the batch after DUPO's refill by rows, or the copies of each answer by weight."""
-        session = self.session
-        if session.config.sampling != "duplicate":
-            return batch, None
+    def _weighted(self, rows: Rows, copies: Tensor | None) -> Rows:
+        """Returns the rows with the weights of their own counts; copies (B,) counts each answer."""
+        mode, constant = self.parts.settings.declared.aggregation, None
+        if mode == "sequence_token_sum":
+            constant = self.parts.sampling.longest
+        if copies is None:
+            weight = rlkern.aggregate.token_weight(rows.mask, mode, constant=constant)
+        else:
+            weight = rlkern.sampling.multiplicity_weight(rows.mask, copies, mode, constant=constant)
+        value_weight = None
+        if rows.value_target is not None:
+            value_weight = rlkern.aggregate.token_weight(rows.mask, "token_mean")
+        return dataclasses.replace(rows, weight=weight, value_weight=value_weight)
+
+    def _refilled(self, rows: Rows) -> tuple[Rows, Tensor | None]:
+        """Returns the rows after DUPO's refill by copies, or the copies of each answer by weight."""
+        groups, generator = self.parts.settings.groups, self.parts.generator
+        if not isinstance(groups, DuplicateGroups):
+            return rows, None
         # The rewards as the functions gave them: a punishment of length would make groups whose
         # answers are equally right look mixed.
-        reward, group = experience.scored.reward.to(experience.reward), experience.group
-        generator = session.generator
-        if session.config.duplicate_by == "weight":
-            multiplicity = rlkern.sampling.refill_multiplicity(reward, group, generator=generator)
-            return batch, multiplicity
-        index = rlkern.sampling.refill_index(reward, group, generator=generator)
-        return batch.take(index[:: batch.rollout.group_size] // batch.rollout.group_size), None
+        assert rows.reward is not None
+        if groups.by == "weight":
+            return rows, rlkern.sampling.refill_multiplicity(
+                rows.reward, rows.group, generator=generator
+            )
+        index = rlkern.sampling.refill_index(rows.reward, rows.group, generator=generator)
+        return rows.take(index[:: rows.group_size] // rows.group_size), None
 
-    def _update(self, batch: Batch) -> StepResult:
-        session, progress = self.session, self.session.progress
-        result = optimizer_step(
-            self.losses,
-            session.optimizer,
-            batch,
-            session.config,
-            session.coefficients,
-            rates=session.rates(progress.update),
-            world=session.world,
-            train_policy=progress.step >= session.config.critic_warmup or session.critic is None,
-        )
+    def _update(self, rows: Rows, updater: Updater) -> StepResult:
+        settings, progress = self.parts.settings, self.parts.progress
+        waits = self.parts.critic is not None and progress.step < settings.critic.warmup
+        result = updater.step(rows, rates(settings, progress.update), train_policy=not waits)
         progress.update += 1
         progress.skipped_updates += result.skipped
         return result
 
-    def _steer(self, experience: Experience) -> None:
-        """Move the weight of the KL in the reward, where it is adaptive."""
-        if self.session.kl_in_reward:
-            kl = shaping.mean_kl(experience)
+    def _steer(self, given: Rewarded) -> None:
+        """Moves the weight of the KL in the reward, if it is adaptive."""
+        if given.kl_coef:
+            kl = shaping.mean_kl(given)
             if math.isfinite(kl):
-                self.controller.update(kl, len(experience.reward))
-            self.session.progress.reward_kl_coef = self.controller.coef
+                self._controller.update(kl, len(given.reward))
+            self.parts.progress.reward_kl_coef = self._controller.coef
 
-    def _sampling_values(self, experience: Experience) -> dict[str, float]:
+    def _sampling_values(self, rows: Rows) -> dict[str, float]:
         """Returns what sampling cost so far, and how far the sampler is from the trainer."""
-        progress = self.session.progress
+        progress = self.parts.progress
         return {
             "sampling/generated_tokens": progress.generated_tokens,
             "sampling/groups_sampled": progress.sampled_groups,
             "sampling/useful_groups": progress.useful_groups,
-            "sampling/groups_trained": len(experience.items) // experience.rollout.group_size,
-            **mismatch_metrics(self.session.config, experience.old_logprob, experience.rollout),
+            "sampling/groups_trained": rows.prompts,
+            **mismatch_metrics(rows),
         }
+
+
+def minibatches(
+    prompts: int, epochs: int, count: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Yields the prompts of each optimizer step: all of them in each epoch, in a new order if they
+    are split.
+
+    >>> steps = list(minibatches(4, 1, 2, torch.Generator().manual_seed(0)))
+    >>> sorted(torch.cat(steps).tolist()), [len(x) for x in steps]
+    ([0, 1, 2, 3], [2, 2])
+    """
+    for _ in range(epochs):
+        if count == 1:
+            yield torch.arange(prompts)
+            continue
+        order = torch.randperm(prompts, generator=generator)
+        edges = [prompts * i // count for i in range(count + 1)]
+        for first, last in zip(edges[:-1], edges[1:], strict=True):
+            if first < last:
+                yield order[first:last].sort().values

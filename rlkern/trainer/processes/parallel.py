@@ -14,40 +14,41 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.processes.world import World
+from rlkern.trainer.settings import Settings
 
 
-def check_parallel(config: Config, world: World) -> None:
-    """Returns nothing; raises one sentence for settings that this many processes cannot follow."""
+def check_parallel(settings: Settings, world: World) -> None:
+    """Raises UserError for settings that this many processes cannot follow."""
     if world.size == 1:
         return
-    if config.parallel == "fsdp2" and config.share_prompts:
+    if settings.parallel == "fsdp2" and settings.memory.share_prompts:
         raise UserError(
-            "share_prompts must be false with parallel fsdp2, got true: a layer's weights are given"
+            "memory.share_prompts must be false with parallel fsdp2, got true: a layer's weights are given"
             " back between a prompt and its answers, and their gradients would be lost"
         )
-    for key in ("prompts", "eval_items"):
-        if getattr(config, key) < world.size:
+    shared = {"batch.prompts": settings.batch.prompts, "eval.items": settings.eval.items}
+    for key, count in shared.items():
+        if count < world.size:
             raise UserError(
-                f"{key} must be at least the number of processes, got {getattr(config, key)} for"
-                f" {world.size}; start fewer"
+                f"{key} must be at least the number of processes, got {count} for {world.size};"
+                " start fewer"
             )
 
 
-def spread(module: nn.Module, world: World, config: Config) -> nn.Module:
+def spread(module: nn.Module, world: World, way: str, *, some_unused: bool = False) -> nn.Module:
     """Returns the module whose forward and backward are done by all processes together.
 
-    With fsdp2 it is the module itself, whose parameters then are DTensors; make the optimizer after
-    this. Only its own forward, or `gathered`, has whole weights.
+    way is ddp or fsdp2. With fsdp2 it is the module itself, whose parameters then are DTensors; make
+    the optimizer after this. Only its own forward, or `gathered`, has whole weights. some_unused
+    says that a step may leave weights without gradients.
     """
     if world.size == 1:
         return module
-    if config.parallel == "fsdp2":
+    if way == "fsdp2":
         return sharded(module, world)
-    # A critic that warms up leaves the policy without gradients.
-    return _replicated(module, some_unused=config.critic_warmup > 0)
+    return _replicated(module, some_unused=some_unused)
 
 
 def _replicated(module: nn.Module, *, some_unused: bool) -> nn.Module:
@@ -118,7 +119,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 def accumulating(module: nn.Module, *, last: bool) -> contextlib.AbstractContextManager:
     """Returns the context of one micro-batch, forward and backward: DDP adds gradients over
-    processes in the last one alone. FSDP2 does in each: a whole gradient would not fit."""
+    processes only in the last one. FSDP2 does in each: a whole gradient would not fit."""
     if last or not hasattr(module, "no_sync"):
         return contextlib.nullcontext()
     return cast(Any, module).no_sync()

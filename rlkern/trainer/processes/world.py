@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rlkern.trainer.device import resolve_device
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.models.policy import resolve_device
 
 T = TypeVar("T")
-# What torchrun and accelerate launch tell each process of a run.
+# What torchrun tells each process of a run.
 _RANK, _SIZE, _LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 
 
@@ -40,8 +40,8 @@ class World:
 
     @classmethod
     def start(cls, device: str) -> World:
-        """Returns this process's place among those that torchrun or accelerate launch started, with
-        the device that the settings' one is here. The group of processes lasts until they end."""
+        """Returns this process's place among those that torchrun started, with `device` resolved on
+        this machine. The group of processes lasts until they end."""
         chosen, size = resolve_device(device), int(os.environ.get(_SIZE, "1"))
         if size == 1:
             return cls(device=chosen)
@@ -93,7 +93,8 @@ class World:
         """Returns the rows of all processes in one tensor; ends of shorter ones hold `fill`."""
         if self.size == 1:
             return rows
-        parts = self.gather(rows)
+        # A process without rows knows no sizes.
+        parts = [part for part in self.gather(rows) if len(part)]
         sizes = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts))]
         whole = rows.new_full((sum(len(part) for part in parts), *sizes), fill)
         first = 0

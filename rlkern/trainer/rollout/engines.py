@@ -11,25 +11,27 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout import sampler
-from rlkern.trainer.rollout.data import Prompts, Rollout, Sampling
+from rlkern.trainer.rollout.sampler import Sampling
+from rlkern.trainer.rollout.text import Prompts
+from rlkern.trainer.rows import Rows
+from rlkern.trainer.settings import Settings
 
 
 class Engine(Protocol):
-    """Samples completions of a policy; `refresh` takes over the weights that were trained."""
+    """Samples answers of a policy; `refresh` takes over the weights that were trained."""
 
     policy: Policy
 
     def refresh(self) -> None:
-        """Take the policy's weights as they are now; before each rollout."""
+        """Takes the policy's weights as they are now; before each rollout."""
 
     def sample(
         self, prompts: Prompts, sampling: Sampling, *, group_size: int, uniform: Tensor | None
-    ) -> Rollout:
-        """Returns group_size completions of each prompt; the same for the same numbers."""
+    ) -> Rows:
+        """Returns group_size answers to each prompt; the same for the same numbers."""
 
 
 @dataclass
@@ -39,61 +41,61 @@ class ModelEngine:
     policy: Policy
 
     def refresh(self) -> None:
-        """Do nothing: the weights are the policy's own."""
+        """Does nothing: the weights are the policy's own."""
 
     def sample(
         self, prompts: Prompts, sampling: Sampling, *, group_size: int, uniform: Tensor | None
-    ) -> Rollout:
-        """Returns group_size completions of each prompt."""
+    ) -> Rows:
+        """Returns group_size answers to each prompt."""
         return sampler.sample(
             self.policy, prompts, sampling, group_size=group_size, uniform=uniform
         )
 
 
-def _vllm(config: Config, policy: Policy) -> Engine:
+def _vllm(settings: Settings, policy: Policy) -> Engine:
     from rlkern.trainer.rollout.vllm_engine import VllmEngine
 
-    return VllmEngine(config, policy)
+    return VllmEngine(settings, policy)
 
 
-def _check_vllm(config: Config) -> None:
+def _check_vllm(settings: Settings) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "rollout vllm needs the package vllm, which is not installed: install rlkern[vllm],"
-            " or use --rollout model"
+            "rollout.engine vllm needs the package vllm, which is not installed: install"
+            " rlkern[vllm], or use --rollout.engine model"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
-            f"rollout vllm serves a run of one process, got {os.environ['WORLD_SIZE']}; use"
-            " --rollout model"
+            f"rollout.engine vllm serves a run of one process, got {os.environ['WORLD_SIZE']}; use"
+            " --rollout.engine model"
         )
-    if config.lora_rank:
+    if settings.lora is not None:
         raise UserError(
-            f"rollout vllm takes whole weights, got lora_rank {config.lora_rank}; use"
-            " --rollout model or --lora_rank 0"
+            f"rollout.engine vllm takes whole weights, got lora.rank {settings.lora.rank}; use"
+            " --rollout.engine model or --lora null"
         )
-    if config.top_p < 1 and not config.top_k:
+    rollout = settings.rollout
+    if rollout.top_p < 1 and not rollout.top_k:
         # vLLM reports as many log-probabilities as it is asked for, never "all that top-p left".
         raise UserError(
-            f"rollout vllm reports what top_p {config.top_p} left only beside a top_k; set top_k"
+            f"rollout.engine vllm reports the ids that rollout.top_p {rollout.top_p} left only with"
+            " a top_k: set rollout.top_k"
         )
 
 
-ENGINES: dict[str, Callable[[Config, Policy], Engine]] = {
-    "model": lambda config, policy: ModelEngine(policy),
+ENGINES: dict[str, Callable[[Settings, Policy], Engine]] = {
+    "model": lambda settings, policy: ModelEngine(policy),
     "vllm": _vllm,
 }
-_CHECKS: dict[str, Callable[[Config], None]] = {"vllm": _check_vllm}
+_CHECKS: dict[str, Callable[[Settings], None]] = {"vllm": _check_vllm}
 
 
-def check_engine(config: Config) -> None:
-    """Returns nothing; raises one sentence, before a model is loaded, for an engine that cannot
-    serve these settings."""
-    if config.rollout in _CHECKS:
-        _CHECKS[config.rollout](config)
+def check_engine(settings: Settings) -> None:
+    """Raises UserError, before a model is loaded, for an engine that cannot serve the settings."""
+    if settings.rollout.engine in _CHECKS:
+        _CHECKS[settings.rollout.engine](settings)
 
 
-def make_engine(config: Config, policy: Policy) -> Engine:
+def make_engine(settings: Settings, policy: Policy) -> Engine:
     """Returns the engine that samples the rollouts of a run."""
-    check_engine(config)
-    return ENGINES[config.rollout](config, policy)
+    return ENGINES[settings.rollout.engine](settings, policy)

@@ -7,43 +7,33 @@ import torch
 from torch import Tensor
 
 import rlkern
-from rlkern.trainer.config import Config
-from rlkern.trainer.rollout.data import Rollout
+from rlkern.trainer.rows import Rows
+from rlkern.trainer.settings import Settings
 
 
-def correction(config: Config, old_logprob: Tensor | None, rollout: Rollout) -> Tensor | None:
-    """Returns what multiplies the policy loss of each token (B, T); None where nothing does.
-
-    old_logprob is the trainer's score of what was sampled, by the policy that sampled it.
-    """
-    if config.rollout_correction == "none" or old_logprob is None:
+def correction(settings: Settings, rows: Rows) -> Tensor | None:
+    """Returns the factor (B, T) of the policy loss of each token; None if there is none."""
+    asked = settings.correction
+    if asked is None or rows.old_logprob is None:
         return None
     return rlkern.rollout_correction(
-        old_logprob,
-        rollout.rollout_logprob,
-        rollout.mask,
-        kind=config.rollout_correction,
-        low=config.correction_low,
-        high=config.correction_high,
+        rows.old_logprob, rows.rollout_logprob, rows.mask, **asked.model_dump()
     )
 
 
-def mismatch_metrics(
-    config: Config, old_logprob: Tensor | None, rollout: Rollout
-) -> dict[str, float]:
-    """Returns |log π_old − log μ| over the counted tokens and what the correction multiplies by, by
-    the names of TRL; nothing where the trainer did not score the rollout.
+def mismatch_metrics(rows: Rows) -> dict[str, float]:
+    """Returns |log π_old − log μ| over the counted tokens and the factors of the correction, by the
+    names of TRL; nothing if the trainer did not score the rows.
     """
-    if old_logprob is None or not rollout.mask.any():
+    if rows.old_logprob is None or not rows.mask.any():
         return {}
-    difference = (old_logprob - rollout.rollout_logprob)[rollout.mask].abs()
+    difference = (rows.old_logprob - rows.rollout_logprob)[rows.mask].abs()
     values = {
         "sampling/sampling_logp_difference/mean": difference.mean().item(),
         "sampling/sampling_logp_difference/max": difference.max().item(),
     }
-    factor = correction(config, old_logprob, rollout)
-    if factor is not None:
-        counted = factor[rollout.mask]
+    if rows.correction is not None:
+        counted = rows.correction[rows.mask]
         for name, reduce in (("min", torch.min), ("mean", torch.mean), ("max", torch.max)):
             values[f"sampling/importance_sampling_ratio/{name}"] = reduce(counted).item()
     return values

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling completions in batches with the model's own KV cache."""
+"""Sampling answers in batches with the model's own KV cache."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,17 +11,58 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.rollout.data import Prompts, Rollout, Sampling, positions
+from rlkern.trainer.rollout.text import Prompts
+from rlkern.trainer.rows import Rows
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, and when an answer ends.
+
+    temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave the whole vocabulary; `stop`
+    are the ids that end an answer. Where an environment answers, an answer is one message, and
+    there are at most max_turns of them.
+    """
+
+    max_new_tokens: int
+    stop: Tensor
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_turns: int = 1
+
+    @property
+    def truncates(self) -> bool:
+        """Whether top-k or top-p may leave a token out."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of its own that an answer may have, all turns together."""
+        return self.max_turns * self.max_new_tokens
+
+    def greedy(self) -> Sampling:
+        """Returns the same, but the likeliest token each time."""
+        return replace(self, temperature=0.0, top_k=0, top_p=1.0)
 
 
 def random_numbers(generator: torch.Generator, rows: int, sampling: Sampling) -> Tensor:
-    """Returns one number in [0, 1) for each token of `rows` completions, (rows, T) float64.
+    """Returns one number in [0, 1) for each token of `rows` answers, (rows, T) float64.
 
     T counts the tokens of all turns. Drawn for a whole batch at once, so that a part of it samples
     the same tokens.
     """
     shape = (rows, sampling.longest)
     return torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Returns the position of each token of left-padded rows, padding not counted.
+
+    >>> positions(torch.tensor([[False, True, True]])).tolist()
+    [[0, 0, 1]]
+    """
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 @torch.no_grad()
@@ -30,37 +73,41 @@ def sample(
     *,
     group_size: int,
     uniform: Tensor | None,
-) -> Rollout:
-    """Returns group_size completions of each prompt.
+) -> Rows:
+    """Returns group_size answers to each prompt.
 
     uniform  (B, max_new_tokens) float64 in [0, 1), which token t of row b is drawn by; None where
              nothing is drawn, at temperature 0
     """
-    cache = DynamicCache()
-    logits = _forward(policy, prompts.token, prompts.mask, positions(prompts.mask), cache)
-    cache.batch_repeat_interleave(group_size)
-    logits = logits.repeat_interleave(group_size, 0)
-    seen = prompts.mask.repeat_interleave(group_size, 0)
-    alive = seen.new_ones(seen.shape[0])
+    cache, truncates = DynamicCache(), sampling.truncates
     tokens, masks, logprobs, keeps = [], [], [], []
-    for step in range(sampling.max_new_tokens):
-        logprob = next_logprob(logits, sampling)
-        token = draw(logprob, None if uniform is None else uniform[:, step])
-        tokens.append(torch.where(alive, token, policy.tokenizer.pad_token_id))
-        masks.append(alive)
-        logprobs.append(torch.where(alive, logprob.gather(-1, token[:, None])[:, 0], 0.0))
-        if sampling.truncates:
-            keeps.append(_kept_ids(logprob > -torch.inf, alive))
-        seen = torch.cat([seen, alive[:, None]], 1)
-        alive = alive & ~torch.isin(token, sampling.stop)
-        if step + 1 == sampling.max_new_tokens or not alive.any():
-            break
-        logits = _forward(policy, tokens[-1][:, None], seen, positions(seen)[:, -1:], cache)
-    return Rollout(
-        prompts,
-        torch.stack(tokens, 1),
-        torch.stack(masks, 1),
-        torch.stack(logprobs, 1),
+    with policy.precision():
+        logits = _forward(policy, prompts.token, prompts.mask, positions(prompts.mask), cache)
+        cache.batch_repeat_interleave(group_size)
+        logits = logits.repeat_interleave(group_size, 0)
+        seen = prompts.mask.repeat_interleave(group_size, 0)
+        alive = seen.new_ones(seen.shape[0])
+        for step in range(sampling.max_new_tokens):
+            logprob = next_logprob(logits, sampling)
+            token = draw(logprob, None if uniform is None else uniform[:, step])
+            tokens.append(torch.where(alive, token, policy.tokenizer.pad_token_id))
+            masks.append(alive)
+            logprobs.append(torch.where(alive, logprob.gather(-1, token[:, None])[:, 0], 0.0))
+            if truncates:
+                keeps.append(_kept_ids(logprob > -torch.inf, alive))
+            seen = torch.cat([seen, alive[:, None]], 1)
+            alive = alive & ~torch.isin(token, sampling.stop)
+            if step + 1 == sampling.max_new_tokens or not alive.any():
+                break
+            logits = _forward(policy, tokens[-1][:, None], seen, positions(seen)[:, -1:], cache)
+    mask = torch.stack(masks, 1)
+    return Rows(
+        prompt=prompts.token,
+        prompt_mask=prompts.mask,
+        token=torch.stack(tokens, 1),
+        mask=mask,
+        present=mask,
+        rollout_logprob=torch.stack(logprobs, 1),
         keep=_stacked(keeps) if keeps else None,
     )
 
@@ -68,16 +115,15 @@ def sample(
 def _forward(
     policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cache: DynamicCache
 ) -> Tensor:
-    """Returns the logits (B, V) after the last token, and grow the cache."""
-    with policy.precision():
-        output = policy.model(
-            input_ids=token,
-            attention_mask=seen.long(),
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    """Returns the logits (B, V) after the last token; the cache grows."""
+    output = policy.model(
+        input_ids=token,
+        attention_mask=seen.long(),
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     return output.logits[:, -1].float()
 
 

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.rollout.data import Prompts, Rollout, Sampling, encode, left_padded, texts
 from rlkern.trainer.rollout.engines import Engine
+from rlkern.trainer.rollout.sampler import Sampling
+from rlkern.trainer.rollout.text import Prompts, encode, left_padded, texts
+from rlkern.trainer.rows import Rows
+from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
 
 
@@ -25,8 +26,8 @@ def converse(
     *,
     group_size: int,
     uniform: Tensor | None,
-) -> Rollout:
-    """Returns group_size answers to each item: completions, or conversations with the task's
+) -> Rows:
+    """Returns group_size answers to each item: texts, or conversations with the task's
     environment, whose messages are present but do not count.
 
     uniform  (B, max_turns·max_new_tokens) as in sample; turn k reads its own max_new_tokens columns
@@ -44,7 +45,7 @@ def converse(
         if not replies:
             break
         going, rows = list(replies), torch.tensor(list(replies), device=found.token.device)
-        found = _append(found, rows, _messages(policy, found.prompts, list(replies.values())))
+        found = _append(found, rows, _messages(policy, found, list(replies.values())))
         part = engine.sample(
             _so_far(policy, found, going, width),
             sampling,
@@ -55,27 +56,32 @@ def converse(
     return found
 
 
-def turns(config: Config, task: Task) -> int:
-    """Returns how many messages the model may write; raises one sentence where nobody answers."""
-    if config.max_turns > 1 and task.reply is None:
+def most_turns(settings: Settings, task: Task) -> int:
+    """Returns how many messages the model may write; Raises UserError if nobody answers them."""
+    asked = settings.rollout.max_turns
+    if asked > 1 and task.reply is None:
         raise UserError(
-            f"max_turns must be 1 for task {task.name}, whose environment does not answer,"
-            f" got {config.max_turns}"
+            f"rollout.max_turns must be 1 for task {task.name}, whose environment does not answer,"
+            f" got {asked}"
         )
-    return config.max_turns or task.max_turns
+    return asked or task.max_turns
 
 
-def check_turns(task: Task, algorithm: Any) -> None:
-    """Returns nothing; raises one sentence for conversations where a loss counts whole answers."""
-    if task.reply is not None and algorithm.learns_from in ("pairs", "judged"):
-        raise UserError(
-            f"algorithm {algorithm.name} compares whole answers, and task {task.name} is a"
-            " conversation; use another task, or an algorithm that samples its own answers"
-        )
+def sampling_of(settings: Settings, task: Task, stop: Tensor) -> Sampling:
+    """Returns how the answers of a run are drawn."""
+    rollout = settings.rollout
+    return Sampling(
+        max_new_tokens=rollout.max_new_tokens or task.max_new_tokens,
+        stop=stop,
+        temperature=rollout.temperature,
+        top_k=rollout.top_k,
+        top_p=rollout.top_p,
+        max_turns=most_turns(settings, task),
+    )
 
 
 def _replies(
-    policy: Policy, task: Task, items: list[Item], found: Rollout, going: list[int]
+    policy: Policy, task: Task, items: list[Item], found: Rows, going: list[int]
 ) -> dict[int, str]:
     """Returns what the environment says next, by row; nothing for a conversation that is over."""
     if task.reply is None or not going:
@@ -85,7 +91,7 @@ def _replies(
     return {row: message for row, message in replies.items() if message is not None}
 
 
-def _messages(policy: Policy, prompts: Prompts, messages: list[str]) -> Rollout:
+def _messages(policy: Policy, found: Rows, messages: list[str]) -> Rows:
     """Returns the environment's messages as rows that are present and do not count."""
     rows = [policy.tokenizer.encode(text, add_special_tokens=False) for text in messages]
     width = max(map(len, rows))
@@ -93,50 +99,57 @@ def _messages(policy: Policy, prompts: Prompts, messages: list[str]) -> Rollout:
     present = [[t < len(row) for t in range(width)] for row in rows]
     ids = torch.tensor(token, dtype=torch.int64, device=policy.device)
     real = torch.tensor(present, dtype=torch.bool, device=policy.device)
-    return Rollout(
-        prompts, ids, torch.zeros_like(real), torch.zeros(ids.shape).to(ids.device), real
+    return Rows(
+        prompt=found.prompt,
+        prompt_mask=found.prompt_mask,
+        token=ids,
+        mask=torch.zeros_like(real),
+        present=real,
+        rollout_logprob=torch.zeros(ids.shape).to(ids.device),
     )
 
 
-def _so_far(policy: Policy, found: Rollout, going: list[int], width: int) -> Prompts:
-    """Returns the conversations of some rows as prompts; raises one sentence when one is too
-    long."""
+def _so_far(policy: Policy, found: Rows, going: list[int], width: int) -> Prompts:
+    """Returns the conversations of some rows as prompts; Raises UserError if one is too long."""
     group = found.group_size
     rows = []
     for row in going:
-        prompt = found.prompts.token[row // group][found.prompts.mask[row // group]]
+        prompt = found.prompt[row // group][found.prompt_mask[row // group]]
         rows.append(torch.cat([prompt, found.token[row][found.present[row]]]).tolist())
     longest = max(map(len, rows))
     if longest + width > policy.context:
         raise UserError(
             f"a conversation of {longest} tokens and {width} new ones do not fit the model's"
-            f" context of {policy.context}; lower max_turns or max_new_tokens"
+            f" context of {policy.context}; lower rollout.max_turns or rollout.max_new_tokens"
         )
     return left_padded(policy, rows)
 
 
-def _append(found: Rollout, rows: Tensor, more: Rollout) -> Rollout:
-    """Returns the rollout with what was said next in some rows right behind what these hold."""
+_GROWING = ("token", "mask", "present", "rollout_logprob", "keep")
+
+
+def _append(found: Rows, index: Tensor, more: Rows) -> Rows:
+    """Returns the rows, those of the index with the tokens of `more` right behind their own."""
     start, width = found.token.shape[1], more.token.shape[1]
     kept = max(0 if x.keep is None else x.keep.shape[2] for x in (found, more))
-    whole = found.widened(found.prompts.token.shape[1], start + width, kept)
-    more = more.widened(more.prompts.token.shape[1], width, kept)
-    names = ["token", "mask", "rollout_logprob", "present"] + (["keep"] if kept else [])
-    for name in names:
-        getattr(whole, name)[rows, start:] = getattr(more, name)
+    whole = found.widened(found.prompt.shape[1], start + width, kept)
+    more = more.widened(more.prompt.shape[1], width, kept)
+    grown = {}
+    for name in _GROWING[: None if kept else -1]:
+        x = getattr(whole, name).clone()
+        x[index, start:] = getattr(more, name)
+        grown[name] = x
     # Then what is real comes first in each row, in its order.
-    order = torch.argsort(whole.present.logical_not().byte(), dim=-1, stable=True)
-    order = order[:, : int(whole.present.sum(-1).max())]
-    for name in names:
-        x = getattr(whole, name)
-        index = order if x.ndim == 2 else order[..., None].expand(-1, -1, x.shape[2])
-        setattr(whole, name, x.gather(1, index))
-    return whole
+    present = grown["present"]
+    order = torch.argsort(present.logical_not().byte(), dim=-1, stable=True)
+    order = order[:, : int(present.sum(-1).max())]
+    for name, x in grown.items():
+        places = order if x.ndim == 2 else order[..., None].expand(-1, -1, x.shape[2])
+        grown[name] = x.gather(1, places)
+    return replace(whole, **grown)
 
 
-def without_replies(
-    policy: Policy, conversations: Rollout, items: list[Item], task: Task
-) -> Rollout:
+def without_replies(policy: Policy, conversations: Rows, items: list[Item], task: Task) -> Rows:
     """Returns given conversations, one to each item, with the environment's messages present and
     not counted; found by asking it again.
     """

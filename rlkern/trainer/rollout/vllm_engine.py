@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.rollout.data import Prompts, Rollout, Sampling
+from rlkern.trainer.rollout.sampler import Sampling
+from rlkern.trainer.rollout.text import Prompts
+from rlkern.trainer.rows import Rows
+from rlkern.trainer.settings import Settings
 
 # The share of a GPU's memory that vLLM may take; the rest is for training, in the same process.
 _MEMORY_SHARE = 0.3
@@ -31,10 +33,10 @@ _SEED_BITS = 2**53
 
 class VllmEngine:
     """Samples with vLLM. Its log-probabilities are those of its own kernels, at the temperature and
-    over the kept set: what is left to the trainer's is logged, and corrected by rollout_correction.
+    over the kept set: what is left to the trainer's is logged, and corrected by `correction`.
     """
 
-    def __init__(self, config: Config, policy: Policy) -> None:
+    def __init__(self, settings: Settings, policy: Policy) -> None:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self.policy = policy
@@ -45,24 +47,24 @@ class VllmEngine:
             self._vllm = vllm
             with tempfile.TemporaryDirectory() as folder:
                 policy.save(Path(folder))
-                self._engine = vllm.LLM(model=folder, **_arguments(config, policy))
+                self._engine = vllm.LLM(model=folder, **_arguments(settings, policy))
         except Exception as error:
             first = str(error).strip().split("\n")[0]
             raise UserError(
-                f"vLLM did not start ({type(error).__name__}: {first}); use --rollout model"
+                f"vLLM did not start ({type(error).__name__}: {first}); use --rollout.engine model"
             ) from error
         # In this process vLLM seeds torch's generator, which is the run's.
         torch.set_rng_state(random)
 
     def refresh(self) -> None:
-        """Put the policy's weights in place of those that vLLM holds."""
+        """Puts the policy's weights in place of those that vLLM holds."""
         weights = iter(self.policy.model.state_dict().items())
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
 
     def sample(
         self, prompts: Prompts, sampling: Sampling, *, group_size: int, uniform: Tensor | None
-    ) -> Rollout:
-        """Returns group_size completions of each prompt, row b seeded by its first number."""
+    ) -> Rows:
+        """Returns group_size answers to each prompt, row b seeded by its first number."""
         rows = [
             {"prompt_token_ids": token[real].tolist()}
             for token, real in zip(prompts.token, prompts.mask)
@@ -71,7 +73,7 @@ class VllmEngine:
         numbers = torch.zeros(len(rows)) if uniform is None else uniform[:, 0]
         asked = [self._parameters(sampling, int(x * _SEED_BITS)) for x in numbers.tolist()]
         found = self._engine.generate(rows, asked, use_tqdm=False)
-        return _rollout(prompts, [answer.outputs[0] for answer in found], sampling)
+        return _rows(prompts, [answer.outputs[0] for answer in found], sampling)
 
     def _parameters(self, sampling: Sampling, seed: int) -> Any:
         return self._vllm.SamplingParams(
@@ -87,11 +89,11 @@ class VllmEngine:
         )
 
 
-def _arguments(config: Config, policy: Policy) -> dict[str, Any]:
+def _arguments(settings: Settings, policy: Policy) -> dict[str, Any]:
     """Returns how vLLM is started for a run."""
     return {
         "dtype": "bfloat16" if policy.low_precision else "float32",
-        "seed": config.seed,
+        "seed": settings.seed,
         "max_model_len": policy.context,
         "gpu_memory_utilization": _MEMORY_SHARE,
         "enforce_eager": policy.device.type == "cpu",
@@ -99,12 +101,12 @@ def _arguments(config: Config, policy: Policy) -> dict[str, Any]:
         "enable_prefix_caching": False,
         # At the temperature and over the kept set, as the trainer scores.
         "logprobs_mode": "processed_logprobs",
-        "max_logprobs": max(1, config.top_k),
+        "max_logprobs": max(1, settings.rollout.top_k),
     }
 
 
-def _rollout(prompts: Prompts, answers: list[Any], sampling: Sampling) -> Rollout:
-    """Returns what vLLM answered as a rollout: token ids, log-probabilities and the kept ids."""
+def _rows(prompts: Prompts, answers: list[Any], sampling: Sampling) -> Rows:
+    """Returns the answers of vLLM as rows: token ids, log-probabilities and the kept ids."""
     device = prompts.token.device
     ids = [torch.tensor(list(answer.token_ids)) for answer in answers]
     scores = [
@@ -118,7 +120,15 @@ def _rollout(prompts: Prompts, answers: list[Any], sampling: Sampling) -> Rollou
     length = torch.tensor([len(row) for row in ids], device=device)
     mask = torch.arange(token.shape[1], device=device) < length[:, None]
     logprob = pad_sequence(scores, batch_first=True).to(device)
-    return Rollout(prompts, token, mask, logprob, keep=keep)
+    return Rows(
+        prompt=prompts.token,
+        prompt_mask=prompts.mask,
+        token=token,
+        mask=mask,
+        present=mask,
+        rollout_logprob=logprob,
+        keep=keep,
+    )
 
 
 def _kept(reported: list[list[dict[int, Any]]]) -> Tensor:

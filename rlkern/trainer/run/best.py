@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.run.files import PARTIAL, publish
+from rlkern.trainer.files import PARTIAL, publish
 
 BEST = "best"
 NOTE = "best.json"

@@ -10,23 +10,23 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlkern.trainer.config import Config, differing_key, from_dict
+from rlkern.trainer.critic import FOLDER as CRITIC
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.processes.parallel import whole, whole_state
+from rlkern.trainer.files import publish
+from rlkern.trainer.parts import Parts
+from rlkern.trainer.processes.parallel import like, whole, whole_state
 from rlkern.trainer.progress import Progress
-from rlkern.trainer.run.files import publish
+from rlkern.trainer.settings import Layer, Settings, differing, dump, resolve
+from rlkern.trainer.update import Updater
 
-if TYPE_CHECKING:
-    from rlkern.trainer.session import Session
-
-_FORMAT = 2
-CRITIC = "critic"
+STATE = "trainer.json"
+_FORMAT = 3
 
 
 def name_of(step: int) -> str:
@@ -40,84 +40,89 @@ def all_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-", 1)[1]))
 
 
-def save(run: Path, session: Session) -> Path:
-    """Returns the folder of a new checkpoint; older ones beyond keep_checkpoints are removed after
-    it is safe.
+def save(run: Path, parts: Parts, updater: Updater) -> Path:
+    """Returns the folder of a new checkpoint; older ones beyond output.keep_checkpoints are removed
+    after it is safe.
     """
-    target = run / name_of(session.progress.step)
-    weights, optimizer = Weights.of(session), _optimizer_tensors(session)
+    target = run / name_of(parts.progress.step)
+    weights, optimizer = Weights.of(parts), _optimizer_tensors(parts, updater)
 
     def fill(folder: Path) -> None:
-        weights.save(session, folder)
+        weights.save(parts, folder)
         save_file(optimizer, folder / "optimizer.safetensors")
-        save_file(_random_states(session), folder / "random.safetensors")
+        save_file(_random_states(parts), folder / "random.safetensors")
         state = {
             "format": _FORMAT,
-            "progress": dataclasses.asdict(session.progress),
-            "config": dataclasses.asdict(session.config),
+            "progress": dataclasses.asdict(parts.progress),
+            "settings": dump(parts.settings),
         }
-        (folder / "trainer.json").write_text(json.dumps(state, indent=1))
+        (folder / STATE).write_text(json.dumps(state, indent=1))
 
-    if session.world.is_main:
+    if parts.world.is_main:
         if not target.is_dir():
             publish(target, fill)
-        for old in all_checkpoints(run)[: -session.config.keep_checkpoints]:
+        for old in all_checkpoints(run)[: -parts.settings.output.keep_checkpoints]:
             # Out of the way first: a folder that is being deleted must not look like a checkpoint.
             shutil.rmtree(old.rename(run / f".partial-{old.name}"))
-    session.world.barrier()
+    parts.world.barrier()
     return target
 
 
 @dataclass
 class Weights:
-    """All weights of the models by name where they are spread over processes, else None."""
+    """All weights of the models by name if they are spread over processes, else None."""
 
     policy: dict[str, Tensor] | None = None
     critic: dict[str, Tensor] | None = None
 
     @classmethod
-    def of(cls, session: Session) -> Weights:
-        """Returns the weights of a session; every process has to ask."""
-        critic = None if session.critic is None else whole_state(session.critic.module)
-        return cls(whole_state(session.policy.model), critic)
+    def of(cls, parts: Parts) -> Weights:
+        """Returns the weights of a run; every process has to ask."""
+        critic = None if parts.critic is None else whole_state(parts.critic.module)
+        return cls(whole_state(parts.policy.model), critic)
 
-    def save(self, session: Session, folder: Path) -> None:
-        """Write the policy in Hugging Face format, and the critic, if any, into a folder in it."""
-        session.policy.save(folder, self.policy)
-        if session.critic is not None:
-            session.critic.save(folder / CRITIC, self.critic)
+    def save(self, parts: Parts, folder: Path) -> None:
+        """Writes the policy in Hugging Face format, and the critic, if any, into a folder in it."""
+        parts.policy.save(folder, self.policy)
+        if parts.critic is not None:
+            parts.critic.save(folder / CRITIC, self.critic)
 
 
-def read_state(folder: Path, config: Config) -> Progress:
-    """Returns the progress a checkpoint holds; raises one sentence if it is not one of this run."""
+def read_settings(folder: Path) -> tuple[dict[str, Any], Settings]:
+    """Returns (all that trainer.json holds, the settings in it); Raises UserError for anything
+    else."""
     try:
-        state = json.loads((folder / "trainer.json").read_text())
-        progress, saved = Progress(**state["progress"]), from_dict(state["config"], str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = json.loads((folder / STATE).read_text())
+        if state.get("format") != _FORMAT:
+            raise UserError(
+                f"{folder} must have checkpoint format {_FORMAT} to be resumed, got"
+                f" {state.get('format')!r}; --model {folder} starts a new run from its weights"
+            )
+        return state, resolve(Layer(str(folder), state["settings"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder} cannot be read as a checkpoint of rlkern train: {error}"
         ) from error
-    if state.get("format") != _FORMAT:
-        raise UserError(
-            f"{folder} must have checkpoint format {_FORMAT}, got {state.get('format')!r}"
-        )
-    key = differing_key(config, saved)
-    if key is not None:
-        raise UserError(
-            f"{folder} belongs to another run: its {key} is {getattr(saved, key)!r},"
-            f" this run has {getattr(config, key)!r}"
-        )
-    return progress
 
 
-def restore(folder: Path, session: Session) -> None:
-    """Put optimizer and random states back; the weights are read by those who make the models."""
-    tensors, parameters = _load(folder / "optimizer.safetensors"), session.parameters()
+def read_progress(folder: Path, settings: Settings) -> Progress:
+    """Returns the progress a checkpoint holds; Raises UserError if it is not one of this run."""
+    state, saved = read_settings(folder)
+    if other := differing(settings, saved):
+        key, mine, its = other
+        raise UserError(
+            f"{folder} belongs to another run: its {key} is {its!r}, this run has {mine!r}"
+        )
+    return Progress(**state["progress"])
+
+
+def restore(folder: Path, parts: Parts, updater: Updater) -> None:
+    """Puts optimizer and random states back; the weights are read by those who make the models."""
+    tensors, parameters = _load(folder / "optimizer.safetensors"), parts.parameters()
     # A weight that never had a gradient, such as a policy's while its critic warms up, has none.
     names = {name.rsplit(".", 1)[0] for name in tensors}
-    if set(tensors) != {f"{name}.{key}" for name in names for key in _KEYS} or names - {
-        *parameters
-    }:
+    complete = {f"{name}.{key}" for name in names for key in _KEYS}
+    if set(tensors) != complete or names - {*parameters}:
         raise UserError(f"{folder} holds the optimizer of another model")
     for name in names:
         parameter = parameters[name]
@@ -125,34 +130,34 @@ def restore(folder: Path, session: Session) -> None:
         if moments["exp_avg"].shape != parameter.shape:
             raise UserError(
                 f"{folder} holds the optimizer of another model: {name} is"
-                f" {tuple(parameter.shape)},"
-                f" stored {tuple(moments['exp_avg'].shape)}"
+                f" {tuple(parameter.shape)}, stored {tuple(moments['exp_avg'].shape)}"
             )
-        session.optimizer.state[parameter] = moments
+        spread = {key: like(value, parameter) for key, value in moments.items()}
+        updater.optimizer.state[parameter] = spread
     states = _load(folder / "random.safetensors")
     torch.set_rng_state(states["torch"])
-    session.generator.set_state(states["sampler"])
+    parts.generator.set_state(states["sampler"])
     if "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], session.policy.device)
+        torch.cuda.set_rng_state(states["cuda"], parts.policy.device)
 
 
 _KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def _optimizer_tensors(session: Session) -> dict[str, Tensor]:
+def _optimizer_tensors(parts: Parts, updater: Updater) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for name, parameter in session.parameters().items():
-        moments: dict[str, Any] = session.optimizer.state.get(parameter, {})
+    for name, parameter in parts.parameters().items():
+        moments: dict[str, Any] = updater.optimizer.state.get(parameter, {})
         tensors.update(
             {f"{name}.{key}": whole(moments[key].detach()).contiguous() for key in _KEYS if moments}
         )
     return tensors
 
 
-def _random_states(session: Session) -> dict[str, Tensor]:
-    states = {"torch": torch.get_rng_state(), "sampler": session.generator.get_state()}
-    if session.policy.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(session.policy.device)
+def _random_states(parts: Parts) -> dict[str, Tensor]:
+    states = {"torch": torch.get_rng_state(), "sampler": parts.generator.get_state()}
+    if parts.policy.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(parts.policy.device)
     return states
 
 

@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from rlkern.trainer.run.files import write_text
+from rlkern.trainer.files import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -43,8 +43,8 @@ class Log:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one line and hand it to the system at once, so that a kill loses
-        nothing written."""
+        """Appends one line and hands it to the system at once, so that a kill loses nothing
+        written."""
         # JSON has no NaN: what is not finite is null, and skipped_updates tells why.
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -53,10 +53,22 @@ class Log:
             self._board.add_scalar(key, value, step)
 
     def flush(self) -> None:
-        """Bring the TensorBoard file up to date."""
+        """Brings the TensorBoard file up to date."""
         self._board.flush()
 
     def close(self) -> None:
-        """Close both files."""
+        """Closes both files."""
         self._file.close()
         self._board.close()
+
+
+class NoLog:
+    """Stands in for the log in processes that write nothing."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    close = flush

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from rlkern.trainer.config import Config
+from rlkern.trainer.settings import Settings
 
 # Label, metric and format of the live panel and of a plain line, in the order of interest.
 _SHOWN = (
@@ -126,10 +126,10 @@ class Display:
         if step == total or (self._live is None and step % max(1, total // 4) == 0):
             self.say(f"supervised step {step}/{total}  loss {loss:.3f}")
 
-    def begin(self, config: Config, step: int) -> None:
+    def begin(self, settings: Settings, step: int) -> None:
         """Start the progress of the reinforcement learning at `step`."""
-        self._total, self._first, self._started = config.steps, step, time.perf_counter()
-        self._rl = self._progress.add_task(config.algorithm, total=config.steps, completed=step)
+        self._total, self._first, self._started = settings.steps, step, time.perf_counter()
+        self._rl = self._progress.add_task(settings.algorithm, total=settings.steps, completed=step)
 
     def step(self, step: int, values: dict[str, float], *, line: bool) -> None:
         """Show a step's metrics, its time split and the time left; outside a terminal if `line`."""

@@ -6,19 +6,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
 import rlkern
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.online.experience import Experience
-from rlkern.trainer.online.shaping import finished
-from rlkern.trainer.rollout.data import Rollout
-from rlkern.trainer.step import StepResult
-
-if TYPE_CHECKING:
-    from rlkern.trainer.session import Session
+from rlkern.trainer.optimizer import rates
+from rlkern.trainer.parts import Parts
+from rlkern.trainer.rows import Rows, finished
+from rlkern.trainer.update import StepResult
 
 Sample = tuple[str, str, float]
 
@@ -32,7 +28,7 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Add the time since the last call to `name`; kernels still running on a GPU belong
+        """Adds the time since the last call to `name`; kernels still running on a GPU belong
         to it."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -42,14 +38,15 @@ class Stopwatch:
 
 
 def note(
-    session: Session,
+    parts: Parts,
     results: list[StepResult],
     degenerate: bool,
     reward: float,
     warn: Callable[[str], None],
 ) -> None:
-    """Count and say what went wrong in a step; stop when nothing was ever there to learn from."""
-    progress, limit = session.progress, session.config.degenerate_limit
+    """Counts and says what went wrong in a step; Raises UserError if there never was anything to
+    learn from."""
+    progress, limit = parts.progress, parts.settings.reward.degenerate_limit
     skipped = sum(result.skipped for result in results)
     if skipped:
         warn(
@@ -73,9 +70,9 @@ def note(
         )
 
 
-def update_values(session: Session, results: list[StepResult]) -> dict[str, float]:
+def update_values(parts: Parts, results: list[StepResult]) -> dict[str, float]:
     """Returns what the optimizer steps on one rollout report, averaged over them."""
-    progress, config = session.progress, session.config
+    progress, settings = parts.progress, parts.settings
     values: dict[str, float] = {}
     policy = [vector for result in results for vector in result.metrics]
     if policy:
@@ -91,24 +88,22 @@ def update_values(session: Session, results: list[StepResult]) -> dict[str, floa
     for result in results:
         values.update(result.differences)
     count = max(1, len(results))
-    rate = session.rates(max(0, progress.update - 1))["policy"]
+    rate = rates(settings, max(0, progress.update - 1))["policy"]
     return {
         **values,
         "loss": sum(result.loss for result in results) / count,
         "grad_norm": sum(result.grad_norm for result in results) / count,
-        "learning_rate": rate * (config.lr or 0.0),
+        "learning_rate": rate * settings.optimizer.lr,
         "num_tokens": progress.num_tokens,
         "degenerate_steps": progress.degenerate_steps,
         "skipped_updates": progress.skipped_updates,
     }
 
 
-def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, float]:
-    """Returns lengths of all completions and of those that ended by themselves, and the share cut
-    short.
-    """
-    length = rollout.mask.sum(-1)
-    ended = finished(rollout, stop)
+def completion_statistics(rows: Rows, stop: torch.Tensor) -> dict[str, float]:
+    """Returns lengths of all answers and of those that ended by themselves, and the share cut off."""
+    length = rows.mask.sum(-1)
+    ended = finished(rows, stop)
     terminated = length[ended] if ended.any() else length.new_zeros(1)
     values = {"completions/clipped_ratio": 1.0 - ended.float().mean().item()}
     for name, lengths in (("length", length), ("terminated_length", terminated)):
@@ -118,16 +113,12 @@ def completion_statistics(rollout: Rollout, stop: torch.Tensor) -> dict[str, flo
     return values
 
 
-def pick_samples(experience: Experience, group_size: int) -> list[Sample]:
-    """Returns two completions, the best and the worst, of each of the first four prompts."""
-    rewards = experience.reward.tolist()
-    picked = []
-    for first in range(0, min(len(rewards), 4 * group_size), group_size):
-        rows = [i for i in range(first, first + group_size) if not math.isnan(rewards[i])] or [
-            first
-        ]
-        for row in dict.fromkeys(
-            (max(rows, key=rewards.__getitem__), min(rows, key=rewards.__getitem__))
-        ):
-            picked.append((experience.items[row].prompt, experience.completions[row], rewards[row]))
+def pick_samples(rows: Rows) -> list[Sample]:
+    """Returns two answers, the best and the worst, to each of the first four prompts."""
+    assert rows.shaped_reward is not None and rows.item is not None and rows.text is not None
+    reward, G, picked = rows.shaped_reward.tolist(), rows.group_size, list[Sample]()
+    for first in range(0, min(len(reward), 4 * G), G):
+        scored = [i for i in range(first, first + G) if not math.isnan(reward[i])] or [first]
+        ends = (max(scored, key=reward.__getitem__), min(scored, key=reward.__getitem__))
+        picked += [(rows.item[i].prompt, rows.text[i], reward[i]) for i in dict.fromkeys(ends)]
     return picked

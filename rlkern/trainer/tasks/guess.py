@@ -29,7 +29,7 @@ def guess(*, seed: int, eval_items: int) -> Task:
     ]
     if eval_items > len(items) // 2:
         raise UserError(
-            f"task guess: eval_items must be at most {len(items) // 2}, got {eval_items}"
+            f"task guess: eval.items must be at most {len(items) // 2}, got {eval_items}"
         )
     barred = {item.prompt for item in items[:eval_items]}
     order = epochs([item for item in items if item.prompt not in barred], seed)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,66 +59,8 @@ class Task:
                 items.append(item)
                 skipped = 0
             elif (skipped := skipped + 1) >= _MOST_SKIPS:
-                raise UserError(f"task {self.name}: every item is held out; lower eval_items")
+                raise UserError(f"task {self.name}: every item is held out; lower eval.items")
         return items, position
-
-
-def make_task(
-    name: str,
-    *,
-    seed: int,
-    eval_items: int,
-    shots: int | None = None,
-    template: str | None = None,
-    options: dict | None = None,
-) -> Task:
-    """Returns the task called `name`; raises one sentence when there is none."""
-    from rlkern.trainer.tasks.guess import guess
-
-    made = {"addition": addition, "guess": guess}
-    if name in made:
-        if shots or template or options:
-            raise UserError(f"task {name} takes no shots, prompt_template or task_options")
-        return made[name](seed=seed, eval_items=eval_items)
-    sums = name == "arithmetic"
-    return reasoning(
-        name,
-        "basic_arithmetic" if sums else name,
-        {**(_ARITHMETIC if sums else {}), **(options or {})},
-        seed=seed,
-        eval_items=eval_items,
-        shots=int(sums) if shots is None else shots,
-        template=template or ("{expression} = " if sums else "Q: {question}\nA: "),
-    )
-
-
-def addition(*, seed: int, eval_items: int) -> Task:
-    """Returns two-digit addition in characters, `12+34=` to `046`.
-
-    Operands and sum are zero-padded, which a tiny model learns many times faster. A pair is held
-    out in both orders.
-    """
-    pairs = [(a, b) for a in range(100) for b in range(100)]
-    random.Random(seed).shuffle(pairs)
-    if eval_items > len(pairs) // 2:
-        raise UserError(
-            f"task addition: eval_items must be at most {len(pairs) // 2}, got {eval_items}"
-        )
-    items = [Item(f"{a:02d}+{b:02d}=", f"{a + b:03d}") for a, b in pairs]
-
-    def key(item: Item) -> tuple[str, ...]:
-        return tuple(sorted(item.prompt.rstrip("=").split("+")))
-
-    return Task(
-        name="addition",
-        item=epochs(items[eval_items:], seed),
-        key=key,
-        held_out=items[:eval_items],
-        score=lambda text, item: float(first_line(text) == item.answer),
-        stop="",
-        max_new_tokens=4,
-        alphabet="0123456789+=",
-    )
 
 
 def epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
@@ -138,117 +79,9 @@ def epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
     return item
 
 
-_ARITHMETIC = {
-    "min_terms": 2,
-    "max_terms": 2,
-    "min_digits": 1,
-    "max_digits": 2,
-    "operators": ["+"],
-    "allow_parentheses": False,
-    "allow_negation": False,
-}
-# Training, held-out and example items come from streams of their own.
-_STREAM_SIZE = 1_000_000_000
-
-
-def reasoning(
-    name: str, family: str, settings: dict, *, seed: int, eval_items: int, shots: int, template: str
-) -> Task:
-    """Returns a reasoning-gym family as a task whose held-out questions are never trained on."""
-    # Entry i of a seed is entry 0 of the seed i further on, so streams begin far apart.
-    stream, asked, shown = (
-        _dataset(name, family, settings, (3 * seed + part) * _STREAM_SIZE) for part in range(3)
-    )
-    # Neither the shots nor the number of held-out items changes which items come first.
-    held = _questions(asked, eval_items, name, barred=set())
-    held_keys = {question_key(entry["question"]) for entry in held}
-    examples = _questions(shown, shots, name, barred=held_keys)
-    head = "".join(render(template, e) + f"{e['answer']}\n" for e in examples)
-
-    def make(entry: dict) -> Item:
-        columns = {"question": entry["question"], "entry": entry}
-        return Item(head + render(template, entry), str(entry["answer"]), columns)
-
-    return Task(
-        name=name,
-        item=lambda position: make(stream[position]),
-        key=lambda item: question_key(item.columns["question"]),
-        held_out=[make(entry) for entry in held],
-        score=lambda text, item: float(
-            stream.score_answer(first_line(text), item.columns["entry"]) >= 1.0
-        ),
-        stop="\n",
-        max_new_tokens=4 if family == "basic_arithmetic" else 16,
-        alphabet=string.printable[:97],  # to the newline
-        barred=frozenset(question_key(entry["question"]) for entry in examples),
-    )
-
-
-def render(template: str, entry: dict) -> str:
-    """Returns the text around one question; {question} and the family's own metadata may be named.
-
-    >>> render("{question} A: ", {"question": "What is 1 + 2?", "metadata": {}})
-    'What is 1 + 2? A: '
-    """
-    fields = {**entry["metadata"], "question": entry["question"]}
-    try:
-        return template.format(**fields)
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-        known = ", ".join(sorted(fields))
-        raise UserError(
-            f"prompt_template must name only {known}, got {template!r}: {error}"
-        ) from error
-
-
-def question_key(question: str) -> Any:
-    """Returns what makes a question the same one: its text, or for a sum of two terms its unordered
-    operands.
-
-    >>> question_key("Calculate 3 + 14.") == question_key("Calculate 14 + 3.")
-    True
-    """
-    words = question.removesuffix(".").split()
-    if len(words) == 4 and words[0] == "Calculate" and words[2] in "+*":
-        return (words[2], *sorted((words[1], words[3])))
-    return question
-
-
 def first_line(text: str) -> str:
     """Returns the first line of an answer without the blanks around it: what a verifier may read.
 
     A family's own scorer gives partial credit to text around the right answer.
     """
     return text.strip().split("\n", 1)[0].strip()
-
-
-def _dataset(name: str, family: str, settings: dict, seed: int) -> Any:
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise UserError(f"task {name} needs the package reasoning-gym: {error}") from error
-    if family not in DATASETS:
-        raise UserError(
-            f"there is no task {name!r}: use addition, guess, arithmetic or a reasoning-gym family"
-        )
-    try:
-        return reasoning_gym.create_dataset(family, size=_STREAM_SIZE, seed=seed, **settings)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"task {name}: task_options {settings} do not fit: {error}") from error
-
-
-def _questions(dataset: Any, count: int, name: str, *, barred: set) -> list[dict]:
-    """Returns `count` entries with different keys, none of them barred."""
-    seen, entries = set(barred), list[dict]()
-    for index in range(50 * count + 100):
-        if len(entries) == count:
-            return entries
-        entry = dataset[index]
-        key = question_key(entry["question"])
-        if key not in seen:
-            seen.add(key)
-            entries.append(entry)
-    raise UserError(
-        f"task {name}: only {len(entries)} different questions found, {count} asked;"
-        " lower eval_items"
-    )

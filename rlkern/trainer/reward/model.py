@@ -19,8 +19,8 @@ from torch import Tensor
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.models.stored import read_model
-from rlkern.trainer.offline.given import given_rollout
-from rlkern.trainer.rollout.data import Rollout
+from rlkern.trainer.rollout.text import given_rows
+from rlkern.trainer.rows import Rows
 
 _CLASS = "ForSequenceClassification"
 
@@ -56,7 +56,7 @@ def make_scorer(policy: Policy) -> Policy:
 
 
 def load_scorer(directory: Path, *, device: torch.device, dtype: str) -> Policy:
-    """Returns the reward model stored in a folder in Hugging Face format; raises one sentence for a
+    """Returns the reward model stored in a folder in Hugging Face format; Raises UserError for a
     folder that holds something else."""
     from transformers import AutoModelForSequenceClassification as Kind
 
@@ -67,8 +67,7 @@ def load_scorer(directory: Path, *, device: torch.device, dtype: str) -> Policy:
 
 
 def check_scorer(directory: Path) -> None:
-    """Returns nothing; raises one sentence, before anything is loaded, for a folder that holds no
-    reward model."""
+    """Raises UserError, before anything is loaded, for a folder without a reward model."""
     try:
         config = json.loads((directory / "config.json").read_text())
         held = (config.get("architectures") or ["a model of no known class"])[0]
@@ -83,20 +82,20 @@ def check_scorer(directory: Path) -> None:
         )
 
 
-def scores(policy: Policy, rollout: Rollout) -> Tensor:
+def scores(policy: Policy, rows: Rows) -> Tensor:
     """Returns the score (B,) of each answer: the model's output at its last token."""
-    token, seen = right_padded(rollout, policy.tokenizer.pad_token_id)
+    token, seen = right_padded(rows, policy.tokenizer.pad_token_id)
     with policy.precision():
         found = policy.model(input_ids=token, attention_mask=seen.long(), use_cache=False)
     return found.logits[:, 0].float()
 
 
-def right_padded(rollout: Rollout, fill: int) -> tuple[Tensor, Tensor]:
+def right_padded(rows: Rows, fill: int) -> tuple[Tensor, Tensor]:
     """Returns prompts and answers in one row each, (B, P + T), all padding on the right, and where
     they are real: what transformers' classifiers pool by."""
-    prompts, G = rollout.prompts, rollout.group_size
-    token = torch.cat([prompts.token.repeat_interleave(G, 0), rollout.token], 1)
-    seen = torch.cat([prompts.mask.repeat_interleave(G, 0), rollout.present], 1)
+    G = rows.group_size
+    token = torch.cat([rows.prompt.repeat_interleave(G, 0), rows.token], 1)
+    seen = torch.cat([rows.prompt_mask.repeat_interleave(G, 0), rows.present], 1)
     order = (~seen).long().argsort(dim=1, stable=True)
     token, seen = token.gather(1, order), seen.gather(1, order)
     width = int(seen.sum(1).max())
@@ -118,14 +117,14 @@ class RewardModel:
         """Returns the score of each completion; every one counts as ended."""
         found: list[float | None] = []
         for first in range(0, len(prompts), self._batch):
-            rows = slice(first, first + self._batch)
-            rollout = given_rollout(self.policy, prompts[rows], completions[rows], stop="")
-            found += scores(self.policy, rollout).tolist()
+            some = slice(first, first + self._batch)
+            rows = given_rows(self.policy, list(prompts[some]), list(completions[some]), stop="")
+            found += scores(self.policy, rows).tolist()
         return found
 
 
 def load_reward_model(folder: Path, *, device: torch.device, dtype: str) -> RewardModel:
-    """Returns the reward model of a folder as a reward function; raises one sentence if there is
+    """Returns the reward model of a folder as a reward function; Raises UserError if there is
     none."""
     policy = load_scorer(folder, device=device, dtype=dtype)
     policy.model.requires_grad_(False)

@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlkern.trainer.config import Config, from_dict, load_yaml
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.pipeline import PLAN
 from rlkern.trainer.run import best, rundir
-from rlkern.trainer.run.checkpoint import all_checkpoints, name_of
-from rlkern.trainer.settings import find_algorithm
-
-_STATE = "trainer.json"
+from rlkern.trainer.run.checkpoint import STATE, all_checkpoints, name_of, read_settings
+from rlkern.trainer.settings import Layer, Settings, dump, resolve
+from rlkern.trainer.settings.document import saved
 
 
 @dataclass(frozen=True)
@@ -23,12 +19,12 @@ class Target:
     """A model to evaluate.
 
     model     a folder in Hugging Face format, or a name that `--model` takes
-    config    the settings of its run; None for a model that is of no run
+    settings  the settings of its run; None for a model that belongs to no run
     label     what a person reads: the run and the step
     """
 
     model: str
-    config: Config | None
+    settings: Settings | None
     label: str
 
 
@@ -42,17 +38,19 @@ def find_target(name: str, checkpoint: str) -> Target:
         return _of_run(path, checkpoint)
     if (path / best.NOTE).is_file():
         return _of_run(path.resolve().parent, best.BEST)
-    if (path / _STATE).is_file():
-        return Target(name, _judge(path, _saved_config(path)), f"{path.parent.name}, {path.name}")
+    if (path / STATE).is_file():
+        return Target(
+            name, _judge(path, read_settings(path)[1]), f"{path.parent.name}, {path.name}"
+        )
     return Target(name, None, name)
 
 
 def _of_run(run: Path, checkpoint: str) -> Target:
-    config = _judge(run, load_yaml(run / rundir.CONFIG))
+    settings = _judge(run, saved(run / rundir.CONFIG))
     folder = _chosen(run, checkpoint)
     noted = best.read(run) if folder.name == best.BEST else None
     step = f" (step {noted['step']})" if noted else ""
-    return Target(str(folder), config, f"{run.name}, {folder.name}{step}")
+    return Target(str(folder), settings, f"{run.name}, {folder.name}{step}")
 
 
 def _chosen(run: Path, checkpoint: str) -> Path:
@@ -75,40 +73,42 @@ def _chosen(run: Path, checkpoint: str) -> Path:
     return wanted
 
 
-def _saved_config(folder: Path) -> Config:
-    try:
-        values = json.loads((folder / _STATE).read_text())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / _STATE} cannot be read: {error}") from error
-    return from_dict(values, str(folder))
-
-
-def _judge(place: Path, config: Config) -> Config:
-    """Returns the settings; raises one sentence for a run whose model answers nothing."""
-    trained = find_algorithm(config.algorithm).trains
+def _judge(place: Path, settings: Settings) -> Settings:
+    """Returns the settings; Raises UserError for a run whose model answers nothing."""
+    trained = settings.declared.trains
     if trained != "policy":
         raise UserError(
             f"{place} trained a {trained.replace('_', ' ')}, which scores answers and gives none:"
             f" its held-out accuracy is in metrics.jsonl and summary.json"
         )
-    return config
+    return settings
 
 
-def settings_for(target: Target, changes: dict) -> Config:
-    """Returns the settings of an evaluation: those of the target's run, and what is asked over it.
+# What an evaluation reads of the settings of a run.
+_KEYS = ("task", "data", "seed", "device", "dtype", "threads", "rollout", "eval")
 
-    A run can be asked for the items it held out, not for more: those it may have been trained on.
+
+def settings_for(target: Target, changes: dict) -> Settings:
+    """Returns the settings of an evaluation: those of the target's run, and what is asked over them.
+
+    A run can be asked for the items it held out, not for more: it may have been trained on those.
     """
-    own = target.config
+    own = target.settings
     if own is None and "task" not in changes:
         raise UserError(
             f"{target.model} is no run directory, so --task must say what it is asked,"
             " for example --task addition"
         )
-    config = dataclasses.replace(own or Config(model=target.model), **changes)
-    if own is not None and config.task == own.task and config.eval_items > own.eval_items:
+    kept = {} if own is None else {k: v for k, v in dump(own).items() if k in _KEYS}
+    kept.get("rollout", {}).pop("engine", None)  # evaluation stays with the model
+    if "task" in changes and own is not None and changes["task"] != own.task:
+        kept.pop("data", None)
+    # The algorithm reads every key of an evaluation, whatever trained the model.
+    base = {"model": target.model, "algorithm": "reinforce", "sft": None}
+    settings = resolve(Layer("", base), Layer(target.label, kept), Layer("flags", changes))
+    if own is not None and settings.task == own.task and settings.eval.items > own.eval.items:
         raise UserError(
-            f"items must be at most the {own.eval_items} that {target.label} held out,"
-            f" got {config.eval_items}: it may have been trained on others"
+            f"items must be at most the {own.eval.items} that {target.label} held out,"
+            f" got {settings.eval.items}: it may have been trained on others"
         )
-    return config
+    return settings

@@ -9,19 +9,19 @@ import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rlkern
 from rlkern.fused_head import find_head
-from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.rollout.data import Rollout
+from rlkern.trainer.rows import Rows
 from rlkern.trainer.scoring import hidden_states
+from rlkern.trainer.settings import Settings
 
 _FILE = "critic.safetensors"
+FOLDER = "critic"  # in a checkpoint
 
 
 class Critic(ABC):
@@ -37,55 +37,41 @@ class Critic(ABC):
         self._share_prompts = share_prompts
 
     @abstractmethod
-    def value(self, policy: Policy, rollout: Rollout, hidden: Tensor) -> Tensor:
+    def value(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
         """Returns the values (B, T) float32 with their graph.
 
-        hidden (B, T, H) are the policy's own hidden states of the rollout; detached ones keep the
+        hidden (B, T, H) are the policy's own hidden states of the rows; detached ones keep the
         gradient out of the policy.
         """
 
     @abstractmethod
     def begin(self, policy: Policy) -> None:
-        """Take over what the critic starts from, once the policy is as it starts to be trained."""
+        """Takes over what the critic starts from, once the policy is as it starts to be trained."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Returns the weights that are trained, by name."""
         return dict(self.module.named_parameters())
 
-    @torch.no_grad()
-    def values(self, policy: Policy, rollout: Rollout, pieces: list[tuple[int, int]]) -> Tensor:
-        """Returns the values (B, T) float32 without gradient, piece after piece of the prompts."""
-        found = []
-        for first, last in pieces:
-            part = rollout.piece(first, last)
-            hidden = hidden_states(policy, part, share_prompts=self._share_prompts)
-            found.append(self.value(policy, part, hidden))
-        return torch.cat([rollout.rollout_logprob[:0], *found])  # a process may have no rows
+    def values(self, policy: Policy, rows: Rows) -> Tensor:
+        """Returns the values (B, T) float32 of rows."""
+        hidden = hidden_states(policy, rows, share_prompts=self._share_prompts)
+        return self.value(policy, rows, hidden)
 
-    def loss(
-        self,
-        policy: Policy,
-        rollout: Rollout,
-        hidden: Tensor,
-        old_value: Tensor | None,
-        target: Tensor,
-        weight: Tensor,
-        config: Config,
-    ) -> rlkern.LossOutput:
-        """Returns the loss of a piece's values against their targets, before value_coef.
+    def loss(self, policy: Policy, rows: Rows, hidden: Tensor, clip: float) -> rlkern.LossOutput:
+        """Returns the loss of the values of rows against their targets, before critic.coef.
 
-        Tokens whose target is NaN do not count; weight (B, T) holds the counts of the whole batch.
+        Tokens whose target is NaN do not count; value_weight holds the counts of the whole batch.
         """
-        value = self.value(policy, rollout, hidden)
-        counted = rollout.mask & ~target.isnan()
-        if not config.value_clip:
+        target, weight = rows.value_target, rows.value_weight
+        assert target is not None and weight is not None  # the learner of a critic makes them
+        value = self.value(policy, rows, hidden)
+        counted = rows.mask & ~target.isnan()
+        if not clip:
             return rlkern.value_loss(value, None, target, counted, kind="squared", weight=weight)
-        return rlkern.value_loss(
-            value, old_value, target, counted, clip=config.value_clip, weight=weight
-        )
+        return rlkern.value_loss(value, rows.value, target, counted, clip=clip, weight=weight)
 
     def save(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write the weights into a folder, which is made; `state` are those by name where they are
+        """Writes the weights into a folder, which is made; `state` are those by name if they are
         spread over processes."""
         folder.mkdir(parents=True, exist_ok=True)
         state = state or self.module.state_dict()
@@ -93,8 +79,8 @@ class Critic(ABC):
         save_file(weights, folder / _FILE)
 
     def load(self, folder: Path) -> None:
-        """Take the weights that `save` wrote; raises one sentence where they are not there or of
-        another critic."""
+        """Takes the weights that `save` wrote; Raises UserError if they are not there or another
+        critic's."""
         try:
             self.module.load_state_dict(load_file(folder / _FILE))
         except Exception as error:
@@ -110,12 +96,12 @@ class Head(Critic):
         super().__init__(share_prompts=share_prompts)
         self.module = _last_layer(policy)
 
-    def value(self, policy: Policy, rollout: Rollout, hidden: Tensor) -> Tensor:
+    def value(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
         """Returns the values (B, T) of the policy's hidden states."""
         return self.module(hidden.float()).squeeze(-1)
 
     def begin(self, policy: Policy) -> None:
-        """Leave the layer at zero."""
+        """Leaves the layer at zero."""
 
 
 class Separate(Critic):
@@ -127,17 +113,17 @@ class Separate(Critic):
         self.module = nn.ModuleDict({"trunk": self._trunk, "last": self._last})
 
     def begin(self, policy: Policy) -> None:
-        """Copy the policy's weights, what adapters add to them included."""
+        """Copies the policy's weights, with what adapters add to them."""
         self._trunk.load_state_dict(_trunk_of(policy).state_dict())
 
-    def value(self, policy: Policy, rollout: Rollout, hidden: Tensor) -> Tensor:
+    def value(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
         """Returns the values (B, T) that the critic's own model gives the tokens."""
         share, trunk = self._share_prompts, self._trunk
-        own = hidden_states(policy, rollout, share_prompts=share, decoder=trunk)
+        own = hidden_states(policy, rows, share_prompts=share, decoder=trunk)
         return self._last(own.float()).squeeze(-1)
 
 
-# By Config.critic.
+# By the setting critic.kind.
 CRITICS: dict[str, type[Head] | type[Separate]] = {"head": Head, "separate": Separate}
 
 
@@ -158,9 +144,12 @@ def _trunk_of(policy: Policy) -> nn.Module:
     return find_head(model).decoder.requires_grad_(True)
 
 
-def make_critic(config: Config, policy: Policy, resume_from: Path | None = None) -> Critic:
+def make_critic(settings: Settings, policy: Policy, saved: Path | None) -> Critic:
     """Returns the critic that the settings ask for, as it starts or as a checkpoint has it."""
-    critic = CRITICS[config.critic](policy, share_prompts=config.share_prompts)
-    if resume_from is not None:
-        critic.load(resume_from / "critic")
+    kind = CRITICS[settings.critic.kind]
+    critic = kind(policy, share_prompts=settings.memory.share_prompts)
+    if saved is None:
+        critic.begin(policy)
+    else:
+        critic.load(saved / FOLDER)
     return critic

@@ -16,22 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlkern.trainer.config import Config
+from rlkern.trainer.device import resolve_device
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.models.policy import resolve_device
+from rlkern.trainer.reward.model import load_reward_model
+from rlkern.trainer.rows import Rows
+from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
 
 RewardFunction = Callable[..., "list[float | None]"]
 
 TASK = "task"
-
-
-@dataclass
-class Scored:
-    """Rewards of B completions: reward (B,) float32, NaN where unscorable; by_function (F, B)."""
-
-    reward: Tensor
-    by_function: Tensor
 
 
 def task_reward(task: Task) -> RewardFunction:
@@ -61,27 +55,21 @@ class Rewards:
         return [f"{name}_{n + 1}" if n else name for name, n in zip(plain, before)]
 
 
-def load_rewards(config: Config, task: Task) -> Rewards:
-    """Returns the rewards that the settings name: task, module:function or a reward model's folder;
-    the task's own for None."""
-    names = [name.strip() for name in (config.reward or TASK).split(",")]
-    weights = [1.0] * len(names) if config.reward_weights is None else config.reward_weights
-    if len(weights) != len(names):
-        raise UserError(
-            f"reward_weights must hold a number for each of {len(names)} rewards, got {weights}"
-        )
-    return Rewards([_find(name, config, task) for name in names], list(weights))
+def load_rewards(settings: Settings, task: Task) -> Rewards:
+    """Returns the rewards that the settings name: task, module:function or a reward model's
+    folder."""
+    names, weights = settings.reward.functions, settings.reward.weights
+    return Rewards(
+        [_find(name, settings, task) for name in names], list(weights or [1.0] * len(names))
+    )
 
 
-def _find(name: str, config: Config, task: Task) -> RewardFunction:
+def _find(name: str, settings: Settings, task: Task) -> RewardFunction:
     if name == TASK:
         return task_reward(task)
     if ":" not in name and (Path(name) / "config.json").is_file():
-        from rlkern.trainer.offline.reward_model import load_reward_model
-
-        return load_reward_model(
-            Path(name), device=resolve_device(config.device), dtype=config.dtype
-        )
+        device = resolve_device(settings.device)
+        return load_reward_model(Path(name), device=device, dtype=settings.dtype)
     return _load(name)
 
 
@@ -89,7 +77,7 @@ def _load(name: str) -> RewardFunction:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise UserError(
-            f"reward must be task, module:function or the folder of a reward model, got {name!r}"
+            f"reward.functions must be task, module:function or the folder of a reward model, got {name!r}"
         )
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -111,8 +99,11 @@ def reward_name(function: RewardFunction) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def score_completions(rewards: Rewards, items: list[Item], completions: list[str]) -> Scored:
-    """Returns the weighted sum of all functions' rewards for each completion.
+def score_completions(
+    rewards: Rewards, items: list[Item], completions: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Returns the weighted sum (B,) of all functions' rewards for each completion, and the rewards
+    (B, F) by function.
 
     None means that a function cannot score a completion; the reward is NaN if none that counts can.
     A function of weight 0 is asked and logged, and has no part in the sum.
@@ -124,7 +115,7 @@ def score_completions(rewards: Rewards, items: list[Item], completions: list[str
     counted = by_function[[weight != 0 for weight in rewards.weights]]
     weights = torch.tensor([[weight] for weight in rewards.weights if weight != 0])
     unscored = counted.isnan().all(0)
-    return Scored(torch.where(unscored, torch.nan, (weights * counted).nansum(0)), by_function)
+    return torch.where(unscored, torch.nan, (weights * counted).nansum(0)), by_function.T
 
 
 def _columns(items: list[Item]) -> dict[str, list]:
@@ -136,8 +127,8 @@ def _columns(items: list[Item]) -> dict[str, list]:
 def _call(
     function: RewardFunction, prompts: list[str], completions: list[str], columns: dict
 ) -> list[float]:
-    """Returns a function's rewards with NaN for None; raises one sentence that names it for
-    anything else.
+    """Returns a function's rewards with NaN for None; Raises UserError, which names the function,
+    for anything else.
     """
     name = reward_name(function)
     try:
@@ -179,17 +170,17 @@ def _number(name: str, index: int, value: object) -> float:
     return number
 
 
-def reward_statistics(scored: Scored, rewards: Rewards, group_size: int) -> dict[str, float]:
+def reward_statistics(rows: Rows, rewards: Rewards) -> dict[str, float]:
     """Returns reward, reward_std, frac_reward_zero_std and each function's mean and spread."""
-    groups = scored.reward.view(-1, group_size)
-    spread = _nanstd(groups)
+    assert rows.reward is not None and rows.rewards is not None  # rows of a rollout
+    spread = _nanstd(rows.reward.view(-1, rows.group_size))
     values = {
-        "reward": scored.reward.nanmean().nan_to_num().item(),
+        "reward": rows.reward.nanmean().nan_to_num().item(),
         "reward_std": spread.mean().item(),
         "frac_reward_zero_std": (spread == 0).float().mean().item(),
-        "rewards/unscorable": scored.reward.isnan().float().mean().item(),
+        "rewards/unscorable": rows.reward.isnan().float().mean().item(),
     }
-    for name, row in zip(rewards.names, scored.by_function, strict=True):
+    for name, row in zip(rewards.names, rows.rewards.T, strict=True):
         values[f"rewards/{name}/mean"] = row.nanmean().nan_to_num().item()
         values[f"rewards/{name}/std"] = _nanstd(row[None])[0].item()
     return values

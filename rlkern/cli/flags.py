@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings as flags: one per key, in groups; nothing here imports torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pydantic.fields import FieldInfo
+
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.group import Group
+from rlkern.trainer.settings.layers import classes, leaves
+from rlkern.trainer.settings.message import expected, nearest_key
+
+NULL = "null"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are a UserError, and whose flags are never abbreviated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError with the message."""
+        raise UserError(message)
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
+
+
+def add_settings(parser: Parser) -> None:
+    """Adds a flag for every key, and one for every group that has a main key."""
+    plain = parser.add_argument_group("the run")
+    for name, info in Settings.model_fields.items():
+        kinds = classes(info.annotation)
+        if not kinds:
+            _add(plain, name, info)
+            continue
+        group = parser.add_argument_group(*_title(name, kinds))
+        if kinds[0].main is not None:
+            off = f"; {NULL} for none" if info.default is None else ""
+            text = f"the same as --{name}.{kinds[0].main}{off}"
+            group.add_argument(f"--{name}", metavar="X", help=text, default=argparse.SUPPRESS)
+        for key, leaf in leaves_of(kinds, name):
+            _add(group, key, leaf)
+
+
+def leaves_of(kinds: Sequence[type[Group]], name: str) -> list[tuple[str, FieldInfo]]:
+    """Returns (dotted key, field) of the keys of alternatives, each once."""
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        for key, leaf in leaves(kind, f"{name}."):
+            found.setdefault(key, leaf)
+    return list(found.items())
+
+
+def _title(name: str, kinds: Sequence[type[Group]]) -> tuple[str, str]:
+    """Returns the heading of a group and what its classes say of it."""
+    says = [" ".join((kind.__doc__ or "").split()) for kind in kinds]
+    return name, "\n".join(dict.fromkeys(text.partition(": ")[2] or text for text in says))
+
+
+def _add(group: Any, key: str, info: Any) -> None:
+    default = (
+        "" if info.is_required() or info.default_factory else f" (default {_shown(info.default)})"
+    )
+    says = " ".join((info.description or "").split())
+    values = f" [{expected(info)}]"
+    text = f"{says}{values}{default}".replace("%", "%%")
+    group.add_argument(f"--{key}", metavar="X", help=text, default=argparse.SUPPRESS)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return NULL
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def given(parser: Parser, words: Sequence[str]) -> dict[str, Any] | None:
+    """Returns the flags that somebody gave; None after help. Raises UserError for unknown ones."""
+    words = [underscored(word) for word in words]
+    if not {"-h", "--help"}.isdisjoint(words):
+        parser.print_help(sys.stdout)
+        return None
+    words, free = _without_free_keys(words)
+    found, unknown = parser.parse_known_args(words)
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        near = nearest_key(flag.removeprefix("--")) if flag.startswith("--") else ""
+        raise UserError(f"there is no flag {flag}{near.replace('mean ', 'mean --')}")
+    return {**vars(found), **free}
+
+
+# Mappings whose keys are not known here: coefficients of algorithms, options of task families.
+_FREE = ("coefficients", "data.options")
+
+
+def _without_free_keys(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Returns the other words, and the flags of free mappings: --coefficients.clip_low 0.1.
+
+    >>> _without_free_keys(["--coefficients.beta", "0.1", "--seed", "3"])
+    (['--seed', '3'], {'coefficients': {'beta': '0.1'}})
+    """
+    rest, found, place = list[str](), dict[str, Any](), 0
+    while place < len(words):
+        word = words[place]
+        flag, equals, value = word.partition("=")
+        owner = next((k for k in _FREE if flag.startswith(f"--{k}.")), None)
+        place += 1
+        if owner is None:
+            rest.append(word)
+            continue
+        if not equals:
+            if place == len(words):
+                raise UserError(f"argument {flag}: expected one argument")
+            value, place = words[place], place + 1
+        found.setdefault(owner, {})[flag.removeprefix(f"--{owner}.")] = typed(value)
+    return rest, found
+
+
+def typed(text: str) -> Any:
+    """Returns what a text means in YAML: a number, true, a list, or the text itself."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def underscored(argument: str) -> str:
+    """Returns a flag with underscores, so that --top-k and --top_k are the same.
+
+    >>> underscored("--rollout.top-k=3")
+    '--rollout.top_k=3'
+    """
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place where the parts of a run are made: `load` reads, `begin` makes what is trained.
+
+load   settings → task, rewards, model, sampling           nothing is written
+begin  supervised start → adapters → reference → critic → learner → optimizer → resume
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.trainer.collect import Warn
+from rlkern.trainer.critic import Critic, make_critic
+from rlkern.trainer.files import publish
+from rlkern.trainer.losses import Losses
+from rlkern.trainer.models import lora
+from rlkern.trainer.models.policy import (
+    Policy,
+    load_policy,
+    make_policy,
+    recomputing,
+    train_last_layers,
+)
+from rlkern.trainer.offline.pairs import Pairs, given_pairs, kept_pairs, write
+from rlkern.trainer.offline.preferences import FromPairs, Judged, Preferences, Scored, pair_rows
+from rlkern.trainer.offline.sampled import sampled_pairs
+from rlkern.trainer.offline.supervised import Supervised, supervise
+from rlkern.trainer.online.learner import Online
+from rlkern.trainer.parts import Parts
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.progress import Progress
+from rlkern.trainer.reward.functions import load_rewards
+from rlkern.trainer.reward.model import is_scorer, load_scorer, make_scorer
+from rlkern.trainer.rollout.engines import make_engine
+from rlkern.trainer.rollout.text import encode, stop_tokens
+from rlkern.trainer.rollout.turns import sampling_of
+from rlkern.trainer.run import checkpoint
+from rlkern.trainer.settings import Settings
+from rlkern.trainer.show.report import Sample
+from rlkern.trainer.tasks.registry import make_task
+from rlkern.trainer.tasks.task import Task
+from rlkern.trainer.update import Updater
+
+REFERENCE = "reference"
+
+
+class Learner(Protocol):
+    """Takes the steps of a run; all that a resume needs is in its parts and the run directory."""
+
+    def losses(self) -> Losses:
+        """Returns the losses that an Updater steps on."""
+
+    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
+        """Returns the metrics and some samples of the next step; the run moves one step on."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns eval/* on held-out data, eval/accuracy among them."""
+
+
+# Who reads a checkpoint of what an algorithm trains.
+LOADERS: dict[str, Callable[..., Policy]] = {"policy": load_policy, "reward_model": load_scorer}
+# By (learns_from, trains) of a declaration.
+PREFERENCES: dict[tuple[str, str], type[Preferences]] = {
+    ("pairs", "policy"): FromPairs,
+    ("judged", "policy"): Judged,
+    ("pairs", "reward_model"): Scored,
+}
+WITHOUT_PAIRS: dict[str, Callable[[Parts], Learner]] = {
+    "rollouts": Online,
+    "answers": Supervised,
+}
+
+
+class Run(NamedTuple):
+    """A run that is ready for its next step."""
+
+    parts: Parts
+    learner: Learner
+    updater: Updater
+
+
+def load(settings: Settings, world: World, saved: Path | None) -> Parts:
+    """Returns the parts of a run, its model as it starts or as a checkpoint has it."""
+    task = make_task(settings)
+    rewards = load_rewards(settings, task)
+    progress = Progress(reward_kl_coef=settings.reward.kl_coef)
+    if saved is not None:
+        progress = checkpoint.read_progress(saved, settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    policy = _policy(settings, task, world, saved)
+    if settings.lora is not None and not lora.is_adapted(policy.model):
+        lora.targets(policy.model, settings.lora.targets)
+    parts = Parts(
+        settings=settings,
+        task=task,
+        rewards=rewards,
+        sampling=sampling_of(settings, task, stop_tokens(policy, task.stop)),
+        world=world,
+        policy=policy,
+        engine=make_engine(settings, policy),
+        generator=torch.Generator().manual_seed(settings.seed),
+        progress=progress,
+    )
+    _check_texts(parts)
+    return parts
+
+
+def _policy(settings: Settings, task: Task, world: World, saved: Path | None) -> Policy:
+    device, dtype = world.device, settings.dtype
+    if saved is not None:
+        policy = LOADERS[settings.declared.trains](saved, device=device, dtype=dtype)
+    else:
+        policy = make_policy(
+            settings.model, alphabet=task.alphabet, seed=settings.seed, device=device, dtype=dtype
+        )
+    train_last_layers(policy.model, settings.optimizer.train_layers)
+    return recomputing(policy) if settings.memory.gradient_checkpointing else policy
+
+
+def _check_texts(parts: Parts) -> None:
+    """Raises UserError for a held-out or early training text that the model cannot read."""
+    items, _ = parts.task.next_items(0, parts.settings.batch.prompts)
+    prompts = [item.prompt for item in items + parts.task.held_out]
+    encode(parts.policy, prompts, max_new_tokens=parts.sampling.max_new_tokens)
+    if _learner_of_pairs(parts.settings) and (given := given_pairs(parts.settings)):
+        for pair in (*given.train, *given.held_out):
+            pair_rows(parts, [pair])
+
+
+def _learner_of_pairs(settings: Settings) -> type[Preferences] | None:
+    return PREFERENCES.get((settings.declared.learns_from, settings.declared.trains))
+
+
+def begin(
+    parts: Parts,
+    run: Path,
+    saved: Path | None,
+    *,
+    say: Callable[[str], None],
+    after_step: Callable[[int, float], None],
+) -> Run:
+    """Returns the run, ready for its next step; after_step is called after each supervised one."""
+    settings = parts.settings
+    fresh = saved is None
+    if fresh and settings.sft is not None:
+        supervise(parts, settings.sft, after_step=after_step)
+    parts = dataclasses.replace(parts, policy=_trained(parts, run))
+    if parts.policy is not parts.engine.policy:
+        parts = dataclasses.replace(parts, engine=make_engine(settings, parts.policy))
+    pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
+    parts = dataclasses.replace(
+        parts,
+        reference=_reference(parts, run) if reads_reference(settings) else None,
+        critic=_critic(parts, saved) if settings.has_critic else None,
+    )
+    learner = _learner(parts, pairs)
+    updater = Updater(learner.losses(), settings, parts.world, frozen=_copies(parts))
+    found = Run(parts, learner, updater)
+    if saved is not None:
+        checkpoint.restore(saved, parts, updater)
+    return found
+
+
+def _trained(parts: Parts, run: Path) -> Policy:
+    """Returns the policy that is trained: with adapters or with a score in place of its head, if
+    the settings or the algorithm ask for it.
+
+    A base that is not found under a name, such as one made here, is kept in the run.
+    """
+    settings, policy = parts.settings, parts.policy
+    if settings.declared.trains == "reward_model":
+        return policy if is_scorer(policy) else make_scorer(policy)
+    if settings.lora is None or lora.is_adapted(policy.model):
+        return policy
+    base = lora.base_name(settings)
+    if base == lora.BESIDE and parts.world.is_main and not (run / lora.BASE).is_dir():
+        publish(run / lora.BASE, policy.save)
+    model = lora.with_adapters(policy.model, settings.lora, base=base, seed=settings.seed)
+    return dataclasses.replace(policy, model=model)
+
+
+def reads_reference(settings: Settings) -> bool:
+    """Returns whether something of a run needs the starting model."""
+    if _learner_of_pairs(settings) is FromPairs:
+        return PREFERENCE_KINDS[settings.loss.kind].reference
+    return settings.reads_reference
+
+
+def _reference(parts: Parts, run: Path) -> Policy:
+    """Returns a frozen copy of the starting policy, which the run keeps for a resume. Under adapters
+    it is the model that they are laid over, which nothing changes."""
+    folder, policy = run / REFERENCE, parts.policy
+    if lora.is_adapted(policy.model):
+        return policy.without_adapters()
+    if parts.world.is_main and not folder.is_dir():
+        publish(folder, policy.save)
+    if parts.progress.step == 0:
+        model = copy.deepcopy(policy.model).requires_grad_(False)
+        return Policy(model, policy.tokenizer, policy.device, policy.mixed)
+    found = load_policy(folder, device=policy.device, dtype=parts.settings.dtype)
+    found.model.requires_grad_(False)
+    return found
+
+
+def _copies(parts: Parts) -> list[torch.nn.Module]:
+    """Returns the models of the run that are not trained: a reference that is a copy."""
+    found = [] if parts.reference is None else [parts.reference.model]
+    return [model for model in found if model is not parts.policy.model]
+
+
+def _critic(parts: Parts, saved: Path | None) -> Critic:
+    return make_critic(parts.settings, parts.policy, saved)
+
+
+def _pairs(parts: Parts, run: Path, say: Callable[[str], None]) -> Pairs:
+    """Returns the pairs that the run keeps; they are made the first time."""
+    pairs = kept_pairs(run)
+    if pairs is None:
+        pairs = given_pairs(parts.settings)
+        if pairs is None:
+            say("sampling pairs of answers from the starting model")
+            pairs = sampled_pairs(parts)
+        if parts.world.is_main:
+            write(pairs, run)
+        parts.world.barrier()
+    say(f"{len(pairs.train)} pairs to learn from, {len(pairs.held_out)} held out")
+    return pairs
+
+
+def _learner(parts: Parts, pairs: Pairs | None) -> Learner:
+    if pairs is None:
+        return WITHOUT_PAIRS[parts.settings.declared.learns_from](parts)
+    kind = _learner_of_pairs(parts.settings)
+    assert kind is not None
+    return kind(parts, pairs)

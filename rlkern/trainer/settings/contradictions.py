@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings that contradict each other or the algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.settings.reads import Facts, facts, unread
+from rlkern.trainer.settings.schema import Settings
+
+# Advantages that compare an answer with something other than the other answers to its prompt.
+_WITHOUT_GROUP = frozenset("batch_centered gae reward remax optimal reinforce_plus_plus".split())
+# rlkern.AdaptiveKl.clip, which is not imported here: settings are read without torch.
+ADAPTIVE_CLIP = 0.2
+
+
+def check_contradictions(settings: Settings) -> None:
+    """Raises UserError for the first contradiction, with its fix."""
+    for contradiction in CONTRADICTIONS:
+        sentence = contradiction(settings, facts(settings))
+        if sentence:
+            raise UserError(sentence)
+
+
+def _one_answer(settings: Settings, run: Facts) -> str | None:
+    size = settings.rollout.group_size
+    if size > 1 or not run.samples:
+        return None
+    if run.judges:
+        return (
+            f"rollout.group_size must be at least 2 for sampled pairs, because a pair is two"
+            f" answers to one prompt, got {size}; raise it, or give a file of pairs"
+        )
+    if run.advantage not in _WITHOUT_GROUP:
+        return (
+            f"rollout.group_size must be at least 2 for algorithm {settings.algorithm}, whose"
+            f" advantages compare the answers to one prompt, got {size}"
+        )
+    if settings.groups.kind != "all":
+        return (
+            f"groups.kind {settings.groups.kind} keeps groups whose rewards differ, so"
+            f" rollout.group_size must be at least 2, got {size}; raise it, or use groups.kind all"
+        )
+    return None
+
+
+def _pieces(settings: Settings, run: Facts) -> str | None:
+    batch = settings.batch
+    if batch.micro_batches > batch.prompts:
+        return f"batch.micro_batches must be at most batch.prompts, got {batch.micro_batches}"
+    if batch.minibatches > batch.prompts // batch.micro_batches:
+        return (
+            "batch.minibatches must be at most batch.prompts / batch.micro_batches, got"
+            f" {batch.minibatches}"
+        )
+    return None
+
+
+def _one_way_of_training_less(settings: Settings, run: Facts) -> str | None:
+    layers = settings.optimizer.train_layers
+    if settings.lora is None or not layers:
+        return None
+    return (
+        f"lora.rank {settings.lora.rank} trains only adapters and optimizer.train_layers {layers}"
+        " trains weights: give one of the two"
+    )
+
+
+def _checkpointing_without_cache(settings: Settings, run: Facts) -> str | None:
+    memory = settings.memory
+    if not (memory.gradient_checkpointing and memory.share_prompts):
+        return None
+    if unread("memory.share_prompts", run):
+        return None
+    return (
+        "memory.gradient_checkpointing cannot keep the cache through which memory.share_prompts"
+        " runs each prompt once: add --memory.share_prompts false"
+    )
+
+
+def _warmup_without_end(settings: Settings, run: Facts) -> str | None:
+    if not settings.has_critic or settings.critic.warmup < settings.steps:
+        return None
+    return (
+        f"critic.warmup must be below steps ({settings.steps}), or the policy never learns, got"
+        f" {settings.critic.warmup}"
+    )
+
+
+def _rewards_and_weights(settings: Settings, run: Facts) -> str | None:
+    count, weights = len(settings.reward.functions), settings.reward.weights
+    if weights is None or (len(weights) == count and any(weights)):
+        return None
+    return (
+        f"reward.weights must hold a number for each of {count} rewards, not all 0, got"
+        f" {list(weights)}"
+    )
+
+
+def _one_reward_apart(settings: Settings, run: Facts) -> str | None:
+    functions = settings.reward.functions
+    used = sum(weight != 0 for weight in settings.reward.weights or [1.0] * len(functions))
+    if "several_rewards" not in run.declared.needs or used > 1:
+        return None
+    return (
+        f"algorithm {settings.algorithm} normalizes each reward separately, so reward.functions"
+        f" must name at least 2 that count, with a comma between, got {', '.join(functions)!r};"
+        " add one, or use grpo"
+    )
+
+
+def _steered_from_zero(settings: Settings, run: Facts) -> str | None:
+    reward, answers = settings.reward, settings.batch.prompts * settings.rollout.group_size
+    if reward.adaptive is None:
+        return None
+    if reward.kl_coef == 0:
+        return (
+            f"reward.adaptive.target {reward.adaptive.target:g} steers reward.kl_coef, which must"
+            " be above 0, got 0"
+        )
+    least = answers * ADAPTIVE_CLIP
+    if reward.adaptive.horizon < least:
+        return (
+            f"reward.adaptive.horizon must be at least {least:g} for rollouts of {answers}"
+            f" answers, got {reward.adaptive.horizon:g}"
+        )
+    return None
+
+
+def _ordered_bounds(settings: Settings, run: Facts) -> str | None:
+    bounds = settings.correction
+    low = getattr(bounds, "low", 0.0)
+    if bounds is None or low <= bounds.high:
+        return None
+    return f"correction.low must be at most correction.high {bounds.high:g}, got {low:g}"
+
+
+def _samples_of_evaluation(settings: Settings, run: Facts) -> str | None:
+    own = settings.eval
+    if not run.answers_task:
+        return None
+    if own.samples > 1 and "sampled" not in own.modes:
+        return f"eval.samples must be 1 if eval.modes is {', '.join(own.modes)}, got {own.samples}"
+    if max(own.pass_at) > own.samples:
+        return (
+            f"eval.pass_at must be from 1 to eval.samples ({own.samples}), got"
+            f" {', '.join(map(str, own.pass_at))}"
+        )
+    return None
+
+
+CONTRADICTIONS: tuple[Callable[[Settings, Facts], str | None], ...] = (
+    _one_answer,
+    _pieces,
+    _one_way_of_training_less,
+    _checkpointing_without_cache,
+    _warmup_without_end,
+    _rewards_and_weights,
+    _one_reward_apart,
+    _steered_from_zero,
+    _ordered_bounds,
+    _samples_of_evaluation,
+)

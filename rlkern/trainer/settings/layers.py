@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings as people give them: mappings laid over each other, each with the place it comes from."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.settings.group import Group
+from rlkern.trainer.settings.schema import Settings
+
+_NULLS = ("null", "none", "None", "~")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Some keys and their values.
+
+    source  where they come from, as an error message names it: a file, a stage or a flag
+    values  a mapping of keys; a group is a mapping in it, or its dotted keys, or its main key alone
+    shared  the keys are for several runs, each of which takes those that it reads
+    """
+
+    source: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    shared: bool = False
+
+
+def classes(annotation: Any) -> list[type[Group]]:
+    """Returns the groups that a field may hold, none for a plain value.
+
+    >>> [kind.__name__ for kind in classes(Settings.model_fields["groups"].annotation)]
+    ['EveryGroup', 'DynamicGroups', 'DuplicateGroups']
+    """
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, Group) else []
+    if typing.get_origin(annotation) is typing.Annotated:
+        return classes(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [kind for part in typing.get_args(annotation) for kind in classes(part)]
+    return []
+
+
+def optional(field_info: FieldInfo) -> bool:
+    """Returns whether a field may be null."""
+    return type(None) in typing.get_args(field_info.annotation)
+
+
+def leaves(group: type[Group] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yields (dotted key, field) of every key below a group; a key of two alternatives once."""
+    seen = set()
+    for name, info in group.model_fields.items():
+        below = classes(info.annotation)
+        found = [(f"{prefix}{name}", info)] if not below else []
+        for kind in below:
+            found += leaves(kind, f"{prefix}{name}.")
+        for key, leaf in found:
+            if key not in seen:
+                seen.add(key)
+                yield key, leaf
+
+
+def alternatives(path: tuple[str, ...]) -> list[type[Group]]:
+    """Returns the groups that may stand at a path, none where there is no group."""
+    kinds: list[type[Group]] = [Settings]
+    for name in path:
+        infos = [kind.model_fields[name] for kind in kinds if name in kind.model_fields]
+        kinds = [kind for info in infos[:1] for kind in classes(info.annotation)]
+    return kinds
+
+
+def normalized(layer: Layer, values: Mapping[str, Any] | None = None, path: tuple = ()) -> dict:
+    """Returns a layer's values as nested mappings: dotted keys taken apart, a plain value of a
+    group under its main key, null texts as None. Null means "not given" unless a group may be off.
+    """
+    found: dict[str, Any] = {}
+    for name, value in (layer.values if values is None else values).items():
+        if not isinstance(name, str):
+            raise UserError(f"{layer.source}: a key must be text, got {name!r}")
+        first, _, rest = name.partition(".")
+        inside = {rest: value} if rest else value
+        here = (*path, first)
+        kinds = alternatives(here)
+        if isinstance(inside, str) and inside in _NULLS:
+            inside = None
+        if kinds and not isinstance(inside, Mapping) and inside is not None:
+            if kinds[0].main is None:
+                keys = ", ".join(kinds[0].model_fields)
+                where = ".".join(here)
+                raise UserError(
+                    f"{layer.source}: {where} is a group of keys ({keys}), got {inside!r}"
+                )
+            inside = {kinds[0].main: inside}
+        if kinds and inside is not None:
+            inside = normalized(layer, inside, here)
+        if inside is None and not _may_be_off(here):
+            continue
+        found[first] = _merged(found.get(first), inside)
+    return found
+
+
+def _may_be_off(path: tuple[str, ...]) -> bool:
+    parents = alternatives(path[:-1])
+    infos = [kind.model_fields[path[-1]] for kind in parents if path[-1] in kind.model_fields]
+    return any(optional(info) and bool(classes(info.annotation)) for info in infos)
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """Returns a value laid over another one: mappings key by key, anything else as a whole."""
+    if not isinstance(under, dict) or not isinstance(over, dict):
+        return over
+    return {**under, **{name: _merged(under.get(name), value) for name, value in over.items()}}
+
+
+def laid_over(*values: dict[str, Any]) -> dict[str, Any]:
+    """Returns nested mappings as one, later ones over earlier ones.
+
+    >>> laid_over({"batch": {"epochs": 1, "prompts": 2}}, {"batch": {"epochs": 4}})
+    {'batch': {'epochs': 4, 'prompts': 2}}
+    """
+    found: dict[str, Any] = {}
+    for each in values:
+        found = _merged(found, each)
+    return found
+
+
+def dotted(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns nested values by their dotted keys; free mappings, such as coefficients, stay whole.
+
+    >>> dotted({"steps": 3, "batch": {"epochs": 1}, "coefficients": {"clip_low": 0.1}})
+    {'steps': 3, 'batch.epochs': 1, 'coefficients': {'clip_low': 0.1}}
+    """
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        here = (*path, name)
+        if isinstance(value, Mapping) and alternatives(here):
+            found.update(dotted(value, here))
+        else:
+            found[".".join(here)] = value
+    return found
+
+
+def source_of(path: tuple[str, ...], layers: list[tuple[Layer, dict[str, Any]]]) -> Layer | None:
+    """Returns the last layer that sets the value at a path, with its values nested beside it."""
+    for layer, values in reversed(layers):
+        inside: Any = values
+        for name in path:
+            inside = inside.get(name, layers) if isinstance(inside, Mapping) else layers
+        if inside is not layers:
+            return layer
+    return None

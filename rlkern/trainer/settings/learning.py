@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups of settings that say what is learned from, and by which loss.
+
+Where there are alternatives, each is a class with the keys that it alone has, so a key that does
+not apply cannot be written. `main` is the key that a group's name means by itself:
+`--groups dynamic` is `--groups.kind dynamic`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rlkern.trainer.settings.group import Group
+from rlkern.trainer.settings.types import (
+    Count,
+    NotNegative,
+    Numbers,
+    Positive,
+    PositiveShare,
+    Share,
+    Temperature,
+    Whole,
+    Words,
+)
+
+
+class Data(Group):
+    """Data: how a question of the task is put."""
+
+    shots: Whole | None = None
+    """Solved examples before each question; null takes the task's own."""
+    template: str | None = None
+    """Text that ends where the answer starts, with {question} or other fields of the family; null
+    takes the task's own."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the reasoning-gym family, by name."""
+
+
+class Batch(Group):
+    """Batch: what one step learns from."""
+
+    prompts: Count = 16
+    """Prompts of a rollout; pairs or answers of a batch of given ones."""
+    epochs: Count = 1
+    """Passes over each rollout."""
+    minibatches: Count = 1
+    """Optimizer steps in each pass."""
+    micro_batches: Count = 1
+    """Pieces that a batch is split into to save memory; the result does not depend on it."""
+
+
+class Rollout(Group):
+    """Rollout: how answers are sampled, in training and in evaluation."""
+
+    main: ClassVar[str | None] = "engine"
+    engine: Literal["model", "vllm"] = "model"
+    """model samples with the model's own KV cache, vllm with vLLM (rlkern[vllm]) in the same
+    process; evaluation stays with the model."""
+    group_size: Count = 8
+    """Answers sampled for each prompt."""
+    max_new_tokens: Whole = 0
+    """Longest answer in tokens; 0 takes the task's own."""
+    max_turns: Whole = 0
+    """Messages of the model in a task whose environment answers; 0 takes the task's own."""
+    temperature: Temperature = 1.0
+    """Sampling temperature, which the loss uses too."""
+    top_k: Whole = 0
+    """Sample among the k likeliest tokens, and let the loss count only these; 0 takes all."""
+    top_p: PositiveShare = 1.0
+    """Sample among the likeliest tokens of this total probability; 1 takes all."""
+
+
+class EveryGroup(Group):
+    """Groups: train on every group of answers."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["all"] = "all"
+    """all trains on every group, dynamic samples until the batch is full of groups whose rewards
+    differ, duplicate fills the places of the other groups with copies of these."""
+
+
+class DynamicGroups(Group):
+    """Groups: sample until the batch is full of groups whose rewards differ (DAPO)."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["dynamic"] = "dynamic"
+    rounds: Count = 10
+    """Rounds of sampling after which dynamic takes the groups it has."""
+
+
+class DuplicateGroups(Group):
+    """Groups: fill the places of groups whose rewards agree with copies of the others (DUPO)."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["duplicate"] = "duplicate"
+    by: Literal["copy", "weight"] = "copy"
+    """Whether a copy is a row of the batch or a weight; both are the same if a rollout has one
+    optimizer step."""
+
+
+class AdaptiveKl(Group):
+    """Steering of reward.kl_coef towards a target divergence."""
+
+    main: ClassVar[str | None] = "target"
+    target: Positive
+    """Divergence of an answer, in nats, that reward.kl_coef steers to."""
+    horizon: Positive = 10_000.0
+    """Answers over which reward.kl_coef moves."""
+
+
+class Reward(Group):
+    """Reward: what scores answers, and what is added to the score."""
+
+    main: ClassVar[str | None] = "functions"
+    functions: Words = ("task",)
+    """Rewards with commas, summed: task (the task's own), module:function, or a folder that holds a
+    reward model."""
+    weights: Numbers | None = None
+    """Weight of each reward; a reward of weight 0 is only logged. Null takes ones."""
+    kl_coef: NotNegative = 0.0
+    """Weight of the KL to the starting model in the reward."""
+    adaptive: AdaptiveKl | None = None
+    overlong_cache: Whole | None = None
+    """Tokens before the longest answer over which the overlong punishment grows; null is a fifth of
+    the longest answer where the algorithm punishes, 0 switches it off."""
+    degenerate_limit: Whole = 20
+    """Stop if each of the first n rollouts gives all groups equal rewards; 0 never stops."""
+
+
+class Advantage(Group):
+    """Advantage: how rewards become advantages."""
+
+    discount: Share = 1.0
+    """Discount of rewards from token to token."""
+    gae_lambda: Share = 1.0
+    """Lambda of generalized advantage estimation."""
+    whiten: bool = False
+    """Give token advantages mean 0 and variance 1."""
+    reference_samples: Count = 8
+    """Answers of the starting model to each prompt, for V*."""
+    optimal_temperature: Positive = 0.5
+    """Beta of V* = beta log mean exp(R / beta)."""
+
+
+class Critic(Group):
+    """Critic: the value function."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["head", "separate"] = "head"
+    """head is one more output of the policy, separate a model of its own."""
+    lr: Positive | None = None
+    """Learning rate of the critic; null takes optimizer.lr."""
+    warmup: Whole = 0
+    """Rollouts at the start in which only the critic learns."""
+    coef: NotNegative = 0.1
+    """Weight of the value loss."""
+    clip: NotNegative = 0.0
+    """Half-width of the value clip; 0 does not clip."""
+
+
+class TruncatedCorrection(Group):
+    """Correction of the mismatch between sampler and trainer: ratios have an upper bound."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["truncate", "sequence_truncate"] = "truncate"
+    """Kind of rlkern.rollout_correction."""
+    high: Positive = 2.0
+    """Upper bound of the ratio."""
+
+
+class MaskedCorrection(Group):
+    """Correction of the mismatch between sampler and trainer: ratios out of bounds count as 0."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["mask", "sequence_mask", "geometric_mask"]
+    low: NotNegative = 0.0
+    """Lower bound of the ratio."""
+    high: Positive = 2.0
+
+
+class Pairs(Group):
+    """Pairs: where preferences come from."""
+
+    main: ClassVar[str | None] = "source"
+    source: str = "sampled"
+    """sampled (answers of the starting model, sorted by the reward), facts (true and false
+    statements of TextArena) or a .jsonl file with prompt, chosen and rejected."""
+    items: Count = 512
+    """Training prompts that pairs are sampled for."""
+
+
+class Loss(Group):
+    """Loss: what is computed from scores, and how."""
+
+    main: ClassVar[str | None] = "path"
+    path: Literal["linear", "fused", "eager"] = "linear"
+    """linear (from hidden states, the logits never stored), fused (gradient written over the logits
+    in a single pass) or eager (PyTorch)."""
+    compare: Literal["eager"] | None = None
+    """eager also computes the eager loss on every batch and reports the difference."""
+    kind: str = "sigmoid"
+    """Kind of rlkern.preference_loss."""
+    overlong_filter: bool = False
+    """Leave answers that were cut off out of the loss."""
+
+
+Groups = Annotated[EveryGroup | DynamicGroups | DuplicateGroups, Field(discriminator="kind")]
+Correction = Annotated[TruncatedCorrection | MaskedCorrection, Field(discriminator="kind")]

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a setting, in one sentence: place, key, expected, got, and the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from rlkern.trainer.settings.group import Group
+from rlkern.trainer.settings.layers import alternatives, classes, leaves
+from rlkern.trainer.settings.types import Says
+
+_KINDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean …" with the most similar name, nothing if none is similar.
+
+    >>> nearest("adition", ["addition", "guess"]), nearest("x", ["addition"])
+    ('; did you mean addition', '')
+    """
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}" if found else ""
+
+
+def nearest_key(key: str) -> str:
+    """Returns "; did you mean …" with the key that was meant: same or similar last word first.
+
+    >>> nearest_key("group_size"), nearest_key("optimizer.lrr")
+    ('; did you mean rollout.group_size', '; did you mean optimizer.lr')
+    """
+    known = [name for name, _ in leaves()]
+    last = key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    if same:
+        return f"; did you mean {' or '.join(same)}"
+    flat = [name for name in known if name.replace(".", "_") == key]
+    if flat:
+        return f"; did you mean {flat[0]}"
+    close = nearest(key, known)
+    if close:
+        return close
+    by_last = {name.rpartition(".")[2]: name for name in known}
+    found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
+    return f"; did you mean {by_last[found[0]]}" if found else ""
+
+
+def expected(info: FieldInfo) -> str:
+    """Returns what a field takes, in words.
+
+    >>> from rlkern.trainer.settings.schema import Settings
+    >>> expected(Settings.model_fields["steps"]), expected(Settings.model_fields["device"])
+    ('a whole number, at least 1', 'one of auto, cpu, cuda')
+    """
+    for each in _metadata(info.annotation, info.metadata):
+        if isinstance(each, Says):
+            return each.expected
+    values = _literals(info.annotation)
+    if values:
+        return f"one of {', '.join(values)}" if len(values) > 1 else f"{values[0]} or null"
+    for kind, words in _KINDS.items():
+        if info.annotation is kind or kind in typing.get_args(info.annotation):
+            return words
+    return "key: value pairs"
+
+
+def _metadata(annotation: Any, own: Iterable[Any] = ()) -> Iterable[Any]:
+    yield from own
+    if typing.get_origin(annotation) is typing.Annotated:
+        yield from annotation.__metadata__
+    for part in typing.get_args(annotation):
+        if typing.get_origin(part) is typing.Annotated:
+            yield from part.__metadata__
+
+
+def _literals(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return [str(value) for value in typing.get_args(annotation)]
+    return [value for part in typing.get_args(annotation) for value in _literals(part)]
+
+
+def path_of(error: Mapping[str, Any], root: type[Group]) -> tuple[str, ...]:
+    """Returns the keys that lead to an error; the names of alternatives and of list places, which
+    pydantic puts between them, are left out."""
+    path: list[str] = []
+    kinds: list[type[Group]] = [root]
+    for place in error["loc"]:
+        known = [kind for kind in kinds if place in kind.model_fields]
+        if known:
+            kinds = classes(known[0].model_fields[str(place)].annotation)
+            path.append(str(place))
+        elif error["type"] == "extra_forbidden" and place == error["loc"][-1]:
+            path.append(str(place))
+    return tuple(path)
+
+
+def first_problem(found: ValidationError, root: type[Group]) -> tuple[tuple[str, ...], str]:
+    """Returns (path, sentence without its place) of the first thing that is wrong."""
+    error: Any = found.errors(include_url=False)[0]
+    path = path_of(error, root)
+    key, value = ".".join(path), error["input"]
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return path, _unknown(path, key)
+    if kind == "union_tag_invalid":
+        tags = error["ctx"]["expected_tags"].replace("'", "")
+        return path, f"{key}.kind must be one of {tags}, got {error['ctx']['tag']!r}"
+    infos = [each.model_fields[path[-1]] for each in alternatives(path[:-1])
+             if path[-1] in each.model_fields]  # fmt: skip
+    if kind == "missing":
+        return path, f"{key} must be given with the other keys of {'.'.join(path[:-1])}"
+    wanted = expected(infos[0]) if infos else error["msg"]
+    if isinstance(value, str):
+        wanted += nearest(value, _literals(infos[0].annotation)) if infos else ""
+    return path, f"{key} must be {wanted}, got {value!r}"
+
+
+def _unknown(path: tuple[str, ...], key: str) -> str:
+    """Returns the sentence for a key that does not exist, or not for the alternative chosen."""
+    own = [kind for kind in alternatives(path[:-1]) if path[-1] in kind.model_fields]
+    group = ".".join(path[:-1])
+    if own:
+        kinds = [value for each in own for value in _literals(each.model_fields["kind"].annotation)]
+        return f"{key} is read only with {group}.kind {' or '.join(kinds)}"
+    return f"there is no key {key!r}{nearest_key(key)}"

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what people give to one immutable object: the only place where settings are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlkern.algorithms import Declaration, declarations
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.settings.contradictions import check_contradictions
+from rlkern.trainer.settings.layers import Layer, dotted, laid_over, normalized, source_of
+from rlkern.trainer.settings.message import first_problem, nearest
+from rlkern.trainer.settings.reads import Facts, facts, unread
+from rlkern.trainer.settings.running import Sft
+from rlkern.trainer.settings.schema import Settings
+
+# Keys that may change when a run is resumed: none of them alters what an earlier step computed.
+RESUMABLE = frozenset(
+    "name output.dir output.sample_every output.save_every output.keep_checkpoints loss.compare"
+    " max_seconds reward.degenerate_limit".split()
+)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings, and the keys of shared layers that this run does not read, by their sources."""
+
+    settings: Settings
+    left: frozenset[tuple[str, str]] = frozenset()
+
+
+def resolve(*layers: Layer) -> Settings:
+    """Returns the settings of layers, later ones over earlier ones, those over the algorithm's own,
+    and these over the defaults.
+
+    Raises UserError, with source, key, what is expected and what was given, for a key or value that
+    does not exist, for a key that nothing of the run reads, and for a contradiction.
+
+    >>> resolve(Layer("x.yaml", {"algorithm": "ppo", "batch": {"prompts": 4}})).batch.epochs
+    4
+    """
+    found = resolved(*layers)
+    if found.left:
+        source, key = min(found.left)
+        raise UserError(f"{source}: {key} is not read by {found.settings.algorithm}")
+    return found.settings
+
+
+def resolved(*layers: Layer) -> Resolved:
+    """Returns the same as resolve; shared keys that are not read are left out and reported."""
+    given = [(layer, normalized(layer)) for layer in layers]
+    merged = laid_over(*(values for _, values in given))
+    declared = _declared(merged, given)
+    own = _own(declared, merged)
+    everything = laid_over(own, merged)
+    run = Facts(
+        declared,
+        str(everything.get("task", Settings.model_fields["task"].default)),
+        str(_at(everything, "pairs.source") or Settings().pairs.source),
+        everything.get("sft") is not None,
+    )
+    left = set()
+    for key in dotted(merged):
+        what = unread(key, run)
+        if what is None:
+            continue
+        path = tuple(key.split("."))
+        layer = source_of(path, given)
+        assert layer is not None  # the key is in one of them
+        if not layer.shared:
+            raise UserError(
+                f"{layer.source}: {key} is read by runs that {what}, which algorithm"
+                f" {declared.name} does not; choose one that does (rlkern algorithms), or leave"
+                f" {key} out"
+            )
+        left.add((layer.source, key))
+        _remove(everything, path)
+    try:
+        settings = Settings.model_validate(everything)
+    except ValidationError as error:
+        path, sentence = first_problem(error, Settings)
+        raise UserError(_placed(sentence, path, given)) from None
+    check_contradictions(settings)
+    return Resolved(settings, frozenset(left))
+
+
+def _placed(sentence: str, path: tuple[str, ...], given: list[tuple[Layer, dict]]) -> str:
+    layer = source_of(path, given)
+    return f"{layer.source}: {sentence}" if layer is not None and layer.source else sentence
+
+
+def _declared(merged: dict[str, Any], given: list[tuple[Layer, dict]]) -> Declaration:
+    name, known = (
+        merged.get("algorithm", Settings.model_fields["algorithm"].default),
+        declarations(),
+    )
+    if not isinstance(name, str) or name not in known:
+        sentence = (
+            f"there is no algorithm {name!r}{nearest(str(name), known)} (rlkern algorithms lists"
+            f" {len(known)})"
+        )
+        raise UserError(_placed(sentence, ("algorithm",), given))
+    return known[name]
+
+
+def _own(declared: Declaration, merged: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the algorithm and the model say themselves."""
+    coefficients: dict[str, Any] = dict(declared.defaults)
+    own: dict[str, Any] = {**declared.settings, "coefficients": coefficients}
+    if "kind" not in merged.get("groups", {}):
+        own["groups.kind"] = declared.sampling
+    if correction := merged.get("correction"):
+        own["correction.kind"] = "mask" if "low" in correction else "truncate"
+    if merged.get("model", "tiny") == "tiny":
+        # Random weights have to learn from examples first.
+        own["optimizer.lr"] = 5e-4
+        if "sft" not in merged:
+            own["sft.steps"] = Sft().steps
+    return normalized(Layer("the algorithm", own))
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
+    found: Any = values
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def _remove(values: dict[str, Any], path: tuple[str, ...]) -> None:
+    for name in path[:-1]:
+        values = values[name]
+    values.pop(path[-1], None)
+
+
+def of(**values: Any) -> Settings:
+    """Returns the settings of keyword arguments, groups being mappings.
+
+    >>> of(algorithm="grpo", optimizer={"lr": 1e-4}).optimizer.lr
+    0.0001
+    """
+    return resolve(Layer("", values))
+
+
+def changed(settings: Settings, **values: Any) -> Settings:
+    """Returns the settings with other values, checked again."""
+    return resolve(Layer("", dump(settings)), Layer("", values))
+
+
+def dump(settings: Settings) -> dict[str, Any]:
+    """Returns every key that the run reads, as nested mappings of plain values."""
+    values, run = settings.model_dump(mode="json"), facts(settings)
+    for key in dotted(values):
+        if unread(key, run) is not None:
+            _remove(values, tuple(key.split(".")))
+    return {name: value for name, value in values.items() if value != {}}
+
+
+def differing(settings: Settings, other: Settings) -> tuple[str, Any, Any] | None:
+    """Returns (key, value, other value) of the first key that a resumed run may not change and that
+    differs, or None."""
+    free = RESUMABLE | ({"steps"} if settings.optimizer.decay is None else set())
+    mine, others = (dotted(dump(each)) for each in (settings, other))
+    for key in dict.fromkeys((*mine, *others)):
+        if key not in free and mine.get(key) != others.get(key):
+            return key, mine.get(key), others.get(key)
+    return None
+
+
+def check_name(name: Any) -> None:
+    """Raises UserError if the name of a run is not that of a folder."""
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"name must be a folder name without slashes, got {name!r}")

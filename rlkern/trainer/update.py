@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimizer step: micro-batches through the model and the losses, then clip and AdamW."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlkern.trainer.losses import Found, Losses
+from rlkern.trainer.optimizer import make_optimizer
+from rlkern.trainer.processes import parallel
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.rows import Rows, pieces
+from rlkern.trainer.settings import Settings
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step did; `skipped` if a loss or gradient was not finite.
+
+    metrics are the vectors of the pieces, none while the policy waits for its critic; value_metrics
+    is their sum, None without a critic.
+    """
+
+    loss: float
+    grad_norm: float
+    metrics: list[Tensor]
+    value_loss: float
+    value_metrics: Tensor | None
+    skipped: bool
+    loss_seconds: float
+    step_seconds: float
+    differences: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Sums:
+    """What the micro-batches of a step add up to."""
+
+    loss: Tensor
+    value_loss: Tensor
+    metrics: list[Tensor] = field(default_factory=list)
+    value_metrics: list[Tensor] = field(default_factory=list)
+    differences: dict[str, float] = field(default_factory=dict)
+
+    def add(self, found: Found) -> None:
+        """Adds the losses of one piece."""
+        for key, difference in found.differences.items():
+            self.differences[key] = max(difference, self.differences.get(key, 0.0))
+        if found.policy is not None:
+            self.loss = self.loss + found.policy.loss.detach().double()
+            self.metrics.append(found.policy.metrics)
+        if found.critic is not None:
+            self.value_loss = self.value_loss + found.critic.loss.detach().double()
+            self.value_metrics.append(found.critic.metrics)
+
+
+class Updater:
+    """Takes optimizer steps on losses that all processes compute together.
+
+    losses are spread over the processes here, by DDP or FSDP2, and so are `frozen`, models that are
+    not trained.
+    """
+
+    def __init__(
+        self, losses: Losses, settings: Settings, world: World, *, frozen: Iterable[Any] = ()
+    ) -> None:
+        self._settings, self._world = settings, world
+        # A critic that warms up leaves the policy without gradients.
+        waits = losses.critic is not None and settings.critic.warmup > 0
+        self.losses = parallel.spread(losses, world, settings.parallel, some_unused=waits)
+        self._modules = [self.losses, *frozen]
+        if parallel.is_sharded(losses):
+            for model in frozen:
+                parallel.sharded(model, world)
+        # Sharding replaces parameters, so the optimizer is made after it.
+        self.optimizer = make_optimizer(losses, settings)
+
+    def gathered(self) -> contextlib.AbstractContextManager:
+        """Returns the context in which each process may sample and score as it likes."""
+        stack = contextlib.ExitStack()
+        for module in self._modules:
+            stack.enter_context(parallel.gathered(module))
+        return stack
+
+    def step(
+        self, rows: Rows, rates: Mapping[str, float], *, train_policy: bool = True
+    ) -> StepResult:
+        """Returns what one step did at each part's share of its peak learning rate; the weights
+        stay as they are if loss or gradient is not finite."""
+        started = time.perf_counter()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = self.accumulate(rows, train_policy=train_policy)
+        loss, value_loss = sums.loss.item(), sums.value_loss.item()
+        scored = time.perf_counter()
+        norm = clip(self.optimizer, self._settings.optimizer.max_grad_norm or math.inf)
+        finite = all(math.isfinite(x) for x in (loss, value_loss, norm))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * rates[group["part"]]
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        done = time.perf_counter()
+        return StepResult(
+            loss,
+            norm,
+            sums.metrics,
+            value_loss,
+            torch.stack(sums.value_metrics).sum(0) if sums.value_metrics else None,
+            not finite,
+            scored - started,
+            done - scored,
+            sums.differences,
+        )
+
+    def accumulate(self, rows: Rows, *, train_policy: bool = True) -> Sums:
+        """Adds the gradients of this process's share of the rows to the weights; returns the sums
+        of all processes.
+
+        The weights hold the counts of the whole batch, so the sum does not depend on the split.
+        """
+        own = shares(rows.prompts, self._world, self._settings.batch.micro_batches)
+        zero = torch.zeros((), dtype=torch.float64, device=rows.token.device)
+        sums = Sums(zero, zero)
+        for number, (begin, end) in enumerate(own, 1):
+            with parallel.accumulating(self.losses, last=number == len(own)):
+                found: Found = self.losses(rows.piece(begin, max(end, 1)), train_policy)
+                outputs = [x.loss for x in (found.policy, found.critic) if x is not None]
+                if begin == end:
+                    torch.stack([0.0 * loss for loss in outputs]).sum().backward()
+                    continue
+                sums.add(found)
+                total = zero.float()
+                if found.policy is not None:
+                    total = total + found.policy.loss
+                if found.critic is not None:
+                    total = total + self._settings.critic.coef * found.critic.loss
+                total.backward()
+        return of_all(sums, self._world)
+
+
+def shares(prompts: int, world: World, count: int) -> list[tuple[int, int]]:
+    """Returns the prompt ranges of this process's micro-batches: as many as every other one has,
+    since they add up gradients together. What it has too few prompts for is (0, 0).
+
+    >>> [shares(3, World(rank, 2), 4) for rank in range(2)]
+    [[(0, 1), (0, 0)], [(1, 2), (2, 3)]]
+    """
+    first, last = world.share(prompts)
+    own = [(first + a, first + b) for a, b in pieces(last - first, count)]
+    return own + [(0, 0)] * (min(count, -(-prompts // world.size)) - len(own))
+
+
+def of_all(sums: Sums, world: World) -> Sums:
+    """Returns the sums over the processes of a run."""
+    found = world.gather(sums)
+    return Sums(
+        torch.stack([one.loss for one in found]).sum(),
+        torch.stack([one.value_loss for one in found]).sum(),
+        [x for one in found for x in one.metrics],
+        [x for one in found for x in one.value_metrics],
+        {key: max(one.differences.get(key, 0.0) for one in found) for key in sums.differences},
+    )
+
+
+def clip(optimizer: torch.optim.Optimizer, limit: float) -> float:
+    """Returns the norm of the policy's gradient after scaling each part's down to the limit."""
+    norms: dict[str, float] = {}
+    for part in dict.fromkeys(group["part"] for group in optimizer.param_groups):
+        groups = [group for group in optimizer.param_groups if group["part"] == part]
+        weights = [p for group in groups for p in group["params"] if p.grad is not None]
+        found = torch.nn.utils.clip_grad_norm_(weights, limit)
+        norms[part] = float(getattr(found, "full_tensor", lambda found=found: found)())
+    return norms["policy"] if all(map(math.isfinite, norms.values())) else math.nan
