@@ -12,10 +12,10 @@ import pytest
 
 import rlkern
 from rlkern.algorithms import registry
-from rlkern.reference.gates import GATES
-from rlkern.reference.group_advantage import KINDS
-from rlkern.reference.kl import KL_ESTIMATORS
-from rlkern.reference.levels import LEVELS
+from rlkern.backends.eager.gates import GATES
+from rlkern.backends.eager.group_advantage import KINDS
+from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.backends.eager.levels import LEVELS
 from rlkern.trainer import settings
 from rlkern.trainer.config import Config
 from rlkern.trainer.online.advantages import TABLE

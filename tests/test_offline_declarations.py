@@ -11,7 +11,7 @@ import torch
 
 import rlkern
 from rlkern.algorithms import registry
-from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 
 KNOWN = rlkern.offline_algorithms()
 EVERY = pytest.mark.parametrize("name", KNOWN)

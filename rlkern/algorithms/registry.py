@@ -22,13 +22,13 @@ class Algorithm:
 
     name          as users type it
     paper         citation with equation number
-    gate          the surrogate, a key of rlkern.reference.gates.GATES
+    gate          the surrogate, a key of rlkern.backends.eager.gates.GATES
     gate_coef     names of the coefficients the gate takes, in order
-    level         whose ratio the gate sees, a key of rlkern.reference.levels.LEVELS
+    level         whose ratio the gate sees, a key of rlkern.backends.eager.levels.LEVELS
     advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
                   "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po)
     aggregation   a mode of rlkern.aggregate.token_weight
-    kl_estimator  a key of rlkern.reference.kl.KL_ESTIMATORS
+    kl_estimator  a key of rlkern.backends.eager.kl.KL_ESTIMATORS
     defaults      value of every coefficient
     settings      the paper's values of what a trainer sets (epochs, gae_lambda, …), by the keys of
                   rlkern.trainer.Config

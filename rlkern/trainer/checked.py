@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlkern.objective import make_objective
+from rlkern.ops._objective import make_objective
 from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import check_model_name, resolve_device

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import rlkern
-from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.offline.pairs import check_source

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern import LossOutput
-from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.config import Config
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.offline.reward_model import scores
