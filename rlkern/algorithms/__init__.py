@@ -3,6 +3,7 @@
 
 from rlkern.algorithms.registry import (
     Algorithm,
+    BaseAlgorithm,
     OfflineAlgorithm,
     algorithm,
     algorithms,
@@ -12,4 +13,11 @@ from rlkern.algorithms.registry import (
 
 scan(__name__, __path__)
 
-__all__ = ["Algorithm", "OfflineAlgorithm", "algorithm", "algorithms", "offline_algorithms"]
+__all__ = [
+    "Algorithm",
+    "BaseAlgorithm",
+    "OfflineAlgorithm",
+    "algorithm",
+    "algorithms",
+    "offline_algorithms",
+]
