@@ -245,10 +245,9 @@ def extensions():
 setup(
     packages=[
         *find_packages(include=["rlkern", "rlkern.*"]),
-        "rlkern.kernels",
-        *(f"rlkern.kernels.{name}" for name in find_packages("kernels")),
+        *(f"rlkern.backends.{name}" for name in find_packages("kernels")),
     ],
-    package_dir={"rlkern.kernels": "kernels"},
+    package_dir={"rlkern.backends.triton": "kernels/triton"},
     package_data={"": ["py.typed", "*.json"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": NinjaBuild},

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from rlkern.reference.token_objective import Objective, Rows, token_loss
+from rlkern.backends.eager.token_objective import Objective, Rows, token_loss
 
 GRPO = Objective("ppo_clip", "token", "k3", (0.2, 0.2, 0.0, 0.0), 0.04, 0.0)
 GSPO = Objective("ppo_clip", "sequence", "k3", (3e-4, 4e-4, 0.0, 0.0), 0.04, 0.0)

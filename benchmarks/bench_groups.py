@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern import sampling
-from rlkern.reference.group_advantage import group_advantage, group_segments
+from rlkern.backends.eager.group_advantage import group_advantage, group_segments
 
 SMOKE = "RLKERN_BENCH_SMOKE" in os.environ  # few rewards, nothing compiled: only whether it runs
 N = 1024 if SMOKE else 65536

@@ -6,7 +6,7 @@ import torch
 
 import rlkern
 from benchmarks.baselines import python_loop_gae
-from rlkern import reference
+from rlkern.backends import eager as reference
 
 SHAPES = {
     "1x1": (1, 1),

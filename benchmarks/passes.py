@@ -18,10 +18,10 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from rlkern import kernels  # noqa: E402
-from rlkern.kernels._rows import launch_shape  # noqa: E402
-from rlkern.reference.token_logprob import Softmax, Statistics, Upstream  # noqa: E402
-from rlkern.reference.token_objective import Objective, Rows  # noqa: E402
+from rlkern.backends import triton as kernels  # noqa: E402
+from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream  # noqa: E402
+from rlkern.backends.eager.token_objective import Objective, Rows  # noqa: E402
+from rlkern.backends.triton._rows import launch_shape  # noqa: E402
 from rlkern.testing.traffic import traffic  # noqa: E402
 
 N, K, LONG, SHORT = 3, 64, 151936, 4096

@@ -17,7 +17,7 @@ std::vector<std::string> isa_names() {
 
 PYBIND11_MODULE(_C, m) {
   using namespace rlkern;
-  m.doc() = "Native CPU kernels of rlkern; called by rlkern.native.";
+  m.doc() = "Native CPU kernels of rlkern; called by rlkern.backends.cpu.";
   m.def("isa_names", isa_names, "Instruction sets this machine can run, best first.");
   m.def("isa_chosen", [] { return std::string(chosen_isa().name); });
   for (const Definition define : definitions()) define(m);

@@ -4,40 +4,42 @@
 from rlkern import advantage, aggregate, sampling
 from rlkern.algorithms import Algorithm, OfflineAlgorithm, algorithms, offline_algorithms
 from rlkern.backends import BackendUnavailable, backend_name, explain, use_backend
-from rlkern.controllers import AdaptiveKl, FixedKl
-from rlkern.correction import (
-    batch_normalized,
-    off_policy_sequence_mask,
-    rollout_correction,
-    rollout_rejection,
-)
-from rlkern.fused_head import fused_head
-from rlkern.linear import Lora, linear_policy_loss, linear_token_logprob
-from rlkern.metrics import merge_metrics, metrics_dict
-from rlkern.objective import LossOutput, policy_loss, token_objective
-from rlkern.ops import TokenLogprob, group_advantage, reverse_scan, token_logprob
-from rlkern.preference import (
-    kto_loss,
-    mean_sequence_logprob,
-    mismatched_kl,
-    preference_loss,
+from rlkern.integrations.fused_head import fused_head
+from rlkern.ops._linear_arguments import Lora
+from rlkern.ops._loss_output import LossOutput
+from rlkern.ops.adaptive_kl import AdaptiveKl, FixedKl
+from rlkern.ops.batch_normalized import batch_normalized
+from rlkern.ops.discounted_return import discounted_return
+from rlkern.ops.gae import Gae, gae
+from rlkern.ops.group_advantage import group_advantage
+from rlkern.ops.kto_loss import kto_loss
+from rlkern.ops.lambda_return import lambda_return
+from rlkern.ops.length_adaptive_lambda import length_adaptive_lambda
+from rlkern.ops.linear_policy_loss import linear_policy_loss
+from rlkern.ops.linear_token_logprob import linear_token_logprob
+from rlkern.ops.metrics_dict import (
+    merge_metrics,
+    metrics_dict,
     preference_metrics_dict,
-    reward_model_loss,
-    sequence_logprob,
+    value_metrics_dict,
 )
-from rlkern.returns import (
-    Gae,
-    Vtrace,
-    discounted_return,
-    gae,
-    lambda_return,
-    length_adaptive_lambda,
-    n_step_return,
-    retrace,
-    reward_to_go,
-    vtrace,
-)
-from rlkern.value import TdLossOutput, td_loss, value_loss, value_metrics_dict
+from rlkern.ops.mismatched_kl import mismatched_kl
+from rlkern.ops.n_step_return import n_step_return
+from rlkern.ops.off_policy_sequence_mask import off_policy_sequence_mask
+from rlkern.ops.policy_loss import policy_loss
+from rlkern.ops.preference_loss import preference_loss
+from rlkern.ops.retrace import retrace
+from rlkern.ops.reverse_scan import reverse_scan
+from rlkern.ops.reward_model_loss import reward_model_loss
+from rlkern.ops.reward_to_go import reward_to_go
+from rlkern.ops.rollout_correction import rollout_correction
+from rlkern.ops.rollout_rejection import rollout_rejection
+from rlkern.ops.sequence_logprob import mean_sequence_logprob, sequence_logprob
+from rlkern.ops.td_loss import TdLossOutput, td_loss
+from rlkern.ops.token_logprob import TokenLogprob, token_logprob
+from rlkern.ops.token_objective import token_objective
+from rlkern.ops.value_loss import value_loss
+from rlkern.ops.vtrace import Vtrace, vtrace
 
 __version__ = "0.1.0.dev0"
 

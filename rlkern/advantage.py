@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rlkern.aggregate import masked_mean, whiten
-from rlkern.ops import check, group_advantage
+from rlkern.ops import _check as check
+from rlkern.ops.group_advantage import group_advantage
 from rlkern.sampling import mixed_groups
 
 _FLOATS = (torch.float32, torch.float64)

@@ -8,11 +8,11 @@ window or all ranks) is in the weight before any kernel runs. No loss divides by
 import torch
 from torch import Tensor
 
-from rlkern.ops import check
-from rlkern.ops.rows import sequence_bounds
-from rlkern.reference.levels import Sequences
-from rlkern.reference.whiten import EPS
-from rlkern.reference.whiten import whiten as definition
+from rlkern.backends.eager.levels import Sequences
+from rlkern.backends.eager.whiten import EPS
+from rlkern.backends.eager.whiten import whiten as definition
+from rlkern.ops import _check as check
+from rlkern.ops._rows import sequence_bounds
 
 MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum")
 

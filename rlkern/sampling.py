@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rlkern.aggregate import token_weight
-from rlkern.ops import check, group_segments
-from rlkern.reference.group_advantage import group_index
+from rlkern.backends.eager.group_advantage import group_index
+from rlkern.ops import _check as check
+from rlkern.ops.group_advantage import group_segments
 
 
 class _Groups(NamedTuple):

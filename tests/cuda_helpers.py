@@ -2,7 +2,7 @@
 """What the tests of the cuda backend share."""
 
 from rlkern.backends import _load, _resolve
-from rlkern.cuda.library import load_library
+from rlkern.backends.cuda.library import load_library
 
 
 def forget() -> None:

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from rlkern.reference.gates import GATES
-from rlkern.reference.kl import KL_ESTIMATORS
-from rlkern.reference.levels import LEVELS
-from rlkern.reference.token_objective import Objective, Rows
+from rlkern.backends.eager.gates import GATES
+from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.backends.eager.levels import LEVELS
+from rlkern.backends.eager.token_objective import Objective, Rows
 
 # Numbers of a size that each gate is used with: clip_low, clip_high, cap, or τ, β, k and λ.
 LOW, HIGH = 0.2, 0.28

@@ -11,8 +11,8 @@ import torch
 
 import rlkern
 from rlkern.backends import _load
-from rlkern.reference.gates import GATES
-from rlkern.reference.levels import LEVELS
+from rlkern.backends.eager.gates import GATES
+from rlkern.backends.eager.levels import LEVELS
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
 LENGTHS = (4, 1, 6, 3, 2, 5)

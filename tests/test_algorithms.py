@@ -8,8 +8,8 @@ import torch
 
 import rlkern
 from rlkern.backends import _load
-from rlkern.reference.gates import GATES
-from rlkern.reference.levels import LEVELS, Sequences
+from rlkern.backends.eager.gates import GATES
+from rlkern.backends.eager.levels import LEVELS, Sequences
 from rlkern.testing.cases import Batch, Case, make_batch
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]

@@ -18,27 +18,14 @@ import rlkern
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = set(".py .cpp .h .cu .cuh .toml .yaml .yml .md .txt .in .json .jsonl".split())
 
-# A module imports from its own layer and those before it.
+# A module imports from its own layer and those before it. A longer name goes before a shorter one.
 LAYERS = (
-    {"memory"},
-    {"reference", "native", "kernels", "cuda", "_C"},
+    {"_C", "algorithms", "backends.memory"},
+    {"backends.eager"},
+    {"backends.cpu", "backends.cuda", "backends.triton"},
     {"backends"},
-    {"ops"},
-    {
-        "aggregate",
-        "advantage",
-        "algorithms",
-        "controllers",
-        "correction",
-        "fused_head",
-        "linear",
-        "metrics",
-        "objective",
-        "preference",
-        "returns",
-        "sampling",
-        "value",
-    },
+    {"aggregate", "ops"},
+    {"advantage", "integrations.fused_head", "sampling"},
     {"testing"},
     {"trainer", "integrations", "control"},
     {"compare"},
@@ -59,11 +46,24 @@ def files() -> list[Path]:
 def layer_of(module: str) -> int | None:
     """Returns the layer of a dotted module name, None for the package itself or anything else.
 
-    >>> layer_of("rlkern.ops.check") == LAYER["ops"], layer_of("rlkern"), layer_of("torch")
+    >>> layer_of("rlkern.ops._check") == LAYER["ops"], layer_of("rlkern"), layer_of("torch")
     (True, None, None)
+    >>> layer_of("rlkern.backends.eager.kl") == LAYER["backends.eager"]
+    True
     """
-    parts = module.split(".")
-    return LAYER.get(parts[1]) if parts[0] == "rlkern" and len(parts) > 1 else None
+    package, *parts = module.split(".")
+    names = [".".join(parts[:n]) for n in (2, 1)]
+    return next((LAYER[n] for n in names if n in LAYER), None) if package == "rlkern" else None
+
+
+def module_of(path: Path) -> str:
+    """Returns the dotted name that a file is imported by.
+
+    >>> module_of(Path("kernels/triton/gae.py"))
+    'rlkern.backends.triton.gae'
+    """
+    name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    return re.sub(r"^kernels(?=\.|$)", "rlkern.backends", name)
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -76,8 +76,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def against_the_arrows(path: Path, text: str) -> list[str]:
-    name = ("rlkern.kernels",) if path.parts[0] == "kernels" else path.with_suffix("").parts
-    own = layer_of(".".join(name))
+    own = layer_of(module_of(path))
     if own is None:
         return []
     up = [m for m in imported(ast.parse(text)) if (layer_of(m) or 0) > own]
@@ -195,19 +194,19 @@ def outside(*places: str) -> Callable[[Path], bool]:
 
 
 SIGNED = {".py", ".cpp", ".h", ".cu", ".cuh", ".toml"}
-KERNEL_TWINS = ("kernels/", "rlkern/reference/", "rlkern/ops/", "rlkern/native/")
+KERNEL_TWINS = ("kernels/", "rlkern/backends/", "rlkern/ops/")
 MAY_ASK_DEVICE = (
-    "rlkern/backends.py",
+    "rlkern/backends/__init__.py",
     "rlkern/trainer/",
     "rlkern/doctor.py",
     "benchmarks/",
-    "rlkern/memory.py",
+    "rlkern/backends/memory.py",
 )
 LONG_LIST = ", ".join("abcdefghi")
 
 RULES = {
     "arrows": Rule(against_the_arrows, library, "rlkern/ops/x.py", "import rlkern.trainer.loop\n"),
-    "front door": Rule(against_the_arrows, library, "kernels/x.py", "import rlkern\n"),
+    "front door": Rule(against_the_arrows, library, "kernels/triton/x.py", "import rlkern\n"),
     "places": Rule(
         unknown_parts, lambda p: library(p) and p.parts[0] == "rlkern", "rlkern/misc/x.py", ""
     ),

@@ -6,7 +6,7 @@ import torch
 
 import rlkern
 from rlkern.backends import ORDER, _load
-from rlkern.reference.kl import KL_ESTIMATORS
+from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.testing.cases import CASES
 from rlkern.testing.conformance import RUNS, applicable, compare, row
 

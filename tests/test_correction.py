@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import rlkern
-from rlkern import correction as module
+from rlkern.ops.rollout_correction import CORRECTIONS
+from rlkern.ops.rollout_rejection import DIVERGENCES
 from rlkern.testing.cases import Case, make_batch
 
 NAN = math.nan
-KINDS = tuple(module.CORRECTIONS)
+KINDS = tuple(CORRECTIONS)
 # Ratios w of two answers, the second one token shorter; S = 2 and 1/8, s = 2^(1/3) and 8^(-1/2).
 W = torch.tensor([[4.0, 1.0, 0.5], [0.25, 0.5, NAN]], dtype=torch.float64)
 MASK = ~W.isnan()
@@ -79,7 +80,7 @@ def within(values, over, low, high):
     return inside if over == "token" else [all(inside)] * len(values)
 
 
-@pytest.mark.parametrize("estimator", module.DIVERGENCES)
+@pytest.mark.parametrize("estimator", DIVERGENCES)
 @pytest.mark.parametrize("over", ("token", "sum", "mean", "max"))
 def test_rejection_keeps_what_lies_within_the_bounds(over, estimator):
     kept = set()
@@ -115,9 +116,9 @@ def test_bad_answers_left_behind_are_masked_and_good_ones_stay():
 
 def test_a_normalized_correction_has_mean_one_over_the_counted_tokens():
     correction = torch.tensor([[1.0, 3.0, NAN]])
-    got = module.batch_normalized(correction, torch.tensor([[True, True, False]]))
+    got = rlkern.batch_normalized(correction, torch.tensor([[True, True, False]]))
     assert got.tolist() == [[0.5, 1.5, 0.0]]
-    nothing = module.batch_normalized(correction, torch.zeros(1, 3, dtype=torch.bool))
+    nothing = rlkern.batch_normalized(correction, torch.zeros(1, 3, dtype=torch.bool))
     assert nothing.tolist() == [[0.0, 0.0, 0.0]]
 
 

@@ -14,10 +14,9 @@ import torch
 from cuda_helpers import forget
 
 import rlkern
-from rlkern import cuda
-from rlkern.backends import BackendUnavailable
-from rlkern.cuda.library import rows_call
-from rlkern.reference.token_logprob import Softmax
+from rlkern.backends import BackendUnavailable, cuda
+from rlkern.backends.cuda.library import rows_call
+from rlkern.backends.eager.token_logprob import Softmax
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = {

@@ -16,10 +16,10 @@ from batch_helpers import loss_and_gradient, same_bits, scores_and_gradient
 from cuda_helpers import forget
 
 import rlkern
-from rlkern import cuda, reference
-from rlkern.backends import BackendUnavailable
-from rlkern.cuda.library import c_int64, load_library
-from rlkern.reference.token_logprob import Softmax, Upstream
+from rlkern.backends import BackendUnavailable, cuda
+from rlkern.backends import eager as reference
+from rlkern.backends.cuda.library import c_int64, load_library
+from rlkern.backends.eager.token_logprob import Softmax, Upstream
 from rlkern.testing.cases import CASES, make_batch
 from rlkern.testing.conformance import applicable, compare, row
 

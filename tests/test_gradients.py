@@ -8,9 +8,9 @@ from objective_helpers import STOPPED
 import rlkern
 from rlkern.aggregate import token_weight
 from rlkern.backends import _load
-from rlkern.objective import make_objective
-from rlkern.reference.kl import KL_ESTIMATORS
-from rlkern.reference.token_objective import Rows, token_loss
+from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.backends.eager.token_objective import Rows, token_loss
+from rlkern.ops._objective import make_objective
 from rlkern.testing.cases import Case, make_batch
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]

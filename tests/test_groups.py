@@ -12,8 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
 from rlkern.backends import _load
+from rlkern.backends.eager.group_advantage import KINDS, group_index
 from rlkern.ops.group_advantage import group_segments
-from rlkern.reference.group_advantage import KINDS, group_index
 
 AVAILABLE = [name for name in ("eager", "cpu", "triton") if _load(name)[1] is None]
 EXACT = [name for name in AVAILABLE if name != "triton"]  # those that take float64

@@ -22,10 +22,10 @@ from objective_helpers import (
 )
 
 from rlkern.backends import _load
-from rlkern.reference.gates import GATES
-from rlkern.reference.kl import KL_ESTIMATORS
-from rlkern.reference.levels import LEVELS
-from rlkern.reference.token_objective import (
+from rlkern.backends.eager.gates import GATES
+from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.backends.eager.levels import LEVELS
+from rlkern.backends.eager.token_objective import (
     METRICS,
     SUMMED_METRICS,
     Objective,

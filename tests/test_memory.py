@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from rlkern import memory
-from rlkern.backends import _load
+from rlkern.backends import _load, memory
 
 pytestmark = pytest.mark.skipif(_load("cpu")[1] is not None, reason="no C++ extension")
 N, V = 512, 151936

@@ -22,9 +22,9 @@ from objective_helpers import (
 import rlkern
 from rlkern.aggregate import token_weight
 from rlkern.backends import _load
-from rlkern.reference.gates import GATES
-from rlkern.reference.kl import KL_ESTIMATORS
-from rlkern.reference.levels import LEVELS, Sequences
+from rlkern.backends.eager.gates import GATES
+from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.backends.eager.levels import LEVELS, Sequences
 from rlkern.testing.cases import Case, make_batch
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]

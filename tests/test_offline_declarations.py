@@ -11,7 +11,7 @@ import torch
 
 import rlkern
 from rlkern.algorithms import registry
-from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 
 KNOWN = rlkern.offline_algorithms()
 EVERY = pytest.mark.parametrize("name", KNOWN)
@@ -44,9 +44,24 @@ def test_every_default_and_every_setting_has_a_source(name):
 @EVERY
 def test_the_declaration_names_things_that_exist(name):
     declared = KNOWN[name]
-    assert declared.learns_from in registry.LEARNS_FROM and declared.trains in registry.TRAINS
     assert declared.loss in rlkern.__all__
-    assert set(declared.needs) <= set(registry.NEEDS)
+
+
+@pytest.mark.parametrize(
+    ("key", "word"),
+    {"learns_from": "rollouts", "trains": "x", "needs": ("x",)}.items(),
+)
+def test_a_word_that_no_trainer_knows_is_refused(key, word):
+    declared = {"learns_from": "pairs", "loss": "preference_loss", key: word}
+    with pytest.raises(ValueError, match=f"a: {key} must be of .*, got '(rollouts|x)'"):
+        rlkern.OfflineAlgorithm("a", "b", **declared)
+
+
+@EVERY
+def test_what_only_rollouts_have_is_neutral(name):
+    declared = KNOWN[name]
+    assert not declared.online and not declared.kl_in_reward
+    assert (declared.sampling, declared.anchor, declared.advantage) == ("all", "old", "")
 
 
 @EVERY

@@ -27,8 +27,9 @@ IMPORT = """
 import sys
 # An editable install of the checkout would lend its own modules to the package under test.
 sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
-import rlkern, rlkern.doctor, rlkern.kernels
-print(rlkern.__file__, rlkern.kernels.__file__, rlkern.backend_name("policy_loss"), sep="\\n")
+import rlkern, rlkern.doctor, rlkern.backends.triton
+files = rlkern.__file__, rlkern.backends.triton.__file__
+print(*files, rlkern.backend_name("policy_loss"), sep="\\n")
 rlkern.doctor.main()
 """
 
@@ -136,10 +137,10 @@ def test_a_wheel_without_the_extension_is_pure_and_holds_only_the_library(source
     wheel = only_wheel(tmp_path / "wheel")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "rlkern/kernels/__init__.py" in names
+    assert "rlkern/backends/triton/__init__.py" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"rlkern"}
     assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]
-    kernels = {f"rlkern/{p.relative_to(source).as_posix()}" for p in source.glob("kernels/*.py")}
+    kernels = {f"rlkern/backends/triton/{p.name}" for p in source.glob("kernels/triton/*.py")}
     assert kernels <= set(names)
 
 

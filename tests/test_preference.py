@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
-from rlkern.reference.preference_loss import DIVERGENCES, PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import DIVERGENCES, PREFERENCE_KINDS
 
 NAN, B, EPS = math.nan, 6, 0.15
 AVERAGING = [name for name, kind in PREFERENCE_KINDS.items() if kind.average]

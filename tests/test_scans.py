@@ -226,7 +226,7 @@ def test_bounds_that_do_not_cover_the_steps_are_refused(bounds):
     with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to the number of rows 6"):
         rlkern.reverse_scan(flat, flat, cu_seqlens=bounds)
     if "cpu" in BACKENDS:
-        from rlkern import native
+        from rlkern.backends import cpu as native
 
         with pytest.raises(ValueError, match="reverse_scan: cu_seqlens must rise from 0 to"):
             native.reverse_scan(flat, flat, bounds)

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = "\n".join(p.read_text() for p in (ROOT / "kernels").glob("*.py"))
+SOURCES = "\n".join(p.read_text() for p in (ROOT / "kernels" / "triton").glob("*.py"))
 KERNELS = set(re.findall(r"(\w+)\[\(", SOURCES))
 
 
@@ -84,9 +84,9 @@ def test_aligned_rows_are_read_and_written_sixteen_bytes_at_a_time():
 
 COUNT = """
 import torch
-from rlkern import kernels
-from rlkern.reference.token_logprob import Softmax
-from rlkern.reference.token_objective import Objective, Rows
+from rlkern.backends import triton as kernels
+from rlkern.backends.eager.token_logprob import Softmax
+from rlkern.backends.eager.token_objective import Objective, Rows
 from rlkern.testing.aot import counting_variants, launch_formulas, launch_rows
 
 with counting_variants() as variants:

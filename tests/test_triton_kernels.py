@@ -11,12 +11,13 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from rlkern import kernels, reference  # noqa: E402
-from rlkern.kernels import _device  # noqa: E402
-from rlkern.kernels._rows import SHAPES, launch_shape  # noqa: E402
+from rlkern.backends import eager as reference
+from rlkern.backends import triton as kernels  # noqa: E402
+from rlkern.backends.eager.token_logprob import Softmax  # noqa: E402
+from rlkern.backends.eager.token_objective import METRICS, Objective, Rows  # noqa: E402
+from rlkern.backends.triton import _device  # noqa: E402
+from rlkern.backends.triton._rows import SHAPES, launch_shape  # noqa: E402
 from rlkern.ops.group_advantage import group_segments  # noqa: E402
-from rlkern.reference.token_logprob import Softmax  # noqa: E402
-from rlkern.reference.token_objective import METRICS, Objective, Rows  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []

@@ -8,8 +8,8 @@ pytest.importorskip("triton")
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from rlkern.kernels import _gates, _kl, _levels, _math  # noqa: E402
-from rlkern.reference.token_objective import GATES, KL_ESTIMATORS, LEVELS  # noqa: E402
+from rlkern.backends.eager.token_objective import GATES, KL_ESTIMATORS, LEVELS  # noqa: E402
+from rlkern.backends.triton import _gates, _kl, _levels, _math  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []

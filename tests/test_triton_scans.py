@@ -11,8 +11,9 @@ import torch
 
 pytest.importorskip("triton")
 import rlkern  # noqa: E402
-from rlkern import kernels, reference  # noqa: E402
-from rlkern.kernels import _scan  # noqa: E402
+from rlkern.backends import eager as reference
+from rlkern.backends import triton as kernels  # noqa: E402
+from rlkern.backends.triton import _scan  # noqa: E402
 from rlkern.testing.traffic import traffic  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not kernels.INTERPRETED, reason="looks into the interpreter")
@@ -93,7 +94,7 @@ def test_the_gradient_of_a_long_scan_is_that_of_the_formula(monkeypatch):
 
 LAYOUTS = """
 import re, sys, torch
-from rlkern import kernels
+from rlkern.backends import triton as kernels
 from rlkern.testing.aot import compiling
 numbers = torch.full((2,), 0.9, dtype=torch.float64)
 with compiling(sys.argv[1]) as compiled:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from rlkern import kernels, reference  # noqa: E402
-from rlkern.reference.token_objective import LEVELS, Objective, Rows  # noqa: E402
+from rlkern.backends import eager as reference
+from rlkern.backends import triton as kernels  # noqa: E402
+from rlkern.backends.eager.token_objective import LEVELS, Objective, Rows  # noqa: E402
 from rlkern.testing.traffic import traffic  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,14 +5,15 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from rlkern import kernels, reference  # noqa: E402
-from rlkern.reference.token_logprob import (  # noqa: E402
+from rlkern.backends import eager as reference
+from rlkern.backends import triton as kernels  # noqa: E402
+from rlkern.backends.eager.token_logprob import (  # noqa: E402
     ABSENT,
     Softmax,
     Statistics,
     Upstream,
 )
-from rlkern.reference.token_objective import Objective, Rows  # noqa: E402
+from rlkern.backends.eager.token_objective import Objective, Rows  # noqa: E402
 from rlkern.testing.traffic import traffic  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from rlkern import kernels  # noqa: E402
+from rlkern.backends import triton as kernels  # noqa: E402
+from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream  # noqa: E402
+from rlkern.backends.eager.token_objective import Objective, Rows  # noqa: E402
 from rlkern.ops.group_advantage import group_segments  # noqa: E402
-from rlkern.reference.token_logprob import Softmax, Statistics, Upstream  # noqa: E402
-from rlkern.reference.token_objective import Objective, Rows  # noqa: E402
 from rlkern.testing.traffic import traffic  # noqa: E402
 
 pytestmark = pytest.mark.skipif(

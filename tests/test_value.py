@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
 from rlkern.backends import _load
-from rlkern.reference.value_loss import VALUE_KINDS
+from rlkern.backends.eager.value_loss import VALUE_KINDS
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
 CLIPPING = [name for name, kind in VALUE_KINDS.items() if kind.rule != "free"]

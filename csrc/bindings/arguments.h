@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How arguments arrive from Python, and how the files of this folder announce their operations.
-// Tensors arrive as addresses: rlkern/native has checked them and holds them alive. No torch header
+// Tensors arrive as addresses: rlkern/backends/cpu has checked them and holds them alive. No torch header
 // is included, so one binary serves every version of torch.
 #pragma once
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What Python hands over. Every field has 8 bytes, as rlkern/cuda/library.py repeats them.
+// What Python hands over. Every field has 8 bytes, as rlkern/backends/cuda/library.py repeats them.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every gate and its derivatives: the C++ home of the formulas defined in
-// rlkern/reference/gates.py.
+// rlkern/backends/eager/gates.py.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every KL estimator and its derivative in log π: the C++ home of rlkern/reference/kl.py.
+// Every KL estimator and its derivative in log π: the C++ home of rlkern/backends/eager/kl.py.
 #pragma once
 
 #include <cmath>

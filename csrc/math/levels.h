@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ratio levels: the C++ home of rlkern/reference/levels.py. A sequence is summed first (Ratio),
+// Ratio levels: the C++ home of rlkern/backends/eager/levels.py. A sequence is summed first (Ratio),
 // then every token of it is asked for its share of the gradient.
 #pragma once
 

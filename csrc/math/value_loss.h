@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Losses of a value estimate and their derivatives: the C++ home of the formulas defined in
-// rlkern/reference/value_loss.py. No torch headers; host and device.
+// rlkern/backends/eager/value_loss.py. No torch headers; host and device.
 #pragma once
 
 #include <cmath>

@@ -3,7 +3,7 @@
 
 from rlkern.algorithms.registry import (
     Algorithm,
-    Declaration,
+    BaseAlgorithm,
     OfflineAlgorithm,
     algorithm,
     algorithms,
@@ -16,7 +16,7 @@ scan(__name__, __path__)
 
 __all__ = [
     "Algorithm",
-    "Declaration",
+    "BaseAlgorithm",
     "OfflineAlgorithm",
     "algorithm",
     "algorithms",

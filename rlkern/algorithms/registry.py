@@ -4,102 +4,125 @@
 import importlib
 import pkgutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-# What a declaration may ask of a trainer.
+LEARNS_FROM = ("rollouts", "answers", "pairs", "judged")
+TRAINS = ("policy", "reward_model")
 SAMPLING = ("all", "dynamic", "duplicate")
 NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards")
 REWARD_TERMS = ("kl", "overlong")
 ANCHORS = ("old", "reference")
-LEARNS_FROM = ("rollouts", "answers", "pairs", "judged")
-TRAINS = ("policy", "reward_model")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Declaration:
-    """What every algorithm declares, whatever it learns from.
+@dataclass(frozen=True)
+class BaseAlgorithm:
+    """What every algorithm declares; what one kind of algorithm has not is neutral in the others.
 
     name          as users type it
     paper         citation with equation number
-    learns_from   "rollouts" (its own answers), "answers" (right ones), "pairs" (a chosen and a
-                  rejected answer to a prompt) or "judged" (answers that are each desirable or not)
+    learns_from   "rollouts" (the policy's own answers), "answers" (right ones), "pairs" (a chosen
+                  and a rejected answer to a prompt) or "judged" (answers, each desirable or not)
     trains        "policy", or "reward_model", which scores answers
     loss          the function of rlkern that is the loss
     defaults      value of every coefficient
-    settings      the paper's values of what a trainer sets, by the keys of rlkern.trainer.Settings
-                  (batch.epochs, advantage.gae_lambda, …)
+    settings      the paper's values of what a trainer sets (batch.epochs, advantage.gae_lambda, …), by the keys of
+                  rlkern.trainer.Settings
     sources       where each default and each setting comes from
+    needs         beside what it learns from: "value" (a value function), "reference" (the starting
+                  model), "reference_samples" (answers of it to each prompt), "greedy" (a greedy
+                  answer to each prompt), "several_rewards" (each normalized on its own)
 
-    and what it asks of a trainer:
+    and of rollouts:
 
+    advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
+                  "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po); "" elsewhere
     sampling      "all" trains on every group; "dynamic" samples on until the batch is full of
                   groups whose rewards differ (rlkern.sampling.mixed_groups); "duplicate" puts
                   copies of these in the places of the others (refill_multiplicity)
-    needs         in addition to samples and rewards: "value" (a value function), "reference" (the
-                  starting model), "reference_samples" (answers of it to each prompt), "greedy" (a
-                  greedy answer to each prompt), "several_rewards" (each normalized separately)
     reward_terms  what the paper adds to the reward: "kl" (to the reference) or "overlong"
                   (rlkern.sampling.overlong_penalty)
     anchor        whose log-probabilities are old_logprob: those of the "old" policy, which
                   sampled, or of the "reference"
+
+    Raises ValueError if a word is none of these.
     """
 
     name: str
     paper: str
     learns_from: str
     loss: str
+    _: KW_ONLY
     trains: str = "policy"
     defaults: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
-    sampling: str = "all"
     needs: tuple[str, ...] = ()
+    advantage: str = ""
+    sampling: str = "all"
     reward_terms: tuple[str, ...] = ()
     anchor: str = "old"
 
     def __post_init__(self) -> None:
-        for what, known, given in (
-            ("learns_from", LEARNS_FROM, (self.learns_from,)),
-            ("trains", TRAINS, (self.trains,)),
-            ("sampling", SAMPLING, (self.sampling,)),
-            ("anchor", ANCHORS, (self.anchor,)),
-            ("needs", NEEDS, self.needs),
-            ("reward_terms", REWARD_TERMS, self.reward_terms),
-        ):
-            if wrong := [word for word in given if word not in known]:
-                raise ValueError(
-                    f"{self.name}: {what} must be among {', '.join(known)}, got {wrong[0]!r}"
-                )
+        self._check("learns_from", [self.learns_from], LEARNS_FROM)
+        self._check("trains", [self.trains], TRAINS)
+        self._check("needs", self.needs, NEEDS)
+        self._check("sampling", [self.sampling], SAMPLING)
+        self._check("reward_terms", self.reward_terms, REWARD_TERMS)
+        self._check("anchor", [self.anchor], ANCHORS)
+
+    def _check(self, key: str, words: Iterable[str], known: tuple[str, ...]) -> None:
+        for word in words:
+            if word not in known:
+                expected = ", ".join(known)
+                raise ValueError(f"{self.name}: {key} must be of {expected}, got {word!r}")
+
+    @property
+    def online(self) -> bool:
+        """Whether it learns from the policy's own answers."""
+        return self.learns_from == "rollouts"
+
+    @property
+    def kl_in_reward(self) -> bool:
+        """Whether the KL divergence to the reference is subtracted from the reward."""
+        return "kl" in self.reward_terms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Algorithm(Declaration):
-    """One algorithm that learns from its own answers: how advantages are made, what is optimised,
-    how it is averaged.
+class Algorithm(BaseAlgorithm):
+    """One algorithm that learns from rollouts: what is optimised, and how it is averaged.
 
-    gate          the surrogate, a key of rlkern.reference.gates.GATES
+    gate          the surrogate, a key of rlkern.backends.eager.gates.GATES
     gate_coef     names of the coefficients the gate takes, in order
-    level         whose ratio the gate sees, a key of rlkern.reference.levels.LEVELS
-    advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
-                  "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po)
+    level         whose ratio the gate sees, a key of rlkern.backends.eager.levels.LEVELS
     aggregation   a mode of rlkern.aggregate.token_weight
-    kl_estimator  a key of rlkern.reference.kl.KL_ESTIMATORS
+    kl_estimator  a key of rlkern.backends.eager.kl.KL_ESTIMATORS
+    the others    as in BaseAlgorithm
     """
 
     gate: str
-    advantage: str
     aggregation: str
+    advantage: str = field()
     gate_coef: tuple[str, ...] = ()
     level: str = "token"
     kl_estimator: str = "k3"
     learns_from: str = field(default="rollouts", init=False)
     loss: str = field(default="policy_loss", init=False)
+    trains: str = field(default="policy", init=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfflineAlgorithm(Declaration):
-    """One algorithm that learns from given answers, not from its own."""
+class OfflineAlgorithm(BaseAlgorithm):
+    """One algorithm that learns from given answers, not from its own; fields of BaseAlgorithm."""
+
+    advantage: str = field(default="", init=False)
+    sampling: str = field(default="all", init=False)
+    reward_terms: tuple[str, ...] = field(default=(), init=False)
+    anchor: str = field(default="old", init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("learns_from", [self.learns_from], LEARNS_FROM[1:])
 
 
 _FOUND: dict[str, Algorithm] = {}
@@ -132,7 +155,7 @@ def offline_algorithms() -> dict[str, OfflineAlgorithm]:
     return dict(_OFFLINE)
 
 
-def declarations() -> dict[str, Declaration]:
+def declarations() -> dict[str, BaseAlgorithm]:
     """Returns every algorithm by name: those that learn from their own answers, then the others.
 
     >>> declarations()["sft"].learns_from

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from rlkern.backends import implementation
-from rlkern.ops import check
-from rlkern.ops.library import number_tensor, register
-from rlkern.reference.group_advantage import KINDS
+from rlkern.backends.eager.group_advantage import KINDS
+from rlkern.ops import _check as check
+from rlkern.ops._library import number_tensor, register
 
 
 def _segments_kernel(group):

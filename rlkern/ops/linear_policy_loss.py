@@ -8,20 +8,27 @@ of whole sequences; where one does not fit, the logits are made twice: 8·N·H·
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from rlkern.backends import implementation
-from rlkern.ops.library import refuse_double_backward, register
-from rlkern.ops.linear_head import Gradients, Head, Waves
+from rlkern.backends.eager.token_logprob import Scored, Softmax, Upstream, accumulation_dtype
+from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
+from rlkern.ops import _check as check
+from rlkern.ops._library import refuse_double_backward, register
+from rlkern.ops._linear_arguments import Lora, checked_head, checked_softmax
+from rlkern.ops._linear_head import Gradients, Head, Waves
+from rlkern.ops._loss_output import LossOutput
+from rlkern.ops._objective import SOFTMAX, LossArguments, checked_arguments
+from rlkern.ops._rows import row_vector, token_vector
 from rlkern.ops.linear_token_logprob import (
     HEAD,
-    SOFTMAX,
     WaveRows,
     gradients_fake,
     overwrite_wave,
     score_wave,
+    scored_rows,
 )
-from rlkern.reference.token_logprob import Scored, Softmax, Upstream, accumulation_dtype
-from rlkern.reference.token_objective import METRICS, Objective, Rows
+from rlkern.ops.token_objective import forward as token_objective
 
 
 class _Loss:
@@ -109,7 +116,7 @@ def _parts(rest):
     return head, token, rows, softmax, bounds, objective, rest[19]
 
 
-def _run(hidden, *rest):
+def _forward(hidden, *rest):
     head, token, rows, softmax, bounds, objective, wave = _parts(rest)
     loss = _Loss(hidden, head, token.reshape(-1), rows, softmax, bounds, objective, wave)
     gradients = loss.gradients(rest[-1])
@@ -124,20 +131,20 @@ def _run(hidden, *rest):
     return value, metrics, *gradients.results(hidden)
 
 
-def _fake(hidden, *rest):
+def _forward_fake(hidden, *rest):
     head = Head(*rest[:5])
     dtype = accumulation_dtype(head.weight.dtype)
     scalars = hidden.new_empty((), dtype=dtype), hidden.new_empty(len(METRICS), dtype=dtype)
     return *scalars, *gradients_fake(hidden, head, rest[-1])
 
 
-linear_policy_loss = register(
+forward = register(
     f"linear_policy_loss(Tensor hidden, {HEAD}, Tensor token, Tensor advantage, Tensor row_weight,"
     f" Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction, {SOFTMAX}, Tensor? cu_seqlens,"
     " str gate, str level, str kl, Tensor coefficients, int wave, bool[] wants)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _run,
-    _fake,
+    _forward,
+    _forward_fake,
 )
 
 
@@ -166,3 +173,79 @@ def _scaled(x: Tensor, factor: Tensor) -> Tensor:
 torch.library.register_autograd(
     "rlkern::linear_policy_loss", _autograd, setup_context=_setup_context
 )
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    head_weight: Tensor,
+    token: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    bias: Tensor | None = None,
+    lora: Lora | None = None,
+    logit_scale: float = 1.0,
+    old_logprob: Tensor | None = None,
+    ref_logprob: Tensor | None = None,
+    correction: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    keep: Tensor | None = None,
+    algorithm: str = "grpo",
+    weight: Tensor | None = None,
+    wave: int | None = None,
+    group: ProcessGroup | None = None,
+    **coefficients: float | str,
+) -> LossOutput:
+    """Returns what policy_loss(hidden·head_weightᵀ + bias, ...) does, without storing the logits.
+
+    All gradients are made in the forward, while a wave's logits are there: 6·N·H·V operations, 4
+    with a frozen head. Where the ratio is a sequence's (GSPO), waves are of whole sequences; where
+    one is longer than a wave, or the vocabulary is split (group), the logits are made twice (8 and
+    6). The loss is that of the logits path on the same logits, to the last bit.
+
+    Arguments
+        hidden, head_weight, bias, lora, logit_scale, wave, group  as in linear_token_logprob
+        the others   as in rlkern.policy_loss; weight (B, T) is that of the tokens
+    Returns
+        LossOutput(loss, metrics)
+    Raises
+        as both
+    Gradient
+        to hidden, head_weight, bias, lora.a and lora.b: to those that require it when this is
+        called
+
+    >>> hidden = torch.zeros(1, 1, 1, requires_grad=True)
+    >>> one, two = torch.tensor([1.0]), torch.tensor([[1.0], [-1.0]])
+    >>> out = linear_policy_loss(hidden, two, torch.tensor([[0]]), one, torch.tensor([[True]]))
+    >>> out.loss.backward()
+    >>> hidden.grad.tolist()
+    [[[-1.0]]]
+    """
+    op = "linear_policy_loss"
+    door = checked_head(op, hidden, head_weight, bias, lora, wave, group)
+    shape = hidden.shape[:-1]
+    check.like(op, "token", token, shape, hidden, check.INTEGERS)
+    given = LossArguments(
+        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
+        coefficients,
+    )  # fmt: skip
+    checked = checked_arguments(op, hidden, shape, given)
+    check.token_values(op, token, mask, door.grid.shape[-1])
+    rows = [None if x is None else row_vector(x, door.grid) for x in checked.rows]
+    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale)
+    token = token_vector(token, door.grid)
+    if door.part is not None:
+        counted = row_vector(checked.rows.weight, door.grid) != 0
+        scored = scored_rows(door, token, counted, softmax)
+        logprob, entropy = (x.reshape(token.shape) for x in (scored.logprob, scored.entropy))
+        loss, metrics, _, _ = token_objective(logprob, entropy, *rows, *checked.operator_form())
+        return LossOutput(loss, metrics.detach())
+    sources = (hidden, *door.head[:4])
+    recording = torch.is_grad_enabled()
+    wants = [recording and x is not None and x.requires_grad for x in sources]
+    loss, metrics, *_ = forward(
+        door.hidden, *door.head, token, *rows, *softmax, *checked.operator_form(), door.wave, wants
+    )
+    return LossOutput(loss, metrics.detach())

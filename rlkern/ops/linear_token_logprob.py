@@ -7,17 +7,23 @@ with all gradients, 2 for the scores alone.
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from rlkern.backends import implementation
-from rlkern.ops.library import refuse_double_backward, register, upstream_of_scores
-from rlkern.ops.linear_head import Gradients, Head, Waves
-from rlkern.reference.token_logprob import (
+from rlkern.backends.eager.token_logprob import (
     Scored,
     Softmax,
     Statistics,
     Upstream,
     accumulation_dtype,
 )
+from rlkern.ops import _check as check
+from rlkern.ops import _linear_sharded as linear_sharded
+from rlkern.ops._library import refuse_double_backward, register, upstream_of_scores
+from rlkern.ops._linear_arguments import LinearArguments, Lora, checked_head, checked_softmax
+from rlkern.ops._linear_head import Gradients, Head, Waves
+from rlkern.ops._rows import mask_vector, token_vector
+from rlkern.ops.token_logprob import TokenLogprob
 
 HEAD = "Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, float lora_scale"
 SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
@@ -145,3 +151,83 @@ def _autograd(ctx, *grads):
 torch.library.register_autograd(
     "rlkern::linear_token_logprob", _autograd, setup_context=_setup_context
 )
+
+
+def scored_rows(
+    door: LinearArguments, token: Tensor, mask: Tensor | None, softmax: Softmax
+) -> Scored:
+    """Returns what is left of the rows, each (N,)."""
+    token, mask = token.flatten(), None if mask is None else mask.flatten()
+    if door.part is not None:
+        return linear_sharded.score(
+            door.part, door.hidden, door.head, token, mask, softmax, door.wave
+        )
+    return Scored(*forward(door.hidden, *door.head, token, mask, *softmax, door.wave))
+
+
+def linear_token_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    token: Tensor,
+    *,
+    bias: Tensor | None = None,
+    lora: Lora | None = None,
+    logit_scale: float = 1.0,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    mask: Tensor | None = None,
+    keep: Tensor | None = None,
+    wave: int | None = None,
+    group: ProcessGroup | None = None,
+) -> TokenLogprob:
+    """Returns what token_logprob(hidden·weightᵀ + bias, token) does, without storing the logits.
+
+        logits = logit_scale·(hidden·weightᵀ + lora.scale·(hidden·lora.aᵀ)·lora.bᵀ + bias)
+
+    A wave of rows is scored at a time; the backward makes its logits again and puts their gradient
+    in their place: 8·N·H·V operations with all gradients, 6 with a frozen head. hidden[b, t] scores
+    token[b, t]: nothing is shifted here.
+
+    Arguments
+        hidden       (..., H) float, of the weight's dtype or narrower
+        weight       (V, H) float16, bfloat16, float32 or float64: the head's, as nn.Linear has it
+        token        (...) int64 or int32; any value where mask is False
+        bias         (V,) of the weight's dtype
+        lora         Lora(a, b, scale), of the weight's dtype: never merged
+        logit_scale  a number > 0 (Cohere's logit_scale, 1 / Granite's logits_scaling)
+        temperature, softcap, mask, keep  as in rlkern.token_logprob; rows that do not count are
+                     left out of every product (on a GPU their number is waited for)
+        wave         rows of logits held at a time, by default 320 MiB of them (512 on a GPU)
+        group        the process group whose ranks hold the vocabulary in slices, in rank order and
+                     of any size above 0: weight, bias and lora.b are this rank's rows of the head,
+                     token and keep are ids of the whole vocabulary; the rest is the same on all
+    Returns
+        TokenLogprob(logprob, entropy, lse, sum_pi_squared), each (...) float32 (float64 for
+        float64)
+    Raises
+        TypeError, ValueError  for an argument of the wrong dtype, shape or device, or a DTensor
+        RuntimeError           on double backward
+    Gradient
+        to hidden, weight, bias, lora.a and lora.b, each made only where it is needed; those of
+        the head are summed over waves in float32. With group, hidden and lora.a get the sum over
+        the ranks, provided that all make the same loss
+
+    >>> hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [3.0]]).log1p()
+    >>> out = linear_token_logprob(hidden, weight, torch.tensor([1]))
+    >>> round(out.logprob.exp().item(), 4)
+    0.8
+    """
+    op = "linear_token_logprob"
+    door = checked_head(op, hidden, weight, bias, lora, wave, group)
+    shape = hidden.shape[:-1]
+    check.like(op, "token", token, shape, hidden, check.INTEGERS)
+    if mask is not None:
+        check.like(op, "mask", mask, shape, hidden, (torch.bool,))
+    check.token_values(op, token, mask, door.grid.shape[-1])
+    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale)
+    scored = scored_rows(
+        door, token_vector(token, door.grid), mask_vector(mask, door.grid), softmax
+    )
+    lse = scored.row_max + scored.log_sum
+    results = (scored.logprob, scored.entropy, lse, scored.sum_pi_squared)
+    return TokenLogprob(*(x.reshape(shape) for x in results))

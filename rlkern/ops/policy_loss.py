@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operations policy_loss and token_objective: loss, metrics and gradient in one call.
+"""The operation policy_loss: loss, metrics and gradient in one call.
 
 An objective of level token runs in one sweep of a backend's policy_loss. Where a sequence decides,
 the sweep must end before the first gradient element: token_logprob, token_objective and the
@@ -8,20 +8,26 @@ backward of the first are then three passes over the logits, which is as few as 
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from rlkern.backends import implementation
-from rlkern.memory import fresh
-from rlkern.ops.library import bump_version_of_first_argument, refuse_double_backward, register
-from rlkern.reference.token_logprob import Softmax, Upstream, accumulation_dtype
-from rlkern.reference.token_objective import METRICS, Objective, Rows
-
-_ROWS = (
-    "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
+from rlkern.backends.eager.token_logprob import Softmax, Upstream
+from rlkern.backends.eager.token_objective import Objective, Rows
+from rlkern.backends.memory import fresh
+from rlkern.ops import _check as check
+from rlkern.ops import _sharded as sharded
+from rlkern.ops._library import bump_version_of_first_argument, refuse_double_backward, register
+from rlkern.ops._loss_output import LossOutput
+from rlkern.ops._objective import (
+    OBJECTIVE,
+    ROWS,
+    SOFTMAX,
+    LossArguments,
+    checked_arguments,
+    scalars,
 )
-_SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
-# coefficients (6,) float64 on the CPU: a float argument would make torch.compile compile anew for
-# every value. Their order is Objective.numbers.
-_OBJECTIVE = "Tensor? cu_seqlens, str gate, str level, str kl, Tensor coefficients"
+from rlkern.ops._rows import as_grid, make_softmax, row_vector, token_vector
+from rlkern.ops.token_objective import forward as token_objective
 
 
 def _parts(arguments):
@@ -49,69 +55,46 @@ def _run(logits, token, arguments, grad_logits):
     return loss, metrics
 
 
-def _scalars(like: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = accumulation_dtype(like.dtype)
-    return like.new_empty((), dtype=dtype), like.new_empty((len(METRICS),), dtype=dtype)
-
-
-def _policy_loss(logits, token, *rest):
+def _forward(logits, token, *rest):
     *arguments, want_grad = rest
     shape = logits.shape if want_grad else (0,)
     grad_logits = fresh(shape, logits)
     return *_run(logits, token, arguments, grad_logits if want_grad else None), grad_logits
 
 
-def _policy_loss_fake(logits, *rest):
+def _forward_fake(logits, *rest):
     shape = logits.shape if rest[-1] else (0,)
-    return *_scalars(logits), torch.empty(shape, dtype=logits.dtype, device=logits.device)
+    return *scalars(logits), torch.empty(shape, dtype=logits.dtype, device=logits.device)
 
 
-def _token_objective(logprob, entropy, *rest):
-    *rows, cu_seqlens, gate, level, kl, coefficients = rest
-    objective = Objective.of(gate, level, kl, coefficients.tolist())
-    return implementation("token_objective", logprob)(
-        logprob, entropy, Rows(*rows), cu_seqlens, objective
-    )
-
-
-def _token_objective_fake(logprob, entropy, *rest):
-    return *_scalars(logprob), torch.empty_like(logprob), torch.empty_like(entropy)
-
-
-policy_loss = register(
-    f"policy_loss(Tensor logits, Tensor token, {_ROWS}, {_SOFTMAX}, {_OBJECTIVE},"
+forward = register(
+    f"policy_loss(Tensor logits, Tensor token, {ROWS}, {SOFTMAX}, {OBJECTIVE},"
     " bool want_grad) -> (Tensor, Tensor, Tensor)",
-    _policy_loss,
-    _policy_loss_fake,
+    _forward,
+    _forward_fake,
 )
-policy_loss_ = register(
-    f"policy_loss_(Tensor(a!) logits, Tensor token, {_ROWS}, {_SOFTMAX}, {_OBJECTIVE})"
+forward_ = register(
+    f"policy_loss_(Tensor(a!) logits, Tensor token, {ROWS}, {SOFTMAX}, {OBJECTIVE})"
     " -> (Tensor, Tensor)",
     lambda logits, token, *rest: _run(logits, token, rest, logits),
-    lambda logits, *rest: _scalars(logits),
+    lambda logits, *rest: scalars(logits),
 )
-bump_version_of_first_argument(policy_loss_)
+bump_version_of_first_argument(forward_)
 scale_ = register(
     "scale_(Tensor(a!) tensor, Tensor factor) -> ()",
     lambda tensor, factor: implementation("scale_", tensor)(tensor, factor),
     lambda tensor, factor: None,
 )
 bump_version_of_first_argument(scale_)
-token_objective = register(
-    f"token_objective(Tensor logprob, Tensor entropy, {_ROWS}, {_OBJECTIVE})"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    _token_objective,
-    _token_objective_fake,
-)
 
 
-def _save_gradient(ctx, inputs, output):
+def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(output[2])
     ctx.others = len(inputs) - 1
     ctx.set_materialize_grads(False)
 
 
-def _policy_loss_autograd(ctx, grad_loss, grad_metrics, grad_grad):
+def _autograd(ctx, grad_loss, grad_metrics, grad_grad):
     refuse_double_backward("policy_loss")
     if grad_loss is None:
         return (None,) * (ctx.others + 1)
@@ -124,35 +107,16 @@ def _scaled(grad_logits: Tensor, grad_loss: Tensor) -> Tensor:
     return implementation("scaled", grad_logits)(grad_logits, grad_loss)
 
 
-def _save_gradients(ctx, inputs, output):
-    ctx.save_for_backward(output[2], output[3])
-    ctx.others = len(inputs) - 2
-    ctx.set_materialize_grads(False)
+torch.library.register_autograd("rlkern::policy_loss", _autograd, setup_context=_setup_context)
 
 
-def _token_objective_autograd(ctx, grad_loss, *unused):
-    refuse_double_backward("token_objective")
-    if grad_loss is None:
-        return (None,) * (ctx.others + 2)
-    grad_logprob, grad_entropy = ctx.saved_tensors
-    return grad_logprob * grad_loss, grad_entropy * grad_loss, *(None,) * ctx.others
-
-
-torch.library.register_autograd(
-    "rlkern::policy_loss", _policy_loss_autograd, setup_context=_save_gradient
-)
-torch.library.register_autograd(
-    "rlkern::token_objective", _token_objective_autograd, setup_context=_save_gradients
-)
-
-
-class PolicyLossInPlace(torch.autograd.Function):
+class _InPlace(torch.autograd.Function):
     """The loss whose gradient is written over the logits while they are read."""
 
     @staticmethod
     def forward(ctx, logits, *rest):
         storage = logits.detach()
-        loss, metrics = policy_loss_(storage, *rest)
+        loss, metrics = forward_(storage, *rest)
         ctx.save_for_backward(storage)
         ctx.mark_non_differentiable(metrics)
         ctx.arguments = 1 + len(rest)
@@ -167,3 +131,98 @@ class PolicyLossInPlace(torch.autograd.Function):
         refuse_double_backward("policy_loss")
         scale_(grad_logits, grad_loss)
         return grad_logits, *others
+
+
+def policy_loss(
+    logits: Tensor,
+    token: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    old_logprob: Tensor | None = None,
+    ref_logprob: Tensor | None = None,
+    correction: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    softcap: float | None = None,
+    keep: Tensor | None = None,
+    algorithm: str = "grpo",
+    weight: Tensor | None = None,
+    inplace: bool = False,
+    group: ProcessGroup | None = None,
+    **coefficients: float | str,
+) -> LossOutput:
+    """Returns the loss of sampled tokens, its gradient made in the same pass over the logits.
+
+        loss = Σ_t weight_t · (correction_t·gate(log π, log r, A)
+                               + kl_coef·KL(π, π_ref) − entropy_coef·H)
+
+    Gate, ratio level and coefficients are the algorithm's (rlkern.algorithms). logits[b, t] scores
+    token[b, t]: nothing is shifted here. Without old_logprob the batch is on policy, ratio 1.
+    Token-level objectives read the logits once and write their gradient once; where the ratio is a
+    sequence's (GSPO) or the vocabulary is split (group), the logits are read twice.
+
+    Arguments
+        logits        (B, T, V) or (N, V) float of any width, the last dimension contiguous
+        token         (B, T) int64 or int32; any value where mask is False
+        advantage     (B, T) or (B,) float; with cu_seqlens (N,) or (S,)
+        mask          (B, T) bool, True counts; other rows are not read, whatever they hold
+        old_logprob   (B, T) log π_old, of the policy that sampled (or of the last refresh)
+        ref_logprob   (B, T) log π_ref; needed when kl_coef is not 0
+        correction    (B, T) factor of the gate's loss, from rlkern.rollout_correction
+        cu_seqlens    (S + 1,) int32 or int64: sequence i is the flat rows cu_seqlens[i] to
+                      cu_seqlens[i + 1]; without it a sequence is a row of (B, T)
+        temperature   a number > 0, or a float tensor that broadcasts to (B, T)
+        softcap, keep  as in rlkern.token_logprob
+        weight        (B, T) weight of each token; by default aggregate.token_weight(mask) with
+                      the algorithm's mode. Give it when the batch is split: it has the counts
+        inplace       write the gradient over the logits (they must not be used afterwards)
+        group         as in rlkern.token_logprob: the ranks hold slices of the vocabulary, and each
+                      gets the loss of the whole and its slice's gradient, made by the backward
+        coefficients  kl_coef, kl_estimator, entropy_coef, and the algorithm's own, such as
+                      clip_low and clip_high
+    Returns
+        LossOutput(loss, metrics): a float32 scalar (float64 for float64 logits), and a vector
+        that metrics_dict reads
+    Raises
+        TypeError, ValueError  for a wrong dtype, shape or device, or an unknown coefficient
+        RuntimeError           on double backward
+    Gradient
+        to logits alone, in their dtype, made before the loss is scaled: with float16 logits scale
+        the weights instead of the loss. With inplace=True a second backward() raises
+
+    >>> logits = torch.zeros(1, 1, 2, requires_grad=True)
+    >>> out = policy_loss(logits, torch.tensor([[0]]), torch.tensor([1.0]), torch.tensor([[True]]))
+    >>> out.loss.backward()
+    >>> logits.grad.tolist()
+    [[[-0.5, 0.5]]]
+    """
+    op = "policy_loss"
+    check.logits(op, logits)
+    shape = logits.shape[:-1]
+    check.like(op, "token", token, shape, logits, check.INTEGERS)
+    given = LossArguments(
+        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
+        coefficients,
+    )  # fmt: skip
+    checked = checked_arguments(op, logits, shape, given)
+    grid = as_grid(op, logits)
+    part = None if group is None else sharded.slice_of(op, grid, group)
+    whole = grid if part is None else part.whole
+    check.token_values(op, token, mask, whole.shape[-1])
+    token = token_vector(token, grid)
+    rows = [None if x is None else row_vector(x, grid) for x in checked.rows]
+    softmax = make_softmax(op, whole, shape, mask, temperature, softcap, keep)
+    if part is not None:
+        counted = row_vector(checked.rows.weight, grid) != 0
+        scored = sharded.score(part, grid, token, counted, softmax, inplace)
+        loss, metrics, _, _ = token_objective(
+            scored.logprob, scored.entropy, *rows, *checked.operator_form()
+        )
+        return LossOutput(loss, metrics.detach())
+    arguments = (token, *rows, *softmax, *checked.operator_form())
+    differentiable = torch.is_grad_enabled() and logits.requires_grad
+    if inplace and differentiable:
+        return LossOutput(*_InPlace.apply(grid, *arguments))
+    loss, metrics, _ = forward(grid, *arguments, differentiable)
+    return LossOutput(loss, metrics.detach())

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from rlkern.backends import implementation
-from rlkern.ops import check
-from rlkern.ops.library import refuse_double_backward, register
-from rlkern.ops.rows import sequence_bounds
-from rlkern.reference.reverse_scan import last_steps
+from rlkern.backends.eager.reverse_scan import last_steps
+from rlkern.ops import _check as check
+from rlkern.ops._library import refuse_double_backward, register
+from rlkern.ops._rows import sequence_bounds
 
 _scan = register(
     "reverse_scan(Tensor bias, Tensor decay, Tensor? cu_seqlens=None) -> Tensor",

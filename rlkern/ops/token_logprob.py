@@ -8,16 +8,17 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from rlkern.backends import implementation
-from rlkern.memory import fresh
-from rlkern.ops import check, sharded
-from rlkern.ops.library import (
+from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream, accumulation_dtype
+from rlkern.backends.memory import fresh
+from rlkern.ops import _check as check
+from rlkern.ops import _sharded as sharded
+from rlkern.ops._library import (
     bump_version_of_first_argument,
     refuse_double_backward,
     register,
     upstream_of_scores,
 )
-from rlkern.ops.rows import as_grid, make_softmax, mask_vector, token_vector
-from rlkern.reference.token_logprob import Softmax, Statistics, Upstream, accumulation_dtype
+from rlkern.ops._rows import as_grid, make_softmax, mask_vector, token_vector
 
 
 class TokenLogprob(NamedTuple):

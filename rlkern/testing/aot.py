@@ -23,12 +23,12 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
-from rlkern import kernels  # type: ignore[attr-defined]  # lies in kernels/
-from rlkern.reference.group_advantage import KINDS
-from rlkern.reference.td_loss import BOOTSTRAPS, TD_KINDS
-from rlkern.reference.token_logprob import Softmax, Statistics, Upstream
-from rlkern.reference.token_objective import GATES, KL_ESTIMATORS, LEVELS, Objective, Rows
-from rlkern.reference.value_loss import VALUE_KINDS
+from rlkern.backends import triton as kernels  # type: ignore[attr-defined]  # lies in kernels/
+from rlkern.backends.eager.group_advantage import KINDS
+from rlkern.backends.eager.td_loss import BOOTSTRAPS, TD_KINDS
+from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream
+from rlkern.backends.eager.token_objective import GATES, KL_ESTIMATORS, LEVELS, Objective, Rows
+from rlkern.backends.eager.value_loss import VALUE_KINDS
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

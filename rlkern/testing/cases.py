@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlkern.algorithms import Algorithm, algorithms
-from rlkern.reference.kl import KL_ESTIMATORS
+from rlkern.backends.eager.kl import KL_ESTIMATORS
 
 
 @dataclass(frozen=True)

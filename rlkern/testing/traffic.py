@@ -2,7 +2,7 @@
 """Counts the bytes that Triton kernels move, by watching the interpreter's loads and stores.
 
     with traffic() as moved:
-        rlkern.kernels.policy_loss(logits, ..., grad_logits)
+        rlkern.backends.triton.policy_loss(logits, ..., grad_logits)
     moved.bytes_loaded(logits), moved.bytes_stored(grad_logits), moved.outside
 
 Works under TRITON_INTERPRET=1 with tensors on the CPU, where pointers are host addresses.

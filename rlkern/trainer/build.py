@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.files import publish

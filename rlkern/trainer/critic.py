@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rlkern
-from rlkern.fused_head import find_head
+from rlkern.integrations.fused_head import find_head
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rows import Rows

@@ -12,8 +12,8 @@ import torch
 
 import rlkern
 from rlkern.algorithms import Algorithm
-from rlkern.objective import make_objective
-from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
+from rlkern.ops._objective import make_objective
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import check_model_name
 from rlkern.trainer.offline.pairs import check_source

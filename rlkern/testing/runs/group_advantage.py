@@ -4,7 +4,7 @@
 import torch
 
 import rlkern
-from rlkern.reference.group_advantage import KINDS
+from rlkern.backends.eager.group_advantage import KINDS
 from rlkern.testing.cases import Batch, Case
 from rlkern.testing.runs.inputs import Outputs, upstream
 

@@ -3,7 +3,7 @@
 
 import torch
 
-from rlkern.ops.segment_sum import segment_sum
+from rlkern.ops.sequence_logprob import segment_sum
 from rlkern.testing.cases import Batch, Case
 from rlkern.testing.runs.inputs import Outputs, upstream
 

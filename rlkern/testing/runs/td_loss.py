@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlkern.ops.td_loss import td_loss
 from rlkern.testing.cases import Batch, Case
 from rlkern.testing.runs.inputs import Outputs, upstream
-from rlkern.value import td_loss
 
 _KIND = {"max": "huber", "double": "squared", "twin_min": "full_squared"}
 

@@ -3,10 +3,10 @@
 
 import torch
 
-from rlkern.reference.value_loss import VALUE_KINDS
+from rlkern.backends.eager.value_loss import VALUE_KINDS
+from rlkern.ops.value_loss import value_loss
 from rlkern.testing.cases import Batch, Case
 from rlkern.testing.runs.inputs import Outputs, upstream
-from rlkern.value import value_loss
 
 
 def run_value_loss(case: Case, batch: Batch) -> Outputs:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rlkern.fused_head import HeadOf, find_head
+from rlkern.integrations.fused_head import HeadOf, find_head
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models import lora, smollm2
 from rlkern.trainer.models.stored import read_model

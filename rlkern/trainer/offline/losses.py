@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 import rlkern
-from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.losses import Found, Losses
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.reward.model import scores

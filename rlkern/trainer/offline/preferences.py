@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rlkern
-from rlkern.reference.preference_loss import PREFERENCE_KINDS
+from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.evaluate import task_accuracies
 from rlkern.trainer.losses import Losses

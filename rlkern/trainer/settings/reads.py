@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rlkern.algorithms import Algorithm, Declaration
+from rlkern.algorithms import BaseAlgorithm
 from rlkern.trainer.settings.schema import Settings
 
 SAMPLED, FACTS = "sampled", "facts"
@@ -23,7 +23,7 @@ OWN_TASKS = ("addition", "guess")
 class Facts:
     """What decides which keys are read: the declaration and three values."""
 
-    declared: Declaration
+    declared: BaseAlgorithm
     task: str
     pairs: str
     supervised: bool
@@ -31,7 +31,7 @@ class Facts:
     @property
     def online(self) -> bool:
         """Whether the run learns from rollouts of its own."""
-        return self.declared.learns_from == "rollouts"
+        return self.declared.online
 
     @property
     def judges(self) -> bool:
@@ -52,7 +52,7 @@ class Facts:
     @property
     def advantage(self) -> str:
         """The name of the advantage, empty if the loss has none."""
-        return self.declared.advantage if isinstance(self.declared, Algorithm) else ""
+        return self.declared.advantage
 
 
 # Keys (a group stands for all of its keys), what a run that reads them does, and whether this one
@@ -91,7 +91,7 @@ READERS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
     (
         "reward.kl_coef reward.adaptive",
         "have a KL in the reward (coefficients.kl_coef weighs one in the loss)",
-        lambda run: "kl" in run.declared.reward_terms,
+        lambda run: run.declared.kl_in_reward,
     ),
     (
         "reward.overlong_cache",

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlkern.algorithms import Declaration, declarations
+from rlkern.algorithms import BaseAlgorithm, declarations
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings.contradictions import check_contradictions
 from rlkern.trainer.settings.layers import Layer, dotted, laid_over, normalized, source_of
@@ -93,7 +93,7 @@ def _placed(sentence: str, path: tuple[str, ...], given: list[tuple[Layer, dict]
     return f"{layer.source}: {sentence}" if layer is not None and layer.source else sentence
 
 
-def _declared(merged: dict[str, Any], given: list[tuple[Layer, dict]]) -> Declaration:
+def _declared(merged: dict[str, Any], given: list[tuple[Layer, dict]]) -> BaseAlgorithm:
     name, known = (
         merged.get("algorithm", Settings.model_fields["algorithm"].default),
         declarations(),
@@ -107,7 +107,7 @@ def _declared(merged: dict[str, Any], given: list[tuple[Layer, dict]]) -> Declar
     return known[name]
 
 
-def _own(declared: Declaration, merged: dict[str, Any]) -> dict[str, Any]:
+def _own(declared: BaseAlgorithm, merged: dict[str, Any]) -> dict[str, Any]:
     """Returns what the algorithm and the model say themselves."""
     coefficients: dict[str, Any] = dict(declared.defaults)
     own: dict[str, Any] = {**declared.settings, "coefficients": coefficients}

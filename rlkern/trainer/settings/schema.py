@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rlkern.algorithms import Declaration, declarations
+from rlkern.algorithms import BaseAlgorithm, declarations
 from rlkern.trainer.settings.group import Group
 from rlkern.trainer.settings.learning import (
     Advantage,
@@ -79,7 +79,7 @@ class Settings(Group):
     output: Output = Output()
 
     @cached_property
-    def declared(self) -> Declaration:
+    def declared(self) -> BaseAlgorithm:
         """The declaration of the algorithm."""
         return declarations()[self.algorithm]
 

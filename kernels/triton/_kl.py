@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every KL estimator and its derivative in log π: the Triton home of rlkern/backends/eager/kl.py.
+
+d = log π − log π_ref; log_ratio = log π − log π_old of the token.
+"""
+
+import triton
+import triton.language as tl
+
+from rlkern.backends.triton._math import exp_rest, expm1
+
+
+@triton.jit
+def k1(d, log_ratio):
+    """Returns d and 1."""
+    return d, tl.zeros_like(d) + 1.0
+
+
+@triton.jit
+def k2(d, log_ratio):
+    """Returns d²/2 and d."""
+    return 0.5 * d * d, d
+
+
+@triton.jit
+def k3(d, log_ratio):
+    """Returns exp(−d) − 1 + d and 1 − exp(−d), in neither of which small d cancel."""
+    return exp_rest(-d), -expm1(-d)
+
+
+@triton.jit
+def absolute(d, log_ratio):
+    """Returns |d| and its sign."""
+    return tl.abs(d), tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, d))
+
+
+@triton.jit
+def k1_straight_through(d, log_ratio):
+    """Returns the value of k1 and the derivative of k2."""
+    return d, d
+
+
+@triton.jit
+def k3_straight_through(d, log_ratio):
+    """Returns the value of k3 and the derivative of k2."""
+    value, _ = k3(d, log_ratio)
+    return value, d
+
+
+@triton.jit
+def importance_weighted(log_ratio, value, slope):
+    """Returns r·x and its derivative: both factors depend on log π."""
+    ratio = tl.exp(log_ratio)
+    return ratio * value, ratio * (value + slope)
+
+
+@triton.jit
+def importance_k1(d, log_ratio):
+    """Returns r·d and its derivative."""
+    value, slope = k1(d, log_ratio)
+    return importance_weighted(log_ratio, value, slope)
+
+
+@triton.jit
+def importance_k3(d, log_ratio):
+    """Returns r·k3 and its derivative."""
+    value, slope = k3(d, log_ratio)
+    return importance_weighted(log_ratio, value, slope)
+
+
+# In the order of the reference's table.
+KL_ESTIMATORS = {
+    "k1": k1,
+    "k2": k2,
+    "k3": k3,
+    "abs": absolute,
+    "k1+": k1_straight_through,
+    "k3+": k3_straight_through,
+    "importance_k1": importance_k1,
+    "importance_k3": importance_k3,
+}

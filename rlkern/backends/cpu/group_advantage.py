@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hands groups and group_advantage to C++."""
+
+import torch
+from torch import Tensor
+
+from rlkern import _C  # type: ignore[attr-defined]
+from rlkern.backends.cpu.arguments import address, addresses
+from rlkern.backends.eager.group_advantage import KINDS
+
+
+def group_segments(group: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (order, offset): indices group by group, and where each group begins in them."""
+    order, offset = torch.empty_like(group), group.new_empty(group.numel() + 1)
+    _C.group_segments(group.numel(), *addresses(group, order, offset))
+    return order, offset
+
+
+def group_advantage(
+    reward: Tensor,
+    order: Tensor,
+    offset: Tensor,
+    kind: str,
+    eps: float,
+    ddof: int,
+    length: Tensor | None = None,
+) -> Tensor:
+    """Returns the advantage of each reward within its group."""
+    advantage = torch.empty_like(reward)
+    _C.group_advantage(
+        reward.numel(),
+        reward.dtype == torch.float64,
+        addresses(reward, order, offset, length),
+        KINDS.index(kind),
+        eps,
+        ddof,
+        address(advantage),
+        torch.get_num_threads(),
+    )
+    return advantage

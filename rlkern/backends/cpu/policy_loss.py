@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hands policy_loss to C++."""
+
+import torch
+from torch import Tensor
+
+from rlkern import _C  # type: ignore[attr-defined]
+from rlkern.backends.cpu.arguments import (
+    address,
+    addresses,
+    grid,
+    objective_arguments,
+    softmax_arguments,
+)
+from rlkern.backends.cpu.token_objective import scalars
+from rlkern.backends.eager.token_logprob import Softmax
+from rlkern.backends.eager.token_objective import Objective, Rows
+
+
+def policy_loss(
+    logits: Tensor,
+    token: Tensor,
+    rows: Rows,
+    softmax: Softmax,
+    objective: Objective,
+    grad_logits: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns (loss, metrics) and writes the gradient into grad_logits, which may be logits."""
+    out = scalars(logits.dtype)
+    _C.policy_loss(
+        grid(logits),
+        address(token),
+        addresses(*rows),
+        softmax_arguments(softmax),
+        objective_arguments(objective),
+        None if grad_logits is None else grid(grad_logits),
+        addresses(*out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def scale_(tensor: Tensor, factor: Tensor) -> None:
+    """Multiplies tensor by the scalar factor, in place; by 1 costs nothing."""
+    if factor.item() != 1:
+        tensor.mul_(factor.item())
+
+
+def scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Returns tensor · factor; tensor itself where the factor is 1."""
+    return tensor if factor.item() == 1 else tensor * factor.item()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hands token_logprob and its backward to C++."""
+
+import torch
+from torch import Tensor
+
+from rlkern import _C  # type: ignore[attr-defined]
+from rlkern.backends.cpu.arguments import addresses, grid, softmax_arguments
+from rlkern.backends.eager.token_logprob import (
+    Scored,
+    Softmax,
+    Statistics,
+    Upstream,
+    accumulation_dtype,
+)
+
+
+def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
+    """Returns what is left of each row; see rlkern.backends.eager.token_logprob."""
+    dtype = accumulation_dtype(logits.dtype)
+    out = Scored(*(torch.empty(token.shape, dtype=dtype) for _ in Scored._fields))
+    _C.token_logprob(
+        grid(logits),
+        *addresses(token, mask),
+        softmax_arguments(softmax),
+        addresses(*out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def token_logprob_backward(
+    logits: Tensor,
+    token: Tensor,
+    mask: Tensor | None,
+    softmax: Softmax,
+    statistics: Statistics,
+    upstream: Upstream,
+    grad_logits: Tensor,
+) -> None:
+    """Writes the gradient of token_logprob's results into grad_logits, which may be logits."""
+    _C.token_logprob_backward(
+        grid(logits),
+        *addresses(token, mask),
+        softmax_arguments(softmax),
+        addresses(*statistics, *upstream),
+        grid(grad_logits),
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the corrections of the mismatch between sampler and trainer share: log w, checked.
+
+The sampler's log-probabilities (rollout_logprob, log μ) differ from the trainer's own of the same
+policy (old_logprob): other kernels, other precision, stale weights. Both are constants of a batch,
+so a correction is too: made once, used in every epoch, multiplied into the gate's loss by
+policy_loss(correction=…) and never into the KL or entropy term (as in TRL). Whatever an answer's
+masked tokens hold is not read. Nothing here has a gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from rlkern.backends.eager.levels import Sequences
+from rlkern.ops import _check as check
+from rlkern.ops._rows import sequence_bounds
+
+
+def between(x: Tensor, low: float, high: float) -> Tensor:
+    """Returns whether low ≤ x ≤ high."""
+    return (x >= low) & (x <= high)
+
+
+def log_ratios(op, old_logprob, rollout_logprob, mask, cu_seqlens):
+    """Returns (log w with zeros under the mask, which tokens count, their sequences)."""
+    check.tensor(op, "old_logprob", old_logprob, check.FLOATS)
+    shape = old_logprob.shape
+    check.like(op, "rollout_logprob", rollout_logprob, shape, old_logprob, check.FLOATS)
+    check.like(op, "mask", mask, shape, old_logprob, (torch.bool,))
+    bounds = sequence_bounds(op, cu_seqlens, shape, old_logprob.device)
+    if bounds is None and len(shape) != 2:
+        raise ValueError(
+            f"{op}: old_logprob must be (B, T), or (N,) with cu_seqlens, "
+            f"got {check.describe(old_logprob)}"
+        )
+    check.finite_values(op, "old_logprob", old_logprob, mask)
+    check.finite_values(op, "rollout_logprob", rollout_logprob, mask)
+    dtype = torch.promote_types(old_logprob.dtype, torch.float32)
+    d = old_logprob.detach().to(dtype) - rollout_logprob.detach().to(dtype)
+    return torch.where(mask, d, 0.0), mask.to(dtype), Sequences(shape, bounds)

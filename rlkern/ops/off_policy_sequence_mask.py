@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drops bad answers that the policy has left far behind."""
+
+from torch import Tensor
+
+from rlkern.ops import _check as check
+from rlkern.ops._mismatch import log_ratios
+
+
+def off_policy_sequence_mask(
+    old_logprob: Tensor,
+    rollout_logprob: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    threshold: float = 0.5,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Returns the mask without the bad answers that the policy has left far behind.
+
+        dropped where A < 0 and (1/|o|)·Σ (log μ − log π_old) > threshold
+
+    Paper: DeepSeek-V3.2, arXiv 2512.02556 (off-policy sequence masking). TRL and slime compare μ
+    with the policy being trained; here it is the one of the last refresh.
+
+    Arguments
+        advantage  (B, T) float; the rest as rollout_correction
+    Returns
+        (B, T) bool
+
+    >>> import torch
+    >>> old, rollout = torch.tensor([[-2.0], [-2.0]]), torch.tensor([[-1.0], [-1.0]])
+    >>> mask, advantage = torch.tensor([[True], [True]]), torch.tensor([[1.0], [-1.0]])
+    >>> off_policy_sequence_mask(old, rollout, advantage, mask).tolist()
+    [[True], [False]]
+    """
+    op = "off_policy_sequence_mask"
+    check.like(op, "advantage", advantage, mask.shape, mask, check.FLOATS)
+    d, counted, sequences = log_ratios(op, old_logprob, rollout_logprob, mask, cu_seqlens)
+    behind = sequences.total(-d) / sequences.total(counted).clamp(min=1) > threshold
+    return mask & ~(behind & (advantage < 0))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The factor of each token's loss that corrects for the sampler, w = π_old / μ."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rlkern.backends.eager.levels import Sequences
+from rlkern.ops import _check as check
+from rlkern.ops._mismatch import between, log_ratios
+
+Ratios = Callable[[Tensor, Tensor, Sequences, float, float], Tensor]
+
+
+def _truncate(d, counted, sequences, low, high):
+    return d.exp().clamp(max=high)
+
+
+def _mask(d, counted, sequences, low, high):
+    w = d.exp()
+    return torch.where(between(w, low, high), w, 0.0)
+
+
+def _sequence_truncate(d, counted, sequences, low, high):
+    return sequences.total(d).exp().clamp(max=high)
+
+
+def _sequence_mask(d, counted, sequences, low, high):
+    w = sequences.total(d).exp()
+    return torch.where(between(w, low, high), w, 0.0)
+
+
+def _geometric_mask(d, counted, sequences, low, high):
+    mean = sequences.total(d) / sequences.total(counted).clamp(min=1)
+    return torch.where(between(mean.exp(), low, high), d.exp(), 0.0)
+
+
+CORRECTIONS: dict[str, Ratios] = {
+    "truncate": _truncate,
+    "mask": _mask,
+    "sequence_truncate": _sequence_truncate,
+    "sequence_mask": _sequence_mask,
+    "geometric_mask": _geometric_mask,
+}
+
+
+def rollout_correction(
+    old_logprob: Tensor,
+    rollout_logprob: Tensor,
+    mask: Tensor,
+    *,
+    kind: str = "truncate",
+    low: float = 0.0,
+    high: float = 2.0,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Returns what multiplies the policy loss of each token, 0 where mask is False.
+
+        w_t = exp(log π_old − log μ)        S = Π w_t over the answer        s = S^(1/|o|)
+        truncate           min(w_t, high)              TIS; C = high = 2 in verl
+        mask               w_t if low ≤ w_t ≤ high     IcePop, arXiv 2510.18855; 0.5 and 5
+        sequence_truncate  min(S, high)                verl's rollout_is=sequence
+        sequence_mask      S if low ≤ S ≤ high         TRL's default, high = 3
+        geometric_mask     w_t if low ≤ s ≤ high       seq-mask-TIS; 0.999 and 1.002
+    and 0 where a condition fails.
+
+    Arguments
+        old_logprob      (B, T) float  log π_old by the trainer; (N,) with cu_seqlens
+        rollout_logprob  (B, T) float  log μ as the sampler reported it
+        mask             (B, T) bool   True counts
+        kind, low, high  which of the five, and its bounds; low is unused where it does not appear
+        cu_seqlens       (S + 1,) bounds of the answers in flat rows
+    Returns
+        (B, T) float32 (float64 if an input is)
+    Raises
+        TypeError, ValueError  for a wrong dtype, shape, device or kind
+    Gradient
+        none
+
+    >>> old, rollout = torch.log(torch.tensor([[0.9, 0.1]])), torch.log(torch.tensor([[0.3, 0.1]]))
+    >>> rollout_correction(old, rollout, torch.tensor([[True, True]])).tolist()
+    [[2.0, 1.0]]
+    """
+    op = "rollout_correction"
+    if kind not in CORRECTIONS:
+        raise ValueError(f"{op}: kind must be one of {', '.join(CORRECTIONS)}, got {kind!r}")
+    low, high = check.number(op, "low", low), check.number(op, "high", high)
+    d, counted, sequences = log_ratios(op, old_logprob, rollout_logprob, mask, cu_seqlens)
+    return torch.where(mask, CORRECTIONS[kind](d, counted, sequences, low, high), 0.0)

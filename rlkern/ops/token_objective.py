@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operation token_objective: the policy loss of log-probabilities that are already there."""
+
+import torch
+from torch import Tensor
+
+from rlkern.backends import implementation
+from rlkern.backends.eager.token_objective import Objective, Rows
+from rlkern.ops import _check as check
+from rlkern.ops._library import refuse_double_backward, register
+from rlkern.ops._loss_output import LossOutput
+from rlkern.ops._objective import OBJECTIVE, ROWS, LossArguments, checked_arguments, scalars
+
+
+def _forward(logprob, entropy, *rest):
+    *rows, cu_seqlens, gate, level, kl, coefficients = rest
+    objective = Objective.of(gate, level, kl, coefficients.tolist())
+    return implementation("token_objective", logprob)(
+        logprob, entropy, Rows(*rows), cu_seqlens, objective
+    )
+
+
+def _forward_fake(logprob, entropy, *rest):
+    return *scalars(logprob), torch.empty_like(logprob), torch.empty_like(entropy)
+
+
+forward = register(
+    f"token_objective(Tensor logprob, Tensor entropy, {ROWS}, {OBJECTIVE})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(output[2], output[3])
+    ctx.others = len(inputs) - 2
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, grad_loss, *unused):
+    refuse_double_backward("token_objective")
+    if grad_loss is None:
+        return (None,) * (ctx.others + 2)
+    grad_logprob, grad_entropy = ctx.saved_tensors
+    return grad_logprob * grad_loss, grad_entropy * grad_loss, *(None,) * ctx.others
+
+
+torch.library.register_autograd("rlkern::token_objective", _autograd, setup_context=_setup_context)
+
+
+def token_objective(
+    logprob: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    *,
+    entropy: Tensor | None = None,
+    old_logprob: Tensor | None = None,
+    ref_logprob: Tensor | None = None,
+    correction: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    algorithm: str = "grpo",
+    weight: Tensor | None = None,
+    **coefficients: float | str,
+) -> LossOutput:
+    """Returns the same loss as policy_loss from log-probabilities that are already there.
+
+    The arguments are those of policy_loss with logprob (B, T) in place of logits and token;
+    entropy (B, T) is needed when entropy_coef is not 0.
+
+    Gradient
+        to logprob and entropy
+
+    >>> logprob = torch.log(torch.tensor([[0.5]])).requires_grad_()
+    >>> out = token_objective(logprob, torch.tensor([3.0]), torch.tensor([[True]]))
+    >>> out.loss.backward()
+    >>> logprob.grad.tolist()
+    [[-3.0]]
+    """
+    op = "token_objective"
+    check.tensor(op, "logprob", logprob, (torch.float32, torch.float64))
+    shape = logprob.shape
+    if entropy is not None:
+        check.like(op, "entropy", entropy, shape, logprob, (logprob.dtype,))
+    given = LossArguments(
+        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
+        coefficients,
+    )  # fmt: skip
+    checked = checked_arguments(op, logprob, shape, given)
+    check.finite_values(op, "logprob", logprob, mask)
+    entropy_coef = checked.objective.entropy_coef
+    if entropy_coef != 0 and entropy is None:
+        raise ValueError(f"{op}: entropy_coef is {entropy_coef}, so entropy must be given")
+    if len(shape) != 2:
+        shape = torch.Size((1, shape.numel()))
+
+    def as_rows(x: Tensor) -> Tensor:
+        return x.to(logprob.dtype).reshape(shape).contiguous()
+
+    constants = [None if x is None else as_rows(x.detach()) for x in checked.rows]
+    scores = as_rows(logprob), torch.zeros_like(logprob) if entropy is None else entropy
+    loss, metrics, _, _ = forward(
+        scores[0], as_rows(scores[1]), *constants, *checked.operator_form()
+    )
+    return LossOutput(loss, metrics.detach())
