@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rlkern.compare import record
 from rlkern.compare.plan import Comparison, Planned, runs, starts
-from rlkern.trainer.config import to_yaml
+from rlkern.trainer.files import write_text
 from rlkern.trainer.loop import SUMMARY
 from rlkern.trainer.run.checkpoint import name_of
-from rlkern.trainer.run.files import write_text
+from rlkern.trainer.settings.document import text
 
 # ru_maxrss counts kibibytes on Linux and bytes on macOS.
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -51,9 +51,9 @@ def train(planned: Planned) -> Outcome:
     run.parent.mkdir(parents=True, exist_ok=True)
     if run.is_dir():
         shutil.rmtree(run)
-    if planned.config is not None:
-        write_text(Path(f"{run}.yaml"), to_yaml(planned.config))
-    threads = str((planned.config and planned.config.threads) or 1)
+    if planned.run is not None:
+        write_text(Path(f"{run}.yaml"), text(planned.run))
+    threads = str((planned.run and planned.run.threads) or 1)
     command = [sys.executable, "-m", "rlkern.cli", "train", *planned.arguments]
     started = time.perf_counter()
     with Path(f"{run}.log").open("w") as output:
@@ -81,11 +81,11 @@ def compare(comparison: Comparison, *, again: bool, say: Callable[[str], None]) 
         say(f"{skipped} runs are on record in {folder} with the same settings and are skipped")
     if not wanted:
         return []
-    seeds = {planned.seed for planned in wanted if planned.config is not None}
+    seeds = {planned.seed for planned in wanted if planned.run is not None}
     need = [p for seed, p in starts(comparison).items() if seed in seeds and not _has_start(p)]
     lost = _each(need, comparison.jobs, lambda planned: _start(planned), say)
     broken = {planned.seed for planned in lost}
-    left = [p for p in wanted if p.config is not None and p.seed in broken]
+    left = [p for p in wanted if p.run is not None and p.seed in broken]
     go = [planned for planned in wanted if planned not in left]
     bad = _each(go, comparison.jobs, lambda p: _measure(comparison, p), say)
     return [p.label for p in (*lost, *left, *bad)]

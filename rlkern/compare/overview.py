@@ -35,8 +35,8 @@ _NEEDED = (
 )  # fmt: skip
 # Settings that no number of the tables depends on, or that the page says elsewhere.
 _UNSEEN = frozenset(
-    "algorithm seed device threads sft_steps eval_batch eval_modes degenerate_limit keep_best"
-    " save_every".split()
+    "algorithm seed device threads sft eval.batch eval.modes reward.degenerate_limit eval.keep_best"
+    " output.save_every".split()
 )
 # Heading, what the accuracy is, and which declarations the table is of.
 _TABLES = (
@@ -92,7 +92,7 @@ def settings_line(run: Run) -> str:
 
 def _settings(settings: dict[str, Any], run: Run) -> str:
     shown = {k: v for k, v in settings.items() if k not in _UNSEEN}
-    start = {k: v for k, v in run.head["start"].items() if k.startswith("sft_")}
+    start = {k: v for k, v in run.head["start"].items() if k.startswith("sft.")}
     return f"Settings: {_pairs(shown)}. The start: {_pairs(start)}."
 
 

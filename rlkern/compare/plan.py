@@ -11,17 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rlkern.trainer.checked import check
-from rlkern.trainer.config import Config, from_dict
+from rlkern.algorithms import declarations
+from rlkern.trainer import preflight
 from rlkern.trainer.errors import UserError
+from rlkern.trainer.processes.world import World
 from rlkern.trainer.run.checkpoint import name_of
-from rlkern.trainer.settings import find_algorithm, known_algorithms
+from rlkern.trainer.settings import Layer, Settings, changed, dump, resolve
+from rlkern.trainer.settings.document import read
+from rlkern.trainer.settings.layers import dotted
+from rlkern.trainer.settings.message import nearest
+from rlkern.trainer.settings.resolve import laid, resolved
 
 START = "start"
 # Keys that say where a run is kept, not what it computes.
-_PLACES = ("name", "runs_dir", "model")
+_PLACES = ("name", "output.dir", "model")
 
 
 @dataclass
@@ -61,7 +64,8 @@ class Comparison:
 class Planned:
     """One run: its folder, its settings, and what tells it from a run with other settings.
 
-    config is what `rlkern train` is given; where there is none, it is given the file of a pipeline.
+    settings are those of the run that differ from its algorithm's own, by their dotted keys; run is
+    all of them, which `rlkern train` is given; without it, it is given the file of a pipeline.
     """
 
     algorithm: str
@@ -69,7 +73,7 @@ class Planned:
     folder: Path
     settings: dict[str, Any]
     start: dict[str, Any]
-    config: Config | None = None
+    run: Settings | None = None
     file: str = ""
 
     @property
@@ -80,9 +84,9 @@ class Planned:
     @property
     def arguments(self) -> list[str]:
         """Returns what follows `rlkern train`; settings lie beside the folder."""
-        if self.config is not None:
+        if self.run is not None:
             return ["--config", f"{self.folder}.yaml"]
-        place = ["--runs_dir", str(self.folder.parent), "--name", self.folder.name]
+        place = ["--output.dir", str(self.folder.parent), "--name", self.folder.name]
         return ["--config", self.file, "--seed", str(self.seed), *place]
 
     @property
@@ -94,16 +98,19 @@ class Planned:
     @property
     def measured(self) -> Path:
         """Returns the run directory whose metrics count: that of the last stage of a pipeline."""
-        return self.folder if self.config is not None else self.stages[-1]
+        return self.folder if self.run is not None else self.stages[-1]
 
 
 def load(path: str | os.PathLike) -> Comparison:
     """Returns the comparison that a YAML file describes."""
-    values = _mapping(path, "a comparison")
+    values = read(path, "a comparison")
     known = {f.name: f.type for f in dataclasses.fields(Comparison)}
     if unknown := sorted(set(values) - set(known)):
         keys = ", ".join(known)
-        raise UserError(f"{path}: unknown key {unknown[0]!r}; a comparison takes {keys}")
+        raise UserError(
+            f"{path}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}; a comparison takes"
+            f" {keys}"
+        )
     for key, value in values.items():
         kind = str(known[key]).partition("[")[0]
         if type(value).__name__ != kind:
@@ -111,29 +118,21 @@ def load(path: str | os.PathLike) -> Comparison:
     return Comparison(**values)
 
 
-def _mapping(path: str | os.PathLike, kind: str) -> dict[str, Any]:
-    """Returns the keys and values of a YAML file."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as {kind}: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold key: value lines, got {type(values).__name__}")
-    return values
-
-
 def _article(kind: str) -> str:
     return {"int": "a whole number", "str": "text", "list": "a list"}.get(kind, "key: value lines")
 
 
-def changed(config: Config) -> dict[str, Any]:
-    """Returns the settings that differ from the defaults and matter for what is computed.
+def own(settings: Settings) -> dict[str, Any]:
+    """Returns what differs from the algorithm's own settings and matters for what is computed.
 
-    >>> changed(Config(steps=7, runs_dir="elsewhere"))
-    {'steps': 7}
+    >>> from rlkern.trainer.settings import of
+    >>> own(of(steps=7, output="elsewhere"))
+    {'algorithm': 'grpo', 'steps': 7}
     """
-    default, own = dataclasses.asdict(Config()), dataclasses.asdict(config)
-    return {k: v for k, v in own.items() if k not in _PLACES and v != default[k]}
+    kind = {"algorithm": settings.algorithm, "model": settings.model}
+    plain = dotted(dump(laid(Layer("", kind)).settings))
+    found = {k: v for k, v in dotted(dump(settings)).items() if k not in _PLACES}
+    return {k: v for k, v in found.items() if k == "algorithm" or plain.get(k) != v}
 
 
 def _named(base: str, settings: dict[str, Any], start: dict[str, Any]) -> str:
@@ -144,24 +143,25 @@ def _named(base: str, settings: dict[str, Any], start: dict[str, Any]) -> str:
 
 def starts(comparison: Comparison) -> dict[int, Planned]:
     """Returns by seed the run whose supervised stage every algorithm starts after."""
-    found = {}
+    found, source = {}, "start of the comparison"
     for seed in comparison.seeds:
-        config = from_dict({**comparison.start, "seed": seed}, "start of the comparison")
-        settings = {**changed(config), "model": config.model}
+        run = resolve(Layer(source, comparison.start), Layer("seeds", {"seed": seed}))
+        settings = {**own(run), "model": run.model}
         folder = Path(comparison.runs_dir) / _named(f"{START}-{seed}", settings, {})
-        config.runs_dir, config.name = comparison.runs_dir, folder.name
-        if not config.sft_steps:
-            raise UserError("start of the comparison must set sft_steps to 1 or more")
-        check(config)
-        found[seed] = Planned(START, seed, folder, settings, {}, config)
+        if run.sft is None:
+            raise UserError(f"{source} must set sft.steps to 1 or more")
+        preflight.check(run, World())
+        placed = changed(run, name=folder.name, output={"dir": comparison.runs_dir})
+        found[seed] = Planned(START, seed, folder, settings, {}, placed)
     return found
 
 
 def runs(comparison: Comparison) -> list[Planned]:
     """Returns all runs of a comparison, those of one algorithm after another; checks them all."""
-    names = comparison.algorithms or list(known_algorithms())
+    names = comparison.algorithms or list(declarations())
     for name in [*names, *comparison.notes]:
-        find_algorithm(name)
+        if name not in declarations():
+            raise UserError(f"there is no algorithm {name!r}{nearest(name, declarations())}")
     if len(set(comparison.seeds)) < len(comparison.seeds):
         raise UserError(f"seeds must differ from each other, got {comparison.seeds}")
     first, seeds = starts(comparison), comparison.seeds
@@ -171,17 +171,19 @@ def runs(comparison: Comparison) -> list[Planned]:
 
 
 def _run(comparison: Comparison, name: str, start: Planned) -> Planned:
-    given = {"algorithm": name, "seed": start.seed, "sft_steps": 0}
-    values = {**_recipe(comparison, name), **comparison.shared, **given}
-    config = from_dict(values, f"settings of {name}")
-    settings = changed(config)
-    folder = Path(comparison.runs_dir) / _named(f"{name}-{start.seed}", settings, start.settings)
-    config.model, config.runs_dir = str(start.folder / name_of(0)), comparison.runs_dir
-    config.name = folder.name
+    assert start.run is not None
     # The start is not made yet; all else of the settings is refused before anything runs.
-    assert start.config is not None
-    check(dataclasses.replace(config, model=start.config.model))
-    return Planned(name, start.seed, folder, settings, start.settings, config)
+    run = resolved(
+        Layer(f"recipe of {name}", {**_recipe(comparison, name), "algorithm": name}),
+        Layer("shared", comparison.shared, shared=True),
+        Layer("seeds", {"seed": start.seed, "sft": None, "model": start.run.model}),
+    ).settings
+    preflight.check(run, World())
+    settings = own(run)
+    folder = Path(comparison.runs_dir) / _named(f"{name}-{start.seed}", settings, start.settings)
+    place = {"model": str(start.folder / name_of(0)), "name": folder.name}
+    placed = changed(run, **place, output={"dir": comparison.runs_dir})
+    return Planned(name, start.seed, folder, settings, start.settings, placed)
 
 
 def _recipe(comparison: Comparison, name: str) -> dict[str, Any]:
@@ -189,17 +191,17 @@ def _recipe(comparison: Comparison, name: str) -> dict[str, Any]:
     if not comparison.recipes:
         return {}
     path = Path(comparison.recipes) / f"{name}.yaml"
-    values = _mapping(path, "a recipe")
+    values = read(path, "a recipe")
     if values.get("algorithm") != name:
         raise UserError(f"{path}: algorithm must be {name}, got {values.get('algorithm')!r}")
-    return {key: value for key, value in values.items() if not key.startswith("sft_")}
+    return {key: value for key, value in values.items() if key != "sft"}
 
 
 def _pipeline(comparison: Comparison, name: str, file: str, seed: int) -> Planned:
     """Returns the run of a pipeline; its settings are its file's."""
-    if name in known_algorithms():
+    if name in declarations():
         raise UserError(f"pipelines must not be called as an algorithm is, got {name!r}")
-    settings = _mapping(file, "a pipeline")
+    settings = read(file, "a pipeline")
     if "stages" not in settings:
         raise UserError(f"{file} must hold a pipeline, whose key stages lists its runs")
     folder = Path(comparison.runs_dir) / _named(f"{name}-{seed}", settings, {"seed": seed})

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from rlkern.compare.plan import Planned
+from rlkern.trainer.files import write_text
 from rlkern.trainer.loop import SUMMARY
-from rlkern.trainer.run.files import write_text
 from rlkern.trainer.run.logs import read_metrics
 
 # Means over the steps of a point, and what the run counts from its start.
@@ -104,7 +104,7 @@ def write(folder: Path, planned: Planned, *, jobs: int, cost: dict[str, Any]) ->
         **cost,
         **{key: summary[key] for key in _SUMMARY if key in summary},
     }
-    if planned.config is None:
+    if planned.run is None:
         tail["stages"] = [_stage(path) for path in planned.stages]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{planned.label}.jsonl"

@@ -52,6 +52,13 @@ def resolve(*layers: Layer) -> Settings:
 
 def resolved(*layers: Layer) -> Resolved:
     """Returns the same as resolve; shared keys that are not read are left out and reported."""
+    found = laid(*layers)
+    check_contradictions(found.settings)
+    return found
+
+
+def laid(*layers: Layer) -> Resolved:
+    """Returns the same as resolved, with whatever contradictions there are between keys."""
     given = [(layer, normalized(layer)) for layer in layers]
     merged = laid_over(*(values for _, values in given))
     declared = _declared(merged, given)
@@ -84,7 +91,6 @@ def resolved(*layers: Layer) -> Resolved:
     except ValidationError as error:
         path, sentence = first_problem(error, Settings)
         raise UserError(_placed(sentence, path, given)) from None
-    check_contradictions(settings)
     return Resolved(settings, frozenset(left))
 
 
