@@ -62,9 +62,9 @@ def test_every_coefficient_has_a_default_and_every_default_a_source(name):
 @EVERY
 def test_every_setting_is_one_that_the_run_leaves_to_its_algorithm(name):
     declared = rlkern.algorithms()[name]
-    own = {f.name for f in dataclasses.fields(Config) if getattr(Config(), f.name) is None}
+    own = {f.name for f in dataclasses.fields(Config) if getattr(settings(), f.name) is None}
     assert set(declared.settings) <= own
-    resolved = resolve(Config(algorithm=name))
+    resolved = resolve(settings(algorithm=name))
     assert {key: getattr(resolved, key) for key in declared.settings} == declared.settings
     settings.validate(resolved)
 

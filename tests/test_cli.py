@@ -34,7 +34,7 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(capsys, tmp_path)
     file = tmp_path / "x.yaml"
     file.write_text("lr: 0.25\nsteps: 7\ntask_options:\n  max_digits: 1\n")
     found = printed_config(capsys, "--config", file, "--steps", 9, "--kl-coef", 0.5)
-    expected = dict(dataclasses.asdict(Config()), lr=0.25, steps=9, kl_coef=0.5)
+    expected = dict(dataclasses.asdict(settings()), lr=0.25, steps=9, kl_coef=0.5)
     assert found == dict(expected, task_options={"max_digits": 1})
 
 
@@ -43,7 +43,7 @@ def test_printed_settings_read_back_are_the_same_settings(capsys, tmp_path):
     file = tmp_path / "again.yaml"
     file.write_text(yaml.safe_dump(first))
     assert printed_config(capsys, "--config", file) == first
-    assert Config(**first) == small(tmp_path)
+    assert settings(**first) == small(tmp_path)
 
 
 FILES = [(p, yaml.safe_load(p.read_text())) for p in sorted((ROOT / "configs").rglob("*.yaml"))]
@@ -60,7 +60,7 @@ def test_every_file_in_configs_is_valid(capsys, file):
 def test_every_pipeline_in_configs_can_begin(capsys, file):
     # On the model that needs no package beside the trainer's own.
     stages = printed_config(capsys, "--config", file, "--model", "tiny")["stages"]
-    pipeline.check_stages(pipeline.plan(Path("x"), [Config(**stage) for stage in stages]), World())
+    pipeline.check_stages(pipeline.plan(Path("x"), [settings(**stage) for stage in stages]), World())
 
 
 def test_every_key_has_a_help_text(capsys):
@@ -79,18 +79,18 @@ WRONG = [
     (["--stepz", "3"], "stepz"),
     (["--steps", "three"], "steps.*three"),
     (["--steps", "0"], "steps must be at least 1, got 0"),
-    (["--lr", "nan"], "lr.*nan"),
-    (["--lr", "-1"], "lr must be a finite number above 0, got -1.0"),
-    (["--group_size", "1"], "group_size must be at least 2"),
-    (["--micro_batches", "99"], "micro_batches must be at most prompts"),
+    (["--optimizer.lr", "nan"], "lr.*nan"),
+    (["--optimizer.lr", "-1"], "lr must be a finite number above 0, got -1.0"),
+    (["--rollout.group_size", "1"], "group_size must be at least 2"),
+    (["--batch.micro_batches", "99"], "micro_batches must be at most prompts"),
     (["--coefficients.clip_hihg", "0.3"], "has no coefficient 'clip_hihg'"),
-    (["--kl_coef", "1", "--coefficients.kl_coef", "1"], "kl_coef is given twice"),
+    (["--coefficients.kl_coef", "1", "--coefficients.kl_coef", "1"], "kl_coef is given twice"),
     (["--name", "a/b"], "name must be a folder name"),
     (["--config", "missing.yaml"], "missing.yaml"),
-    (["--reward", "no_module_here:f"], "reward 'no_module_here:f' cannot be imported"),
-    (["--max_new_tokens", "600"], "do not fit the model's context"),
+    (["--reward.functions", "no_module_here:f"], "reward 'no_module_here:f' cannot be imported"),
+    (["--rollout.max_new_tokens", "600"], "do not fit the model's context"),
     (["--resume", "no/such/run"], "there is no run to resume in no/such/run"),
-    (["--lora_rank", "4", "--lora_targets", "foo"], "lora_targets must be all-linear or names of"),
+    (["--lora.rank", "4", "--lora.targets", "foo"], "lora_targets must be all-linear or names of"),
     (["--resume"], "there is no run to resume"),
 ]
 
@@ -102,7 +102,7 @@ def test_a_mistake_is_one_sentence_before_anything_is_written(
     capsys, tmp_path, monkeypatch, arguments, sentence
 ):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, "train", "--runs_dir", tmp_path / "runs", *arguments)
+    code, _, err = run(capsys, "train", "--output.dir", tmp_path / "runs", *arguments)
     assert code == 2
     assert err.startswith("rlkern train: ") and err.count("\n") == 1
     assert re.search(sentence, err), err
@@ -123,7 +123,7 @@ def test_a_broken_reward_function_is_named_and_ends_the_run(
     monkeypatch.chdir(tmp_path)
     module = f"reward_{abs(hash(body))}"
     Path(f"{module}.py").write_text(f"def broken(prompts, completions, **columns):\n    {body}\n")
-    config = small(tmp_path, sft_steps=0, reward=f"{module}:broken")
+    config = small(tmp_path, sft__steps=0, reward__functions=f"{module}:broken")
     monkeypatch.syspath_prepend(str(tmp_path))
     code, _, err = run(capsys, "train", *flags(config))
     assert code == 2

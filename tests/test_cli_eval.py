@@ -22,13 +22,13 @@ def run(tmp_path_factory):
     config = small(
         folder,
         name="run",
-        reward=None,
+        reward__functions=None,
         steps=3,
-        lr=1e-4,
-        sft_steps=250,
-        sft_batch=64,
-        eval_items=30,
-        eval_every=1,
+        optimizer__lr=1e-4,
+        sft__steps=250,
+        sft__batch=64,
+        eval__items=30,
+        eval__every=1,
     )
     with rlkern.use_backend("eager"):
         train(config)
@@ -110,7 +110,7 @@ def test_the_tables_show_accuracies_and_answers(capsys, run):
         (["--checkpoint", 1], r"newest or a step that .* kept \(2, 3\), got '1'"),
         (["--pass_at", 2], "eval_pass_at must be from 1 to eval_samples"),
         (["--modes", "sampeld"], "modes must be sampled or greedy, got 'sampeld'"),
-        (["--temperature", 0], "temperature must be a finite number above 0"),
+        (["--rollout.temperature", 0], "temperature must be a finite number above 0"),
         (["--samples", "x"], "invalid int value: 'x'"),
         (["--samples", 4, "--modes", "greedy"], "eval_samples must be 1 where eval_modes is"),
         (["--task", "adition"], "there is no task 'adition'"),
@@ -138,7 +138,7 @@ def test_what_cannot_be_evaluated_says_why(capsys, run, tmp_path):
 def test_adapters_are_evaluated_with_the_model_they_belong_to(capsys, run, tmp_path):
     model = run / "checkpoint-3"
     with rlkern.use_backend("eager"):
-        train(small(tmp_path, name="lora", model=str(model), steps=2, sft_steps=0, lora_rank=4))
+        train(small(tmp_path, name="lora", model=str(model), steps=2, sft__steps=0, lora__rank=4))
     capsys.readouterr()
     lora = tmp_path / "runs" / "lora"
     found = evaluated(capsys, lora, "--checkpoint", "newest")

@@ -13,10 +13,10 @@ from rlkern.compare.plan import Comparison, load, runs, starts
 from rlkern.trainer import UserError
 from rlkern.trainer.settings import known_algorithms
 
-START = {"algorithm": "reinforce", "sft_steps": 2, "sft_target": 0.0, "eval_items": 8, "steps": 1}
-TINY = {"steps": 4, "prompts": 4, "group_size": 4, "eval_items": 8, "eval_every": 2}
+START = {"algorithm": "reinforce", "sft__steps": 2, "sft__target": 0.0, "eval__items": 8, "steps": 1}
+TINY = {"steps": 4, "batch__prompts": 4, "rollout__group_size": 4, "eval__items": 8, "eval__every": 2}
 RECIPES = trainer_helpers.ROOT / "configs" / "algorithms"
-COMMON = {"device": "cpu", "threads": 1, "degenerate_limit": 0, "eval_modes": ["sampled"]}
+COMMON = {"device": "cpu", "threads": 1, "reward__degenerate_limit": 0, "eval__modes": ["sampled"]}
 
 
 def comparison(**changes):
@@ -55,7 +55,7 @@ def recipes(folder, **own):
 
 
 def test_shared_settings_go_over_those_of_a_recipe_whose_supervised_stage_is_the_starts(tmp_path):
-    folder = recipes(tmp_path, grpo={"lr": 0.5, "sft_steps": 9, "sft_lr": 3.0}, rloo={"steps": 9})
+    folder = recipes(tmp_path, grpo={"optimizer__lr": 0.5, "sft__steps": 9, "sft__lr": 3.0}, rloo={"steps": 9})
     settings = comparison(algorithms=["grpo", "rloo"], recipes=folder)
     found = [(p.config.lr, p.config.steps, p.config.sft_steps) for p in runs(settings)]
     assert found == [(0.5, 4, 0), (None, 4, 0)]
@@ -77,7 +77,7 @@ def test_a_pipeline_is_run_from_its_file_and_its_last_stage_is_what_counts(tmp_p
     planned = runs(settings)[-1]
     assert planned.label == "rlhf-5"
     assert planned.arguments[:4] == ["--config", str(file), "--seed", "5"]
-    assert planned.arguments[4:] == ["--runs_dir", str(tmp_path), "--name", planned.folder.name]
+    assert planned.arguments[4:] == ["--output.dir", str(tmp_path), "--name", planned.folder.name]
     for stage in ("2-sft", "10-ppo", "9-reward_model"):
         (planned.folder / stage).mkdir(parents=True)
     assert planned.measured.name == "10-ppo"
@@ -105,8 +105,8 @@ def test_the_record_of_a_pipeline_holds_what_each_stage_did(tmp_path):
 
 def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tmp_path):
     (first,) = runs(comparison(algorithms=["grpo"]))
-    (other,) = runs(comparison(algorithms=["grpo"], shared={**COMMON, **TINY, "lr": 0.1}))
-    start = {**COMMON, **START, "sft_steps": 3}
+    (other,) = runs(comparison(algorithms=["grpo"], shared={**COMMON, **TINY, "optimizer__lr": 0.1}))
+    start = {**COMMON, **START, "sft__steps": 3}
     (later,) = runs(comparison(algorithms=["grpo"], start=start))
     assert len({first.folder, other.folder, later.folder}) == 3
     head = {"settings": first.settings, "start": first.start}
@@ -125,9 +125,9 @@ def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tm
         ({"notes": {"gpro": "?"}}, "there is no algorithm 'gpro'"),
         ({"shared": {"stepz": 1}}, "unknown key 'stepz'"),
         ({"shared": {"steps": 0}}, "steps must be at least 1"),
-        ({"start": {**COMMON, "sft_steps": 0}}, "start of the comparison must set sft_steps"),
+        ({"start": {**COMMON, "sft__steps": 0}}, "start of the comparison must set sft_steps"),
         ({"seeds": [0, 0]}, "seeds must differ"),
-        ({"shared": {"group_size": 1}, "algorithms": ["grpo"]}, "group_size must be at least 2"),
+        ({"shared": {"rollout__group_size": 1}, "algorithms": ["grpo"]}, "group_size must be at least 2"),
         ({"pipelines": {"grpo": "x.yaml"}}, "must not be called as an algorithm is, got 'grpo'"),
         ({"pipelines": {"rlhf": "missing.yaml"}}, "missing.yaml cannot be read as a pipeline"),
     ],
@@ -191,7 +191,7 @@ def compared(tmp_path_factory):
     settings = comparison(
         algorithms=["sapo", "grpo"],
         jobs=2,
-        recipes=recipes(folder, sapo={"reward": "no_such_module:reward"}, grpo={}),
+        recipes=recipes(folder, sapo={"reward__functions": "no_such_module:reward"}, grpo={}),
         runs_dir=str(folder / "runs"),
         records=str(folder / "records"),
         out=str(folder / "docs"),

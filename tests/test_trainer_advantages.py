@@ -73,7 +73,7 @@ def full(reward, **changes):
 
 
 def advantage(name, of, **changes):
-    config = resolve(Config(**changes))
+    config = resolve(settings(**changes))
     return estimate(of, Declared(name), config).advantage
 
 
@@ -130,7 +130,7 @@ def test_the_kl_in_the_reward_reaches_estimators_of_whole_answers():
 
 def test_gae_without_discount_and_with_lambda_one_is_the_return_minus_the_value():
     of = full([1.0, 0.0, 1.0, 2.0], reward_kl_coef=0.1)
-    found = estimate(of, Declared("gae"), resolve(Config(discount=1.0, gae_lambda=1.0)))
+    found = estimate(of, Declared("gae"), resolve(settings(advantage__discount=1.0, advantage__gae_lambda=1.0)))
     # Returns of the hole's row: −0.15, stepped over, −0.1, −0.05.
     close(found.advantage, [[0.65, 0.7, 0, 0], [-0.4, 0, -0.35, -0.3], [0.6, 0.65, 0.7, 0],
                             [1.7, 0, 0, 0]])  # fmt: skip
@@ -172,7 +172,7 @@ def test_several_rewards_are_normalized_apart_and_by_their_weights():
     of = full([6.0, 5.0, 1.0, 10.0], by_function=rows)
     columns = torch.tensor(rows).T
     group = torch.tensor([0, 0, 1, 1])
-    config = {"reward": "a,b,c", "reward_weights": [1.0, 0.5, 0.0]}
+    config = {"reward__functions": "a,b,c", "reward__weights": [1.0, 0.5, 0.0]}
     expected = rlkern.advantage.gdpo(columns[:, :2], group, weight=torch.tensor([1.0, 0.5]))
     torch.testing.assert_close(advantage("gdpo", of, **config), expected)
     assert expected.abs().min() > 0.1
@@ -198,7 +198,7 @@ def test_an_unscorable_answer_has_no_advantage_anywhere_and_spoils_no_other(name
 
 def test_the_critic_learns_nothing_from_an_unscorable_answer():
     of = full([NAN, 1.0, 0.0, 1.0])
-    target = estimate(of, Declared("gae"), resolve(Config())).value_target
+    target = estimate(of, Declared("gae"), resolve(settings())).value_target
     assert target[0].isnan().all() and target[1, 0] == 1.0
 
 
@@ -221,6 +221,6 @@ def test_an_algorithm_that_names_the_advantage_gets_it_with_its_own_settings(nam
     of = full([1.0, 0.0, 0.25, 1.0], reward_kl_coef=0.1)
     for algorithm in rlkern.algorithms().values():
         if algorithm.advantage == name:
-            found = estimate(of, algorithm, resolve(Config(algorithm=algorithm.name)))
+            found = estimate(of, algorithm, resolve(settings(algorithm=algorithm.name)))
             assert found.advantage.any() and found.advantage.isfinite().all()
             assert (found.value_target is not None) == ("value" in algorithm.needs)

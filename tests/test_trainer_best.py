@@ -74,14 +74,14 @@ def test_a_note_that_cannot_be_read_is_one_sentence(tmp_path):
 @pytest.mark.usefixtures("compiled")
 def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(tmp_path, monkeypatch):
     monkeypatch.setattr("rlkern.trainer.evaluate.evaluate", falling())
-    config = small(tmp_path, name="run", steps=3, eval_every=1, sft_steps=0, keep_checkpoints=1)
+    config = small(tmp_path, name="run", steps=3, eval__every=1, sft__steps=0, output__keep_checkpoints=1)
     train(config)
     run = tmp_path / "runs" / "run"
     assert best.read(run) == {"eval/accuracy": 0.9, "step": 2}
     assert (run / "best" / "model.safetensors").is_file()
     third = (run / "checkpoint-3" / "model.safetensors").read_bytes()
     assert (run / "best" / "model.safetensors").read_bytes() != third
-    train(small(tmp_path, name="none", steps=1, sft_steps=0, keep_best=False))
+    train(small(tmp_path, name="none", steps=1, sft__steps=0, eval__keep_best=False))
     assert not (tmp_path / "runs" / "none" / "best").exists()
 
 
@@ -94,7 +94,7 @@ def falling():
 @pytest.mark.usefixtures("compiled")
 def test_a_resumed_run_knows_its_best(tmp_path, monkeypatch):
     monkeypatch.setattr("rlkern.trainer.evaluate.evaluate", falling())
-    config = small(tmp_path, name="run", steps=4, eval_every=1, sft_steps=0, save_every=1)
+    config = small(tmp_path, name="run", steps=4, eval__every=1, sft__steps=0, output__save_every=1)
     real = loop._save
 
     def stop(session, run, clock):

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("compiled")
 
 def session_of(tmp_path, algorithm, **changes):
     chosen = {
-        "prompts": 8,
-        "group_size": 4,
-        "reward": "trainer_rewards:starts_with_seven",
+        "batch__prompts": 8,
+        "rollout__group_size": 4,
+        "reward__functions": "trainer_rewards:starts_with_seven",
         **changes,
     }
     session = build(any_algorithm(tmp_path, algorithm, **chosen), resume_from=None)

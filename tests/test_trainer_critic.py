@@ -23,7 +23,7 @@ EVERY = pytest.mark.parametrize("form", sorted(CRITICS))
 
 def critic_of(policy, form, *, share=True, seed=None):
     """Returns a critic; with a seed its last layer is not zero."""
-    critic = make_critic(Config(critic=form, share_prompts=share), policy)
+    critic = make_critic(settings(critic__kind=form, memory__share_prompts=share), policy)
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         for p in critic.parameters().values():
@@ -97,7 +97,7 @@ def test_two_pieces_give_the_loss_and_the_gradient_of_the_whole(form):
     weight = rlkern.aggregate.token_weight(rollout.mask)
     target = torch.randn(rollout.mask.shape, generator=torch.Generator().manual_seed(1))
     target[0] = torch.nan
-    config, found = Config(critic=form), []
+    config, found = settings(critic__kind=form), []
     for pieces in ([(0, 4)], [(0, 1), (1, 4)]):
         critic.module.zero_grad(), policy.model.zero_grad()
         total, metrics = 0.0, 0.0
@@ -119,10 +119,10 @@ def test_two_pieces_give_the_loss_and_the_gradient_of_the_whole(form):
 def test_a_head_shapes_the_policy_unless_its_hidden_states_are_detached():
     policy = tiny_policy()
     critic, rollout = critic_of(policy, "head", seed=0), ragged_rollout(policy)
-    loss_of(critic, policy, rollout, Config()).loss.backward()
+    loss_of(critic, policy, rollout, settings()).loss.backward()
     assert any(p.grad is not None and p.grad.any() for p in policy.parameters().values())
     policy.model.zero_grad(), critic.module.zero_grad()
-    loss_of(critic, policy, rollout, Config(), detach=True).loss.backward()
+    loss_of(critic, policy, rollout, settings(), detach=True).loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in policy.parameters().values())
     assert all(p.grad.any() for p in critic.parameters().values())
 
@@ -131,7 +131,7 @@ def test_a_separate_critic_leaves_the_policy_alone_and_trains_all_of_itself():
     policy = tiny_policy()
     policy.model.requires_grad_(False)
     critic, rollout = critic_of(policy, "separate", seed=0), ragged_rollout(policy)
-    loss_of(critic, policy, rollout, Config(critic="separate")).loss.backward()
+    loss_of(critic, policy, rollout, settings(critic__kind="separate")).loss.backward()
     assert all(p.grad is None for p in policy.model.parameters())
     assert all(p.grad is not None and p.grad.any() for p in critic.parameters().values())
     own = {id(p) for p in policy.model.parameters()}
@@ -171,9 +171,9 @@ def test_a_separate_critic_begins_with_what_adapters_add_too():
 def test_the_loss_is_that_of_squares_and_with_a_clip_that_of_the_larger():
     policy = tiny_policy()
     critic, rollout = critic_of(policy, "head"), ragged_rollout(policy)
-    squared = loss_of(critic, policy, rollout, Config(value_clip=0.0), old=-0.5)
+    squared = loss_of(critic, policy, rollout, settings(critic__clip=0.0), old=-0.5)
     assert squared.loss.item() == pytest.approx(0.5)
-    clipped = loss_of(critic, policy, rollout, Config(value_clip=0.2), old=-0.5)
+    clipped = loss_of(critic, policy, rollout, settings(critic__clip=0.2), old=-0.5)
     # The estimate 0 is held at −0.5 + 0.2: ½·1.3².
     assert clipped.loss.item() == pytest.approx(0.845)
     assert rlkern.value_metrics_dict(clipped.metrics)["clip_fraction"] == 1.0
@@ -187,7 +187,7 @@ def test_a_bfloat16_policy_has_float32_values_and_a_float32_last_layer(form):
     assert critic.values(policy, rollout, [(0, 4)]).dtype == torch.float32
     last = [p for p in critic.parameters().values() if p.shape[0] == 1]
     assert len(last) == 2 and {p.dtype for p in last} == {torch.float32}
-    loss_of(critic, policy, rollout, Config(critic=form)).loss.backward()
+    loss_of(critic, policy, rollout, settings(critic__kind=form)).loss.backward()
     assert all(p.grad is not None for p in critic.parameters().values())
 
 
@@ -196,7 +196,7 @@ def test_a_saved_critic_comes_back_to_the_last_bit(form, tmp_path):
     policy = tiny_policy()
     critic, rollout = critic_of(policy, form, seed=0), ragged_rollout(policy)
     critic.save(tmp_path / "critic")
-    back = make_critic(Config(critic=form), policy, tmp_path)
+    back = make_critic(settings(critic__kind=form), policy, tmp_path)
     assert list(back.parameters()) == list(critic.parameters())
     pairs = zip(back.parameters().values(), critic.parameters().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -207,8 +207,8 @@ def test_a_saved_critic_comes_back_to_the_last_bit(form, tmp_path):
 def test_a_critic_of_another_form_or_none_is_refused_in_a_sentence(tmp_path):
     policy = tiny_policy()
     with pytest.raises(UserError, match="cannot be read as this critic"):
-        make_critic(Config(critic="head"), policy, tmp_path)
+        make_critic(settings(critic__kind="head"), policy, tmp_path)
     critic_of(policy, "head").save(tmp_path / "critic")
     with pytest.raises(UserError, match="cannot be read as this critic") as caught:
-        make_critic(Config(critic="separate"), policy, tmp_path)
+        make_critic(settings(critic__kind="separate"), policy, tmp_path)
     assert "\n" not in str(caught.value)

@@ -48,7 +48,7 @@ def shown(*steps, terminal=False):
     out = io.StringIO()
     display = Display(Console(file=out, width=200, force_terminal=terminal, color_system=None))
     with display:
-        display.begin(Config(steps=len(steps)), 0)
+        display.begin(settings(steps=len(steps)), 0)
         for number, values in enumerate(steps, 1):
             display.step(number, values, line=True)
     return out.getvalue()
@@ -56,7 +56,7 @@ def shown(*steps, terminal=False):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_loss_of_zero_is_explained_once_where_it_occurs(terminal):
-    other = {**ONLINE, "loss": 0.1}
+    other = {**ONLINE, "loss__path": 0.1}
     out = shown(other, ONLINE, ONLINE, terminal=terminal)
     assert out.count("the loss is 0 because every ratio is 1") == 1
     assert "(norm 0.5)" in out
@@ -64,7 +64,7 @@ def test_a_loss_of_zero_is_explained_once_where_it_occurs(terminal):
 
 @pytest.mark.parametrize(
     "change",
-    [{"loss": 1e-3}, {"grad_norm": 0.0}, {"ratio/mean": 1.1}, {"grad_norm": float("nan")}],
+    [{"loss__path": 1e-3}, {"grad_norm": 0.0}, {"ratio/mean": 1.1}, {"grad_norm": float("nan")}],
     ids=str,
 )
 def test_another_zero_is_not_explained_away(change):

@@ -43,7 +43,7 @@ def test_pass_at_k_is_the_share_of_subsets_that_hold_a_right_answer(n, c, k):
 
 
 def test_pass_at_1_is_the_sampled_accuracy_and_more_answers_pass_more_often(policy, tmp_path):
-    config = small(tmp_path, eval_samples=4, eval_pass_at=[1, 2, 4])
+    config = small(tmp_path, eval__samples=4, eval__pass_at=[1, 2, 4])
     task = lenient(addition_task())
     found = evaluate(policy, task, config, stop=stop_tokens(policy, ""), max_new_tokens=3)
     assert found["eval/pass@1"] == pytest.approx(found["eval/accuracy_sampled"], abs=1e-12)
@@ -53,7 +53,7 @@ def test_pass_at_1_is_the_sampled_accuracy_and_more_answers_pass_more_often(poli
 
 
 def test_the_first_mode_is_the_accuracy_and_modes_left_out_are_not_run(policy, tmp_path):
-    config = small(tmp_path, eval_modes=["greedy"])
+    config = small(tmp_path, eval__modes=["greedy"])
     task = lenient(addition_task())
     found = evaluate(policy, task, config, stop=stop_tokens(policy, ""), max_new_tokens=3)
     assert set(found) == {"eval/accuracy", "eval/accuracy_greedy"}
@@ -61,8 +61,8 @@ def test_the_first_mode_is_the_accuracy_and_modes_left_out_are_not_run(policy, t
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 40])
 def test_the_size_of_a_batch_does_not_change_an_answer(policy, tmp_path, batch):
-    whole = answers(policy, small(tmp_path, eval_batch=1000))
-    split = answers(policy, small(tmp_path, eval_batch=batch))
+    whole = answers(policy, small(tmp_path, eval__batch=1000))
+    split = answers(policy, small(tmp_path, eval__batch=batch))
     assert split.text == whole.text
     assert torch.equal(split.score, whole.score)
     assert 0 < whole.score.mean() < 1

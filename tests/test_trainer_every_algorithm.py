@@ -24,7 +24,7 @@ EVERY = pytest.mark.parametrize("name", list(ALGORITHMS))
 
 @EVERY
 def test_a_resumed_run_of_any_algorithm_is_the_uninterrupted_one(tmp_path, name):
-    config = any_algorithm(tmp_path, name, steps=4, save_every=2, eval_items=20)
+    config = any_algorithm(tmp_path, name, steps=4, output__save_every=2, eval__items=20)
     whole, parts = (dataclasses.replace(config, name=x) for x in ("whole", "parts"))
     train(whole)
     torch.manual_seed(99)

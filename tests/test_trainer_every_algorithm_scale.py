@@ -19,7 +19,7 @@ ALGORITHMS, STEPS, PLACE = list(known_algorithms()), 3, "EVERY_ALGORITHM"
 def train_all(folder: Path, who: str) -> None:
     """Runs a few steps of every algorithm."""
     for name in ALGORITHMS:
-        short = {"steps": STEPS, "eval_items": 20, "save_every": 0}
+        short = {"steps": STEPS, "eval__items": 20, "output__save_every": 0}
         train(any_algorithm(folder, name, **short, name=f"{name} of {who}"))
 
 

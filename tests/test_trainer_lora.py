@@ -30,7 +30,7 @@ TARGETS = ("all-linear", "q_proj,lm_head")
 def adapted(targets="all-linear", base="../base", *, zero=False):
     """Returns a policy with adapters that add something, unless they are as they start."""
     plain = tiny_policy()
-    config = Config(lora_rank=4, lora_targets=targets)
+    config = settings(lora__rank=4, lora__targets=targets)
     policy = dataclasses.replace(plain, model=lora.with_adapters(plain.model, config, base=base))
     with torch.no_grad():
         for name, x in policy.parameters().items():
@@ -171,8 +171,8 @@ def run(tmp_path_factory):
     """Returns the directory of a run of adapters, and that of the same run after a resume."""
     folder = tmp_path_factory.mktemp("adapters")
     changes = {
-        "sft_steps": 2, "eval_items": 8, "eval_every": 2, "save_every": 2, "lora_rank": 4,
-        "lora_targets": "all-linear,lm_head", "kl_coef": 0.05,
+        "sft__steps": 2, "eval__items": 8, "eval__every": 2, "output__save_every": 2, "lora__rank": 4,
+        "lora__targets": "all-linear,lm_head", "coefficients__kl_coef": 0.05,
     }  # fmt: skip
     patch = pytest.MonkeyPatch()
     patch.setattr(loop, "plot_curves", lambda *_, **__: None)

@@ -40,7 +40,7 @@ def test_a_saved_policy_loads_with_the_same_weights_and_the_same_tokens(tmp_path
 def test_a_checkpoint_is_a_model_that_another_run_can_start_from(tmp_path):
     first = train(small(tmp_path, name="first", steps=2))
     model = str(tmp_path / "runs" / "first" / "checkpoint-2")
-    second = train(small(tmp_path, name="second", model=model, sft_steps=0, steps=1))
+    second = train(small(tmp_path, name="second", model=model, sft__steps=0, steps=1))
     assert second["eval/accuracy_before"] == first["eval/accuracy_after"]
 
 
@@ -135,7 +135,7 @@ def shown(config, *, terminal):
 
 
 def test_outside_a_terminal_each_logged_step_is_one_line(tmp_path):
-    config = small(tmp_path, steps=4, log_every=2, sample_every=4, eval_every=0)
+    config = small(tmp_path, steps=4, output__log_every=2, output__sample_every=4, eval__every=0)
     text = shown(config, terminal=False)
     assert [line.split()[1] for line in text.splitlines() if line.startswith("step ")] == [
         "2/4",
@@ -157,7 +157,7 @@ def test_outside_a_terminal_each_logged_step_is_one_line(tmp_path):
 
 
 def test_on_a_terminal_the_panel_and_the_final_table_are_drawn(tmp_path):
-    text = shown(small(tmp_path, steps=3, sample_every=3), terminal=True)
+    text = shown(small(tmp_path, steps=3, output__sample_every=3), terminal=True)
     assert "\x1b" in text
     for word in ("supervised", "grpo", "entropy", "equal groups", "held-out accuracy", "seconds"):
         assert word in text

@@ -50,8 +50,8 @@ def write_pairs(folder, count=40):
 def offline(tmp_path, name, **changes):
     """Returns a short run from random weights on given pairs, or on right answers."""
     judging = KNOWN[name].learns_from != "answers"
-    own = {"pairs": write_pairs(tmp_path)} if judging else {}
-    chosen = {"algorithm": name, "reward": None, "sft_steps": 0, "prompts": 6, **own}
+    own = {"pairs__source": write_pairs(tmp_path)} if judging else {}
+    chosen = {"algorithm": name, "reward__functions": None, "sft__steps": 0, "batch__prompts": 6, **own}
     return small(tmp_path, **{**chosen, **changes})
 
 
@@ -105,7 +105,7 @@ def test_text_that_the_model_cannot_take_is_refused(prompt, answer, words):
 @pytest.mark.parametrize("path", TOKEN_LOGPROB)
 def test_the_log_probability_of_an_answer_is_the_models_own(path):
     policy = tiny_policy()
-    found = answer_logprob(policy, pair_batch(policy).rollout, Config(loss=path))
+    found = answer_logprob(policy, pair_batch(policy).rollout, settings(loss__path=path))
     for row, text in enumerate(ANSWERS):
         prompt = policy.tokenizer.encode(PROMPTS[row // 2])
         answer = [*policy.tokenizer.encode(text), policy.tokenizer.eos_token_id]
@@ -126,7 +126,7 @@ def test_the_split_into_micro_batches_does_not_change_the_gradient(tmp_path, nam
     batch, _ = learner.batch()
     losses, gradients = [], []
     for count in (1, 3):
-        config = dataclasses.replace(learner.session.config, micro_batches=count)
+        config = dataclasses.replace(learner.session.config, batch__micro_batches=count)
         learner.session.policy.model.zero_grad()
         sums = accumulate(learner.losses, batch, config, learner.coefficients, world=World())
         losses.append(sums.loss.item())
@@ -202,7 +202,7 @@ def test_accuracy_by_means_differs_where_lengths_do(tmp_path):
     # the longer answer, and the mean does not.
     assert values["eval/pair_accuracy"] == 0.0
     assert values["eval/pair_margin"] < -50
-    averaged = learner_of(dataclasses.replace(config, kind="simpo"), tmp_path / "b").evaluate()
+    averaged = learner_of(dataclasses.replace(config, loss__kind="simpo"), tmp_path / "b").evaluate()
     assert averaged["eval/accuracy"] == averaged["eval/pair_accuracy_normalized"]
     assert averaged["eval/accuracy"] != averaged["eval/pair_accuracy"]
 
@@ -223,21 +223,21 @@ def test_learning_lowers_the_loss_and_a_resume_repeats_the_curve(tmp_path, name)
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"algorithm": "dpo", "kind": "nope"}, "kind must be one of sigmoid, .* got 'nope'"),
+        ({"algorithm": "dpo", "loss__kind": "nope"}, "kind must be one of sigmoid, .* got 'nope'"),
         ({"algorithm": "dpo", "coefficients": {"tau": 1.0}}, "no coefficient 'tau'"),
         ({"algorithm": "dpo", "coefficients": {"beta": -1.0}}, "beta must be greater than 0"),
-        ({"algorithm": "ipo", "kind": "hinge"}, "algorithm ipo is kind 'ipo', got kind 'hinge'"),
-        ({"algorithm": "kto", "kind": "hinge"}, "kind 'hinge' is of preference losses"),
-        ({"algorithm": "kto", "prompts": 1}, "prompts must be at least 2"),
-        ({"algorithm": "dpo", "epochs": 3}, "epochs must be 1 for algorithm dpo"),
-        ({"algorithm": "sft", "minibatches": 2}, "minibatches must be 1 for algorithm sft"),
-        ({"algorithm": "dpo", "kind": "aot", "micro_batches": 2}, "micro_batches must be 1"),
-        ({"algorithm": "reward_model", "lora_rank": 2}, "lora_rank must be 0"),
+        ({"algorithm": "ipo", "loss__kind": "hinge"}, "algorithm ipo is kind 'ipo', got kind 'hinge'"),
+        ({"algorithm": "kto", "loss__kind": "hinge"}, "kind 'hinge' is of preference losses"),
+        ({"algorithm": "kto", "batch__prompts": 1}, "prompts must be at least 2"),
+        ({"algorithm": "dpo", "batch__epochs": 3}, "epochs must be 1 for algorithm dpo"),
+        ({"algorithm": "sft", "batch__minibatches": 2}, "minibatches must be 1 for algorithm sft"),
+        ({"algorithm": "dpo", "loss__kind": "aot", "batch__micro_batches": 2}, "micro_batches must be 1"),
+        ({"algorithm": "reward_model", "lora__rank": 2}, "lora_rank must be 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_one_sentence(tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
-        check(small(tmp_path, reward=None, **changes))
+        check(small(tmp_path, reward__functions=None, **changes))
 
 
 def test_text_that_the_model_cannot_read_is_refused_before_anything_is_written(tmp_path):

@@ -77,19 +77,19 @@ def test_pairs_that_are_not_there_are_refused_before_a_model_is_loaded(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UserError, match=words):
-        check(small(tmp_path, algorithm="dpo", reward=None, pairs=pairs))
+        check(small(tmp_path, algorithm="dpo", reward__functions=None, pairs__source=pairs))
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_fifth_of_given_pairs_is_held_out_by_the_seed(tmp_path):
     path = write_lines(tmp_path / "p.jsonl")
-    config = small(tmp_path, algorithm="dpo", pairs=str(path), eval_items=100)
+    config = small(tmp_path, algorithm="dpo", pairs__source=str(path), eval__items=100)
     found, again = given_pairs(config), given_pairs(config)
     assert len(found.held_out) == 8 and len(found.train) == 32
     assert found == again and sorted(p.prompt for p in found.train + found.held_out) == sorted(
         line["prompt"] for line in LINES
     )
-    other = small(tmp_path, algorithm="dpo", pairs=str(path), eval_items=5, seed=1)
+    other = small(tmp_path, algorithm="dpo", pairs__source=str(path), eval__items=5, seed=1)
     assert len(given_pairs(other).held_out) == 5
     assert given_pairs(other).held_out[0] != found.held_out[0]
 
@@ -97,7 +97,7 @@ def test_a_fifth_of_given_pairs_is_held_out_by_the_seed(tmp_path):
 def test_pairs_that_leave_no_batch_are_refused(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", LINES[:6])
     with pytest.raises(UserError, match="must leave a batch of 6 .* got 6 pairs"):
-        given_pairs(small(tmp_path, algorithm="dpo", pairs=str(path), prompts=6))
+        given_pairs(small(tmp_path, algorithm="dpo", pairs__source=str(path), batch__prompts=6))
 
 
 def test_statements_are_read_without_importing_the_package(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_statements_are_read_without_importing_the_package(tmp_path, monkeypatch
     fake_package(tmp_path, entries, monkeypatch)
     assert statements() == [("Ice is cold.", "Ice is hot."), ("Ice is hot.", "Ice is cold.")]
     assert "textarena" not in sys.modules
-    config = small(tmp_path, algorithm="dpo", pairs="facts", prompts=1)
+    config = small(tmp_path, algorithm="dpo", pairs__source="facts", batch__prompts=1)
     with pytest.raises(UserError, match="got 2 pairs"):
         check_source(config)
 
@@ -122,7 +122,7 @@ def test_the_package_has_260_statements_where_it_is_installed(tmp_path):
         facts_file()
     except UserError as error:
         pytest.skip(str(error))
-    found = given_pairs(small(tmp_path, algorithm="dpo", pairs="facts", eval_items=60))
+    found = given_pairs(small(tmp_path, algorithm="dpo", pairs__source="facts", eval__items=60))
     assert (len(found.train), len(found.held_out)) == (208, 52)
     assert {p.prompt for p in found.train} == {PROMPT}
 
@@ -130,7 +130,7 @@ def test_the_package_has_260_statements_where_it_is_installed(tmp_path):
 @pytest.fixture
 def session(tmp_path):
     """Returns a session whose untrained model ends an answer at every second digit."""
-    found = small_session(tmp_path, algorithm="dpo", pair_items=24, eval_items=12, group_size=6)
+    found = small_session(tmp_path, algorithm="dpo", pairs__items=24, eval__items=12, rollout__group_size=6)
     digits = found.policy.tokenizer.encode("13579")
     found.sampling = found.sampling.__class__(
         max_new_tokens=4, stop=torch.cat([found.sampling.stop, torch.tensor(digits)])

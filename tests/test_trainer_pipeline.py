@@ -21,14 +21,14 @@ COMMON = {
     "model": "tiny",
     "device": "cpu",
     "threads": 1,
-    "sft_steps": 0,
+    "sft__steps": 0,
     "steps": 2,
-    "prompts": 4,
-    "group_size": 4,
-    "eval_items": 20,
-    "eval_modes": ["sampled"],
-    "degenerate_limit": 0,
-    "save_every": 1,
+    "batch__prompts": 4,
+    "rollout__group_size": 4,
+    "eval__items": 20,
+    "eval__modes": ["sampled"],
+    "reward__degenerate_limit": 0,
+    "output__save_every": 1,
 }
 
 
@@ -49,16 +49,16 @@ def written(tmp_path, *stages, **top):
 def run(tmp_path, file, *flags):
     """Returns the exit code of a pipeline below tmp_path."""
     return cli.main(
-        ["train", "--config", str(file), "--runs_dir", str(tmp_path / "runs"), *map(str, flags)]
+        ["train", "--config", str(file), "--output.dir", str(tmp_path / "runs"), *map(str, flags)]
     )
 
 
-SFT = {"algorithm": "sft", "lr": 0.002}
-SCORER = {"algorithm": "reward_model", "pairs": "PAIRS"}
+SFT = {"algorithm": "sft", "optimizer__lr": 0.002}
+SCORER = {"algorithm": "reward_model", "pairs__source": "PAIRS"}
 PPO = {
     "algorithm": "ppo",
-    "reward": "stage:reward_model,trainer_rewards:even_digits",
-    "reward_weights": [1, 0],
+    "reward__functions": "stage:reward_model,trainer_rewards:even_digits",
+    "reward__weights": [1, 0],
 }
 
 
@@ -96,7 +96,7 @@ def test_a_finished_pipeline_runs_nothing_again(tmp_path, capsys):
 def test_a_pipeline_killed_in_a_stage_goes_on_from_there_to_the_same_end(tmp_path, capsys):
     file = written(tmp_path, {**SFT, "steps": 3}, {"algorithm": "grpo", "steps": 16})
     killed = tmp_path / "runs" / "short"
-    child = start("train", "--config", file, "--runs_dir", tmp_path / "runs", cwd=tmp_path)
+    child = start("train", "--config", file, "--output.dir", tmp_path / "runs", cwd=tmp_path)
     while len(read_metrics(killed / "2-grpo")) < 4:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.005)
@@ -119,20 +119,20 @@ WRONG = [
     ([SFT, {"algorithm": "grpo", "stepz": 3}], "stepz"),
     ([SFT, {"algorithm": "grpo", "steps": 0}], "stage grpo: steps must be at least 1, got 0"),
     ([SFT, {"algorithm": "grpo", "task": "adition"}], "stage grpo: there is no task 'adition'"),
-    ([SFT, {"algorithm": "grpo", "group_size": 1}], "stage grpo: group_size must be at least 2"),
-    ([SFT, {"algorithm": "grpo", "reward": "no:f"}], "stage grpo: reward 'no:f' cannot be"),
+    ([SFT, {"algorithm": "grpo", "rollout__group_size": 1}], "stage grpo: group_size must be at least 2"),
+    ([SFT, {"algorithm": "grpo", "reward__functions": "no:f"}], "stage grpo: reward 'no:f' cannot be"),
     ([SFT, SFT], "two stages are called 'sft': give one of them a name"),
     ([{**SFT, "model": "stage:x"}], "model names stage:x, but no stage before it is called so"),
-    ([SFT, {**PPO, "reward": "stage:sft"}], "must name a stage that trains a reward model, but"),
+    ([SFT, {**PPO, "reward__functions": "stage:sft"}], "must name a stage that trains a reward model, but"),
     ([SFT, SCORER, {**SFT, "name": "b", "model": "stage:reward_model"}], "that trains a policy"),
     ([], "stages must be a list of mappings"),
     ([SFT, {"algorithm": ["grpo"]}], "there is no algorithm ['grpo']"),
     ([SFT, {"algorithm": "grpo", "name": "../x"}], "name must be a folder name without slashes"),
-    ([SFT, {"algorithm": "dpo", "pairs": "PAIRS", "prompts": 50}], "stage dpo: pairs "),
+    ([SFT, {"algorithm": "dpo", "pairs__source": "PAIRS", "batch__prompts": 50}], "stage dpo: pairs "),
     ([SFT, {"algorithm": "dpo", "task": "guess"}], "stage dpo: "),
-    ([SFT, {"algorithm": "grpo", "max_turns": 3}], "stage grpo: max_turns "),
-    ([SFT, {"algorithm": "grpo", "clip_low": -1.0}], "stage grpo: algorithm grpo: clip_low must"),
-    ([SFT, {"algorithm": "dapo", "overlong_cache": 9}], "stage dapo: overlong_cache "),
+    ([SFT, {"algorithm": "grpo", "rollout__max_turns": 3}], "stage grpo: max_turns "),
+    ([SFT, {"algorithm": "grpo", "coefficients__clip_low": -1.0}], "stage grpo: algorithm grpo: clip_low must"),
+    ([SFT, {"algorithm": "dapo", "reward__overlong_cache": 9}], "stage dapo: overlong_cache "),
 ]
 
 
@@ -163,24 +163,24 @@ def test_a_pipeline_cannot_go_on_with_other_settings(tmp_path, capsys):
 
 
 def test_stages_that_have_not_begun_may_be_put_right(tmp_path, capsys):
-    assert run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "train_layers": 9})) == 2
+    assert run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "optimizer__train_layers": 9})) == 2
     assert "stage grpo: train_layers must be at most" in capsys.readouterr().err
-    put_right = written(tmp_path, SFT, {"algorithm": "grpo", "train_layers": 1})
+    put_right = written(tmp_path, SFT, {"algorithm": "grpo", "optimizer__train_layers": 1})
     assert run(tmp_path, put_right, "--resume") == 0
     assert "stage 1 of 2, sft: done before" in capsys.readouterr().out
-    begun = written(tmp_path, {**SFT, "seed": 3}, {"algorithm": "grpo", "train_layers": 1})
+    begun = written(tmp_path, {**SFT, "seed": 3}, {"algorithm": "grpo", "optimizer__train_layers": 1})
     assert run(tmp_path, begun, "--resume") == 2
     assert "was started with seed 0 in stage sft, not 3" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--name", "../x"), ("--runs_dir", "/dev/null")])
+@pytest.mark.parametrize(("flag", "value"), [("--name", "../x"), ("--output.dir", "/dev/null")])
 def test_a_place_that_cannot_hold_a_pipeline_is_one_sentence(tmp_path, capsys, flag, value):
     assert run(tmp_path, written(tmp_path, SFT), flag, value) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_printing_the_settings_of_a_pipeline_that_has_begun_runs_nothing(tmp_path, capsys):
-    assert run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "train_layers": 9})) == 2
+    assert run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "optimizer__train_layers": 9})) == 2
     capsys.readouterr()
     folder = tmp_path / "runs" / "short"
     assert cli.main(["train", "--resume", str(folder), "--print-config"]) == 0
@@ -188,7 +188,7 @@ def test_printing_the_settings_of_a_pipeline_that_has_begun_runs_nothing(tmp_pat
 
 
 def test_a_module_called_stage_is_no_stage(tmp_path):
-    configs = [dataclasses.replace(load_stage(tmp_path), name="sft", reward="my.stage:reward")]
+    configs = [dataclasses.replace(load_stage(tmp_path), name="sft", reward__functions="my.stage:reward")]
     assert [stage.name for stage in pipeline.plan(tmp_path / "p", configs)] == ["sft"]
 
 
@@ -206,4 +206,4 @@ def test_a_stage_says_that_it_is_in_a_pipeline_when_it_is_stopped(tmp_path, monk
 def load_stage(tmp_path):
     from rlkern.trainer.config import from_dict
 
-    return from_dict({**COMMON, **SFT, "runs_dir": str(tmp_path)}, "here")
+    return from_dict({**COMMON, **SFT, "output__dir": str(tmp_path)}, "here")

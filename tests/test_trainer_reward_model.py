@@ -135,18 +135,18 @@ def test_a_bad_reward_model_is_refused_before_the_policy_is_loaded(tmp_path, mon
     tiny_policy().save(tmp_path / "causal")
     monkeypatch.setattr("rlkern.trainer.session.make_policy", pytest.fail)
     with pytest.raises(UserError, match="it holds LlamaForCausalLM"):
-        build(small(tmp_path, reward=str(tmp_path / "causal")), resume_from=None)
+        build(small(tmp_path, reward__functions=str(tmp_path / "causal")), resume_from=None)
 
 
 def test_a_run_makes_a_reward_model_that_another_run_takes_as_its_reward(tmp_path):
     config = offline(tmp_path, TRAINER, steps=30, prompts=8, lr=1e-3)
     config = dataclasses.replace(config, name="scores")
-    summary = train(dataclasses.replace(config, save_every=0, eval_every=0))
+    summary = train(dataclasses.replace(config, output__save_every=0, eval__every=0))
     line = read_metrics(tmp_path / "runs" / "scores")[-1]
     assert not any(key.startswith("logps/") for key in line)
     assert line["eval/accuracy"] == line["eval/pair_accuracy"] == summary["eval/accuracy_after"]
     folder = str(tmp_path / "runs" / "scores" / "checkpoint-30")
-    online = small(tmp_path, name="online", sft_steps=0, steps=1, eval_every=0, reward=folder)
+    online = small(tmp_path, name="online", sft__steps=0, steps=1, eval__every=0, reward__functions=folder)
     train(online)
     line = read_metrics(tmp_path / "runs" / "online")[-1]
     assert line["rewards/reward_model/mean"] == pytest.approx(line["reward"])
@@ -160,7 +160,7 @@ def test_a_reward_model_learns_which_answers_are_chosen(tmp_path):
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = offline(tmp_path, TRAINER, pairs=str(path), steps=40, prompts=16, lr=2e-3)
-    summary = train(dataclasses.replace(config, save_every=0, eval_every=0))
+    summary = train(dataclasses.replace(config, output__save_every=0, eval__every=0))
     assert summary["eval/accuracy_before"] == 0.5 and summary["eval/accuracy_after"] == 1.0
 
 
@@ -185,6 +185,6 @@ def test_the_pairs_of_a_run_can_be_those_of_the_next(tmp_path):
     config = offline(tmp_path, TRAINER, steps=1, save_every=0, eval_every=0)
     train(dataclasses.replace(config, name="first"))
     kept = tmp_path / "runs" / "first" / "pairs" / "train.jsonl"
-    train(dataclasses.replace(config, name="second", pairs=str(kept)))
+    train(dataclasses.replace(config, name="second", pairs__source=str(kept)))
     held = (tmp_path / "runs" / "second" / "pairs" / "held_out.jsonl").read_text().splitlines()
     assert len(held) == 6 and set(held) <= set(kept.read_text().splitlines())

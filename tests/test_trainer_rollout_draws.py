@@ -105,7 +105,7 @@ def test_what_is_kept_agrees_with_transformers(policy):
     torch.testing.assert_close(found, scores.log_softmax(-1))
 
 
-@pytest.mark.parametrize("rule", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.5}])
+@pytest.mark.parametrize("rule", [{"rollout__top_k": 3}, {"rollout__top_p": 0.6}, {"rollout__top_k": 6, "rollout__top_p": 0.5}])
 @pytest.mark.parametrize("share", [True, False])
 def test_scores_over_the_kept_set_are_those_of_the_sampler(policy, rule, share):
     rollout = ragged_rollout(policy, temperature=0.8, **rule)

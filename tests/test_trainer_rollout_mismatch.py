@@ -30,7 +30,7 @@ def rollout():
     ],
 )
 def test_the_loss_is_multiplied_by_the_bounded_ratio(tmp_path, kind, expected):
-    config = small(tmp_path, rollout_correction=kind, correction_low=0.4, correction_high=2.0)
+    config = small(tmp_path, correction__kind=kind, correction__low=0.4, correction__high=2.0)
     torch.testing.assert_close(correction(config, OLD, rollout()), torch.tensor(expected))
 
 
@@ -39,7 +39,7 @@ def test_nothing_is_corrected_unless_it_was_asked_for(tmp_path):
 
 
 def test_the_metrics_count_the_tokens_of_the_mask_alone(tmp_path):
-    found = mismatch_metrics(small(tmp_path, rollout_correction="truncate"), OLD, rollout())
+    found = mismatch_metrics(small(tmp_path, correction__kind="truncate"), OLD, rollout())
     differences = torch.tensor([3.0, 2.0, 1.0]).log()
     name = "sampling/sampling_logp_difference"
     assert found[f"{name}/mean"] == pytest.approx(differences.mean().item(), rel=1e-5)
@@ -56,7 +56,7 @@ def test_what_was_not_scored_has_no_metrics(tmp_path):
 def test_a_corrected_run_logs_ratios_of_one_where_the_model_samples_for_itself(tmp_path):
     from rlkern.trainer.loop import train
 
-    config = small(tmp_path, rollout_correction="truncate", top_k=6, top_p=0.9, steps=2, name="run")
+    config = small(tmp_path, correction__kind="truncate", rollout__top_k=6, rollout__top_p=0.9, steps=2, name="run")
     train(config)
     text = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text()
     key = "sampling/importance_sampling_ratio"

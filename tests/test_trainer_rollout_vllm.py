@@ -119,7 +119,7 @@ def stand_in():
     ],
 )
 def engine(request, tmp_path_factory):
-    config = small(tmp_path_factory.mktemp("runs"), rollout="vllm", top_k=5)
+    config = small(tmp_path_factory.mktemp("runs"), rollout__engine="vllm", rollout__top_k=5)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "stand-in":
             patch.setitem(sys.modules, "vllm", stand_in())
@@ -151,7 +151,7 @@ def difference(engine, rollout, temperature=1.0):
     return (found - rollout.rollout_logprob)[rollout.mask].abs().max().item()
 
 
-@pytest.mark.parametrize("rule", [{}, {"top_k": 5}, {"top_k": 5, "top_p": 0.7}])
+@pytest.mark.parametrize("rule", [{}, {"rollout__top_k": 5}, {"rollout__top_k": 5, "rollout__top_p": 0.7}])
 def test_the_trainer_scores_what_it_reports(engine, rule):
     rollout = sampled(engine, temperature=0.8, **rule)
     assert difference(engine, rollout, 0.8) < 1e-4
@@ -215,14 +215,14 @@ def test_new_weights_are_taken_over_by_refresh_and_not_before(engine):
 def test_starting_it_does_not_touch_the_random_numbers_of_the_run(installed, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    make_engine(small(tmp_path, rollout="vllm"), tiny_policy())
+    make_engine(small(tmp_path, rollout__engine="vllm"), tiny_policy())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_samples_with_it_and_says_how_far_it_is_from_the_trainer(installed, tmp_path):
     from rlkern.trainer.loop import train
 
-    config = small(tmp_path, rollout="vllm", steps=3, epochs=2, name="run", lr=1e-2)
+    config = small(tmp_path, rollout__engine="vllm", steps=3, batch__epochs=2, name="run", optimizer__lr=1e-2)
     train(config)
     text = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text()
     key = "sampling/sampling_logp_difference/max"
@@ -233,21 +233,21 @@ def test_a_run_samples_with_it_and_says_how_far_it_is_from_the_trainer(installed
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"top_p": 0.9}, "reports what top_p 0.9 left only beside a top_k; set top_k"),
-        ({"lora_rank": 4}, "takes whole weights, got lora_rank 4"),
+        ({"rollout__top_p": 0.9}, "reports what top_p 0.9 left only beside a top_k; set top_k"),
+        ({"lora__rank": 4}, "takes whole weights, got lora_rank 4"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence_before_a_model_is_loaded(
     installed, tmp_path, changes, sentence
 ):
     with pytest.raises(UserError, match=sentence):
-        check_engine(small(tmp_path, rollout="vllm", **changes))
+        check_engine(small(tmp_path, rollout__engine="vllm", **changes))
 
 
 def test_several_processes_are_one_sentence(installed, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="rollout vllm serves a run of one process, got 2"):
-        check_engine(small(tmp_path, rollout="vllm"))
+        check_engine(small(tmp_path, rollout__engine="vllm"))
 
 
 def test_a_start_that_fails_is_one_sentence(installed, tmp_path, monkeypatch):
@@ -256,7 +256,7 @@ def test_a_start_that_fails_is_one_sentence(installed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StandInLLM, "__init__", fails)
     with pytest.raises(UserError, match=r"did not start \(RuntimeError: no memory left\); use"):
-        make_engine(small(tmp_path, rollout="vllm"), tiny_policy())
+        make_engine(small(tmp_path, rollout__engine="vllm"), tiny_policy())
 
 
 def test_the_stand_in_reports_what_cannot_be_drawn_as_minus_infinity():

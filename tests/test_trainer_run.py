@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("compiled")
 
 
 def test_a_run_writes_all_its_files_and_says_what_it_did(tmp_path):
-    config = small(tmp_path, compare="eager", sample_every=2)
+    config = small(tmp_path, loss__compare="eager", output__sample_every=2)
     summary = train(config)
     run = tmp_path / "runs" / "grpo-tiny-addition"
     written = {path.name for path in run.iterdir()}
@@ -63,7 +63,7 @@ def test_a_run_writes_all_its_files_and_says_what_it_did(tmp_path):
 
 
 def test_several_updates_with_a_kl_learn_from_old_and_reference_logprobs(tmp_path):
-    config = small(tmp_path, epochs=3, kl_coef=0.1, micro_batches=2, lr=3e-3)
+    config = small(tmp_path, batch__epochs=3, coefficients__kl_coef=0.1, batch__micro_batches=2, optimizer__lr=3e-3)
     train(config)
     lines = read_metrics(tmp_path / "runs" / "grpo-tiny-addition")
     assert lines[-1]["kl"] > 0
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_curve(tmp_path):
 
 
 def test_a_run_killed_and_resumed_has_the_curve_of_an_uninterrupted_run(tmp_path):
-    whole = small(tmp_path, name="whole", kl_coef=0.05, epochs=2, micro_batches=2)
+    whole = small(tmp_path, name="whole", coefficients__kl_coef=0.05, batch__epochs=2, batch__micro_batches=2)
     killed = dataclasses.replace(whole, name="killed")
     run = tmp_path / "runs" / "killed"
     child = start("train", *flags(killed), cwd=tmp_path)
@@ -108,10 +108,10 @@ def test_a_run_killed_and_resumed_has_the_curve_of_an_uninterrupted_run(tmp_path
     assert (run / weights).read_bytes() == whole_weights
 
 
-@pytest.mark.parametrize("changes", [{"train_layers": 1}, {"lora_rank": 4}], ids=str)
+@pytest.mark.parametrize("changes", [{"optimizer__train_layers": 1}, {"lora__rank": 4}], ids=str)
 def test_frozen_weights_go_on_to_the_last_bit(tmp_path, changes):
     # The correction compares what sampled with what scored, whose rounding is not the same.
-    whole = small(tmp_path, name="whole", rollout_correction="truncate", **changes)
+    whole = small(tmp_path, name="whole", correction__kind="truncate", **changes)
     train(whole)
     train(dataclasses.replace(whole, name="cut", steps=3))
     train(dataclasses.replace(whole, name="cut"), resume=True)
@@ -129,7 +129,7 @@ def wait_for_lines(child, run, count):
 
 
 def test_ctrl_c_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(tmp_path, capsys):
-    config = small(tmp_path, name="asked", steps=30, save_every=0, eval_every=0)
+    config = small(tmp_path, name="asked", steps=30, output__save_every=0, eval__every=0)
     run = tmp_path / "runs" / "asked"
     child = start("train", *flags(config), cwd=tmp_path)
     wait_for_lines(child, run, 4)
@@ -153,7 +153,7 @@ def full_disk(*_, **__):
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_nothing_else(
     tmp_path, monkeypatch, place
 ):
-    config = small(tmp_path, name="run", save_every=2)
+    config = small(tmp_path, name="run", output__save_every=2)
     real = checkpoint.save
 
     def save(run, session):
@@ -183,7 +183,7 @@ def test_a_checkpoint_of_another_run_or_model_is_refused(tmp_path):
     config = small(tmp_path, name="run", steps=2)
     train(config)
     run = tmp_path / "runs" / "run"
-    other = dataclasses.replace(config, lr=0.5)
+    other = dataclasses.replace(config, optimizer__lr=0.5)
     with pytest.raises(UserError, match="lr is 0.001, this run has 0.5"):
         checkpoint.read_state(run / "checkpoint-2", resolve(other))
     with pytest.raises(UserError, match="was started with lr 0.001, not 0.5"):
@@ -219,12 +219,12 @@ def test_an_existing_run_is_never_overwritten(tmp_path):
     run = tmp_path / "runs" / "run"
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     with pytest.raises(UserError, match="already holds a run; add --resume"):
-        train(dataclasses.replace(config, lr=0.5))
+        train(dataclasses.replace(config, optimizer__lr=0.5))
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
 
 
 def test_a_run_in_use_is_not_entered_by_a_second_process(tmp_path):
-    config = small(tmp_path, name="run", steps=1, sft_steps=0)
+    config = small(tmp_path, name="run", steps=1, sft__steps=0)
     train(config)
     run = tmp_path / "runs" / "run"
     partial = run / ".partial-checkpoint-9"
@@ -240,7 +240,7 @@ def test_a_run_in_use_is_not_entered_by_a_second_process(tmp_path):
 
 
 def test_a_run_cannot_go_back(tmp_path):
-    config = small(tmp_path, name="run", steps=2, sft_steps=0)
+    config = small(tmp_path, name="run", steps=2, sft__steps=0)
     train(config)
     with pytest.raises(UserError, match="steps must be at least the 2 that .* has done, got 1"):
         train(dataclasses.replace(config, steps=1), resume=True)
@@ -248,7 +248,7 @@ def test_a_run_cannot_go_back(tmp_path):
 
 
 def test_a_run_without_a_name_takes_a_fresh_number(tmp_path):
-    names = [train(small(tmp_path, steps=1, sft_steps=0))["name"] for _ in range(3)]
+    names = [train(small(tmp_path, steps=1, sft__steps=0))["name"] for _ in range(3)]
     assert names == ["grpo-tiny-addition", "grpo-tiny-addition-2", "grpo-tiny-addition-3"]
 
 
@@ -257,22 +257,22 @@ def test_rewards_that_never_differ_stop_the_run_with_a_sentence(tmp_path, monkey
         "def constant(prompts, completions):\n    return [1.0] * len(completions)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = small(tmp_path, reward="constant_reward:constant", degenerate_limit=2, sft_steps=0)
+    config = small(tmp_path, reward__functions="constant_reward:constant", reward__degenerate_limit=2, sft__steps=0)
     with pytest.raises(UserError, match="first 2 rollouts .* nothing to learn"):
         train(config)
-    finished = train(dataclasses.replace(config, name="free", degenerate_limit=0, steps=3))
+    finished = train(dataclasses.replace(config, name="free", reward__degenerate_limit=0, steps=3))
     assert read_metrics(tmp_path / "runs" / finished["name"])[-1]["frac_reward_zero_std"] == 1
 
 
 def test_config_yaml_of_a_run_gives_the_same_run_again(tmp_path):
-    config = small(tmp_path, name="run", steps=1, sft_steps=0)
+    config = small(tmp_path, name="run", steps=1, sft__steps=0)
     train(config)
     saved = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())
     assert saved == dataclasses.asdict(resolve(config))
 
 
 def test_keys_left_to_the_model_are_written_down_with_their_values(tmp_path):
-    train(small(tmp_path, name="run", steps=1, sft_steps=None, lr=None, sft_target=0.001))
+    train(small(tmp_path, name="run", steps=1, sft__steps=None, optimizer__lr=None, sft__target=0.001))
     saved = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())
     assert (saved["lr"], saved["sft_steps"]) == (5e-4, 600)
-    assert resolve(Config(model="elsewhere")).lr == 1e-5
+    assert resolve(settings(model="elsewhere")).lr == 1e-5

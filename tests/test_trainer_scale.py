@@ -26,30 +26,30 @@ from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.scoring import hidden_states
 
 LONG, CUT = 3, 2
-SPREAD = {"parallel": "fsdp2", "share_prompts": False}
+SPREAD = {"parallel": "fsdp2", "memory__share_prompts": False}
 RUNS = {
     # Micro-batches, minibatches, and a critic whose warm-up leaves the policy without gradients.
     "ddp": {
-        "algorithm": "ppo", "critic": "separate", "critic_warmup": 1, "minibatches": 2,
-        "micro_batches": 2,
+        "algorithm": "ppo", "critic__kind": "separate", "critic__warmup": 1, "batch__minibatches": 2,
+        "batch__micro_batches": 2,
     },
     # Three prompts in three pieces, and fewer where groups are dropped: shares are uneven or empty.
     "fsdp2": {
-        **SPREAD, "algorithm": "dapo", "prompts": 3, "group_size": 2, "sampling_rounds": 1,
-        "minibatches": 1, "micro_batches": 3, "kl_coef": 0.01,
+        **SPREAD, "algorithm": "dapo", "batch__prompts": 3, "rollout__group_size": 2, "groups__rounds": 1,
+        "batch__minibatches": 1, "batch__micro_batches": 3, "coefficients__kl_coef": 0.01,
     },
     # Fewer prompts than processes where groups are dropped and a greedy answer is asked to each.
     "greedy": {
-        "algorithm": "remax", "sampling": "dynamic", "sampling_rounds": 1, "prompts": 2,
-        "group_size": 2,
+        "algorithm": "remax", "groups__kind": "dynamic", "groups__rounds": 1, "batch__prompts": 2,
+        "rollout__group_size": 2,
     },
-    "lora": {**SPREAD, "lora_rank": 4, "gradient_checkpointing": True, "kl_coef": 0.01},
+    "lora": {**SPREAD, "lora__rank": 4, "memory__gradient_checkpointing": True, "coefficients__kl_coef": 0.01},
 }  # fmt: skip
 
 
 def settings(folder, name, of, **changes) -> Config:
     """Returns a run of a few steps, with evaluations and a checkpoint on the way."""
-    short = {"steps": LONG, "sft_steps": 2, "eval_every": CUT, "save_every": CUT, "eval_items": 8}
+    short = {"steps": LONG, "sft__steps": 2, "eval__every": CUT, "output__save_every": CUT, "eval__items": 8}
     return small(Path(folder), **{**short, **RUNS[name], "name": f"{name} of {of}", **changes})
 
 
@@ -111,13 +111,13 @@ def test_a_checkpoint_of_two_processes_holds_whole_weights(runs):
 def test_settings_that_processes_cannot_follow_are_refused():
     two = World(0, 2)
     with pytest.raises(UserError, match="share_prompts must be false with parallel fsdp2"):
-        check_parallel(Config(parallel="fsdp2"), two)
+        check_parallel(settings(parallel="fsdp2"), two)
     for key in ("prompts", "eval_items"):
         with pytest.raises(
             UserError, match=f"{key} must be at least the number of processes, got 1"
         ):
-            check_parallel(Config(**{key: 1}), two)
-    check_parallel(Config(parallel="fsdp2"), World())
+            check_parallel(settings(**{key: 1}), two)
+    check_parallel(settings(parallel="fsdp2"), World())
 
 
 def rollout_of(policy, length):
@@ -170,7 +170,7 @@ def test_lengths_of_one_bucket_are_compiled_once(part):
     rollouts = [rollout_of(policy, length) for length in (8, 5)]
     run = {
         "model": lambda one: decoded(policy.head.decoder, one),
-        "loss": lambda one: loss_of(head, torch.zeros(*one.token.shape, width), one),
+        "loss__path": lambda one: loss_of(head, torch.zeros(*one.token.shape, width), one),
     }[part]
 
     def graphs(bucket):

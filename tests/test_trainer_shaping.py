@@ -62,20 +62,20 @@ def test_answers_that_ended_are_told_from_those_that_were_cut_off():
 
 
 def test_the_filter_leaves_cut_off_answers_out_of_the_loss_and_nothing_else():
-    assert torch.equal(trained_mask(rollout(), STOP, Config()), MASK)
-    kept = trained_mask(rollout(), STOP, Config(overlong_filter=True))
+    assert torch.equal(trained_mask(rollout(), STOP, settings()), MASK)
+    kept = trained_mask(rollout(), STOP, settings(loss__overlong_filter=True))
     assert torch.equal(kept, MASK & torch.tensor([[True], [False], [False], [True]]))
     assert torch.equal(rollout().mask, MASK)
 
 
 def test_a_punishment_of_long_answers_is_a_fifth_where_asked_for_and_off_elsewhere():
     dapo, plain = Declared(reward_terms=("overlong",)), Declared()
-    assert overlong_cache(Config(), dapo, 100) == 20
-    assert overlong_cache(Config(), plain, 100) == 0
-    assert overlong_cache(Config(overlong_cache=7), plain, 100) == 7
-    assert overlong_cache(Config(overlong_cache=0), dapo, 100) == 0
+    assert overlong_cache(settings(), dapo, 100) == 20
+    assert overlong_cache(settings(), plain, 100) == 0
+    assert overlong_cache(settings(reward__overlong_cache=7), plain, 100) == 7
+    assert overlong_cache(settings(reward__overlong_cache=0), dapo, 100) == 0
     # One token is no range to punish over: every full answer would get the whole punishment.
-    assert overlong_cache(Config(), dapo, 4) == 0
+    assert overlong_cache(settings(), dapo, 4) == 0
 
 
 def test_the_punishment_counts_the_models_own_tokens_and_leaves_unscorable_answers_so():
@@ -107,30 +107,30 @@ def test_metrics_say_what_the_reward_is_made_of():
 
 
 def test_a_controller_is_fixed_or_follows_its_target():
-    fixed = make_controller(Config(reward_kl_coef=0.1))
-    moving = make_controller(Config(reward_kl_coef=0.1, kl_target=2.0, kl_horizon=100.0))
+    fixed = make_controller(settings(reward__kl_coef=0.1))
+    moving = make_controller(settings(reward__kl_coef=0.1, reward__adaptive__target=2.0, reward__adaptive__horizon=100.0))
     for controller in (fixed, moving):
         controller.update(kl=60.0, count=50)
     assert fixed.coef == 0.1 and moving.coef == pytest.approx(0.11)
 
 
 def test_a_kl_in_a_reward_that_has_none_is_refused_with_the_one_that_there_is():
-    assert "kl_coef weighs a KL in its loss" in refused(Config(reward_kl_coef=0.1), Declared())
+    assert "kl_coef weighs a KL in its loss" in refused(settings(reward__kl_coef=0.1), Declared())
     with_kl = Declared(reward_terms=("kl",))
-    check_shaping(resolve(Config(reward_kl_coef=0.1)), with_kl, longest=100)
+    check_shaping(resolve(settings(reward__kl_coef=0.1)), with_kl, longest=100)
 
 
 def test_a_controller_that_cannot_move_is_refused():
     with_kl = Declared(reward_terms=("kl",))
-    assert "above 0" in refused(Config(kl_target=1.0, reward_kl_coef=0.0), with_kl)
-    tight = Config(kl_target=1.0, reward_kl_coef=0.1, prompts=16, group_size=8, kl_horizon=20.0)
+    assert "above 0" in refused(settings(reward__adaptive__target=1.0, reward__kl_coef=0.0), with_kl)
+    tight = settings(reward__adaptive__target=1.0, reward__kl_coef=0.1, batch__prompts=16, rollout__group_size=8, reward__adaptive__horizon=20.0)
     assert "at least 25.6" in refused(tight, with_kl)
 
 
 def test_a_punishment_that_cannot_be_is_refused():
-    assert "longest answer (100)" in refused(Config(overlong_cache=101), Declared())
+    assert "longest answer (100)" in refused(settings(reward__overlong_cache=101), Declared())
     apart = Declared(needs=("several_rewards",))
-    assert "on its own" in refused(Config(overlong_cache=10), apart)
+    assert "on its own" in refused(settings(reward__overlong_cache=10), apart)
 
 
 def test_a_punishment_beyond_the_tasks_own_answers_is_refused_before_a_model_is_made(
@@ -138,10 +138,10 @@ def test_a_punishment_beyond_the_tasks_own_answers_is_refused_before_a_model_is_
 ):
     monkeypatch.setattr(session, "make_policy", lambda *a, **k: pytest.fail("a model is made"))
     with pytest.raises(UserError, match=r"longest answer \(4\), got 9"):
-        session.build(small(tmp_path, overlong_cache=9), resume_from=None)
+        session.build(small(tmp_path, reward__overlong_cache=9), resume_from=None)
 
 
 @pytest.mark.parametrize("name", list(rlkern.algorithms()))
 def test_every_algorithms_own_settings_are_allowed(name):
-    config = resolve(Config(algorithm=name))
+    config = resolve(settings(algorithm=name))
     check_shaping(config, rlkern.algorithms()[name], longest=4)

@@ -59,9 +59,9 @@ def gradients(config, *, coefficients):
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_gradient_does_not_depend_on_the_number_of_micro_batches(tmp_path, count, share):
-    coefficients = {"kl_coef": 0.1, "entropy_coef": 0.01}
-    whole = small(tmp_path, prompts=4, share_prompts=share)
-    split = dataclasses.replace(whole, micro_batches=count)
+    coefficients = {"coefficients__kl_coef": 0.1, "coefficients__entropy_coef": 0.01}
+    whole = small(tmp_path, batch__prompts=4, memory__share_prompts=share)
+    split = dataclasses.replace(whole, batch__micro_batches=count)
     loss, gradient, metrics, _ = gradients(whole, coefficients=coefficients)
     split_loss, split_gradient, split_metrics, _ = gradients(split, coefficients=coefficients)
     scale = gradient.abs().max()
@@ -73,9 +73,9 @@ def test_the_gradient_does_not_depend_on_the_number_of_micro_batches(tmp_path, c
 
 @pytest.mark.parametrize("loss", ["linear", "fused"])
 def test_fused_and_eager_losses_give_the_same_gradient(tmp_path, loss):
-    coefficients = {"kl_coef": 0.1, "entropy_coef": 0.01}
-    fused = gradients(small(tmp_path, loss=loss), coefficients=coefficients)
-    eager = gradients(small(tmp_path, loss="eager"), coefficients=coefficients)
+    coefficients = {"coefficients__kl_coef": 0.1, "coefficients__entropy_coef": 0.01}
+    fused = gradients(small(tmp_path, loss__path=loss), coefficients=coefficients)
+    eager = gradients(small(tmp_path, loss__path="eager"), coefficients=coefficients)
     torch.testing.assert_close(fused[0], eager[0], rtol=1e-5, atol=1e-6)
     assert (fused[1] - eager[1]).abs().max() <= 1e-5 * eager[1].abs().max()
     assert fused[2] == pytest.approx(eager[2], rel=1e-4, abs=1e-5)
@@ -83,7 +83,7 @@ def test_fused_and_eager_losses_give_the_same_gradient(tmp_path, loss):
 
 def test_comparing_with_eager_changes_no_gradient_and_finds_rounding_only(tmp_path):
     plain = gradients(small(tmp_path), coefficients={})
-    compared = gradients(small(tmp_path, compare="eager"), coefficients={})
+    compared = gradients(small(tmp_path, loss__compare="eager"), coefficients={})
     assert torch.equal(plain[1], compared[1])
     assert set(compared[3]) == {"compare/loss_difference", "compare/grad_norm_difference"}
     assert max(compared[3].values()) < 1e-5
@@ -121,7 +121,7 @@ def test_pieces_cover_every_prompt_once():
 
 
 def test_the_learning_rate_rises_then_falls_to_its_floor(tmp_path):
-    config = small(tmp_path, lr=1.0, warmup_steps=2, steps=10, lr_decay="linear", lr_floor=0.1)
+    config = small(tmp_path, optimizer__lr=1.0, optimizer__warmup=2, steps=10, optimizer__decay="linear", optimizer__decay__floor=0.1)
     rates = [learning_rate(config, update, 10) for update in range(11)]
     assert rates[:2] == [0.5, 1.0]
     assert rates[2:] == sorted(rates[2:], reverse=True)
@@ -129,7 +129,7 @@ def test_the_learning_rate_rises_then_falls_to_its_floor(tmp_path):
 
 
 def test_the_learning_rate_of_the_policy_waits_for_its_critic(tmp_path):
-    config = small(tmp_path, algorithm="a2c", critic_warmup=2, warmup_steps=4, minibatches=2)
+    config = small(tmp_path, algorithm="a2c", critic__warmup=2, optimizer__warmup=4, batch__minibatches=2)
     session = build(config, resume_from=None)
     rates = [session.rates(update) for update in range(12)]
     assert [r["critic"] for r in rates[:5]] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -137,7 +137,7 @@ def test_the_learning_rate_of_the_policy_waits_for_its_critic(tmp_path):
 
 
 def test_the_supervised_stage_ends_at_its_target(tmp_path, monkeypatch):
-    session, losses = small_session(tmp_path, sft_steps=40, sft_target=0.5), []
+    session, losses = small_session(tmp_path, sft__steps=40, sft__target=0.5), []
     monkeypatch.setattr(sft, "_accuracy", lambda session, items: len(losses) / 40)
     supervise(session, after_step=lambda _, loss: losses.append(loss))
     assert len(losses) == 20

@@ -32,7 +32,7 @@ def test_no_addition_pair_is_both_trained_on_and_held_out_in_any_order():
 @pytest.mark.parametrize("name", ["arithmetic", "gcd"])
 def test_no_question_of_a_reasoning_family_is_both_trained_on_and_held_out(name):
     pytest.importorskip("reasoning_gym")
-    settings = {"arithmetic": ARITHMETIC, "gcd": {"seed": 0, "eval_items": 30}}
+    settings = {"arithmetic": ARITHMETIC, "gcd": {"seed": 0, "eval__items": 30}}
     task = make_task(name, **settings[name])
     held = {task.key(item) for item in task.held_out}
     assert len(held) == len(task.held_out)
@@ -51,7 +51,7 @@ def test_streams_of_other_seeds_are_other_items_and_not_the_same_ones_shifted():
 
 def test_solved_examples_are_neither_trained_on_nor_change_what_is_held_out():
     pytest.importorskip("reasoning_gym")
-    tasks = [make_task("arithmetic", **{**ARITHMETIC, "shots": shots}) for shots in (0, 8)]
+    tasks = [make_task("arithmetic", **{**ARITHMETIC, "data__shots": shots}) for shots in (0, 8)]
     asked = [[item.columns["question"] for item in task.held_out] for task in tasks]
     assert asked[0] == asked[1]
     trained = {tasks[1].key(item) for item in tasks[1].next_items(0, 2000)[0]}
@@ -112,15 +112,15 @@ def test_an_example_before_the_question_has_the_form_of_the_question():
         ("adition", {}, "there is no task 'adition'"),
         ("arithmetic", {"options": {"max_digit": 3}}, "task_options .* do not fit"),
         ("arithmetic", {"template": "{questoin}"}, "prompt_template must name only .*question"),
-        ("addition", {"shots": 1}, "takes no shots"),
-        ("addition", {"eval_items": 9000}, "eval_items must be at most"),
+        ("addition", {"data__shots": 1}, "takes no shots"),
+        ("addition", {"eval__items": 9000}, "eval_items must be at most"),
         ("arithmetic", {"eval_items": 100, "options": {"max_digits": 1}}, "lower eval_items"),
     ],
 )
 def test_settings_a_task_cannot_use_are_one_sentence(name, arguments, sentence):
     pytest.importorskip("reasoning_gym")
     with pytest.raises(UserError, match=sentence):
-        make_task(name, **{"seed": 0, "eval_items": 5, **arguments})
+        make_task(name, **{"seed": 0, "eval__items": 5, **arguments})
 
 
 def items_of(count):
@@ -148,7 +148,7 @@ def test_a_reward_of_weight_zero_is_logged_and_does_not_count():
 
 
 def test_every_reward_needs_a_weight():
-    config = Config(reward="task,task", reward_weights=[1.0])
+    config = settings(reward__functions="task,task", reward__weights=[1.0])
     with pytest.raises(UserError, match="reward_weights must hold a number for each of 2 rewards"):
         load_rewards(config, addition_task())
 
@@ -201,7 +201,7 @@ def test_a_reward_function_that_breaks_its_contract_is_named_in_one_sentence(fun
 )
 def test_a_reward_that_is_not_a_function_is_one_sentence(name):
     with pytest.raises(UserError, match="reward"):
-        load_rewards(Config(reward=name), addition_task())
+        load_rewards(settings(reward__functions=name), addition_task())
 
 
 def test_two_rewards_of_one_name_are_logged_apart():

@@ -59,7 +59,7 @@ def scored(policy, rollout, share):
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("rule", [{}, {"top_k": 4}])
+@pytest.mark.parametrize("rule", [{}, {"rollout__top_k": 4}])
 def test_the_scores_of_a_conversation_are_those_its_messages_were_sampled_with(policy, share, rule):
     rollout = talk(policy, game(), **rule)
     holes = rollout.present & ~rollout.mask
@@ -146,7 +146,7 @@ def test_a_conversation_that_outgrows_the_context_is_one_sentence(policy):
 
 def test_turns_where_nobody_answers_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="max_turns must be 1 for task addition"):
-        turns(small(tmp_path, max_turns=2), make_task("addition", seed=0, eval_items=4))
+        turns(small(tmp_path, rollout__max_turns=2), make_task("addition", seed=0, eval_items=4))
     assert turns(small(tmp_path), make_task("guess", seed=0, eval_items=4)) == TURNS
 
 
@@ -174,7 +174,7 @@ def test_guess_cannot_hold_out_everything():
 
 
 def test_a_resumed_game_has_the_curve_of_an_uninterrupted_one(tmp_path):
-    game = {"task": "guess", "reward": None, "sft_steps": 40, "eval_every": 0, "top_k": 8}
+    game = {"task": "guess", "reward__functions": None, "sft__steps": 40, "eval__every": 0, "rollout__top_k": 8}
     train(small(tmp_path, name="whole", steps=4, **game))
     train(small(tmp_path, name="part", steps=2, **game))
     train(small(tmp_path, name="part", steps=4, **game), resume=True)
@@ -193,8 +193,8 @@ def test_an_engine_that_is_missing_is_one_sentence_before_a_model_is_loaded(tmp_
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "vllm" else found(name)
     )
-    config = small(tmp_path, rollout="vllm", model="tiny")
-    with pytest.raises(UserError, match=r"install rlkern\[vllm\], or use --rollout model"):
+    config = small(tmp_path, rollout__engine="vllm", model="tiny")
+    with pytest.raises(UserError, match=r"install rlkern\[vllm\], or use --rollout.engine model"):
         check(config)
 
 
@@ -210,4 +210,4 @@ def test_the_supervised_stage_reads_the_environment_and_does_not_learn_it(policy
 
 def test_pairs_of_conversations_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="dpo compares whole answers, and task guess is a conver"):
-        build(small(tmp_path, algorithm="dpo", task="guess", reward=None), resume_from=None)
+        build(small(tmp_path, algorithm="dpo", task="guess", reward__functions=None), resume_from=None)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trainer small enough for a test: seconds for a whole run."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -11,32 +10,52 @@ import pytest
 import torch
 
 import rlkern
-from rlkern.trainer import Config
+from rlkern.algorithms import declarations
+from rlkern.trainer import build, preflight
+from rlkern.trainer.collect import generate, rewarded
 from rlkern.trainer.models.policy import make_policy
-from rlkern.trainer.rollout.collect import generate, rewarded
-from rlkern.trainer.rollout.data import Sampling, encode, stop_tokens
-from rlkern.trainer.rollout.sampler import random_numbers, sample
-from rlkern.trainer.session import build
-from rlkern.trainer.settings import known_algorithms
-from rlkern.trainer.tasks.task import make_task
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
+from rlkern.trainer.rollout.text import encode, stop_tokens
+from rlkern.trainer.settings import changed as with_changes
+from rlkern.trainer.settings import dump, of
+from rlkern.trainer.settings.layers import Layer, dotted
+from rlkern.trainer.settings.resolve import resolved
+from rlkern.trainer.tasks.addition import addition
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = Config(
-    device="cpu",
-    threads=1,
-    sft_steps=12,
-    sft_target=0.0,
-    sft_batch=16,
-    steps=6,
-    prompts=4,
-    group_size=4,
-    lr=1e-3,
-    eval_items=40,
-    eval_every=3,
-    save_every=2,
-    degenerate_limit=0,
-    reward="trainer_rewards:even_digits",
-)
+# Keys are dotted; in keyword arguments two underscores stand for a dot.
+SMALL = {
+    "device": "cpu",
+    "threads": 1,
+    "sft.steps": 12,
+    "sft.target": 0.0,
+    "sft.batch": 16,
+    "steps": 6,
+    "batch.prompts": 4,
+    "rollout.group_size": 4,
+    "optimizer.lr": 1e-3,
+    "eval.items": 40,
+    "eval.every": 3,
+    "output.save_every": 2,
+    "reward.degenerate_limit": 0,
+    "reward.functions": "trainer_rewards:even_digits",
+}
+
+
+def keyed(changes):
+    """Returns keyword arguments as dotted keys: lora__rank is lora.rank."""
+    return {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def settings(**changes):
+    """Returns the settings of keyword arguments, a__b for the key a.b, over the defaults."""
+    return of(**keyed(changes))
+
+
+def changed(given, **changes):
+    """Returns settings with changes, a__b for the key a.b."""
+    return with_changes(given, **keyed(changes))
 
 
 @pytest.fixture
@@ -55,40 +74,70 @@ def _native():
 
 
 def small(tmp_path, **changes):
-    """Returns the small settings with changes, writing below tmp_path."""
-    return dataclasses.replace(SMALL, runs_dir=str(tmp_path / "runs"), **changes)
+    """Returns the small settings with changes, writing below tmp_path; of the small ones an
+    algorithm has those that it reads."""
+    common = {**SMALL, "output.dir": str(tmp_path / "runs")}
+    own = keyed(changes)
+    if "sft" in own:
+        common = {key: value for key, value in common.items() if not key.startswith("sft.")}
+    return resolved(Layer("small", common, shared=True), Layer("test", own)).settings
 
 
 def any_algorithm(tmp_path, algorithm, **changes):
     """Returns a run from random weights whose reward an untrained model already finds at times."""
     even, right = "trainer_rewards:even_digits", "trainer_rewards:right_digits"
-    several = "several_rewards" in known_algorithms()[algorithm].needs
+    several = "several_rewards" in declarations()[algorithm].needs
     chosen = {
-        "algorithm": algorithm,
-        "reward": f"{even},{right}" if several else even,
-        "sft_steps": 0,
-        "prompts": 8,
-        "group_size": 8,
-        "lr": 2e-3,
-        "eval_every": 0,
+        **SMALL,
+        "reward.functions": f"{even},{right}" if several else even,
+        "batch.prompts": 8,
+        "rollout.group_size": 8,
+        "optimizer.lr": 2e-3,
+        "eval.every": 0,
+        "output.dir": str(tmp_path / "runs"),
     }
-    return small(tmp_path, **{**chosen, **changes})
+    plain = {key: value for key, value in chosen.items() if not key.startswith("sft.")}
+    return resolved(
+        Layer("small", {**plain, "sft": None}, shared=True),
+        Layer("test", {"algorithm": algorithm, **keyed(changes)}),
+    ).settings
 
 
-def mean_reward(session):
+def small_parts(tmp_path, **changes):
+    """Returns the parts of a small run that has not begun."""
+    return loaded(small(tmp_path, **changes))
+
+
+def loaded(given, saved=None):
+    """Returns the parts of a run, checked as `train` checks them."""
+    world = World.start(given.device)
+    preflight.check(given, world)
+    return build.load(given, world, saved)
+
+
+def begun(given, folder, saved=None):
+    """Returns a run that is ready for its next step: parts, learner and updater."""
+    parts = loaded(given, saved)
+    return build.begin(parts, folder, saved, say=lambda _: None, after_step=lambda *_: None)
+
+
+def mean_reward(parts):
     """Returns the mean reward of four sampled answers to each held-out item."""
-    session.generator.manual_seed(7)
-    rollout = generate(session, session.policy, session.task.held_out, session.sampling, 4)
-    return rewarded(session, session.task.held_out, rollout).reward.mean().item()
+    parts.generator.manual_seed(7)
+    rows = generate(parts, parts.policy, parts.task.held_out, parts.sampling, 4)
+    return rewarded(parts, parts.task.held_out, rows).reward.mean().item()
 
 
-def flags(config):
-    """Returns the settings as flags of the command line, those that differ from the defaults."""
-    default, found = Config(), []
-    for field in dataclasses.fields(Config):
-        value = getattr(config, field.name)
-        if value != getattr(default, field.name):
-            found += [f"--{field.name}", str(value)]
+def flags(given):
+    """Returns the settings as flags of the command line, those that are not the algorithm's own."""
+    plain = dotted(dump(of(algorithm=given.algorithm, model=given.model)))
+    found = ["--algorithm", given.algorithm]
+    for key, value in dotted(dump(given)).items():
+        if plain.get(key) != value and key != "coefficients":
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            found += [f"--{key}", "null" if value is None else text]
+    for name, value in given.coefficients.items():
+        found += [f"--coefficients.{name}", str(value)]
     return found
 
 
@@ -139,14 +188,9 @@ def ragged_rollout(policy, *, group_size=3, seed=0, **changes):
     )
 
 
-def small_session(tmp_path, **changes):
-    """Returns a session that has not begun."""
-    return build(small(tmp_path, **changes), resume_from=None)
-
-
 def addition_task(eval_items=40):
     """Returns the addition task with a few held-out items."""
-    return make_task("addition", seed=0, eval_items=eval_items)
+    return addition(seed=0, eval_items=eval_items)
 
 
 def without_times(lines):
