@@ -33,7 +33,7 @@ ALGORITHM = Algorithm(
     sources={
         "kl_coef": "the paper has none",
         "entropy_coef": "Stable-Baselines3; the paper uses 0.01 on Atari",
-        "advantage.discount": "1 for language models, whose reward comes at the end; the paper has 0.99",
+        "advantage.discount": "1 for language models, whose reward comes last; the paper has 0.99",
         "advantage.gae_lambda": "Stable-Baselines3, as the paper's returns",
         "critic.coef": "Stable-Baselines3, whose 0.5 is inside the value loss here",
     },

@@ -26,8 +26,8 @@ class BaseAlgorithm:
     trains        "policy", or "reward_model", which scores answers
     loss          the function of rlkern that is the loss
     defaults      value of every coefficient
-    settings      the paper's values of what a trainer sets (batch.epochs, advantage.gae_lambda, …), by the keys of
-                  rlkern.trainer.Settings
+    settings      the paper's values of what a trainer sets, by the keys of rlkern.trainer.Settings
+                  (batch.epochs, advantage.gae_lambda, …)
     sources       where each default and each setting comes from
     needs         beside what it learns from: "value" (a value function), "reference" (the starting
                   model), "reference_samples" (answers of it to each prompt), "greedy" (a greedy

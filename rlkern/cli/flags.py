@@ -72,7 +72,8 @@ def _add(group: Any, key: str, info: Any) -> None:
         "" if info.is_required() or info.default_factory else f" (default {_shown(info.default)})"
     )
     says = " ".join((info.description or "").split())
-    values = f" [{expected(info)}]"
+    words = expected(info)
+    values = "" if words in ("text", "key: value pairs") else f" [{words}]"
     text = f"{says}{values}{default}".replace("%", "%%")
     group.add_argument(f"--{key}", metavar="X", help=text, default=argparse.SUPPRESS)
 

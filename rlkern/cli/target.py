@@ -89,7 +89,7 @@ _KEYS = ("task", "data", "seed", "device", "dtype", "threads", "rollout", "eval"
 
 
 def settings_for(target: Target, changes: dict) -> Settings:
-    """Returns the settings of an evaluation: those of the target's run, and what is asked over them.
+    """Returns the settings of an evaluation: those of the target's run, with changes over them.
 
     A run can be asked for the items it held out, not for more: it may have been trained on those.
     """

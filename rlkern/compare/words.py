@@ -117,7 +117,9 @@ def policy(declared: Declared) -> str:
         return "off-policy"
     if declared.anchor != "old":
         return f"own answers, ratio to the {declared.anchor}"
-    updates = declared.settings.get("batch.epochs", 1) * declared.settings.get("batch.minibatches", 1)
+    updates = declared.settings.get("batch.epochs", 1) * declared.settings.get(
+        "batch.minibatches", 1
+    )
     if not has_ratio(declared):
         return "on-policy"
     return f"near on-policy, {updates} updates a rollout" if updates > 1 else "near on-policy"

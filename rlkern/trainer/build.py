@@ -196,8 +196,8 @@ def reads_reference(settings: Settings) -> bool:
 
 
 def _reference(parts: Parts, run: Path) -> Policy:
-    """Returns a frozen copy of the starting policy, which the run keeps for a resume. Under adapters
-    it is the model that they are laid over, which nothing changes."""
+    """Returns a frozen copy of the starting policy, which the run keeps for a resume. Under
+    adapters it is the model that they are laid over, which nothing changes."""
     folder, policy = run / REFERENCE, parts.policy
     if lora.is_adapted(policy.model):
         return policy.without_adapters()

@@ -78,7 +78,7 @@ def one_round(parts: Parts) -> tuple[Rows, Tensor]:
 
 
 def collect(parts: Parts, warn: Warn) -> Rows:
-    """Returns the answers that a step is made of; copies of groups are made after the advantages."""
+    """Returns the answers of a step; copies of groups are made after the advantages."""
     groups = parts.settings.groups
     if isinstance(groups, DynamicGroups):
         return _mixed_groups(parts, groups.rounds, warn)

@@ -126,8 +126,8 @@ def _blocks(items: int, samples: int, most: int) -> Iterator[tuple[slice, slice]
 
 
 def task_accuracies(parts: Parts) -> dict[str, float]:
-    """Returns eval/accuracy_<mode> of the policy on held-out items for each of eval.modes, the first
-    also as eval/accuracy, and eval/pass@k of the sampled answers.
+    """Returns eval/accuracy_<mode> of the policy on held-out items for each of eval.modes, the
+    first also as eval/accuracy, and eval/pass@k of the sampled answers.
     """
     settings, task, values = parts.settings, parts.task, dict[str, float]()
     for mode in settings.eval.modes:

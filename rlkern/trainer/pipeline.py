@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one after the other, each from what the ones before it made: SFT, reward model, PPO, …
 
-A pipeline is a YAML file whose `stages` are laid one by one over its other keys, of which each stage
-takes those that it reads. Stage n is an ordinary run in the folder <n>-<name> of the pipeline's own;
-its name is `name`, or its algorithm's. It starts from the newest policy of the stages before it
+A pipeline is a YAML file whose `stages` are laid one by one over its other keys, of which each
+stage takes those that it reads. Stage n is an ordinary run in the folder <n>-<name> of the
+pipeline's own; its name is `name`, or its algorithm's. It starts from the newest policy of the stages before it
 unless it says `model` itself. In `model` and `reward` the word stage:<name> means the last
 checkpoint of that stage.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one record of a batch: prompts, answers, and what becomes known of them on the way to a loss.
 
-A sampler fills in the tokens, rewards and scores follow, then advantages and weights. Every function
-returns a new record; none changes the one it is given.
+A sampler fills in the tokens, rewards and scores follow, then advantages and weights. Every
+function returns a new record; none changes the one it is given.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def given_pairs(settings: Settings) -> Pairs | None:
     held = min(settings.eval.items, len(every) // 5)
     if held < 1 or len(every) - held < prompts:
         raise UserError(
-            f"pairs.source {source} must leave a batch of {prompts} (batch.prompts) after a fifth is"
-            f" held out, got {len(every)} pairs; lower batch.prompts or give more pairs"
+            f"pairs.source {source} must leave a batch of {prompts} (batch.prompts) after a fifth"
+            f" is held out, got {len(every)} pairs; lower batch.prompts or give more pairs"
         )
     random.Random(f"{settings.seed}/pairs").shuffle(every)
     return Pairs(every[held:], every[:held])
@@ -84,8 +84,8 @@ def kept_pairs(run: Path) -> Pairs | None:
 
 
 def read(path: Path) -> list[Pair]:
-    """Returns the pairs of a file, one JSON object per line with prompt, chosen and rejected; Raises
-    UserError, which names the line, for anything else. Other keys are not read."""
+    """Returns the pairs of a file, one JSON object per line with prompt, chosen and rejected;
+    Raises UserError, which names the line, for anything else. Other keys are not read."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -215,7 +215,7 @@ class Judged(Preferences):
 
 
 def mismatched(rows: Rows) -> Rows:
-    """Returns each prompt with the answer to the next one, the last with the answer to the first."""
+    """Returns each prompt with the answer to the next, the last with the answer to the first."""
     names = ("token", "mask", "rollout_logprob", "present")
     return dataclasses.replace(rows, **{name: getattr(rows, name).roll(-1, 0) for name in names})
 

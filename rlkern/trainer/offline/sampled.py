@@ -22,8 +22,8 @@ def sampled_pairs(parts: Parts) -> Pairs:
         raise UserError(
             f"only {len(found.train)} of {len(items)} training prompts and {len(found.held_out)} of"
             f" {len(task.held_out)} held-out ones had both a better and a worse answer among"
-            f" {settings.rollout.group_size}; raise pairs.items or rollout.group_size, or start from a model that is"
-            " right now and then (sft.steps, model)"
+            f" {settings.rollout.group_size}; raise pairs.items or rollout.group_size, or start"
+            " from a model that is right now and then (sft.steps, model)"
         )
     return found
 

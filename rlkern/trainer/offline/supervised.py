@@ -44,8 +44,8 @@ def right_answers(policy: Policy, items: list[Item], task: Task) -> Rows:
 def supervise(parts: Parts, asked: Sft, *, after_step: Callable[[int, float], None]) -> None:
     """Trains on right answers of training items; after_step(step, loss) is called after each step.
 
-    Ends early if the accuracy on coming training items reaches sft.target: the step at which a small
-    model understands a task differs much between seeds.
+    Ends early if the accuracy on coming training items reaches sft.target: the step at which a
+    small model understands a task differs much between seeds.
     """
     policy, task, settings = parts.policy, parts.task, parts.settings
     # Sharding comes later, with what trains then: every process still holds all weights.

@@ -45,8 +45,8 @@ class Rewarded:
         return torch.where(self.rows.mask, old - ref, 0.0)
 
     def token_reward(self) -> Tensor:
-        """Returns the reward (B, T) of each token: the answer's at its last counted token, and minus
-        reward.kl_coef·(log π_old − log π_ref) at each. Of an unscorable answer the last is NaN."""
+        """Returns the reward (B, T) of each token: the answer's at its last counted token, and
+        minus reward.kl_coef·(log π_old − log π_ref) at each. Of an unscorable answer the last is NaN."""
         reward = torch.where(last_counted(self.rows.mask), self.reward[:, None], 0.0)
         return reward - self.kl_coef * self.token_kl() if self.kl_coef else reward
 

@@ -144,7 +144,7 @@ class Online:
         return dataclasses.replace(rows, weight=weight, value_weight=value_weight)
 
     def _refilled(self, rows: Rows) -> tuple[Rows, Tensor | None]:
-        """Returns the rows after DUPO's refill by copies, or the copies of each answer by weight."""
+        """Returns the rows after DUPO's refill by copies, or the count of each answer by weight."""
         groups, generator = self.parts.settings.groups, self.parts.generator
         if not isinstance(groups, DuplicateGroups):
             return rows, None

@@ -77,7 +77,8 @@ def _load(name: str) -> RewardFunction:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise UserError(
-            f"reward.functions must be task, module:function or the folder of a reward model, got {name!r}"
+            "reward.functions must be task, module:function or the folder of a reward model, got"
+            f" {name!r}"
         )
     if "" not in sys.path:
         sys.path.insert(0, "")

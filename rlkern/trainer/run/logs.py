@@ -12,11 +12,6 @@ from rlkern.trainer.files import write_text
 METRICS = "metrics.jsonl"
 
 
-def is_time(key: str) -> bool:
-    """Returns True for a metric that two equal runs may differ in: a time, or a speed."""
-    return key.startswith("time/") or key in ("step_time", "seconds", "tokens_per_second")
-
-
 def read_metrics(run: Path) -> list[dict]:
     """Returns the lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
     path = run / METRICS

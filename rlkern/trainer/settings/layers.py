@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings as people give them: mappings laid over each other, each with the place it comes from."""
+"""Settings as people give them: mappings over mappings, each with the place it comes from."""
 
 from __future__ import annotations
 

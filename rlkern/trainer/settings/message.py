@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a setting, in one sentence: place, key, expected, got, and the nearest name."""
+"""What is wrong with a setting, in a sentence: place, key, expected, got, the nearest name."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ def expected(info: FieldInfo) -> str:
     >>> expected(Settings.model_fields["steps"]), expected(Settings.model_fields["device"])
     ('a whole number, at least 1', 'one of auto, cpu, cuda')
     """
+    if info.annotation is dict or typing.get_origin(info.annotation) is dict:
+        return "key: value pairs"
     for each in _metadata(info.annotation, info.metadata):
         if isinstance(each, Says):
             return each.expected

@@ -59,8 +59,8 @@ class Settings(Group):
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """How a run of several processes (torchrun) shares the work."""
     coefficients: dict[str, Number | str] = Field(default_factory=dict)
-    """Coefficients of the algorithm's loss by name, such as coefficients.clip_low; what is not given
-    is the algorithm's own."""
+    """Coefficients of the algorithm's loss by name, such as coefficients.clip_low; what is not
+    given is the algorithm's own."""
     data: Data = Data()
     batch: Batch = Batch()
     rollout: Rollout = Rollout()

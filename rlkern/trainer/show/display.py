@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
@@ -21,28 +20,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from rlkern.trainer.metrics import METRICS, reward_functions
 from rlkern.trainer.settings import Settings
 
-# Label, metric and format of the live panel and of a plain line, in the order of interest.
-_SHOWN = (
-    ("reward", "reward", "{:.3f}"),
-    ("chosen ahead", "rewards/accuracies", "{:.3f}"),
-    ("margin", "rewards/margins", "{:.3f}"),
-    ("loss", "loss", "{:.4f}"),
-    ("value loss", "critic/vf_loss", "{:.4f}"),
-    ("explained", "critic/vf_explained_var", "{:.2f}"),
-    ("kl", "kl", "{:.4f}"),
-    ("kl in reward", "objective/kl", "{:.3f}"),
-    ("entropy", "entropy", "{:.3f}"),
-    ("clip low", "clip_ratio/low_mean", "{:.3f}"),
-    ("clip high", "clip_ratio/high_mean", "{:.3f}"),
-    ("equal groups", "frac_reward_zero_std", "{:.2f}"),
-    ("grad", "grad_norm", "{:.2f}"),
-    ("length", "completions/mean_length", "{:.1f}"),
-    ("skipped", "skipped_updates", "{:.0f}"),
-)
-# Those that a plain line leaves to the live panel and to metrics.jsonl.
-_PANEL_ONLY = frozenset(("grad_norm", "completions/mean_length", "skipped_updates"))
 # Columns of the live panel, so that it fits a terminal of 80 characters.
 _COLUMNS = 7
 _TIMES = ("rollout", "reward", "score", "loss", "step")
@@ -50,14 +30,19 @@ _TIMES = ("rollout", "reward", "score", "loss", "step")
 _ZERO = 1e-6
 
 
-def _shown(values: dict[str, float]) -> list[tuple[str, str, str]]:
-    """Returns (key, label, number) of what a step is described by; each reward function on its own
-    where there are several.
+def _shown(values: dict[str, float], *, line: bool) -> list[tuple[str, str]]:
+    """Returns (label, number) of what describes a step, on a plain line or in the live panel; each
+    reward function by itself if there are several.
     """
-    parts = [key for key in values if _FUNCTION.fullmatch(key)]
-    functions = [(key[8:-5], key, "{:.3f}") for key in parts] if len(parts) > 1 else []
-    rows = (*_SHOWN[:1], *functions, *_SHOWN[1:])
-    return [(key, label, _number(form, values[key])) for label, key, form in rows if key in values]
+    rows = [
+        each for each in METRICS if each.label and each.key in values and (each.line or not line)
+    ]
+    shown = [(each.label, _number(each.form, values[each.key])) for each in rows]
+    names = reward_functions(values)
+    if len(names) > 1:
+        own = [(name, _number("{:.3f}", values[f"rewards/{name}/mean"])) for name in names]
+        shown[1:1] = own
+    return shown
 
 
 def _number(form: str, value: float) -> str:
@@ -68,9 +53,6 @@ def _number(form: str, value: float) -> str:
     """
     text = form.format(value)
     return text.removeprefix("-") if float(text) == 0 else text
-
-
-_FUNCTION = re.compile(r"rewards/[^/]+/mean")
 
 
 class Display:
@@ -141,9 +123,7 @@ class Display:
             return
         if not line:
             return
-        shown = "  ".join(
-            f"{label} {number}" for key, label, number in _shown(values) if key not in _PANEL_ONLY
-        )
+        shown = "  ".join(f"{label} {number}" for label, number in _shown(values, line=True))
         spent = " ".join(
             f"{name} {values[f'time/{name}']:.2f}" for name in _TIMES if f"time/{name}" in values
         )
@@ -241,12 +221,12 @@ def _measured(values: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def _panel(values: dict[str, float]) -> Table:
-    shown = _shown(values)
+    shown = _shown(values, line=False)
     outer = Table.grid()
     for first in range(0, len(shown), _COLUMNS):
         table = Table.grid(padding=(0, 2))
-        table.add_row(*(Text(label, style="dim") for _, label, _ in shown[first:][:_COLUMNS]))
-        table.add_row(*(Text(number) for _, _, number in shown[first:][:_COLUMNS]))
+        table.add_row(*(Text(label, style="dim") for label, _ in shown[first:][:_COLUMNS]))
+        table.add_row(*(Text(number) for _, number in shown[first:][:_COLUMNS]))
         outer.add_row(table)
     total = max(values.get("step_time", 0.0), 1e-9)
     split = "  ".join(

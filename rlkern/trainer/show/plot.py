@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlkern.trainer.metrics import METRICS, reward_functions
+
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb0", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
 # Weight of the newest value in a running average of a long curve; short curves take more.
 _SMOOTHING = 0.07
 # Panels side by side.
 _WIDE = 3
-_FUNCTION = re.compile(r"rewards/([^/]+)/mean")
+COLORS = dict(blue=_BLUE, orange=_ORANGE, green=_GREEN, red=_RED, grey=_GREY)
 
 
 def plot_curves(lines: list[dict], path: Path, *, title: str) -> None:
@@ -24,7 +26,7 @@ def plot_curves(lines: list[dict], path: Path, *, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [draw for draw, wanted in _PANELS if wanted(lines)]
+    panels = _panels(lines)
     rows = -(-len(panels) // _WIDE)
     figure = Figure(figsize=(13, 3.5 * rows), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
@@ -108,21 +110,9 @@ def _accuracy(axes: Any, lines: list[dict]) -> None:
     _legend(axes, loc="best")
 
 
-def _reward(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("reward of training rollouts", fontsize=10, loc="left")
-    _line(axes, lines, "reward", _BLUE, "reward")
-    _line(axes, lines, "frac_reward_zero_std", _GREY, "share of groups with equal rewards")
-    _legend(axes)
-
-
-def _functions(lines: list[dict]) -> list[str]:
-    """Returns the names of the reward functions of a run, in their order."""
-    return [found[1] for key in lines[-1] if (found := _FUNCTION.fullmatch(key))]
-
-
 def _gap(axes: Any, lines: list[dict]) -> None:
     """Draw two rewards on scales of their own: what is trained on, and what is meant."""
-    first, second = _functions(lines)[:2]
+    first, second = reward_functions(lines[-1])[:2]
     axes.set_title(f"mean reward by {first} and by {second}", fontsize=10, loc="left")
     other = axes.twinx()
     for place, name, color in ((axes, first, _BLUE), (other, second, _ORANGE)):
@@ -132,73 +122,36 @@ def _gap(axes: Any, lines: list[dict]) -> None:
     other.spines["top"].set_visible(False)
 
 
-def _pairs(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("pairs of a batch: share with the chosen ahead", fontsize=10, loc="left")
-    _line(axes, lines, "rewards/accuracies", _BLUE)
-    axes.set_ylim(0, 1.04)
+def _curves(title: str, lines: list[dict]) -> Callable[[Any, list[dict]], None] | None:
+    """Returns what draws the metrics of one panel of the table; None if the run logged none."""
+    own = [each for each in METRICS if each.panel == title and _logged(each.key)(lines)]
+    if not own:
+        return None
+
+    def draw(axes: Any, lines: list[dict]) -> None:
+        axes.set_title(title, fontsize=10, loc="left")
+        for each in own:
+            _line(axes, lines, each.key, COLORS[each.color], each.curve or None)
+        limit = _LIMITS.get(title)
+        if limit is not None:
+            axes.set_ylim(*limit(*axes.get_ylim()))
+        _legend(axes)
+
+    return draw
 
 
-def _margins(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("rewards of the answers in pairs", fontsize=10, loc="left")
-    for name, color in (("chosen", _GREEN), ("rejected", _RED), ("margins", _GREY)):
-        _line(axes, lines, f"rewards/{name}", color, name)
-    _legend(axes)
-
-
-def _loss(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("loss", fontsize=10, loc="left")
-    _line(axes, lines, "loss", _BLUE)
-
-
-def _value(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("value function: explained variance, and loss", fontsize=10, loc="left")
-    _line(axes, lines, "critic/vf_explained_var", _GREEN, "explained variance")
-    _line(axes, lines, "critic/vf_loss", _ORANGE, "loss")
+_LIMITS: dict[str, Callable[[float, float], tuple[float, float]]] = {
+    "pairs of a batch: share with the chosen ahead": lambda low, high: (0.0, 1.04),
     # The first fit can be arbitrarily bad, and is not what one looks for.
-    axes.set_ylim(max(-1.0, axes.get_ylim()[0]), min(2.0, axes.get_ylim()[1]))
-    _legend(axes)
-
-
-def _reward_kl(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("KL of an answer to the start, nats, and its cost", fontsize=10, loc="left")
-    _line(axes, lines, "objective/kl", _RED, "kl")
-    _line(axes, lines, "objective/non_score_reward", _GREY, "what it adds to the reward")
-    _legend(axes)
-
-
-def _sampling(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("groups sampled so far, and those with unequal rewards", fontsize=10, loc="left")
-    _line(axes, lines, "sampling/groups_sampled", _GREY, "sampled")
-    _line(axes, lines, "sampling/useful_groups", _BLUE, "useful")
-    _legend(axes)
-
-
-def _entropy(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("entropy and KL to the start, nats", fontsize=10, loc="left")
-    _line(axes, lines, "entropy", _GREEN, "entropy")
-    if any(line.get("kl") for line in lines):
-        _line(axes, lines, "kl", _RED, "kl")
-    axes.set_ylim(bottom=0)
-    _legend(axes)
-
-
-def _ratios(axes: Any, lines: list[dict]) -> None:
-    if any(line.get("clip_ratio/region_mean") for line in lines):
-        axes.set_title("share of clipped tokens", fontsize=10, loc="left")
-        _line(axes, lines, "clip_ratio/low_mean", _BLUE, "low")
-        _line(axes, lines, "clip_ratio/high_mean", _ORANGE, "high")
-    else:
-        axes.set_title("completion length, tokens (no token was clipped)", fontsize=10, loc="left")
-        _line(axes, lines, "completions/mean_length", _BLUE, "mean")
-        _line(axes, lines, "completions/max_length", _GREY, "longest")
-    axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-9))
-    _legend(axes)
-
-
-def _gradient(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("gradient norm before clipping", fontsize=10, loc="left")
-    _line(axes, lines, "grad_norm", _RED)
-    axes.set_ylim(bottom=0)
+    "value function: explained variance, and loss": lambda low, high: (
+        max(-1.0, low),
+        min(2.0, high),
+    ),
+    "entropy and KL to the start, nats": lambda low, high: (0.0, high),
+    "share of clipped tokens": lambda low, high: (0.0, 1.08 * max(high, 1e-9)),
+    "length of the answers, tokens": lambda low, high: (0.0, 1.08 * max(high, 1e-9)),
+    "gradient norm before clipping": lambda low, high: (0.0, high),
+}
 
 
 def _times(axes: Any, lines: list[dict]) -> None:
@@ -230,19 +183,29 @@ def _sampled_on(lines: list[dict]) -> bool:
     return last.get("sampling/groups_sampled", 0) > trained > 0
 
 
-# What is drawn, and when: nothing for metrics that a run has not.
-_PANELS: tuple[tuple[Callable[[Any, list[dict]], None], Callable[[list[dict]], bool]], ...] = (
-    (_accuracy, _logged("eval/accuracy")),
-    (_reward, _logged("reward")),
-    (_gap, lambda lines: len(_functions(lines)) > 1),
-    (_pairs, _logged("rewards/accuracies")),
-    (_margins, _logged("rewards/chosen")),
-    (_loss, lambda lines: not _logged("reward")(lines)),
-    (_value, _logged("critic/vf_loss")),
-    (_reward_kl, _logged("objective/kl")),
-    (_sampling, _sampled_on),
-    (_entropy, _logged("entropy")),
-    (_ratios, _logged("clip_ratio/region_mean")),
-    (_gradient, _logged("grad_norm")),
-    (_times, _logged("time/step")),
-)
+# Panels of the table that a run may have logged and that would show nothing.
+_IDLE: dict[str, Callable[[list[dict]], bool]] = {
+    "loss": _logged("reward"),
+    "groups sampled so far, and those with unequal rewards": lambda lines: not _sampled_on(lines),
+    "share of clipped tokens": lambda lines: (
+        not any(line.get("clip_ratio/region_mean") for line in lines)
+    ),
+    "length of the answers, tokens": lambda lines: any(
+        line.get("clip_ratio/region_mean") for line in lines
+    ),
+}
+
+
+def _panels(lines: list[dict]) -> list[Callable[[Any, list[dict]], None]]:
+    """Returns what is drawn of a run, in the order of the table of metrics."""
+    found = [_accuracy] if _logged("eval/accuracy")(lines) else []
+    for title in dict.fromkeys(each.panel for each in METRICS if each.panel):
+        draw = None if _IDLE.get(title, lambda lines: False)(lines) else _curves(title, lines)
+        if draw is not None:
+            found.append(draw)
+        if title == METRICS[_REWARD].panel and len(reward_functions(lines[-1])) > 1:
+            found.append(_gap)
+    return found + ([_times] if _logged("time/step")(lines) else [])
+
+
+_REWARD = next(place for place, each in enumerate(METRICS) if each.key == "reward")

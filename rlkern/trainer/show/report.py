@@ -101,7 +101,7 @@ def update_values(parts: Parts, results: list[StepResult]) -> dict[str, float]:
 
 
 def completion_statistics(rows: Rows, stop: torch.Tensor) -> dict[str, float]:
-    """Returns lengths of all answers and of those that ended by themselves, and the share cut off."""
+    """Returns lengths of all answers and of those that ended by themselves, and who was cut off."""
     length = rows.mask.sum(-1)
     ended = finished(rows, stop)
     terminated = length[ended] if ended.any() else length.new_zeros(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks of reasoning-gym: any of its families, with solved examples and a text around a question."""
+"""Tasks of reasoning-gym: its families, with solved examples and a text around a question."""
 
 from __future__ import annotations
 
