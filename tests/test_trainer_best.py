@@ -7,8 +7,8 @@ import pytest
 from trainer_helpers import compiled, small  # noqa: F401
 
 from rlkern.trainer import UserError, loop, train
+from rlkern.trainer.files import remove_partial
 from rlkern.trainer.run import best
-from rlkern.trainer.run.files import remove_partial
 
 
 def save_text(text):
@@ -42,7 +42,7 @@ def test_a_kill_at_any_moment_leaves_the_old_best_or_the_new_one(tmp_path, monke
         raise KeyboardInterrupt
 
     home = {
-        "sync": "rlkern.trainer.run.files.sync",
+        "sync": "rlkern.trainer.files.sync",
         "replace": "rlkern.trainer.run.best.os.replace",
     }
     with monkeypatch.context() as patch:
@@ -73,15 +73,16 @@ def test_a_note_that_cannot_be_read_is_one_sentence(tmp_path):
 
 @pytest.mark.usefixtures("compiled")
 def test_a_run_keeps_the_checkpoint_of_its_best_evaluation(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlkern.trainer.evaluate.evaluate", falling())
-    config = small(tmp_path, name="run", steps=3, eval__every=1, sft__steps=0, output__keep_checkpoints=1)
+    monkeypatch.setattr("rlkern.trainer.online.learner.task_accuracies", falling())
+    short = {"steps": 3, "eval__every": 1, "output__keep_checkpoints": 1}
+    config = small(tmp_path, name="run", **short, sft=None)
     train(config)
     run = tmp_path / "runs" / "run"
     assert best.read(run) == {"eval/accuracy": 0.9, "step": 2}
     assert (run / "best" / "model.safetensors").is_file()
     third = (run / "checkpoint-3" / "model.safetensors").read_bytes()
     assert (run / "best" / "model.safetensors").read_bytes() != third
-    train(small(tmp_path, name="none", steps=1, sft__steps=0, eval__keep_best=False))
+    train(small(tmp_path, name="none", steps=1, sft=None, eval__keep_best=False))
     assert not (tmp_path / "runs" / "none" / "best").exists()
 
 
@@ -93,13 +94,13 @@ def falling():
 
 @pytest.mark.usefixtures("compiled")
 def test_a_resumed_run_knows_its_best(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlkern.trainer.evaluate.evaluate", falling())
-    config = small(tmp_path, name="run", steps=4, eval__every=1, sft__steps=0, output__save_every=1)
+    monkeypatch.setattr("rlkern.trainer.online.learner.task_accuracies", falling())
+    config = small(tmp_path, name="run", steps=4, eval__every=1, sft=None, output__save_every=1)
     real = loop._save
 
-    def stop(session, run, clock):
-        real(session, run, clock)
-        if session.progress.step == 2:
+    def stop(run, desk):
+        real(run, desk)
+        if run.parts.progress.step == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

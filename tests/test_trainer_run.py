@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs: what they write, what a kill or a full disk leaves, and that a resume is exact."""
 
-import dataclasses
 import errno
 import json
 import os
 import signal
-import sys
 import time
 
 import pytest
 import torch
 import yaml
 from trainer_helpers import (
+    SMALL,
+    begun,
+    changed,
     compiled,  # noqa: F401
     flags,
     small,
-    small_session,
     start,
     without_times,
 )
 
 from rlkern import cli
-from rlkern.trainer import Config, UserError, train
+from rlkern.trainer import UserError, files, train
 from rlkern.trainer.run import checkpoint, rundir
 from rlkern.trainer.run.logs import read_metrics
-from rlkern.trainer.settings import resolve
+from rlkern.trainer.settings import Layer, dump, of, resolve
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -63,7 +63,8 @@ def test_a_run_writes_all_its_files_and_says_what_it_did(tmp_path):
 
 
 def test_several_updates_with_a_kl_learn_from_old_and_reference_logprobs(tmp_path):
-    config = small(tmp_path, batch__epochs=3, coefficients__kl_coef=0.1, batch__micro_batches=2, optimizer__lr=3e-3)
+    several = {"batch__epochs": 3, "batch__micro_batches": 2}
+    config = small(tmp_path, **several, coefficients__kl_coef=0.1, optimizer__lr=3e-3)
     train(config)
     lines = read_metrics(tmp_path / "runs" / "grpo-tiny-addition")
     assert lines[-1]["kl"] > 0
@@ -89,8 +90,9 @@ def test_the_same_seed_gives_the_same_curve(tmp_path):
 
 
 def test_a_run_killed_and_resumed_has_the_curve_of_an_uninterrupted_run(tmp_path):
-    whole = small(tmp_path, name="whole", coefficients__kl_coef=0.05, batch__epochs=2, batch__micro_batches=2)
-    killed = dataclasses.replace(whole, name="killed")
+    several = {"batch__epochs": 2, "batch__micro_batches": 2}
+    whole = small(tmp_path, name="whole", **several, coefficients__kl_coef=0.05)
+    killed = changed(whole, name="killed")
     run = tmp_path / "runs" / "killed"
     child = start("train", *flags(killed), cwd=tmp_path)
     wait_for_lines(child, run, 5)
@@ -113,8 +115,8 @@ def test_frozen_weights_go_on_to_the_last_bit(tmp_path, changes):
     # The correction compares what sampled with what scored, whose rounding is not the same.
     whole = small(tmp_path, name="whole", correction__kind="truncate", **changes)
     train(whole)
-    train(dataclasses.replace(whole, name="cut", steps=3))
-    train(dataclasses.replace(whole, name="cut"), resume=True)
+    train(changed(whole, name="cut", steps=3))
+    train(changed(whole, name="cut"), resume=True)
     curves = [without_times(read_metrics(tmp_path / "runs" / n)) for n in ("whole", "cut")]
     assert curves[0][4:] == [line for line in curves[1] if line["step"] > 3]
 
@@ -140,7 +142,7 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(tmp_pat
     (saved,) = (p for p in checkpoint.all_checkpoints(run) if p.name != "checkpoint-0")
     assert int(saved.name.split("-")[1]) == read_metrics(run)[-1]["step"]
     assert cli.main(["train", "--resume", str(run)]) == 0, capsys.readouterr().err
-    train(dataclasses.replace(config, name="whole"))
+    train(changed(config, name="whole"))
     whole = without_times(read_metrics(tmp_path / "runs" / "whole"))
     assert without_times(read_metrics(run)) == whole
 
@@ -156,15 +158,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_nothing_else(
     config = small(tmp_path, name="run", output__save_every=2)
     real = checkpoint.save
 
-    def save(run, session):
-        if session.progress.step == 4:
+    def save(run, parts, updater):
+        if parts.progress.step == 4:
             target = {
                 "save_file": (checkpoint, "save_file"),
                 "json.dumps": (checkpoint.json, "dumps"),
-                "publish.sync": (sys.modules["rlkern.trainer.run.files"], "sync"),
+                "publish.sync": (files, "sync"),
             }[place]
             monkeypatch.setattr(*target, full_disk)
-        return real(run, session)
+        return real(run, parts, updater)
 
     monkeypatch.setattr("rlkern.trainer.loop.checkpoint.save", save)
     with pytest.raises(UserError, match="No space left on device.*checkpoint-2 is whole.*--resume"):
@@ -174,7 +176,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_nothing_else(
     assert [p.name for p in checkpoint.all_checkpoints(run)] == ["checkpoint-0", "checkpoint-2"]
     assert not list(run.glob(".partial*"))
     train(config, resume=True)
-    train(dataclasses.replace(config, name="whole"))
+    train(changed(config, name="whole"))
     whole = without_times(read_metrics(tmp_path / "runs" / "whole"))
     assert without_times(read_metrics(run)) == whole
 
@@ -183,15 +185,15 @@ def test_a_checkpoint_of_another_run_or_model_is_refused(tmp_path):
     config = small(tmp_path, name="run", steps=2)
     train(config)
     run = tmp_path / "runs" / "run"
-    other = dataclasses.replace(config, optimizer__lr=0.5)
-    with pytest.raises(UserError, match="lr is 0.001, this run has 0.5"):
-        checkpoint.read_state(run / "checkpoint-2", resolve(other))
-    with pytest.raises(UserError, match="was started with lr 0.001, not 0.5"):
+    other = changed(config, optimizer__lr=0.5)
+    with pytest.raises(UserError, match="its optimizer.lr is 0.001, this run has 0.5"):
+        checkpoint.read_progress(run / "checkpoint-2", other)
+    with pytest.raises(UserError, match="was started with optimizer.lr 0.001, not 0.5"):
         train(other, resume=True)
-    session = small_session(tmp_path)
-    session.policy.model.get_decoder().layers[0].mlp.up_proj.weight.data = torch.zeros(3, 3)
+    parts, _, updater = begun(changed(config, sft=None), run)
+    parts.policy.model.get_decoder().layers[0].mlp.up_proj.weight.data = torch.zeros(3, 3)
     with pytest.raises(UserError, match="optimizer of another model"):
-        checkpoint.restore(run / "checkpoint-2", session)
+        checkpoint.restore(run / "checkpoint-2", parts, updater)
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path):
@@ -219,12 +221,12 @@ def test_an_existing_run_is_never_overwritten(tmp_path):
     run = tmp_path / "runs" / "run"
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     with pytest.raises(UserError, match="already holds a run; add --resume"):
-        train(dataclasses.replace(config, optimizer__lr=0.5))
+        train(changed(config, optimizer__lr=0.5))
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*")}
 
 
 def test_a_run_in_use_is_not_entered_by_a_second_process(tmp_path):
-    config = small(tmp_path, name="run", steps=1, sft__steps=0)
+    config = small(tmp_path, name="run", steps=1, sft=None)
     train(config)
     run = tmp_path / "runs" / "run"
     partial = run / ".partial-checkpoint-9"
@@ -234,21 +236,21 @@ def test_a_run_in_use_is_not_entered_by_a_second_process(tmp_path):
         partial.mkdir()
         before = (run / "config.yaml").read_bytes()
         with pytest.raises(UserError, match="in use by another process"):
-            train(dataclasses.replace(config, steps=9), resume=True)
+            train(changed(config, steps=9), resume=True)
         assert partial.exists(), "that of a running one stays"
         assert (run / "config.yaml").read_bytes() == before
 
 
 def test_a_run_cannot_go_back(tmp_path):
-    config = small(tmp_path, name="run", steps=2, sft__steps=0)
+    config = small(tmp_path, name="run", steps=2, sft=None)
     train(config)
     with pytest.raises(UserError, match="steps must be at least the 2 that .* has done, got 1"):
-        train(dataclasses.replace(config, steps=1), resume=True)
-    train(dataclasses.replace(config, max_seconds=1e-3, steps=3), resume=True)
+        train(changed(config, steps=1), resume=True)
+    train(changed(config, max_seconds=1e-3, steps=3), resume=True)
 
 
 def test_a_run_without_a_name_takes_a_fresh_number(tmp_path):
-    names = [train(small(tmp_path, steps=1, sft__steps=0))["name"] for _ in range(3)]
+    names = [train(small(tmp_path, steps=1, sft=None))["name"] for _ in range(3)]
     assert names == ["grpo-tiny-addition", "grpo-tiny-addition-2", "grpo-tiny-addition-3"]
 
 
@@ -257,22 +259,26 @@ def test_rewards_that_never_differ_stop_the_run_with_a_sentence(tmp_path, monkey
         "def constant(prompts, completions):\n    return [1.0] * len(completions)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = small(tmp_path, reward__functions="constant_reward:constant", reward__degenerate_limit=2, sft__steps=0)
+    reward = {"reward__functions": "constant_reward:constant", "reward__degenerate_limit": 2}
+    config = small(tmp_path, **reward, sft=None)
     with pytest.raises(UserError, match="first 2 rollouts .* nothing to learn"):
         train(config)
-    finished = train(dataclasses.replace(config, name="free", reward__degenerate_limit=0, steps=3))
+    finished = train(changed(config, name="free", reward__degenerate_limit=0, steps=3))
     assert read_metrics(tmp_path / "runs" / finished["name"])[-1]["frac_reward_zero_std"] == 1
 
 
 def test_config_yaml_of_a_run_gives_the_same_run_again(tmp_path):
-    config = small(tmp_path, name="run", steps=1, sft__steps=0)
+    config = small(tmp_path, name="run", steps=1, sft=None)
     train(config)
     saved = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())
-    assert saved == dataclasses.asdict(resolve(config))
+    assert saved == dump(config)
+    assert resolve(Layer("config.yaml", saved)) == config
 
 
 def test_keys_left_to_the_model_are_written_down_with_their_values(tmp_path):
-    train(small(tmp_path, name="run", steps=1, sft__steps=None, optimizer__lr=None, sft__target=0.001))
+    given = {key: x for key, x in SMALL.items() if key not in ("sft.steps", "optimizer.lr")}
+    place = {"output.dir": str(tmp_path / "runs"), "name": "run"}
+    train(of(**{**given, **place, "steps": 1, "sft.target": 0.001}))
     saved = yaml.safe_load((tmp_path / "runs" / "run" / "config.yaml").read_text())
-    assert (saved["lr"], saved["sft_steps"]) == (5e-4, 600)
-    assert resolve(settings(model="elsewhere")).lr == 1e-5
+    assert (saved["optimizer"]["lr"], saved["sft"]["steps"]) == (5e-4, 600)
+    assert of(model="elsewhere").optimizer.lr == 1e-5

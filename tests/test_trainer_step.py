@@ -64,9 +64,7 @@ def gradients(settings):
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_gradient_does_not_depend_on_the_number_of_micro_batches(tmp_path, count, share):
-    whole = small(
-        tmp_path, batch__prompts=4, memory__share_prompts=share, coefficients=TERMS
-    )
+    whole = small(tmp_path, batch__prompts=4, memory__share_prompts=share, coefficients=TERMS)
     split = changed(whole, batch__micro_batches=count)
     assert len(shares(4, World(), split.batch.micro_batches)) == count
     loss, gradient, metrics, _ = gradients(whole)
