@@ -4,26 +4,43 @@
 import math
 
 import pytest
+import torch
 from trainer_helpers import (
     addition_task,
     compiled,  # noqa: F401
+    settings,
 )
 
-from rlkern.trainer.config import Config
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.reward import Rewards, load_rewards, reward_statistics, score_completions
-from rlkern.trainer.tasks.task import first_line, make_task, question_key
+from rlkern.trainer.reward.functions import (
+    Rewards,
+    load_rewards,
+    reward_statistics,
+    score_completions,
+)
+from rlkern.trainer.rows import Rows
+from rlkern.trainer.tasks.reasoning import question_key
+from rlkern.trainer.tasks.registry import make_task
+from rlkern.trainer.tasks.task import first_line
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
-ARITHMETIC = {"seed": 3, "eval_items": 60, "shots": 1, "template": "{expression} = "}
+ARITHMETIC = {
+    "task": "arithmetic", "seed": 3, "eval__items": 60, "data__shots": 1,
+    "data__template": "{expression} = ",
+}  # fmt: skip
+
+
+def task_of(**changes):
+    """Returns the task of settings: a__b for the key a.b."""
+    return make_task(settings(**changes))
 
 
 def test_no_addition_pair_is_both_trained_on_and_held_out_in_any_order():
     task = addition_task(eval_items=500)
-    held = {task.key(item) for item in task.held_out}
+    held = {item.key for item in task.held_out}
     items, position = task.next_items(0, 20_000)
-    trained = {task.key(item) for item in items}
+    trained = {item.key for item in items}
     assert not held & trained
     assert position > 20_000, "items that are held out in the other order are passed over"
     assert len(trained | held) == 5050, "all unordered pairs of 0..99 occur in one of the two"
@@ -32,17 +49,17 @@ def test_no_addition_pair_is_both_trained_on_and_held_out_in_any_order():
 @pytest.mark.parametrize("name", ["arithmetic", "gcd"])
 def test_no_question_of_a_reasoning_family_is_both_trained_on_and_held_out(name):
     pytest.importorskip("reasoning_gym")
-    settings = {"arithmetic": ARITHMETIC, "gcd": {"seed": 0, "eval__items": 30}}
-    task = make_task(name, **settings[name])
-    held = {task.key(item) for item in task.held_out}
+    given = {"arithmetic": ARITHMETIC, "gcd": {"task": "gcd", "seed": 0, "eval__items": 30}}
+    task = task_of(**given[name])
+    held = {item.key for item in task.held_out}
     assert len(held) == len(task.held_out)
     items, _ = task.next_items(0, 2000)
-    assert not held & {task.key(item) for item in items}
+    assert not held & {item.key for item in items}
 
 
 def test_streams_of_other_seeds_are_other_items_and_not_the_same_ones_shifted():
     pytest.importorskip("reasoning_gym")
-    first, second = (make_task("gcd", seed=seed, eval_items=30) for seed in (0, 1))
+    first, second = (task_of(task="gcd", seed=seed, eval__items=30) for seed in (0, 1))
     questions = [[item.prompt for item in t.next_items(0, 200)[0]] for t in (first, second)]
     assert len(set(questions[0]) & set(questions[1])) < 20
     held = {item.prompt for item in first.held_out}
@@ -51,10 +68,10 @@ def test_streams_of_other_seeds_are_other_items_and_not_the_same_ones_shifted():
 
 def test_solved_examples_are_neither_trained_on_nor_change_what_is_held_out():
     pytest.importorskip("reasoning_gym")
-    tasks = [make_task("arithmetic", **{**ARITHMETIC, "data__shots": shots}) for shots in (0, 8)]
+    tasks = [task_of(**{**ARITHMETIC, "data__shots": shots}) for shots in (0, 8)]
     asked = [[item.columns["question"] for item in task.held_out] for task in tasks]
     assert asked[0] == asked[1]
-    trained = {tasks[1].key(item) for item in tasks[1].next_items(0, 2000)[0]}
+    trained = {item.key for item in tasks[1].next_items(0, 2000)[0]}
     assert len(tasks[1].barred) == 8 and not tasks[1].barred & trained
 
 
@@ -62,15 +79,15 @@ def test_solved_examples_are_neither_trained_on_nor_change_what_is_held_out():
 def test_a_fresh_model_has_a_token_for_every_character_of_its_task(name):
     if name in ("arithmetic", "gcd"):
         pytest.importorskip("reasoning_gym")
-    task = make_task(name, seed=0, eval_items=30)
+    task = task_of(task=name, seed=0, eval__items=30)
     text = task.stop + "".join(i.prompt + i.answer for i in task.held_out)
     assert set(text) <= set(task.alphabet)
 
 
 def test_a_template_of_another_form_is_one_sentence():
     pytest.importorskip("reasoning_gym")
-    with pytest.raises(UserError, match="prompt_template must name only"):
-        make_task("arithmetic", **{**ARITHMETIC, "template": "{question.x}"})
+    with pytest.raises(UserError, match="data.template must name only"):
+        task_of(**{**ARITHMETIC, "data__template": "{question.x}"})
 
 
 def test_operands_in_the_other_order_are_the_same_question():
@@ -88,7 +105,7 @@ def test_the_position_alone_decides_which_items_come_next():
 
 def test_a_verifier_reads_the_first_line_and_gives_no_partial_credit():
     pytest.importorskip("reasoning_gym")
-    task = make_task("arithmetic", **ARITHMETIC)
+    task = task_of(**ARITHMETIC)
     item = task.held_out[0]
     assert task.score(f" {item.answer} \nand more", item) == 1.0
     assert task.score(f"{item.answer}0", item) == 0.0
@@ -99,7 +116,7 @@ def test_a_verifier_reads_the_first_line_and_gives_no_partial_credit():
 
 def test_an_example_before_the_question_has_the_form_of_the_question():
     pytest.importorskip("reasoning_gym")
-    prompt = make_task("arithmetic", **ARITHMETIC).held_out[0].prompt
+    prompt = task_of(**ARITHMETIC).held_out[0].prompt
     example, question = prompt.split("\n")
     left, answer = example.split(" = ")
     assert str(sum(map(int, left.split(" + ")))) == answer
@@ -107,20 +124,24 @@ def test_an_example_before_the_question_has_the_form_of_the_question():
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "sentence"),
+    ("name", "changes", "sentence"),
     [
-        ("adition", {}, "there is no task 'adition'"),
-        ("arithmetic", {"options": {"max_digit": 3}}, "task_options .* do not fit"),
-        ("arithmetic", {"template": "{questoin}"}, "prompt_template must name only .*question"),
-        ("addition", {"data__shots": 1}, "takes no shots"),
-        ("addition", {"eval__items": 9000}, "eval_items must be at most"),
-        ("arithmetic", {"eval_items": 100, "options": {"max_digits": 1}}, "lower eval_items"),
+        ("adition", {}, "there is no task 'adition'.*did you mean addition"),
+        ("arithmetic", {"data__options": {"max_digit": 3}}, "data.options .* do not fit"),
+        ("arithmetic", {"data__template": "{questoin}"}, "data.template must name only .*question"),
+        ("addition", {"data__shots": 1}, "data.shots is read by runs that ask a reasoning-gym fam"),
+        ("addition", {"eval__items": 9000}, "eval.items must be at most"),
+        (
+            "arithmetic",
+            {"eval__items": 100, "data__options": {"max_digits": 1}},
+            "lower eval.items",
+        ),
     ],
 )
-def test_settings_a_task_cannot_use_are_one_sentence(name, arguments, sentence):
+def test_settings_a_task_cannot_use_are_one_sentence(name, changes, sentence):
     pytest.importorskip("reasoning_gym")
     with pytest.raises(UserError, match=sentence):
-        make_task(name, **{"seed": 0, "eval__items": 5, **arguments})
+        task_of(**{"task": name, "eval__items": 5, **changes})
 
 
 def items_of(count):
@@ -131,6 +152,18 @@ def counted(*functions):
     return Rewards(list(functions), [1.0] * len(functions))
 
 
+def statistics(rewards, completions, group_size):
+    """Returns what is logged of the rewards of completions, so many to each prompt."""
+    B = len(completions)
+    reward, by_function = score_completions(rewards, items_of(B), completions)
+    prompt, token = torch.zeros(B // group_size, 1).long(), torch.zeros(B, 1).long()
+    rows = Rows(
+        prompt=prompt, prompt_mask=prompt == 0, token=token, mask=token == 0, present=token == 0,
+        rollout_logprob=token.float(), reward=reward, rewards=by_function,
+    )  # fmt: skip
+    return reward_statistics(rows, rewards)
+
+
 def test_a_reward_of_weight_zero_is_logged_and_does_not_count():
     def one(prompts, completions):
         return [1.0] * len(completions)
@@ -139,18 +172,17 @@ def test_a_reward_of_weight_zero_is_logged_and_does_not_count():
         return [None, 5.0]
 
     rewards = Rewards([one, unknown], [0.5, 0.0])
-    scored = score_completions(rewards, items_of(2), ["a", "b"])
-    assert scored.reward.tolist() == [0.5, 0.5]
-    assert reward_statistics(scored, rewards, 2)["rewards/unknown/mean"] == 5.0
+    reward, _ = score_completions(rewards, items_of(2), ["a", "b"])
+    assert reward.tolist() == [0.5, 0.5]
+    assert statistics(rewards, ["a", "b"], 2)["rewards/unknown/mean"] == 5.0
     rewards = Rewards([one, unknown], [0.0, 2.0])
-    scored = score_completions(rewards, items_of(2), ["a", "b"])
-    assert math.isnan(scored.reward[0]) and scored.reward[1] == 10.0
+    reward, _ = score_completions(rewards, items_of(2), ["a", "b"])
+    assert math.isnan(reward[0]) and reward[1] == 10.0
 
 
 def test_every_reward_needs_a_weight():
-    config = settings(reward__functions="task,task", reward__weights=[1.0])
-    with pytest.raises(UserError, match="reward_weights must hold a number for each of 2 rewards"):
-        load_rewards(config, addition_task())
+    with pytest.raises(UserError, match="reward.weights must hold a number for each of 2 rewards"):
+        settings(reward__functions="task,task", reward__weights=[1.0])
 
 
 def test_columns_reach_a_reward_function_that_asks_for_them():
@@ -165,8 +197,9 @@ def test_columns_reach_a_reward_function_that_asks_for_them():
 
     items = items_of(3)
     completions = [items[0].answer, "x", items[2].answer]
-    scored = score_completions(counted(greedy_for_columns, wants_answer), items, completions)
-    assert scored.reward.tolist() == [2.0, 1.0, 2.0]
+    rewards = counted(greedy_for_columns, wants_answer)
+    reward, _ = score_completions(rewards, items, completions)
+    assert reward.tolist() == [2.0, 1.0, 2.0]
     assert seen["answer"] == [item.answer for item in items]
 
 
@@ -174,9 +207,9 @@ def test_none_means_unscorable():
     def half(prompts, completions):
         return [None, 1.0, 0.0, 1.0]
 
-    scored = score_completions(counted(half), items_of(4), ["a", "b", "c", "d"])
-    assert math.isnan(scored.reward[0])
-    assert reward_statistics(scored, counted(half), 4)["reward"] == pytest.approx(2 / 3)
+    reward, _ = score_completions(counted(half), items_of(4), ["a", "b", "c", "d"])
+    assert math.isnan(reward[0])
+    assert statistics(counted(half), ["a", "b", "c", "d"], 4)["reward"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -207,22 +240,20 @@ def test_a_reward_that_is_not_a_function_is_one_sentence(name):
 def test_two_rewards_of_one_name_are_logged_apart():
     rewards = Rewards([lambda **_: [1.0, 3.0], lambda **_: [5.0, 7.0]], [1.0, 1.0])
     assert rewards.names == ["<lambda>", "<lambda>_2"]
-    scored = score_completions(rewards, addition_task().next_items(0, 2)[0], ["1", "2"])
-    values = reward_statistics(scored, rewards, 2)
+    values = statistics(rewards, ["1", "2"], 2)
     assert values["rewards/<lambda>/mean"] == 2.0 and values["rewards/<lambda>_2/mean"] == 6.0
 
 
 def test_a_reward_that_float32_cannot_hold_is_refused():
     huge = Rewards([lambda **_: [1e300, 1.0]], [1.0])
     with pytest.raises(UserError, match="must return finite numbers or None, got 1e.300"):
-        score_completions(huge, addition_task().next_items(0, 2)[0], ["1", "2"])
+        score_completions(huge, items_of(2), ["1", "2"])
 
 
 def test_statistics_count_groups_whose_rewards_are_all_equal():
     def parity(prompts, completions):
         return [0.1, 0.1, 0.1, 1.0, 0.0, 1.0]
 
-    scored = score_completions(counted(parity), items_of(6), ["x"] * 6)
-    values = reward_statistics(scored, counted(parity), 3)
+    values = statistics(counted(parity), ["x"] * 6, 3)
     assert values["frac_reward_zero_std"] == 0.5
     assert values["rewards/parity/mean"] == pytest.approx(values["reward"])

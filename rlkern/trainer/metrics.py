@@ -212,8 +212,8 @@ METRICS = (
     Metric(
         "clip_ratio/region_mean",
         "share of tokens in answers whose ratio lies where the clip takes the gradient away",
-        healthy="0 in the first update on a rollout; then 0.1 to 0.5 is usual, because whole answers"
-        " are clipped: about a hundred times the share of a clip of tokens",
+        healthy="0 in the first update on a rollout; then 0.1 to 0.5 is usual, because whole"
+        " answers are clipped: about a hundred times the share of a clip of tokens",
         watch="clip of answers",
     ),
     Metric("ratio/{which}", "mean, least and greatest ratio to the policy that sampled"),

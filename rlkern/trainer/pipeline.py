@@ -3,9 +3,9 @@
 
 A pipeline is a YAML file whose `stages` are laid one by one over its other keys, of which each
 stage takes those that it reads. Stage n is an ordinary run in the folder <n>-<name> of the
-pipeline's own; its name is `name`, or its algorithm's. It starts from the newest policy of the stages before it
-unless it says `model` itself. In `model` and `reward` the word stage:<name> means the last
-checkpoint of that stage.
+pipeline's own; its name is `name`, or its algorithm's. It starts from the newest policy of the
+stages before it unless it says `model` itself. In `model` and `reward` the word
+stage:<name> means the last checkpoint of that stage.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from rlkern.trainer.reward.functions import TASK
 from rlkern.trainer.run.checkpoint import all_checkpoints
 from rlkern.trainer.run.rundir import CONFIG
 from rlkern.trainer.settings import Layer, Settings, check_name, differing, dump
+from rlkern.trainer.settings.contradictions import check_contradictions
 from rlkern.trainer.settings.document import read, to_yaml
-from rlkern.trainer.settings.resolve import resolved
+from rlkern.trainer.settings.resolve import Resolved, laid
 from rlkern.trainer.show.display import Display
 
 PLAN, RESULT = "pipeline.yaml", "pipeline.json"
@@ -77,7 +78,8 @@ def stages_of(document: dict[str, Any], flags: dict[str, Any], source: str) -> l
         if policy is None and "model" in flags:
             own = {**own, "model": flags["model"]}
         found.append(
-            resolved(
+            _stage(
+                place,
                 Layer(source, {**common, **start}, shared=True),
                 Layer(place, {**own, "name": name}),
                 Layer("flags", over, shared=True),
@@ -89,6 +91,16 @@ def stages_of(document: dict[str, Any], flags: dict[str, Any], source: str) -> l
     for source_of_key, key in sorted(frozenset.intersection(*(each.left for each in found))):
         raise UserError(f"{source_of_key}: {key} is not read by any stage; leave it out")
     return [each.settings for each in found]
+
+
+def _stage(place: str, *layers: Layer) -> Resolved:
+    """Returns the same as resolved; a contradiction names the stage that has it."""
+    found = laid(*layers)
+    try:
+        check_contradictions(found.settings)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    return found
 
 
 def plan(folder: Path, configs: Iterable[Settings]) -> list[Stage]:
@@ -238,10 +250,10 @@ def saved_stages(folder: Path, flags: dict[str, Any]) -> list[Settings]:
     stages = read(path, "a pipeline").get("stages")
     if not isinstance(stages, list):
         raise UserError(f"{path} cannot be read as a pipeline: it holds no stages")
-    source = str(path)
+    places = [f"{path}, stage {n}" for n in range(1, len(stages) + 1)]
     found = [
-        resolved(Layer(f"{source}, stage {n}", each), Layer("flags", flags, shared=True))
-        for n, each in enumerate(stages, 1)
+        _stage(place, Layer(place, each), Layer("flags", flags, shared=True))
+        for place, each in zip(places, stages, strict=True)
     ]
     for place, key in sorted(frozenset.intersection(*(each.left for each in found))):
         raise UserError(f"{place}: {key} is not read by any stage; leave it out")

@@ -89,15 +89,13 @@ class Rows:
     desirable: Tensor | None = _rows("answer", default=None)
     divergence: Tensor | None = _rows("batch", default=None)
 
-    @property
-    def prompts(self) -> int:
-        """Q, the number of prompts."""
-        return self.prompt.shape[0]
+    prompts: int = dataclasses.field(init=False)  # Q
+    group_size: int = dataclasses.field(init=False)  # G
 
-    @property
-    def group_size(self) -> int:
-        """G, the answers to each prompt."""
-        return self.token.shape[0] // self.prompt.shape[0]
+    def __post_init__(self) -> None:
+        Q = self.prompt.shape[0]
+        object.__setattr__(self, "prompts", Q)
+        object.__setattr__(self, "group_size", self.token.shape[0] // Q if Q else 1)
 
     @property
     def group(self) -> Tensor:
@@ -126,7 +124,7 @@ class Rows:
 
     def _map(self, function: Callable[[dataclasses.Field, Any], Any]) -> Rows:
         """Returns the record with function(field, value) in place of every value that is known."""
-        known = [(f, getattr(self, f.name)) for f in dataclasses.fields(self)]
+        known = [(f, getattr(self, f.name)) for f in dataclasses.fields(self) if f.init]
         return Rows(**{f.name: function(f, x) for f, x in known if x is not None})
 
     def widened(self, prompt_width: int, width: int, kept: int = 0) -> Rows:

@@ -169,8 +169,8 @@ def recomputing(policy: Policy) -> Policy:
     dropout = {key: x for key, x in policy.model.config.to_dict().items() if "drop" in key and x}
     if dropout:
         raise UserError(
-            "memory.gradient_checkpointing recomputes layers in training mode, so the model must have"
-            f" no dropout, got {dropout}"
+            "memory.gradient_checkpointing recomputes layers in training mode, so the model must"
+            f" have no dropout, got {dropout}"
         )
 
     def contexts() -> tuple:

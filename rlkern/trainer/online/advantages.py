@@ -46,7 +46,8 @@ class Rewarded:
 
     def token_reward(self) -> Tensor:
         """Returns the reward (B, T) of each token: the answer's at its last counted token, and
-        minus reward.kl_coef·(log π_old − log π_ref) at each. Of an unscorable answer the last is NaN."""
+        minus reward.kl_coef·(log π_old − log π_ref) at each. The last is NaN if the answer has
+        no reward."""
         reward = torch.where(last_counted(self.rows.mask), self.reward[:, None], 0.0)
         return reward - self.kl_coef * self.token_kl() if self.kl_coef else reward
 

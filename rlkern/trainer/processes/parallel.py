@@ -25,8 +25,8 @@ def check_parallel(settings: Settings, world: World) -> None:
         return
     if settings.parallel == "fsdp2" and settings.memory.share_prompts:
         raise UserError(
-            "memory.share_prompts must be false with parallel fsdp2, got true: a layer's weights are"
-            " given back between a prompt and its answers, and their gradients would be lost"
+            "memory.share_prompts must be false with parallel fsdp2, got true: a layer's weights"
+            " are given back between a prompt and its answers, and their gradients would be lost"
         )
     shared = {"batch.prompts": settings.batch.prompts, "eval.items": settings.eval.items}
     for key, count in shared.items():
@@ -41,8 +41,8 @@ def spread(module: nn.Module, world: World, way: str, *, some_unused: bool = Fal
     """Returns the module whose forward and backward are done by all processes together.
 
     way is ddp or fsdp2. With fsdp2 it is the module itself, whose parameters then are DTensors;
-    make the optimizer after this. Only its own forward, or `gathered`, has whole weights. some_unused
-    says that a step may leave weights without gradients.
+    make the optimizer after this. Only its own forward, or `gathered`, has whole weights.
+    some_unused says that a step may leave weights without gradients.
     """
     if world.size == 1:
         return module

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,12 +32,12 @@ class Sampling:
     top_p: float = 1.0
     max_turns: int = 1
 
-    @property
+    @cached_property
     def truncates(self) -> bool:
         """Whether top-k or top-p may leave a token out."""
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """The most tokens of its own that an answer may have, all turns together."""
         return self.max_turns * self.max_new_tokens

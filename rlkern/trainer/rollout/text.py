@@ -23,15 +23,15 @@ class Prompts(NamedTuple):
 def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
     """Returns prompts as rows; Raises UserError if one leaves no room for its answer."""
     # A tokenizer that begins every text with a special token begins prompts with it too.
-    rows = [policy.tokenizer.encode(text) for text in texts]
+    rows, context = [policy.tokenizer.encode(text) for text in texts], policy.context
     for text, row in zip(texts, rows, strict=True):
         if not row:
             raise UserError(f"a prompt must have at least one token, got {text!r}")
         check_known(policy, row, text)
-        if len(row) + max_new_tokens > policy.context:
+        if len(row) + max_new_tokens > context:
             raise UserError(
                 f"a prompt of {len(row)} tokens and {max_new_tokens} new ones do not fit the"
-                f" model's context of {policy.context}: {text[:60]!r}"
+                f" model's context of {context}: {text[:60]!r}"
             )
     return left_padded(policy, rows)
 

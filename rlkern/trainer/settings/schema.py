@@ -24,7 +24,7 @@ from rlkern.trainer.settings.learning import (
     Rollout,
 )
 from rlkern.trainer.settings.running import Eval, Lora, Memory, Optimizer, Output, Sft
-from rlkern.trainer.settings.types import Count, NotNegative, Number, Seed, Whole
+from rlkern.trainer.settings.types import Coefficient, Count, NotNegative, Seed, Whole
 
 
 class Settings(Group):
@@ -58,7 +58,7 @@ class Settings(Group):
     """CPU threads of torch; 0 leaves torch's own choice."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """How a run of several processes (torchrun) shares the work."""
-    coefficients: dict[str, Number | str] = Field(default_factory=dict)
+    coefficients: dict[str, Coefficient] = Field(default_factory=dict)
     """Coefficients of the algorithm's loss by name, such as coefficients.clip_low; what is not
     given is the algorithm's own."""
     data: Data = Data()
@@ -83,22 +83,22 @@ class Settings(Group):
         """The declaration of the algorithm."""
         return declarations()[self.algorithm]
 
-    @property
+    @cached_property
     def updates(self) -> int:
         """The optimizer steps on each rollout."""
         return self.batch.epochs * self.batch.minibatches
 
-    @property
+    @cached_property
     def kl_coef(self) -> float:
         """The weight of the KL to the starting model in the loss."""
         return float(self.coefficients.get("kl_coef", 0.0))
 
-    @property
+    @cached_property
     def has_critic(self) -> bool:
         """Whether the run learns a value function."""
         return "value" in self.declared.needs
 
-    @property
+    @cached_property
     def reads_reference(self) -> bool:
         """Whether a rollout is scored or compared with the starting model."""
         declared = self.declared

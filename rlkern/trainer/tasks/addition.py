@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.tasks.task import Item, Task, epochs, first_line
+from rlkern.trainer.tasks.task import Item, Task, epochs, exact_match
 
 
 def addition(*, seed: int, eval_items: int) -> Task:
@@ -21,17 +21,12 @@ def addition(*, seed: int, eval_items: int) -> Task:
         raise UserError(
             f"task addition: eval.items must be at most {len(pairs) // 2}, got {eval_items}"
         )
-    items = [Item(f"{a:02d}+{b:02d}=", f"{a + b:03d}") for a, b in pairs]
-
-    def key(item: Item) -> tuple[str, ...]:
-        return tuple(sorted(item.prompt.rstrip("=").split("+")))
-
+    items = [Item(f"{a:02d}+{b:02d}=", f"{a + b:03d}", key=tuple(sorted((a, b)))) for a, b in pairs]
     return Task(
         name="addition",
         item=epochs(items[eval_items:], seed),
-        key=key,
         held_out=items[:eval_items],
-        score=lambda text, item: float(first_line(text) == item.answer),
+        score=exact_match,
         stop="",
         max_new_tokens=4,
         alphabet="0123456789+=",

@@ -36,7 +36,6 @@ def guess(*, seed: int, eval_items: int) -> Task:
     return Task(
         name="guess",
         item=lambda position: _answered(order(position), f"{seed}/{position}"),
-        key=lambda item: item.prompt,
         held_out=[_answered(item, str(seed)) for item in items[:eval_items]],
         score=lambda text, item: float(_asked(text) == item.columns["hidden"]),
         stop="?",

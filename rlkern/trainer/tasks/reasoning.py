@@ -39,12 +39,12 @@ def reasoning(
 
     def make(entry: dict) -> Item:
         columns = {"question": entry["question"], "entry": entry}
-        return Item(head + render(template, entry), str(entry["answer"]), columns)
+        key = question_key(entry["question"])
+        return Item(head + render(template, entry), str(entry["answer"]), columns, key)
 
     return Task(
         name=name,
         item=lambda position: make(stream[position]),
-        key=lambda item: question_key(item.columns["question"]),
         held_out=[make(entry) for entry in held],
         score=lambda text, item: float(
             stream.score_answer(first_line(text), item.columns["entry"]) >= 1.0
@@ -52,7 +52,7 @@ def reasoning(
         stop="\n",
         max_new_tokens=4 if family == "basic_arithmetic" else 16,
         alphabet=string.printable[:97],  # to the newline
-        barred=frozenset(question_key(entry["question"]) for entry in examples),
+        shown=frozenset(question_key(entry["question"]) for entry in examples),
     )
 
 

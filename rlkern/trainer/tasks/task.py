@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from rlkern.trainer.errors import UserError
@@ -16,28 +17,31 @@ _MOST_SKIPS = 10_000
 
 @dataclass(frozen=True)
 class Item:
-    """One question: the text the model continues, the right answer, and what else rewards
-    may read."""
+    """One question: the text that the model continues, the right answer, what else rewards may
+    read, and what makes it the same question as another one, by default its prompt."""
 
     prompt: str
     answer: str
     columns: dict[str, Any] = field(default_factory=dict)
+    key: Any = None
+
+    def __post_init__(self) -> None:
+        if self.key is None:
+            object.__setattr__(self, "key", self.prompt)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: item i of the stream, its identity, the held-out items, the scorer and the text
-    format.
+    """A task: item i of the stream, the held-out items, the scorer and the text format.
 
-    `item(i)` depends on i and the seed alone, so the position in the data is one integer. Where an
+    `item(i)` depends only on i and the seed, so the position in the data is one integer. Where an
     environment answers, reply(item, text after the prompt so far) is its next message, None ends
-    the conversation, and max_new_tokens is that of a message. barred are the keys of items that
-    are not trained on beside the held-out ones.
+    the conversation, and max_new_tokens is that of a message. shown are the keys of items that are
+    in prompts as examples, and therefore not trained on.
     """
 
     name: str
     item: Callable[[int], Item]
-    key: Callable[[Item], Any]
     held_out: list[Item]
     score: Callable[[str, Item], float]
     stop: str
@@ -45,17 +49,21 @@ class Task:
     alphabet: str
     reply: Callable[[Item, str], str | None] | None = None
     max_turns: int = 1
-    barred: frozenset = frozenset()
+    shown: frozenset = frozenset()
+
+    @cached_property
+    def barred(self) -> frozenset:
+        """The keys of items that are not trained on: held out, or shown as examples."""
+        return self.shown | {item.key for item in self.held_out}
 
     def next_items(self, position: int, count: int) -> tuple[list[Item], int]:
         """Returns the next training items from `position` on, and the position after them."""
-        barred = self.barred | {self.key(item) for item in self.held_out}
         items: list[Item] = []
         skipped = 0
         while len(items) < count:
             item = self.item(position)
             position += 1
-            if self.key(item) not in barred:
+            if item.key not in self.barred:
                 items.append(item)
                 skipped = 0
             elif (skipped := skipped + 1) >= _MOST_SKIPS:
@@ -85,3 +93,12 @@ def first_line(text: str) -> str:
     A family's own scorer gives partial credit to text around the right answer.
     """
     return text.strip().split("\n", 1)[0].strip()
+
+
+def exact_match(text: str, item: Item) -> float:
+    """Returns 1 if the first line of an answer is the right one, and 0 otherwise.
+
+    >>> exact_match(" 42 ", Item("17+25=", "42"))
+    1.0
+    """
+    return float(first_line(text) == item.answer)
