@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every algorithm's file must declare and say; none is named here."""
 
-import dataclasses
 import importlib
 import inspect
 import math
@@ -16,10 +15,10 @@ from rlkern.backends.eager.gates import GATES
 from rlkern.backends.eager.group_advantage import KINDS
 from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.backends.eager.levels import LEVELS
-from rlkern.trainer import settings
-from rlkern.trainer.config import Config
 from rlkern.trainer.online.advantages import TABLE
-from rlkern.trainer.settings import resolve
+from rlkern.trainer.settings import dump, of
+from rlkern.trainer.settings.layers import dotted, leaves
+from rlkern.trainer.settings.reads import facts, unread
 
 ESTIMATORS = {
     name
@@ -59,22 +58,34 @@ def test_every_coefficient_has_a_default_and_every_default_a_source(name):
     assert all(math.isfinite(x) for x in declared.defaults.values())
 
 
+def own_settings(name):
+    """Returns the settings of a run by an algorithm that says nothing else."""
+    several = "several_rewards" in rlkern.algorithms()[name].needs
+    return of(algorithm=name, **{"reward.functions": "a,b" if several else None})
+
+
 @EVERY
-def test_every_setting_is_one_that_the_run_leaves_to_its_algorithm(name):
+def test_every_setting_is_a_key_of_a_run_which_has_it_unless_it_is_given(name):
     declared = rlkern.algorithms()[name]
-    own = {f.name for f in dataclasses.fields(Config) if getattr(settings(), f.name) is None}
-    assert set(declared.settings) <= own
-    resolved = resolve(settings(algorithm=name))
-    assert {key: getattr(resolved, key) for key in declared.settings} == declared.settings
-    settings.validate(resolved)
+    assert set(declared.settings) <= {key for key, _ in leaves()}
+    found = dotted(dump(own_settings(name)))
+    assert {key: found[key] for key in declared.settings} == declared.settings
+    assert found["groups.kind"] == declared.sampling
+    assert found["coefficients"] == declared.defaults
+    for key, value in declared.settings.items():
+        other = not value if isinstance(value, bool) else value / 2 or 0.5
+        other = 1 if isinstance(value, int) and not isinstance(value, bool) else other
+        assert value != other == dotted(dump(of(algorithm=name, **{key: other})))[key]
 
 
 @EVERY
 def test_settings_of_values_and_of_the_kl_are_declared_where_they_are_read_and_nowhere_else(name):
     declared = rlkern.algorithms()[name]
-    values = {"gae_lambda", "value_coef", "value_clip", "whiten_advantage"} & set(declared.settings)
-    assert not values or "value" in declared.needs
-    has_kl = declared.settings.get("reward_kl_coef", 0) > 0
+    run = facts(own_settings(name))
+    assert [key for key in declared.settings if unread(key, run)] == []
+    values = {"advantage.gae_lambda", "critic.coef", "critic.clip", "advantage.whiten"}
+    assert not values & set(declared.settings) or "value" in declared.needs
+    has_kl = declared.settings.get("reward.kl_coef", 0) > 0
     assert has_kl == ("kl" in declared.reward_terms)
 
 

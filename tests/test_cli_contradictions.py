@@ -5,71 +5,95 @@ import re
 
 import pytest
 import torch
-from trainer_helpers import small
+from trainer_helpers import changed, settings, small
 
 import rlkern
 from rlkern import cli
-from rlkern.trainer import UserError, preflight
-from rlkern.trainer.preflight import ALONE, check_settings
-from rlkern.trainer.settings import find_algorithm, known_algorithms, resolve
+from rlkern.algorithms import declarations
+from rlkern.trainer import UserError
+from rlkern.trainer.settings import dump, of
+from rlkern.trainer.settings.contradictions import ADAPTIVE_CLIP, WITHOUT_GROUP
+from rlkern.trainer.settings.reads import OVER_TOKENS
 
 CONTRADICTING = [
-    ("--rollout.group_size 1", "group_size must be at least 2 for algorithm grpo, whose advantages"),
+    ("--rollout.group_size 1", "rollout.group_size must be .* 2 for algorithm grpo, whose advant"),
     ("--rollout.group_size 1 --algorithm dapo", "group_size must be at least 2 for algorithm dapo"),
-    ("--rollout.group_size 1 --algorithm ppo --groups.kind dynamic", "sampling dynamic keeps groups whose"),
-    ("--rollout.group_size 1 --algorithm dpo", "group_size must be at least 2 for pairs sampled"),
-    ("--advantage.gae_lambda 0.9", "gae_lambda is read by algorithms that need a value function alone"),
-    ("--advantage.discount 0.9", "discount is read by algorithms that spread rewards over tokens alone"),
-    ("--critic.kind separate", "critic is read by algorithms that need a value function alone"),
-    ("--critic.lr 0.1 --algorithm rloo", "critic_lr is read by .* not by rloo"),
-    ("--critic.clip 0.3", "value_clip is read by"),
-    ("--critic.warmup 3 --algorithm dpo", "critic_warmup is read by"),
-    ("--advantage.whiten true", "whiten_advantage is read by"),
-    ("--advantage.reference_samples 3", "reference_samples is read by algorithms that need answers of"),
-    ("--pairs.source facts", "pairs is read by algorithms that learn from preferences alone"),
-    ("--loss.kind hinge --algorithm sft", "kind is read by algorithms that learn from preferences"),
-    ("--groups.kind dynamic --algorithm dpo", "sampling is read by algorithms that learn from answ"),
-    ("--rollout.engine vllm --algorithm sft", "rollout is read by algorithms that learn from answers"),
-    ("--reward.weights [1,2]", "reward_weights must hold a number for each of 1 rewards"),
-    ("--reward.weights [0]", "reward_weights must hold .* not all 0"),
-    ("--memory.gradient_checkpointing true", "add --memory.share_prompts false"),
-    ("--algorithm ppo --critic.warmup 100", "critic_warmup must be below steps"),
-    ("--lora.rank 4 --optimizer.train_layers 1", "give one of the two"),
-    ("--lora.alpha 4", "lora_alpha 4.* has no effect with lora_rank 0: give lora_rank above 0"),
-    ("--lora.targets q_proj", "lora_targets 'q_proj' has no effect with lora_rank 0"),
-    ("--reward.adaptive.target 3 --algorithm rloo --reward.kl_coef 0", "kl_target 3.* steers reward_kl_coef"),
-    ("--reward.adaptive.horizon 100 --algorithm rloo", "kl_horizon 100.* has no effect with kl_target 0"),
-    ("--reward.kl_coef 0.1", "reward_kl_coef must be 0 for algorithm grpo"),
-    ("--correction.high 3", "has no effect with rollout_correction 'none'"),
-    ("--optimizer.decay.floor 0.3", "lr_floor 0.3 has no effect with lr_decay 'none'"),
-    ("--batch.minibatches 17", "minibatches must be at most prompts"),
-    ("--eval.pass_at [4]", "eval_pass_at must be from 1 to eval_samples"),
-    ("--eval.samples 4 --eval.modes [greedy]", "eval_samples must be 1 where eval_modes is .'gree"),
     (
-        "--algorithm gdpo",
-        "reward must name at least 2 that count, with a comma between, got 'task'",
+        "--rollout.group_size 1 --algorithm ppo --groups dynamic",
+        "groups.kind dynamic keeps groups whose .*, or use groups.kind all",
+    ),
+    ("--rollout.group_size 1 --algorithm dpo", "group_size must be at least 2 for sampled pairs"),
+    (
+        "--advantage.gae_lambda 0.9",
+        "flags: advantage.gae_lambda is read by runs that have a value function, which algorithm"
+        " grpo does not; choose one that does",
+    ),
+    ("--advantage.discount 0.9", "advantage.discount is read by runs that spread rewards over tok"),
+    ("--critic.kind separate", "critic.kind is read by runs that have a value function"),
+    ("--critic.lr 0.1 --algorithm rloo", "critic.lr is read by .* algorithm rloo does not"),
+    ("--critic.clip 0.3", "critic.clip is read by"),
+    ("--critic.warmup 3 --algorithm dpo", "critic.warmup is read by"),
+    ("--advantage.whiten true", "advantage.whiten is read by"),
+    (
+        "--advantage.reference_samples 3",
+        "advantage.reference_samples is read by .* need answers of",
+    ),
+    ("--pairs facts", "pairs.source is read by runs that learn from preferences"),
+    ("--loss.kind hinge --algorithm sft", "loss.kind is read by runs that leave the kind of pref"),
+    ("--groups dynamic --algorithm dpo", "groups.kind is read by runs that learn from answers of"),
+    ("--rollout vllm --algorithm sft", "rollout.engine is read by runs that learn from answers of"),
+    ("--reward.weights 1,2", "reward.weights must hold a number for each of 1 rewards"),
+    ("--reward.weights 0", "reward.weights must hold .* not all 0"),
+    ("--memory.gradient_checkpointing true", "add --memory.share_prompts false"),
+    ("--algorithm ppo --critic.warmup 100", "critic.warmup must be below steps"),
+    ("--lora.rank 4 --optimizer.train_layers 1", "give one of the two"),
+    (
+        "--reward.adaptive 3 --algorithm rloo --reward.kl_coef 0",
+        "reward.adaptive.target 3 steers reward.kl_coef",
     ),
     (
-        "--algorithm gdpo --reward.functions task,task --reward.weights [1,0]",
+        "--reward.adaptive.horizon 100 --algorithm rloo",
+        "flags: reward.adaptive.target must be given with the other keys of reward.adaptive",
+    ),
+    ("--reward.kl_coef 0.1", "reward.kl_coef is read by .* a KL in the reward .*weighs one in the"),
+    ("--batch.minibatches 17", "batch.minibatches must be at most batch.prompts"),
+    ("--eval.pass_at 4", "eval.pass_at must be from 1 to eval.samples"),
+    ("--eval.samples 4 --eval.modes greedy", "eval.samples must be 1 if eval.modes is greedy"),
+    (
+        "--algorithm gdpo",
+        "reward.functions must name at least 2 that count, with a comma between, got 'task'",
+    ),
+    (
+        "--algorithm gdpo --reward.functions task,task --reward.weights 1,0",
         "must name at least 2 that count",
     ),
     ("--coefficients.clip_low -0.5", "algorithm grpo: clip_low must not be negative, got -0.5"),
-    ("--coefficients.kl_coef .nan", "algorithm grpo: kl_coef must be finite"),
+    ("--coefficients.kl_coef .nan", "coefficients.kl_coef must be a finite number .*, got nan"),
+    ("--coefficients.kl_coef nan", "coefficients.kl_coef must be a finite number .*, got 'nan'"),
     ("--coefficients.kl_coef -1", "algorithm grpo: kl_coef must not be negative"),
     ("--algorithm sapo --coefficients.tau_positive -1", "tau_positive must not be negative"),
-    ("--correction.kind truncate --correction.low 3", "correction_low must be at most correct"),
     (
-        "--groups.rounds 3",
-        "sampling_rounds 3 has no effect with sampling 'all': use sampling dyn",
+        "--correction truncate --correction.low 3",
+        "correction.low is read only with correction.kind mask or sequence_mask or geometric_mask",
     ),
-    ("--groups.by weight", "duplicate_by 'weight' has no effect with sampling 'all'"),
-    ("--optimizer.weight_decay .inf", "weight_decay must be a finite number, 0 or more, got inf"),
-    ("--algorithm ppo --reward.adaptive.target .inf", "kl_target must be a finite number, 0 or more, got inf"),
-    ("--reward.weights [.nan]", "reward_weights must be finite numbers"),
-    ("--optimizer.decay linear --optimizer.decay.floor 7", "lr_floor must be between 0 and 1, got 7.0"),
-    ("--seed 18446744073709551616", "seed must be 0 or more and below"),
-    ("--rollout.temperature 1e-40", "temperature must be at least 1e-4"),
+    ("--correction mask --correction.low 3", "correction.low must be at most correction.high 2"),
+    ("--groups.rounds 3", "groups.rounds is read only with groups.kind dynamic"),
+    ("--groups.by weight", "groups.by is read only with groups.kind duplicate"),
+    ("--optimizer.weight_decay .inf", "optimizer.weight_decay must be a finite number, 0 or more"),
+    (
+        "--algorithm ppo --reward.adaptive.target .inf",
+        "reward.adaptive.target must be a finite num",
+    ),
+    ("--reward.weights nan", "reward.weights must be finite numbers"),
+    (
+        "--optimizer.decay linear --optimizer.decay.floor 7",
+        "optimizer.decay.floor must be a number between 0 and 1, got '7'",
+    ),
+    ("--seed 18446744073709551616", "seed must be a whole number from 0 to 2..63 - 1"),
+    ("--rollout.temperature 1e-40", "rollout.temperature must be a finite number, at least 1e-4"),
     ("--coefficients.clip_low 0.3 --algorithm dpo", "has no coefficient 'clip_low'"),
+    ("--data.shots 2", "data.shots is read by runs that ask a reasoning-gym family"),
+    ("--algorithm reward_model --lora 4", "lora.rank is read by runs that train a policy"),
 ]
 
 
@@ -93,28 +117,41 @@ def no_model(self, *_, **__):
     raise AssertionError("a model is being made")
 
 
-@pytest.mark.parametrize("name", known_algorithms())
-def test_every_algorithm_is_free_of_contradictions_as_it_stands(tmp_path, name):
-    several = "several_rewards" in find_algorithm(name).needs
-    config = small(tmp_path, algorithm=name, reward__functions="task,other:reward" if several else None)
-    check_settings(config, find_algorithm(name))
+@pytest.mark.parametrize("name", declarations())
+def test_every_algorithm_is_free_of_contradictions_as_it_stands(name):
+    several = "several_rewards" in declarations()[name].needs
+    config = settings(algorithm=name, reward__functions="task,other:reward" if several else None)
     # What a run has written down is what it is resumed with.
-    check_settings(resolve(config), find_algorithm(name))
+    assert of(**dump(config)) == config
 
 
-def test_advantages_that_stand_alone_are_names_of_advantages():
+def test_names_of_advantages_are_those_that_algorithms_declare():
     declared = {algorithm.advantage for algorithm in rlkern.algorithms().values()}
-    assert declared >= ALONE and declared >= preflight.OVER_TOKENS
+    assert declared >= WITHOUT_GROUP and declared >= OVER_TOKENS
 
 
-def test_one_answer_to_a_prompt_is_enough_where_nothing_is_compared(tmp_path):
-    alone = [a for a in rlkern.algorithms().values() if a.advantage in ALONE]
+def test_the_clip_of_the_adaptive_controller_is_the_controllers_own():
+    assert ADAPTIVE_CLIP == rlkern.AdaptiveKl.clip
+
+
+def test_one_answer_to_a_prompt_is_enough_if_answers_are_not_compared_with_each_other(tmp_path):
+    alone = [a for a in rlkern.algorithms().values() if a.advantage in WITHOUT_GROUP]
     assert len(alone) >= 5
     for algorithm in alone:
-        check_settings(small(tmp_path, algorithm=algorithm.name, rollout__group_size=1), algorithm)
+        own = small(tmp_path, algorithm=algorithm.name, rollout__group_size=1)
+        assert own.rollout.group_size == 1
 
 
-def test_a_key_set_to_what_it_is_anyway_is_no_contradiction(tmp_path):
-    check_settings(small(tmp_path, advantage__discount=1.0, critic__kind="head"), find_algorithm("grpo"))
-    with pytest.raises(UserError, match="discount"):
-        check_settings(small(tmp_path, advantage__discount=0.5), find_algorithm("grpo"))
+def test_a_key_that_nothing_reads_is_refused_even_with_its_default():
+    for key, value in (("advantage__discount", 1.0), ("critic__kind", "head")):
+        with pytest.raises(UserError, match=key.replace("__", ".")):
+            settings(algorithm="grpo", **{key: value})
+        assert settings(algorithm="ppo", **{key: value}) == settings(algorithm="ppo")
+
+
+def test_a_key_of_a_group_that_is_off_turns_it_on():
+    assert changed(settings(), lora__alpha=4.0).lora.rank == 8
+    assert changed(settings(), lora__targets="q_proj").lora.targets == ("q_proj",)
+    assert changed(settings(), correction__high=3.0).correction.kind == "truncate"
+    assert changed(settings(), correction__low=0.5).correction.kind == "mask"
+    assert changed(settings(), optimizer__decay__floor=0.3).optimizer.decay.kind == "linear"

@@ -12,6 +12,9 @@ import torch
 import rlkern
 from rlkern.algorithms import registry
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
+from rlkern.trainer import UserError
+from rlkern.trainer.settings import of
+from rlkern.trainer.settings.layers import dotted
 
 KNOWN = rlkern.offline_algorithms()
 EVERY = pytest.mark.parametrize("name", KNOWN)
@@ -65,13 +68,20 @@ def test_what_only_rollouts_have_is_neutral(name):
 
 
 @EVERY
+def test_every_setting_is_one_that_a_run_has_unless_it_is_given(name):
+    settings = of(algorithm=name)
+    every = dotted(settings.model_dump(mode="json"))
+    assert {key: every[key] for key in KNOWN[name].settings} == KNOWN[name].settings
+    assert settings.coefficients == KNOWN[name].defaults
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if "loss.kind" in KNOWN[name].settings])
 def test_a_kind_that_is_declared_exists_takes_the_defaults_and_says_if_it_has_a_reference(name):
-    kind = KNOWN[name].settings.get("kind")
-    if kind is None:
-        return
-    found = PREFERENCE_KINDS[kind]
+    found = PREFERENCE_KINDS[KNOWN[name].settings["loss.kind"]]
     assert set(KNOWN[name].defaults) <= {"beta", *found.defaults}
     assert found.reference == ("reference" in KNOWN[name].needs)
+    with pytest.raises(UserError, match="loss.kind is read by runs that leave the kind .* open"):
+        of(algorithm=name, loss={"kind": "hinge"})
 
 
 @EVERY

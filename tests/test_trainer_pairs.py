@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preference pairs: read, split, sampled and kept as they should be, or refused in a sentence."""
 
+import dataclasses
 import json
 import sys
 
 import pytest
 import torch
-from trainer_helpers import small, small_session
+from trainer_helpers import small, small_parts
 
-from rlkern.trainer import UserError
-from rlkern.trainer.checked import check
+from rlkern.trainer import UserError, preflight
 from rlkern.trainer.offline import pairs as module
-from rlkern.trainer.offline.pairs import (
-    Pair,
-    check_source,
-    given_pairs,
-    kept_pairs,
-    read,
-    sampled_pairs,
-)
+from rlkern.trainer.offline.pairs import Pair, check_source, given_pairs, kept_pairs, read
+from rlkern.trainer.offline.sampled import sampled_pairs
 from rlkern.trainer.offline.statements import PROMPT, facts_file, statements
+from rlkern.trainer.processes.world import World
 
 LINES = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": str(n)} for n in range(40)]
 
@@ -66,7 +61,7 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, line, words):
     [
         ("facts", r"pip install --no-deps TextArena==0\.7\.4"),
         ("nowhere.jsonl", "nowhere.jsonl cannot be read"),
-        ("pairs.csv", "pairs must be sampled, facts or a .jsonl file, got 'pairs.csv'"),
+        ("pairs.csv", "pairs.source must be sampled, facts or a .jsonl file, got 'pairs.csv'"),
         ("empty.jsonl", "must hold a JSON object on each line, it is empty"),
     ],
 )
@@ -77,7 +72,7 @@ def test_pairs_that_are_not_there_are_refused_before_a_model_is_loaded(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(UserError, match=words):
-        check(small(tmp_path, algorithm="dpo", reward__functions=None, pairs__source=pairs))
+        preflight.check(small(tmp_path, algorithm="dpo", pairs__source=pairs), World())
     assert not (tmp_path / "runs").exists()
 
 
@@ -128,46 +123,46 @@ def test_the_package_has_260_statements_where_it_is_installed(tmp_path):
 
 
 @pytest.fixture
-def session(tmp_path):
-    """Returns a session whose untrained model ends an answer at every second digit."""
-    found = small_session(tmp_path, algorithm="dpo", pairs__items=24, eval__items=12, rollout__group_size=6)
-    digits = found.policy.tokenizer.encode("13579")
-    found.sampling = found.sampling.__class__(
-        max_new_tokens=4, stop=torch.cat([found.sampling.stop, torch.tensor(digits)])
+def parts(tmp_path):
+    """Returns the parts of a run whose untrained model ends an answer at every second digit."""
+    found = small_parts(
+        tmp_path, algorithm="dpo", pairs__items=24, eval__items=12, rollout__group_size=6
     )
-    return found
+    digits = torch.tensor(found.policy.tokenizer.encode("13579"))
+    sampling = found.sampling.__class__(
+        max_new_tokens=4, stop=torch.cat([found.sampling.stop, digits])
+    )
+    return dataclasses.replace(found, sampling=sampling)
 
 
-def test_sampled_pairs_are_sorted_by_the_reward_and_held_out_by_prompt(session):
-    found = sampled_pairs(session)
+def test_sampled_pairs_are_sorted_by_the_reward_and_held_out_by_prompt(parts):
+    found = sampled_pairs(parts)
     assert 4 <= len(found.train) <= 24 and 1 <= len(found.held_out) <= 12
     for pair in found.train + found.held_out:
-        better, worse = session.rewards.functions[0](
-            [pair.prompt] * 2, [pair.chosen, pair.rejected]
-        )
+        better, worse = parts.rewards.functions[0]([pair.prompt] * 2, [pair.chosen, pair.rejected])
         assert better > worse
-    held = {item.prompt for item in session.task.held_out}
+    held = {item.prompt for item in parts.task.held_out}
     assert {p.prompt for p in found.held_out} <= held
     assert not {p.prompt for p in found.train} & held
 
 
-def test_answers_that_were_cut_off_are_no_examples(session):
-    found = sampled_pairs(session)
+def test_answers_that_were_cut_off_are_no_examples(parts):
+    found = sampled_pairs(parts)
     for pair in found.train + found.held_out:
         for text in (pair.chosen, pair.rejected):
             assert len(text) < 4 or text[-1] in "13579", text
 
 
-def test_sampled_pairs_are_the_same_for_the_same_seed(session, tmp_path):
-    first = sampled_pairs(session)
-    session.generator.manual_seed(session.config.seed)
-    assert sampled_pairs(session) == first
+def test_sampled_pairs_are_the_same_for_the_same_seed(parts):
+    first = sampled_pairs(parts)
+    parts.generator.manual_seed(parts.settings.seed)
+    assert sampled_pairs(parts) == first
 
 
-def test_too_few_pairs_say_how_to_get_more(session):
-    session.rewards.functions[0] = lambda prompts, completions: [1.0] * len(prompts)
-    with pytest.raises(UserError, match="only 0 of 24 training prompts .* raise pair_items"):
-        sampled_pairs(session)
+def test_too_few_pairs_say_how_to_get_more(parts):
+    parts.rewards.functions[0] = lambda prompts, completions: [1.0] * len(prompts)
+    with pytest.raises(UserError, match="only 0 of 24 training prompts .* raise pairs.items"):
+        sampled_pairs(parts)
 
 
 def test_a_run_keeps_both_files_of_pairs_or_none(tmp_path, monkeypatch):

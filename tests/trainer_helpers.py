@@ -133,7 +133,7 @@ def flags(given):
     plain = dotted(dump(of(algorithm=given.algorithm, model=given.model)))
     found = ["--algorithm", given.algorithm]
     for key, value in dotted(dump(given)).items():
-        if plain.get(key) != value and key != "coefficients":
+        if plain.get(key, plain) != value and key != "coefficients":
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             found += [f"--{key}", "null" if value is None else text]
     for name, value in given.coefficients.items():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -13,8 +14,8 @@ from pydantic.fields import FieldInfo
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.group import Group
-from rlkern.trainer.settings.layers import classes, leaves
-from rlkern.trainer.settings.message import expected, nearest_key
+from rlkern.trainer.settings.layers import classes, optional
+from rlkern.trainer.settings.message import coefficients, expected, nearest_key
 
 NULL = "null"
 
@@ -44,21 +45,22 @@ def add_settings(parser: Parser) -> None:
             _add(plain, name, info)
             continue
         group = parser.add_argument_group(*_title(name, kinds))
-        if kinds[0].main is not None:
-            off = f"; {NULL} for none" if info.default is None else ""
-            text = f"the same as --{name}.{kinds[0].main}{off}"
-            group.add_argument(f"--{name}", metavar="X", help=text, default=argparse.SUPPRESS)
-        for key, leaf in leaves_of(kinds, name):
-            _add(group, key, leaf)
+        _add_group(group, name, kinds, info)
 
 
-def leaves_of(kinds: Sequence[type[Group]], name: str) -> list[tuple[str, FieldInfo]]:
-    """Returns (dotted key, field) of the keys of alternatives, each once."""
-    found: dict[str, Any] = {}
-    for kind in kinds:
-        for key, leaf in leaves(kind, f"{name}."):
-            found.setdefault(key, leaf)
-    return list(found.items())
+def _add_group(target: Any, path: str, kinds: Sequence[type[Group]], info: FieldInfo) -> None:
+    """Adds the flags of a group's alternatives, each once; that of its main key first."""
+    if kinds[0].main is not None:
+        off = f"; {NULL} for none" if optional(info) else ""
+        text = f"the same as --{path}.{kinds[0].main}{off}"
+        target.add_argument(f"--{path}", metavar="X", help=text, default=argparse.SUPPRESS)
+    every = {name: leaf for kind in reversed(kinds) for name, leaf in kind.model_fields.items()}
+    for name in dict.fromkeys(name for kind in kinds for name in kind.model_fields):
+        key, below = f"{path}.{name}", classes(every[name].annotation)
+        if below:
+            _add_group(target, key, below, every[name])
+        else:
+            _add(target, key, every[name])
 
 
 def _title(name: str, kinds: Sequence[type[Group]]) -> tuple[str, str]:
@@ -97,10 +99,31 @@ def given(parser: Parser, words: Sequence[str]) -> dict[str, Any] | None:
     words, free = _without_free_keys(words)
     found, unknown = parser.parse_known_args(words)
     if unknown:
-        flag = unknown[0].partition("=")[0]
-        near = nearest_key(flag.removeprefix("--")) if flag.startswith("--") else ""
-        raise UserError(f"there is no flag {flag}{near.replace('mean ', 'mean --')}")
-    return {**vars(found), **free}
+        flag = unknown[0]
+        raise UserError(f"there is no flag {flag.partition('=')[0]}{_near(parser, flag)}")
+    values = vars(found)
+    for owner, own in free.items():
+        values[owner] = {**_mapping(owner, values.get(owner, "{}")), **own}
+    for owner in values.keys() & set(_FREE) - free.keys():
+        values[owner] = _mapping(owner, values[owner])
+    return values
+
+
+def _near(parser: Parser, word: str) -> str:
+    """Returns "; did you mean --…" with the flag that was meant, nothing if none is similar."""
+    known = re.findall(r"--([\w.]+)", parser.format_help())
+    if "coefficients" in known:
+        known += coefficients()
+    near = nearest_key(word.partition("=")[0].removeprefix("--"), known)
+    return near.replace("mean ", "mean --").replace(" or ", " or --")
+
+
+def _mapping(key: str, text: str) -> Any:
+    """Returns the mapping that a text is in YAML; Raises UserError for anything else."""
+    found = typed(text)
+    if not isinstance(found, dict):
+        raise UserError(f"flags: {key} must be key: value pairs in braces, got {text!r}")
+    return found
 
 
 # Mappings whose keys are not known here: coefficients of algorithms, options of task families.
@@ -111,7 +134,7 @@ def _without_free_keys(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]
     """Returns the other words, and the flags of free mappings: --coefficients.clip_low 0.1.
 
     >>> _without_free_keys(["--coefficients.beta", "0.1", "--seed", "3"])
-    (['--seed', '3'], {'coefficients': {'beta': '0.1'}})
+    (['--seed', '3'], {'coefficients': {'beta': 0.1}})
     """
     rest, found, place = list[str](), dict[str, Any](), 0
     while place < len(words):
@@ -134,8 +157,10 @@ def typed(text: str) -> Any:
     """Returns what a text means in YAML: a number, true, a list, or the text itself."""
     import yaml
 
+    from rlkern.trainer.settings.document import parsed
+
     try:
-        return yaml.safe_load(text)
+        return parsed(text)
     except yaml.YAMLError:
         return text
 

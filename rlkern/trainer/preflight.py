@@ -55,7 +55,8 @@ def check_coefficients(settings: Settings) -> None:
     try:
         TRIALS[settings.declared.loss](settings, dict(settings.coefficients))
     except (ValueError, TypeError) as error:
-        raise UserError(f"algorithm {settings.algorithm}: {error}") from error
+        name = settings.algorithm  # which some losses say themselves
+        raise UserError(f"algorithm {name}: {str(error).removeprefix(f'{name}: ')}") from error
 
 
 def coefficient_defaults(settings: Settings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rlkern.trainer.settings.reads import Facts, facts, unread
 from rlkern.trainer.settings.schema import Settings
 
 # Advantages that compare an answer with something other than the other answers to its prompt.
-_WITHOUT_GROUP = frozenset("batch_centered gae reward remax optimal reinforce_plus_plus".split())
+WITHOUT_GROUP = frozenset("batch_centered gae reward remax optimal reinforce_plus_plus".split())
 # rlkern.AdaptiveKl.clip, which is not imported here: settings are read without torch.
 ADAPTIVE_CLIP = 0.2
 
@@ -32,7 +32,7 @@ def _one_answer(settings: Settings, run: Facts) -> str | None:
             f"rollout.group_size must be at least 2 for sampled pairs, because a pair is two"
             f" answers to one prompt, got {size}; raise it, or give a file of pairs"
         )
-    if run.advantage not in _WITHOUT_GROUP:
+    if run.advantage not in WITHOUT_GROUP:
         return (
             f"rollout.group_size must be at least 2 for algorithm {settings.algorithm}, whose"
             f" advantages compare the answers to one prompt, got {size}"

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from rlkern.algorithms import declarations
 from rlkern.trainer.settings.group import Group
 from rlkern.trainer.settings.layers import alternatives, classes, leaves
 from rlkern.trainer.settings.types import Says
@@ -23,18 +24,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     >>> nearest("adition", ["addition", "guess"]), nearest("x", ["addition"])
     ('; did you mean addition', '')
+    >>> nearest("gpro", ["gspo", "grpo"])   # the same letters in another order
+    '; did you mean grpo'
     """
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    swapped = [each for each in known if sorted(each) == sorted(name)]
+    found = swapped or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {found[0]}" if found else ""
 
 
-def nearest_key(key: str) -> str:
-    """Returns "; did you mean …" with the key that was meant: same or similar last word first.
+def nearest_key(key: str, among: Iterable[str] = ()) -> str:
+    """Returns "; did you mean …" with the key that was meant: same or similar last word first; of
+    all keys of settings unless others are given.
 
     >>> nearest_key("group_size"), nearest_key("optimizer.lrr")
     ('; did you mean rollout.group_size', '; did you mean optimizer.lr')
+    >>> nearest_key("clip_low")
+    '; did you mean coefficients.clip_low'
     """
-    known = [name for name, _ in leaves()]
+    known = list(among) or [name for name, _ in leaves()] + coefficients()
     last = key.rpartition(".")[2]
     same = [name for name in known if name.rpartition(".")[2] == last]
     if same:
@@ -48,6 +56,12 @@ def nearest_key(key: str) -> str:
     by_last = {name.rpartition(".")[2]: name for name in known}
     found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
     return f"; did you mean {by_last[found[0]]}" if found else ""
+
+
+def coefficients() -> list[str]:
+    """Returns the keys of the coefficients that some algorithm has."""
+    every = declarations().values()
+    return list(dict.fromkeys(f"coefficients.{name}" for each in every for name in each.defaults))
 
 
 def expected(info: FieldInfo) -> str:
@@ -71,6 +85,12 @@ def expected(info: FieldInfo) -> str:
     return "key: value pairs"
 
 
+def _of_values(info: FieldInfo) -> str:
+    """Returns what the values of a mapping are, in words."""
+    says = (each.expected for each in _metadata(info.annotation) if isinstance(each, Says))
+    return next(says, "a value under a name that is text")
+
+
 def _metadata(annotation: Any, own: Iterable[Any] = ()) -> Iterable[Any]:
     yield from own
     if typing.get_origin(annotation) is typing.Annotated:
@@ -91,11 +111,16 @@ def path_of(error: Mapping[str, Any], root: type[Group]) -> tuple[str, ...]:
     pydantic puts between them, are left out."""
     path: list[str] = []
     kinds: list[type[Group]] = [root]
+    free = False
     for place in error["loc"]:
         known = [kind for kind in kinds if place in kind.model_fields]
         if known:
-            kinds = classes(known[0].model_fields[str(place)].annotation)
+            info = known[0].model_fields[str(place)]
+            kinds, free = classes(info.annotation), typing.get_origin(info.annotation) is dict
             path.append(str(place))
+        elif free:  # a name of the user's own
+            path.append(str(place))
+            free = False
         elif error["type"] == "extra_forbidden" and place == error["loc"][-1]:
             path.append(str(place))
     return tuple(path)
@@ -110,16 +135,22 @@ def first_problem(found: ValidationError, root: type[Group]) -> tuple[tuple[str,
     if kind == "extra_forbidden":
         return path, _unknown(path, key)
     if kind == "union_tag_invalid":
-        tags = error["ctx"]["expected_tags"].replace("'", "")
-        return path, f"{key}.kind must be one of {tags}, got {error['ctx']['tag']!r}"
-    infos = [each.model_fields[path[-1]] for each in alternatives(path[:-1])
-             if path[-1] in each.model_fields]  # fmt: skip
+        tags, given = error["ctx"]["expected_tags"].replace("'", ""), value["kind"]
+        near = nearest(str(given), tags.split(", "))
+        return path, f"{key}.kind must be one of {tags}, got {given!r}{near}"
+    infos = _fields(path)
+    if not infos:  # a value of a mapping whose names are free
+        return path, f"{key} must be {_of_values(_fields(path[:-1])[0])}, got {value!r}"
     if kind == "missing":
         return path, f"{key} must be given with the other keys of {'.'.join(path[:-1])}"
-    wanted = expected(infos[0]) if infos else error["msg"]
-    if isinstance(value, str):
-        wanted += nearest(value, _literals(infos[0].annotation)) if infos else ""
-    return path, f"{key} must be {wanted}, got {value!r}"
+    near = nearest(value, _literals(infos[0].annotation)) if isinstance(value, str) else ""
+    return path, f"{key} must be {expected(infos[0])}, got {value!r}{near}"
+
+
+def _fields(path: tuple[str, ...]) -> list[FieldInfo]:
+    """Returns the fields that a path may mean, one of each alternative that has it."""
+    found = [kind for kind in alternatives(path[:-1]) if path[-1] in kind.model_fields]
+    return [kind.model_fields[path[-1]] for kind in found]
 
 
 def _unknown(path: tuple[str, ...], key: str) -> str:

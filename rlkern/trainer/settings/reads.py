@@ -14,7 +14,7 @@ from rlkern.trainer.settings.schema import Settings
 
 SAMPLED, FACTS = "sampled", "facts"
 # Advantages that spread rewards over tokens.
-_OVER_TOKENS = frozenset(("gae", "reinforce_plus_plus"))
+OVER_TOKENS = frozenset(("gae", "reinforce_plus_plus"))
 # Tasks that are made here, not by reasoning-gym.
 OWN_TASKS = ("addition", "guess")
 
@@ -66,7 +66,7 @@ READERS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
     (
         "advantage.discount",
         "spread rewards over tokens",
-        lambda run: run.advantage in _OVER_TOKENS,
+        lambda run: run.advantage in OVER_TOKENS,
     ),
     (
         "advantage.reference_samples advantage.optimal_temperature",

@@ -95,7 +95,9 @@ def laid(*layers: Layer) -> Resolved:
 
 
 def _placed(sentence: str, path: tuple[str, ...], given: list[tuple[Layer, dict]]) -> str:
-    layer = source_of(path, given)
+    # The source of a key that is missing is that of the keys beside it.
+    every = (source_of(path[:end], given) for end in range(len(path), 0, -1))
+    layer = next((each for each in every if each is not None), None)
     return f"{layer.source}: {sentence}" if layer is not None and layer.source else sentence
 
 

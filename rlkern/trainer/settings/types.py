@@ -24,6 +24,15 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _coefficient(value: Any) -> Any:
+    """Returns the number that a text holds, any other text as it is."""
+    try:
+        value = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return _number(value)
+
+
 def _split(value: Any) -> Any:
     """Returns the parts of a text with commas, and a list of one for a single value.
 
@@ -42,6 +51,10 @@ Count = Annotated[int, _Number, Field(ge=1), Says("a whole number, at least 1")]
 Whole = Annotated[int, _Number, Field(ge=0), Says("a whole number, 0 or more")]
 Seed = Annotated[int, _Number, Field(ge=0, lt=2**63), Says("a whole number from 0 to 2**63 - 1")]
 Number = Annotated[float, _Number, Field(allow_inf_nan=False), Says("a finite number")]
+# A number, or a name such as that of a KL estimator.
+Coefficient = Annotated[
+    float | str, BeforeValidator(_coefficient), Says("a finite number or the name of a choice")
+]
 Positive = Annotated[
     float, _Number, Field(gt=0, allow_inf_nan=False), Says("a finite number above 0")
 ]
