@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far the sampler is from the trainer, in the loss and in the log."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from trainer_helpers import compiled, small  # noqa: F401
 
-from rlkern.trainer.rollout.data import Prompts, Rollout
 from rlkern.trainer.rollout.mismatch import correction, mismatch_metrics
+from rlkern.trainer.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("compiled")
 OLD = torch.tensor([[0.9, 0.2], [0.1, 0.7]]).log()
@@ -16,30 +17,39 @@ SAMPLED = torch.tensor([[0.3, 0.4], [0.1, 0.1]]).log()  # ratios 3, 1/2; 1, mask
 MASK = torch.tensor([[True, True], [True, False]])
 
 
-def rollout():
-    prompts = Prompts(torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.bool))
-    return Rollout(prompts, torch.zeros(2, 2, dtype=torch.int64), MASK, SAMPLED)
+def rows(old=OLD):
+    return Rows(
+        prompt=torch.zeros(2, 1, dtype=torch.int64),
+        prompt_mask=torch.ones(2, 1, dtype=torch.bool),
+        token=torch.zeros(2, 2, dtype=torch.int64),
+        mask=MASK,
+        present=MASK,
+        rollout_logprob=SAMPLED,
+        old_logprob=old,
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"),
+    ("asked", "expected"),
     [
-        ("truncate", [[2.0, 0.5], [1.0, 0.0]]),
-        ("mask", [[0.0, 0.5], [1.0, 0.0]]),
-        ("sequence_truncate", [[1.5, 1.5], [1.0, 0.0]]),
+        ({"kind": "truncate"}, [[2.0, 0.5], [1.0, 0.0]]),
+        ({"kind": "mask", "low": 0.4}, [[0.0, 0.5], [1.0, 0.0]]),
+        ({"kind": "mask", "low": 0.6}, [[0.0, 0.0], [1.0, 0.0]]),
+        ({"kind": "sequence_truncate"}, [[1.5, 1.5], [1.0, 0.0]]),
     ],
 )
-def test_the_loss_is_multiplied_by_the_bounded_ratio(tmp_path, kind, expected):
-    config = small(tmp_path, correction__kind=kind, correction__low=0.4, correction__high=2.0)
-    torch.testing.assert_close(correction(config, OLD, rollout()), torch.tensor(expected))
+def test_the_loss_is_multiplied_by_the_bounded_ratio(tmp_path, asked, expected):
+    config = small(tmp_path, correction={**asked, "high": 2.0})
+    torch.testing.assert_close(correction(config, rows()), torch.tensor(expected))
 
 
 def test_nothing_is_corrected_unless_it_was_asked_for(tmp_path):
-    assert correction(small(tmp_path), OLD, rollout()) is None
+    assert correction(small(tmp_path), rows()) is None
 
 
 def test_the_metrics_count_the_tokens_of_the_mask_alone(tmp_path):
-    found = mismatch_metrics(small(tmp_path, correction__kind="truncate"), OLD, rollout())
+    factor = correction(small(tmp_path, correction__kind="truncate"), rows())
+    found = mismatch_metrics(rows(), factor)
     differences = torch.tensor([3.0, 2.0, 1.0]).log()
     name = "sampling/sampling_logp_difference"
     assert found[f"{name}/mean"] == pytest.approx(differences.mean().item(), rel=1e-5)
@@ -49,14 +59,15 @@ def test_the_metrics_count_the_tokens_of_the_mask_alone(tmp_path):
     assert ratios == pytest.approx([0.5, 3.5 / 3, 2.0])
 
 
-def test_what_was_not_scored_has_no_metrics(tmp_path):
-    assert mismatch_metrics(small(tmp_path), None, rollout()) == {}
+def test_what_was_not_scored_has_no_metrics():
+    assert mismatch_metrics(rows(old=None)) == {}
 
 
 def test_a_corrected_run_logs_ratios_of_one_where_the_model_samples_for_itself(tmp_path):
     from rlkern.trainer.loop import train
 
-    config = small(tmp_path, correction__kind="truncate", rollout__top_k=6, rollout__top_p=0.9, steps=2, name="run")
+    rule = {"rollout__top_k": 6, "rollout__top_p": 0.9}
+    config = small(tmp_path, correction__kind="truncate", **rule, steps=2, name="run")
     train(config)
     text = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text()
     key = "sampling/importance_sampling_ratio"

@@ -153,10 +153,11 @@ def begin(
     fresh = saved is None
     if fresh and settings.sft is not None:
         supervise(parts, settings.sft, after_step=after_step)
+    # A reward model has no head to sample pairs with.
+    pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
     parts = dataclasses.replace(parts, policy=_trained(parts, run))
     if parts.policy is not parts.engine.policy:
         parts = dataclasses.replace(parts, engine=make_engine(settings, parts.policy))
-    pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
     parts = dataclasses.replace(
         parts,
         reference=_reference(parts, run) if reads_reference(settings) else None,

@@ -73,7 +73,8 @@ class Online:
             **statistics,
             **update_values(parts, results),
             **completion_statistics(given.rows, parts.sampling.stop),
-            **self._sampling_values(rows),
+            **self._sampling_values(given.rows),
+            **mismatch_metrics(given.rows, rows.correction),
             **shaping.objective_metrics(given),
         }
         self._steer(given)
@@ -175,14 +176,13 @@ class Online:
             self.parts.progress.reward_kl_coef = self._controller.coef
 
     def _sampling_values(self, rows: Rows) -> dict[str, float]:
-        """Returns what sampling cost so far, and how far the sampler is from the trainer."""
+        """Returns what sampling cost so far."""
         progress = self.parts.progress
         return {
             "sampling/generated_tokens": progress.generated_tokens,
             "sampling/groups_sampled": progress.sampled_groups,
             "sampling/useful_groups": progress.useful_groups,
             "sampling/groups_trained": rows.prompts,
-            **mismatch_metrics(rows),
         }
 
 

@@ -21,9 +21,9 @@ def correction(settings: Settings, rows: Rows) -> Tensor | None:
     )
 
 
-def mismatch_metrics(rows: Rows) -> dict[str, float]:
-    """Returns |log π_old − log μ| over the counted tokens and the factors of the correction, by the
-    names of TRL; nothing if the trainer did not score the rows.
+def mismatch_metrics(rows: Rows, factor: Tensor | None = None) -> dict[str, float]:
+    """Returns |log π_old − log μ| over the counted tokens and the factors of the correction, if
+    there is one, by the names of TRL; nothing if the trainer did not score the rows.
     """
     if rows.old_logprob is None or not rows.mask.any():
         return {}
@@ -32,8 +32,8 @@ def mismatch_metrics(rows: Rows) -> dict[str, float]:
         "sampling/sampling_logp_difference/mean": difference.mean().item(),
         "sampling/sampling_logp_difference/max": difference.max().item(),
     }
-    if rows.correction is not None:
-        counted = rows.correction[rows.mask]
+    if factor is not None:
+        counted = factor[rows.mask]
         for name, reduce in (("min", torch.min), ("mean", torch.mean), ("max", torch.max)):
             values[f"sampling/importance_sampling_ratio/{name}"] = reduce(counted).item()
     return values
