@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of a backend from its one table, and that no folder of ours hides another's package."""
+"""The choice of a backend from its one table; no folder of ours hides the package of another."""
 
 import subprocess
 import sys
