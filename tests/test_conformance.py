@@ -5,14 +5,17 @@ import pytest
 import torch
 
 import rlkern
-from rlkern.backends import ORDER, _load
+from rlkern.backends import BACKENDS as TABLE
+from rlkern.backends import _load
 from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.testing.cases import CASES
 from rlkern.testing.conformance import RUNS, applicable, compare, row
 
 pytestmark = pytest.mark.conformance
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = [name for name in ORDER if name != "eager" and _load(name)[1] is None]
+BACKENDS = [
+    b.name for b in TABLE if b.name != "eager" and b.by_name is None and _load(b.name)[1] is None
+]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 COMBINATIONS = [
     pytest.param(operation, case, id=f"{operation}-{case}")

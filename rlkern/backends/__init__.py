@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chooses which backend serves a raw operation, and says why.
 
-A backend is a module of functions named as in rlkern.backends.eager, plus
+A backend is a folder here (kernels/triton is installed as one) of functions named as in eager, plus
     unavailable() -> str | None                      why it cannot serve at all
     unsupported(stem, device, dtype) -> str | None   why it cannot serve this call
 A function it does not have, or a call it does not support, falls to the next for its device. A
@@ -14,21 +14,45 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
-ORDER = ("triton", "cpu", "eager")
-# Triton's interpreter can serve tensors on the CPU, but only where it is asked for by name.
-CHOICES = {"cpu": ("cpu", "eager")}
-# These serve only where they are asked for by name, and why.
-BY_NAME = {"cuda": "asked for by name only, as its kernels have no recorded run on a GPU"}
-NAMES = (*ORDER, *BY_NAME)
-MODULES = {
-    "triton": "rlkern.backends.triton",
-    "cpu": "rlkern.backends.cpu",
-    "eager": "rlkern.backends.eager",
-    "cuda": "rlkern.backends.cuda",
-}
+
+class Backend(NamedTuple):
+    """A backend, named as its folder.
+
+    devices  types of devices on which it is chosen, None for every type; asked for by name it may
+             serve others
+    by_name  why it is never chosen, but serves only where it is asked for by name
+    """
+
+    name: str
+    devices: tuple[str, ...] | None = None
+    by_name: str | None = None
+
+    @property
+    def module(self) -> str:
+        """The dotted name of its folder."""
+        return f"{__name__}.{self.name}"
+
+    def passed_over(self, device: str) -> str | None:
+        """Returns why it is not chosen on a device, whatever it can do, or None."""
+        if self.by_name is not None:
+            return f"asked for by name only, as {self.by_name}"
+        if self.devices is not None and device not in self.devices:
+            return f"asked for by name only: it is chosen on {', '.join(self.devices)}"
+        return None
+
+
+# In this order they are asked. Triton's interpreter can serve tensors on the CPU, too.
+BACKENDS = (
+    Backend("triton", devices=("cuda",)),
+    Backend("cpu", devices=("cpu",)),
+    Backend("eager"),
+    Backend("cuda", by_name="its kernels have no recorded run on a GPU"),
+)
+NAMES = tuple(backend.name for backend in BACKENDS)
 STEMS = (
     "token_logprob",
     "token_logprob_backward",
@@ -53,10 +77,11 @@ class BackendUnavailable(RuntimeError):
 
 @cache
 def _load(name: str) -> tuple[ModuleType | None, str | None]:
+    (backend,) = (b for b in BACKENDS if b.name == name)
     try:
-        module = importlib.import_module(MODULES[name])
+        module = importlib.import_module(backend.module)
     except ImportError as error:
-        return None, f"{MODULES[name]} cannot be imported: {error}"
+        return None, f"{backend.module} cannot be imported: {error}"
     return module, module.unavailable()
 
 
@@ -81,13 +106,15 @@ _chosen: str | None = _chosen_by_environment()
 
 @cache
 def _resolve(chosen: str | None, stem: str, device: str, dtype: torch.dtype) -> str:
-    for name in CHOICES.get(device, ORDER) if chosen is None else (chosen,):
-        refusal = _refusal(name, stem, device, dtype)
+    if chosen is not None:
+        refusal = _refusal(chosen, stem, device, dtype)
         if refusal is None:
-            return name
-    raise BackendUnavailable(
-        f"{stem}: backend {chosen!r} cannot serve {dtype} on {device}: {refusal}"
-    )
+            return chosen
+        raise BackendUnavailable(
+            f"{stem}: backend {chosen!r} cannot serve {dtype} on {device}: {refusal}"
+        )
+    asked = [b.name for b in BACKENDS if b.passed_over(device) is None]
+    return next(name for name in asked if _refusal(name, stem, device, dtype) is None)
 
 
 def backend_name(stem: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
@@ -165,13 +192,16 @@ def explain(dtype: torch.dtype = torch.float32) -> str:
 def _refusals(device: str, dtype: torch.dtype) -> list[str]:
     """Returns one line for each reason that keeps a backend from serving operations on a device."""
     reasons: dict[tuple[str, str], list[str]] = {}
-    for name in NAMES:
+    for backend in BACKENDS:
         for stem in STEMS:
-            reason = _refusal(name, stem, device, dtype)
-            if reason is None and name != _chosen:
-                reason = BY_NAME.get(name)
-            if reason is not None:
-                reasons.setdefault((name, reason), []).append(stem)
+            serving = backend_name(stem, device, dtype)
+            if serving == backend.name:
+                continue
+            reason = _refusal(backend.name, stem, device, dtype) or backend.passed_over(device)
+            if _chosen is not None:
+                reason = reason or f"{serving} is asked for by name"
+            reason = reason or f"{serving} is asked first"
+            reasons.setdefault((backend.name, reason), []).append(stem)
     return [
         f"not {name} on {device}: {reason}"
         + ("" if len(stems) == len(STEMS) else f" ({', '.join(stems)})")

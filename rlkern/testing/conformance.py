@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import rlkern
-from rlkern.backends import MODULES
+from rlkern.backends import NAMES
 from rlkern.testing.cases import CASES, Case, make_batch
 from rlkern.testing.runs import RUNS, VECTOR_OPERATIONS
 from rlkern.testing.runs.inputs import Outputs
@@ -94,7 +94,7 @@ def row(backend: str, operation: str, case: Case, dtype: torch.dtype, c: Compari
 def main() -> None:
     """Prints the conformance table of one backend on one device; exits with 1 if a line fails."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--backend", default="cpu", choices=tuple(MODULES))
+    parser.add_argument("--backend", default="cpu", choices=NAMES)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     failed = count = 0
