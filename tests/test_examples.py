@@ -60,6 +60,10 @@ def test_padding_on_either_side_changes_no_log_probability(grpo):
         torch.testing.assert_close(padded[b, mask[b]], own[-int(mask[b].sum()) :])
 
 
+def test_padding_takes_no_place(grpo):
+    assert grpo.positions(torch.tensor([[0, 0, 1, 1, 1]])).tolist() == [[0, 0, 0, 1, 2]]
+
+
 def test_a_folder_in_hugging_face_format_serves_as_the_model(grpo, tmp_path):
     torch.manual_seed(0)
     for part in grpo.make_model():
