@@ -4,7 +4,7 @@
     ℓ_t = −A_t·log π(o_t) − entropy_coef·H_t        A_t = δ_t + γλ·A_{t+1},  δ_t the TD error
 
 Paper: arXiv 1602.01783, §4 (A3C; A2C is its synchronous form). A_t is the paper's n-step advantage
-at λ = 1. The loss is the mean over tokens. The paper sums over the steps of a worker.
+at λ = 1. The loss is the mean over tokens; the paper sums over the steps of a worker.
 
 >>> import torch, rlkern
 >>> logprob, mask = torch.log(torch.tensor([[0.5, 0.5]])), torch.tensor([[True, True]])

@@ -4,12 +4,12 @@
     ℓ_t = (beta·Σ_u log(π(o_u) / π_ref(o_u)) − A)²        A = R − V*
     V*  = β₁·log mean of exp(R' / β₁) over answers of the reference to the same prompt
 
-Paper: arXiv 2505.20686. old_logprob is the reference's here. V* is that of 8 answers to a prompt at
-β₁ = 1/2, as in TRL's `a2po`. Paper and TRL estimate it once, before training, and TRL leaves out
-prompts that the reference never answers right; rlkern's trainer, whose prompts are new in each
-rollout, samples the reference beside the policy and keeps them all. The loss is the mean over
-answers: all tokens of an answer hold the same ℓ_t. beta is small, for A is of the size of a reward
-and the log ratio grows with the answer.
+Paper: arXiv 2505.20686. old_logprob is the reference's log-probability here. V* is estimated from 8
+answers per prompt at β₁ = 1/2, as in TRL's `a2po`. Paper and TRL estimate it once, before training,
+and TRL leaves out prompts that the reference never answers right. rlkern's trainer has new prompts
+in each rollout, so it samples the reference together with the policy and keeps every prompt. The
+loss is the mean over answers: all tokens of an answer hold the same ℓ_t. beta is small, because A
+is as large as a reward, while the log ratio grows with the answer.
 
 >>> import torch, rlkern
 >>> logprob, ref = torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.25, 0.5]]))

@@ -5,9 +5,9 @@
     A   = (R − mean) / (std + eps) of the group
 
 Paper: arXiv 2506.13585, eq. 4; the clipped weight eq. 5. The loss is the mean over the tokens of
-the batch. clip_low = 1 is no lower bound, for no ratio is below 0. Beware of the names elsewhere:
-epsilon_high is the cap itself, 1 + clip_high, in TRL, and the width in verl, slime and NeMo; a
-clamp that is differentiated (CISPOLoss of TorchRL 0.14) drops the gradients that CISPO keeps.
+the batch. clip_low = 1 means no lower bound, because no ratio is below 0. Other libraries use other
+names: epsilon_high is the cap itself, 1 + clip_high, in TRL, and the width in verl, slime and NeMo.
+CISPOLoss of TorchRL 0.14 differentiates the clamp and so drops the gradients that CISPO keeps.
 
 >>> import torch, rlkern
 >>> logprob = torch.log(torch.tensor([[0.8]])).requires_grad_()

@@ -7,7 +7,7 @@
 Paper: arXiv 2503.14476, eq. 8; clip-higher eq. 10, dynamic sampling eq. 11, soft overlong
 punishment eq. 13, no KL §2.3. The loss is the mean over the tokens of the batch, eq. 12. The whole
 algorithm is the loss, the sampling and the punishment together (rlkern.sampling: mixed_groups,
-overlong_penalty, overlong_filter); `dapo` in TRL is the loss alone.
+overlong_penalty, overlong_filter); `dapo` in TRL is only the loss.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([1.0, -1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1])
@@ -21,8 +21,8 @@ overlong_penalty, overlong_filter); `dapo` in TRL is the loss alone.
 >>> round(out.loss.item(), 4)
 0.38
 
-The good answer's ratio 2 is clipped at 1.28, the bad one's first, 1/2, at 0.8, and its others are
-1: over all four tokens that is (−1.28 + 0.8 + 1 + 1)/4 = 0.38.
+The good answer's ratio 2 is clipped at 1.28. The bad answer's first ratio, 1/2, is clipped at 0.8,
+and its others are 1. The mean over all four tokens is (−1.28 + 0.8 + 1 + 1)/4 = 0.38.
 """
 
 from rlkern.algorithms.registry import Algorithm

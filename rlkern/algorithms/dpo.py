@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DPO: a policy learns from pairs of answers as a classifier would, without reward or value model.
+"""DPO: a policy learns from pairs of answers like a classifier, without reward or value model.
 
     ℓ = −log σ(β·Δ)
     Δ = log π(chosen)/π_ref(chosen) − log π(rejected)/π_ref(rejected)
 
-Paper: arXiv 2305.18290, eq. 7. The loss is the mean over the pairs of the batch, log π the sum over
-the tokens of an answer. The setting kind puts any other kind of rlkern.preference_loss in the place
-of this equation. β is 0.1 in TRL and here, 0.05 in NeMo.
+Paper: arXiv 2305.18290, eq. 7. The loss is the mean over the pairs of the batch, and log π is the
+sum over the tokens of an answer. The setting kind replaces this equation by any other kind of
+rlkern.preference_loss. β is 0.1 in TRL and here, 0.05 in NeMo.
 
 >>> import torch, rlkern
 >>> chosen, rejected = torch.tensor([-2.0]), torch.tensor([-4.0])

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DPPO (Binary-TV): tokens are held by how far their probability moved, not by its ratio.
+"""DPPO (Binary-TV): the gate holds a token if its probability moved far, whatever its ratio.
 
     ℓ_t = −A·sg(min(r_t, clip_cap))·log π(o_t)    while the probability moved little, else 0
     p − p_old ≤ clip_high if A > 0, else p − p_old ≥ −clip_low        p = π(o_t), r_t = p / p_old
 
-Paper: arXiv 2602.04879; the cap §5.4. |p − p_old| is the total variation between the policies when
-all other tokens are one. A rare token may become five times as likely, which PPO forbids; one of
-probability 0.99 may not fall to 0.8, which PPO allows. A is the reward less the mean of the group,
-§4.1. The loss is the mean over answers of token sums, eq. 12; a constant that divides the sums
-(aggregate.token_weight) only scales the learning rate. verl (`dppo_tv`) and SkyRL have this gate;
-prime-rl's default is this mask at 0.2, against the sampler, with (log ratio)² added.
+Paper: arXiv 2602.04879; the cap §5.4. |p − p_old| is the total variation between the policies if
+all other tokens count as one. A rare token may become five times as likely, which PPO forbids; a
+token of probability 0.99 may not fall to 0.8, which PPO allows. A is the reward minus the group
+mean, §4.1. The loss is the mean over answers of token sums, eq. 12; a constant that divides the
+sums (aggregate.token_weight) only scales the learning rate. verl (`dppo_tv`) and SkyRL have this
+gate; prime-rl's default is this mask at 0.2, against the sampler, with (log ratio)² added.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.05]])), torch.log(torch.tensor([[0.3, 0.01]]))

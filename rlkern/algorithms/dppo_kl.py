@@ -5,9 +5,9 @@
                                                   or D > clip_low and p < p_old where A ≤ 0; then 0
     D   = p_old·log(p_old / p) + (1 − p_old)·log((1 − p_old) / (1 − p))        p = π(o_t)
 
-Paper: arXiv 2602.04879; the cap §5.4. D is the divergence of the policies when all other tokens are
-one. A is dppo's, and as there the loss is the mean over answers of token sums. The widths are of D,
-as in verl (`dppo_kl`), whose 1e-8 inside the second logarithm is here too.
+Paper: arXiv 2602.04879; the cap §5.4. D is the divergence of the policies if all other tokens count
+as one. A is the same as in dppo, and the loss is again the mean over answers of token sums. The
+widths bound D, as in verl (`dppo_kl`); verl's 1e-8 inside the second logarithm is here too.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.05]])), torch.log(torch.tensor([[0.3, 0.01]]))

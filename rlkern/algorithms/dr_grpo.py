@@ -5,8 +5,8 @@
 
 Paper: arXiv 2503.20783, §3.2. The loss is the mean over answers of token sums, divided by a
 constant, so that each token counts the same in long and short answers. The constant is the longest
-allowed answer in TRL, in verl by default the padded width, and here what
-aggregate.token_weight(constant=…) is given: 1 if nothing.
+allowed answer in TRL and by default the padded width in verl. Here it is the argument of
+aggregate.token_weight(constant=…), by default 1.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([3.0, 1.0]), torch.tensor([0, 0])

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DRO: the policy gradient with a quadratic pull towards the old policy in place of a clip.
+"""DRO: the policy gradient with a quadratic pull towards the old policy instead of a clip.
 
     ℓ_t = −(A·log π(o_t) − (beta/2)·(log r_t)²)        r_t = π(o_t) / π_old(o_t)
 
-Paper: arXiv 2405.19107, whose log ratio is the whole answer's, against the reference, and whose
-A = R − V(prompt) has a learned V. The form by tokens is verl's `dro`, which leaves A to the caller;
-here the mean of the group stands for V. The loss is the mean over the tokens of the batch.
+Paper: arXiv 2405.19107. The paper takes the log ratio of the whole answer to the reference, and its
+A = R − V(prompt) has a learned V. verl's `dro` has this form per token and leaves A to the caller;
+here the mean of the group takes the place of V. The loss is the mean over the tokens of the batch.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5]])), torch.log(torch.tensor([[0.25]]))

@@ -4,9 +4,10 @@
     ℓ_t = −min(r_t·A_t, clip(r_t, 1 − clip_low, 1 + clip_high)·A_t)    if A_t ≥ 0
     ℓ_t = min(the same, −clip_cap·A_t)                                 if A_t < 0
 
-Paper: arXiv 1912.09729. PPO leaves the ratio free above where A_t < 0, so that one token can have
-any loss; beyond clip_cap it now has no gradient. A_t by GAE; the loss is the mean over the tokens
-of the batch. verl's `vanilla` loss has it always on; NeMo, OpenRLHF, slime and AReaL leave it off.
+Paper: arXiv 1912.09729. If A_t < 0, PPO does not bound the ratio from above, so one token can have
+any loss; here a token beyond clip_cap has no gradient. GAE gives A_t. The loss is the mean over the
+tokens of the batch. verl's `vanilla` loss always has this bound; NeMo, OpenRLHF, slime and AReaL
+leave it off.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.8]])), torch.log(torch.tensor([[0.1]]))
@@ -17,7 +18,7 @@ of the batch. verl's `vanilla` loss has it always on; NeMo, OpenRLHF, slime and 
 >>> out.loss.item()
 3.0
 
-The ratio is 8, whose loss 8 is bounded by 3.
+The ratio is 8 and so would be the loss, but its bound is 3.
 """
 
 from rlkern.algorithms.registry import Algorithm

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DUPO: DAPO's loss, with copies of useful groups in the places of groups that teach nothing.
+"""DUPO: DAPO's loss, where copies of useful groups replace groups that teach nothing.
 
     ℓ_t = −min(r_t·A, clip(r_t, 1 − clip_low, 1 + clip_high)·A)
     A   = (R − mean of the group) / (std of the group + eps)
 
-Paper: arXiv 2507.02592 (WebSailor). Where all rewards of a group agree, DAPO samples new prompts;
-DUPO duplicates other groups of the batch, drawn at random, and samples nothing. The loss is the
-mean over the tokens of the refilled batch, a copy being a row (rlkern.sampling.refill_index) or,
-which is the same for a single optimizer step, a weight (refill_multiplicity). What the paper leaves
-open, no group left or more places than groups, is said there. The paper also drops, before it
-trains, prompts that the model always answers right.
+Paper: arXiv 2507.02592 (WebSailor). If all rewards of a group agree, DAPO samples new prompts. DUPO
+instead duplicates other groups of the batch, drawn at random, and samples nothing. The loss is the
+mean over the tokens of the refilled batch. A copy is a row (rlkern.sampling.refill_index) or a
+weight (refill_multiplicity), which is the same for a single optimizer step. The paper leaves two
+cases open: no useful group, and more places than groups. Those functions say what happens then. The
+paper also drops, before training, the prompts that the model always answers right.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1])

@@ -4,10 +4,10 @@
     ℓ_t = −min(r_t·A, clip(r_t, 1 − clip_low, 1 + clip_high)·A)
     A   = whitened over the batch: Σ_k (R_k − mean_k) / (std_k + eps), mean and std of the group
 
-Paper: arXiv 2601.05242. A sum of raw rewards lets the one of largest spread decide; and different
-mixtures of rewards with one sum get one advantage. The loss is the mean over sequences of token
-means. The batch's statistics count answers, as in the paper and TRL (`normalize_then_sum`); verl's
-count tokens.
+Paper: arXiv 2601.05242. In a sum of raw rewards the reward with the largest spread decides, and
+different mixtures of rewards with the same sum get the same advantage. The loss is the mean over
+sequences of token means. The batch's statistics count answers, as in the paper and TRL
+(`normalize_then_sum`); verl's count tokens.
 
 >>> import torch, rlkern
 >>> reward = torch.tensor([[1.0, 10.0], [0.0, 10.0], [1.0, 30.0], [0.0, 10.0]])

@@ -5,9 +5,10 @@
     c_u = min(d_u, clip_high) if A ≥ 0, else max(d_u, −clip_low)
     A   = (R − mean) / (std + eps) of the group
 
-Paper: arXiv 2507.20673. The widths are of the log ratio, e^−0.4 to e^0.4. The loss is the mean over
-answers: all tokens of an answer hold the same ℓ_t. GSPO clips after averaging, GMPO before. A is
-the answer's; TRL and verl (`geo_mean`) agree, verl averaging A over the tokens where it varies.
+Paper: arXiv 2507.20673. The widths bound the log ratio, so ratios lie between e^−0.4 and e^0.4. The
+loss is the mean over answers: all tokens of an answer hold the same ℓ_t. GSPO clips after
+averaging, GMPO before. Each answer has one A. TRL and verl (`geo_mean`) agree; if A varies by
+token, verl averages it.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.25, 0.5]]))

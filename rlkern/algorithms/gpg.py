@@ -4,8 +4,8 @@
     ℓ_t = −A·log π(o_t)        A = α·(R − mean of the group)
     α   = samples / samples of groups whose rewards differ
 
-Paper: arXiv 2504.02546. The loss is the mean over the tokens of the batch; no ratio, clip, KL or
-reference. verl's α counts the samples whose reward is not 0 instead.
+Paper: arXiv 2504.02546. The loss is the mean over the tokens of the batch. It has no ratio, clip,
+KL or reference. verl's α instead counts the samples whose reward is not 0.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1])

@@ -6,8 +6,8 @@
 
 Paper: arXiv 2402.03300, eq. 3; KL by the k3 estimator, eq. 4. The loss is the mean over
 sequences of their token means. kl_coef is 0 here, as in TRL; the paper has 0.04. The std has ddof 1
-everywhere but in RL-Kernel; eps is 1e-4 in TRL and here, 1e-6 in verl and NeMo. verl averages over
-tokens and bounds the loss as dual_clip_ppo does, unless told otherwise.
+everywhere except in RL-Kernel; eps is 1e-4 in TRL and here, 1e-6 in verl and NeMo. By default verl
+averages over tokens and bounds the loss as dual_clip_ppo does.
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(2, 2, 2), torch.tensor([[0, 0], [1, 0]])
@@ -24,8 +24,8 @@ tokens and bounds the loss as dual_clip_ppo does, unless told otherwise.
 >>> round(out.loss.item(), 4)
 -0.0514
 
-The first answer's only ratio is 2, clipped at 1.2, the second's are 1, and every token has half its
-probability under π_ref: −(1.2·0.7071 − 0.7071)/2 + 0.1·(1/2 − log(1/2) − 1) = −0.0514.
+The first answer's only ratio is 2, clipped at 1.2; the second answer's ratios are 1. Under π_ref
+every token is half as likely: −(1.2·0.7071 − 0.7071)/2 + 0.1·(1/2 − log(1/2) − 1) = −0.0514.
 """
 
 from rlkern.algorithms.registry import Algorithm

@@ -5,8 +5,8 @@
     s   = (Π_t π(o_t) / π_old(o_t))^(1/|o|)        A = (R − mean) / (std + eps) of the group
 
 Paper: arXiv 2507.18071, eq. 5; s eq. 7. The loss is the mean over answers: all tokens of an answer
-hold the same ℓ_t. verl's `gspo` is the token form (gspo_token), which has the same gradient where
-A is the answer's, and clamps log s at 10; TRL's is this one.
+hold the same ℓ_t. verl's `gspo` is the token form (gspo_token), which clamps log s at 10 and has
+the same gradient if each answer has one A. TRL has the form given here.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.25, 0.5]]))
@@ -16,8 +16,8 @@ A is the answer's, and clamps log s at 10; TRL's is this one.
 >>> round(out.loss.item(), 4)
 0.2069
 
-The ratios 2 and 1 make s = √2: −1.0004 where A > 0 and the clip holds, 1.4142 where A < 0; on
-average 0.2069.
+The ratios 2 and 1 make s = √2. If A > 0, the clip holds and gives −1.0004; if A < 0, the loss is
+1.4142. The average is 0.2069.
 """
 
 from rlkern.algorithms.registry import Algorithm

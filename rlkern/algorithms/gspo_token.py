@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GSPO-token: GSPO's ratio in value, each token's own in gradient, so that A may vary by token.
+"""GSPO-token: GSPO's ratio in value, the token's ratio in gradient, so that A may vary by token.
 
     ℓ_t = −min(s_t·A_t, clip(s_t, 1 − clip_low, 1 + clip_high)·A_t)
     s_t = sg(s)·π(o_t) / sg(π(o_t))        s = (Π_t π(o_t) / π_old(o_t))^(1/|o|)
 
 Paper: arXiv 2507.18071, eq. 13; s_t eq. 14. The loss is the mean over sequences of token means.
-This is what verl calls `gspo`, where log s_t is clamped at 10; TRL has it as an experiment.
+verl calls this `gspo` and clamps log s_t at 10; TRL has it as an experiment.
 
 >>> import torch, rlkern
 >>> logprob = torch.log(torch.tensor([[0.4, 0.4]])).requires_grad_()
@@ -16,8 +16,8 @@ This is what verl calls `gspo`, where log s_t is clamped at 10; TRL has it as an
 >>> round(out.loss.item(), 4), [round(g, 4) for g in logprob.grad.flatten().tolist()]
 (-2.0, [-0.5, -1.5])
 
-The ratios 2 and 1/2 make s = 1: each token has half of its own advantage as gradient, where GSPO
-would give both tokens −1.
+The ratios 2 and 1/2 make s = 1. The gradient of each token is half its advantage; GSPO would give
+both tokens −1.
 """
 
 from rlkern.algorithms.registry import Algorithm

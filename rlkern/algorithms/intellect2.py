@@ -4,10 +4,10 @@
     ℓ_t = −min(min(r_t, clip_cap)·A, clip(r_t, 1 − clip_low, 1 + clip_high)·A) + kl_coef·KL_t
     A   = (R − mean) / (std + eps) of the group,  KL_t by k3 to the reference
 
-Paper: arXiv 2505.07291; settings §4.1. Groups whose rewards agree are replaced by more sampling, as
-in DAPO. For clip_cap > 1 + clip_high it is dual_clip_ppo's gate, in value and gradient: δ and the
-dual clip's c are one bound. The loss is the mean over the tokens of the batch, as with TRL's
-`delta` and its default loss.
+Paper: arXiv 2505.07291; settings §4.1. If the rewards of a group agree, more sampling replaces the
+group, as in DAPO. For clip_cap > 1 + clip_high the gate equals dual_clip_ppo's in value and
+gradient: δ and the dual clip's c are the same bound. The loss is the mean over the tokens of the
+batch, as in TRL with `delta` and its default loss.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.8]])), torch.log(torch.tensor([[0.1]]))

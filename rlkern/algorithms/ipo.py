@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IPO: pairs are pulled to a fixed margin, so that sure preferences do not run away from it.
+"""IPO: a square pulls each pair to a fixed margin, so that sure preferences do not exceed it.
 
     ℓ = (Δ − 1/(2β))²
     Δ = log π(chosen)/π_ref(chosen) − log π(rejected)/π_ref(rejected), each per token
 
 Paper: arXiv 2310.12036, eq. 17, whose τ is β. The loss is the mean over the pairs of the batch. The
-log-probabilities are averaged over the tokens of an answer, as in TRL and by the paper's authors;
-OpenRLHF sums them, which is kind ipo_sum of dpo.
+log-probabilities are averaged over the tokens of an answer, as TRL and the paper's authors do.
+OpenRLHF sums them, as kind ipo_sum of dpo does here.
 
 >>> import torch, rlkern
 >>> chosen, rejected, ref = torch.tensor([-2.0]), torch.tensor([-8.0]), torch.tensor([-4.0])

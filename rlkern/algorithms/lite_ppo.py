@@ -4,9 +4,9 @@
     ℓ_t = −min(r_t·A, clip(r_t, 1 − clip_low, 1 + clip_high)·A)
     A   = (R − mean of the group) / (std of the batch + eps)
 
-Paper: arXiv 2508.08221. The loss is the mean over the tokens of the batch. The deviation is of the
-rewards as they are, with TRL's eps and ddof (`scale_rewards="batch"`): a group that nearly agrees
-is not blown up, as it is in GRPO.
+Paper: arXiv 2508.08221. The loss is the mean over the tokens of the batch. The deviation is that of
+the raw rewards, with TRL's eps and ddof (`scale_rewards="batch"`). A group that nearly agrees is
+not scaled up, while GRPO does scale it up.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1])

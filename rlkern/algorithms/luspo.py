@@ -6,8 +6,8 @@
 
 Paper: arXiv 2602.05261. The loss is the mean over answers of |o|·ℓ, which is the sum of ℓ_t over
 the answer's tokens: GSPO's mean would shrink the gradient of a long answer's tokens. A constant
-that divides the sum (aggregate.token_weight) only scales the learning rate. The paper's reward has
-a length term too.
+that divides the sum (aggregate.token_weight) only scales the learning rate. The paper's reward also
+has a length term.
 
 >>> import torch, rlkern
 >>> mask = torch.tensor([[True, False, False], [True, True, True]])

@@ -3,11 +3,11 @@
 
     ℓ_t = −A·log π(o_t)        A = (R − mean of the group) / mean of the group, 0 if the mean is ≤ 0
 
-Paper: arXiv 2602.02710. For rewards of 0 and 1 it follows the gradient of log(probability of a
-right answer), in expectation up to the (G − 1)-th term of its series, where the mean reward gives
-the first term alone. Rewards must not be negative. The loss is the mean over answers of token sums,
-as log π of the answer; a constant that divides the sums (aggregate.token_weight) only scales the
-learning rate. prime-rl and SkyRL take A into other losses.
+Paper: arXiv 2602.02710. For rewards of 0 and 1 the expected update follows the gradient of
+log(probability of a right answer) up to the (G − 1)-th term of its series; the mean reward gives
+only the first term. Rewards must not be negative. The loss is the mean over answers of token sums,
+because log π of an answer is a sum; a constant that divides the sums (aggregate.token_weight) only
+scales the learning rate. prime-rl and SkyRL use this A in other losses.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.tensor([0, 0, 0, 0])

@@ -4,9 +4,9 @@
     ℓ_t = −A·log π(o_t)        A = R − Σ |o|·R / Σ |o| over the group
 
 Paper: arXiv 2505.23585. The optimal baseline weighs rewards by the squared norm of the gradient of
-log π(o), which the paper takes to grow as the answer's length. Each batch is for one step: there is
-no ratio and no clip, nor a KL or an entropy bonus. The loss is the mean over the tokens of the
-batch, as in verl, which gives a group of one its raw reward; here that gets 0.
+log π(o), and the paper assumes that this norm grows like the answer's length. Each batch serves one
+step, so there is no ratio, no clip, no KL and no entropy bonus. The loss is the mean over the
+tokens of the batch, as in verl. verl gives a group of one its raw reward; here it gets 0.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([1.0, 0.0]), torch.tensor([0, 0])
@@ -20,7 +20,7 @@ batch, as in verl, which gives a group of one its raw reward; here that gets 0.
 >>> round(out.loss.item(), 4)
 -0.13
 
-Three tokens give 0.25·log 2 each, one −0.75·log 4: (0.75 − 1.5)·log 2 / 4 = −0.13.
+Three tokens give 0.25·log 2 each and one gives −0.75·log 4: (0.75 − 1.5)·log 2 / 4 = −0.13.
 """
 
 from rlkern.algorithms.registry import Algorithm

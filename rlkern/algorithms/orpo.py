@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ORPO: maximum likelihood of the chosen answer and the odds of the two in one loss, no reference.
+"""ORPO: likelihood of the chosen answer and odds of both answers in one loss, without a reference.
 
     ℓ = −log p(chosen) − β·log σ(log odds(chosen) − log odds(rejected))
     odds(y) = p(y)/(1 − p(y)),  log p(y) the mean log-probability of the tokens of y

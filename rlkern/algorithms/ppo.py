@@ -4,7 +4,7 @@
     ℓ_t = −min(r_t·A_t, clip(r_t, 1 − clip_low, 1 + clip_high)·A_t)        r_t = π(o_t) / π_old(o_t)
 
 Paper: arXiv 1707.06347, eq. 7; A_t by GAE, eq. 11. The KL to a reference belongs in the reward. The
-loss is the mean over the batch's tokens. verl adds the dual clip to it (dual_clip_ppo) always.
+loss is the mean over the batch's tokens. verl always adds the dual clip (dual_clip_ppo).
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(1, 1, 2), torch.tensor([[0]])

@@ -4,8 +4,8 @@
     ℓ_t = −A·log π(o_t)        A = R − mean of the rewards of the batch
 
 Paper: Williams 1992, doi 10.1007/BF00992696, eq. 11. The return of an answer is its reward: one
-score for all its tokens, undiscounted. The loss is the mean over the tokens of the batch, in
-nanochat of each micro-batch.
+score for all its tokens, undiscounted. The loss is the mean over the tokens of the batch; nanochat
+takes the mean over each micro-batch.
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(1, 2, 4), torch.tensor([[0, 3]])

@@ -4,10 +4,10 @@
     ℓ_t = −min(r_t·A, clip(r_t, 1 − clip_low, 1 + clip_high)·A)
     A   = whitened over all tokens of the batch: R − mean of the group
 
-Paper: arXiv 2501.03262. The loss is the mean over the tokens of the batch. A KL, where one is
-wanted, is a term of the loss by the k2 estimator and not of the reward. An answer counts in the
-statistics once per token, as in OpenRLHF (`reinforce_baseline`) and verl; Lite PPO instead divides
-by the deviation of the rewards, counted by answers.
+Paper: arXiv 2501.03262. The loss is the mean over the tokens of the batch. An optional KL is a term
+of the loss, by the k2 estimator, and not of the reward. An answer counts in the statistics once per
+token, as in OpenRLHF (`reinforce_baseline`) and verl. Lite PPO instead divides by the deviation of
+the rewards, where each answer counts once.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([9.0, 7.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1])

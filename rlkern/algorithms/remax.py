@@ -4,9 +4,9 @@
     ℓ_t = −A·log π(o_t)        A = R − R of the greedy answer to the same prompt
 
 Paper: arXiv 2310.10505, with the KL to the reference in the reward. It costs one greedy answer per
-prompt. The loss is the mean over answers of token sums, as log π of the answer; a constant that
-divides the sums (aggregate.token_weight) only scales the learning rate. verl takes A into PPO's
-clip and averages over tokens.
+prompt. The loss is the mean over answers of token sums, because log π of an answer is a sum; a
+constant that divides the sums (aggregate.token_weight) only scales the learning rate. verl uses A
+in PPO's clip and averages over tokens.
 
 >>> import torch, rlkern
 >>> advantage = rlkern.advantage.remax(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))

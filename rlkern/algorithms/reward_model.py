@@ -3,9 +3,9 @@
 
     ℓ = −log σ(r(chosen) − r(rejected)) + center_coef·(r(chosen) + r(rejected))²
 
-Paper: arXiv 2203.02155, eq. 1; the second term, which pins the mean that pairs leave free, is that
-of arXiv 2312.09244. The loss is the mean over the pairs of the batch. What comes out is a model
-with one output, which the setting reward takes as a reward.
+Paper: arXiv 2203.02155, eq. 1. Pairs leave the mean score free; the second term, from arXiv
+2312.09244, fixes it. The loss is the mean over the pairs of the batch. The result is a model with
+one output, and the setting reward takes its folder.
 
 >>> import torch, rlkern
 >>> chosen, rejected = torch.tensor([2.0]), torch.tensor([1.0])

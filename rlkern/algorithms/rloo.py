@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RLOO: each answer's baseline is the mean reward of the others, its ratio that of the answer.
+"""RLOO: the baseline is the mean reward of the other answers, the ratio is the whole answer's.
 
     ℓ_t = −min(S·A, clip(S, 1 − clip_low, 1 + clip_high)·A)        S = Π_t π(o_t) / π_old(o_t)
     A   = R − mean reward of the other answers to the prompt
 
-Paper: arXiv 2402.14740, §3.2, with the KL to the reference in the reward. On the policy that
-sampled S = 1, and ℓ_t has the paper's gradient, −A·∇log π(answer); S and its clip are TRL's, for
-the updates after the first. verl and OpenRLHF take A alone and clip token by token. The loss is the
-mean over answers: all tokens of an answer hold the same ℓ_t.
+Paper: arXiv 2402.14740, §3.2, with the KL to the reference in the reward. For the policy that
+sampled the answers S = 1, and ℓ_t has the paper's gradient, −A·∇log π(answer). S and its clip come
+from TRL and matter for the updates after the first. verl and OpenRLHF take only A and clip token by
+token. The loss is the mean over answers: all tokens of an answer hold the same ℓ_t.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0, 0, 0])

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAPO: a sigmoid of the ratio in place of the clip.
+"""SAPO: a sigmoid of the ratio instead of the clip.
 
     ℓ_t = −A·(4/τ)·σ(τ·(r_t − 1))        τ = tau_positive if A > 0, else tau_negative
     A   = (R − mean) / (std + eps) of the group
 
 Paper: arXiv 2511.20347. The gate's slope is 1 at ratio 1 and falls on both sides; tau_negative is
 larger, so that bad answers are damped sooner. The loss is the mean over sequences of token means.
-At ratio 1 it is −2·A/τ and not −A: its value says little, its gradient is the policy gradient.
+At ratio 1 it is −2·A/τ and not −A, so its value says little; its gradient is the policy gradient.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5]])), torch.log(torch.tensor([[0.25]]))

@@ -3,9 +3,9 @@
 
     ℓ_t = −log π(o_t)
 
-This is REINFORCE whose advantage is 1 for every answer, and runs through the same loss.
+This is REINFORCE with advantage 1 for every answer, and it uses the same loss.
 Paper: arXiv 2203.02155, §3.5, the first of its three stages. The loss is the mean over the tokens
-of the batch, those of the prompt left out, as in TRL where prompt and answer are apart.
+of the batch without those of the prompt, as in TRL if prompt and answer are separate.
 
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(1, 2, 4), torch.tensor([[0, 3]])

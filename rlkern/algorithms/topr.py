@@ -4,11 +4,11 @@
     ℓ_t = −A·log π(o_t)                    if A > 0
     ℓ_t = −sg(min(W, 1))·A·log π(o_t)      otherwise        W = Π_t π(o_t) / π_old(o_t)
 
-Paper: arXiv 2503.14286, whose A is the reward, positive or negative: subtracting a baseline changes
-which answers count as bad, and where no reward is below 0, as where wrong answers get 0, right ones
-are imitated and nothing else happens. W is against whatever policy sampled, however old. The loss
-is the mean over answers of token sums, as log π of the answer; a constant that divides the sums
-(aggregate.token_weight) only scales the learning rate.
+Paper: arXiv 2503.14286. A is the reward, positive or negative, because a baseline would change
+which answers count as bad. If no reward is below 0, for example if wrong answers get 0, the policy
+only imitates right answers. W compares with the policy that sampled, however old it is. The loss is
+the mean over answers of token sums, because log π of an answer is a sum; a constant that divides
+the sums (aggregate.token_weight) only scales the learning rate.
 
 >>> import torch, rlkern
 >>> logprob = torch.log(torch.tensor([[0.5, 0.5], [0.5, 0.5]]))
@@ -18,7 +18,7 @@ is the mean over answers of token sums, as log π of the answer; a constant that
 >>> round(out.loss.item(), 4)
 0.3466
 
-The good answer gives 2·log 2, the bad one, at W = 1/2, −log 2; on average log 2 / 2 = 0.3466.
+The good answer gives 2·log 2 and the bad one, at W = 1/2, −log 2; the mean is log 2 / 2 = 0.3466.
 """
 
 from rlkern.algorithms.registry import Algorithm

@@ -4,10 +4,10 @@
     ℓ_t = −sg(φ(W))·A·log π(o_t)        φ(W) = W^k·exp(λ·(1 − W))        W = Π_t π(o_t) / π_old(o_t)
     k, λ = k_positive, lambda_positive if A ≥ 0, else k_negative, lambda_negative
 
-Paper: arXiv 2602.10693, §3.4, whose W is against the sampler: give its log-probabilities as
-old_logprob where they differ from the trainer's. φ(1) = 1, and both tails of W are damped: an
-answer far off policy fades out. A is the reward less the mean of the group, eq. 20; TRL divides it
-by the std too. The loss is the mean over the tokens of the batch, as in TRL, which clamps log W to
+Paper: arXiv 2602.10693, §3.4. W compares with the sampler; if its log-probabilities differ from the
+trainer's, give the sampler's as old_logprob. φ(1) = 1, and φ damps both tails of W, so an answer
+far off policy fades out. A is the reward minus the mean of the group, eq. 20; TRL also divides it
+by the std. The loss is the mean over the tokens of the batch, as in TRL, which clamps log W to
 [−18.4, 20]; here nothing is clamped.
 
 >>> import torch, rlkern

@@ -36,9 +36,9 @@ LEVELS = {
     "product": "answer, product",
     "clipped_sequence": "answer, tokens clipped first",
 }
-# Gates whose loss has no importance ratio, and gates that hold tokens by a clip or a mask.
+# Gates whose loss has no importance ratio, and levels that clip, so that their gate does not.
 WITHOUT_RATIO = frozenset({"reinforce"})
-CLIPPING = frozenset("ppo_clip dual_clip cispo dppo_tv dppo_kl".split())
+CLIPPING_LEVELS = frozenset({"clipped_sequence"})
 AGGREGATIONS = {
     "token_mean": "tokens of the batch",
     "sequence_token_mean": "answers, each the mean of its tokens",
@@ -97,8 +97,14 @@ def has_ratio(declared: Declared) -> bool:
 
 
 def clips(declared: Declared) -> bool:
-    """Returns True where a clip or a mask can take a token's gradient away."""
-    return getattr(declared, "gate", None) in CLIPPING
+    """Returns True if a clip or a mask of the gate can take a token's gradient away.
+
+    >>> clips(Algorithm("x", "p", "gate", "gae", "token_mean", gate_coef=("clip_high",)))
+    True
+    """
+    if getattr(declared, "level", "") in CLIPPING_LEVELS:
+        return False
+    return any(name and name.startswith("clip_") for name in getattr(declared, "gate_coef", ()))
 
 
 def ratio(declared: Declared) -> str:
