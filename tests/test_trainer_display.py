@@ -5,8 +5,8 @@ import io
 
 import pytest
 from rich.console import Console
+from trainer_helpers import settings
 
-from rlkern.trainer.config import Config
 from rlkern.trainer.show import plot
 from rlkern.trainer.show.display import Display
 
@@ -17,12 +17,15 @@ ONLINE = {
     "ratio/mean": 1.0,
     "entropy": 1.0,
     "clip_ratio/region_mean": 0.0,
+    "clip_ratio/low_mean": 0.0,
+    "completions/mean_length": 5.0,
     "time/step": 0.1,
     "eval/accuracy": 0.2,
     "eval/accuracy_sampled": 0.2,
     "eval/pass@1": 0.2,
     "eval/pass@4": 0.5,
 }
+CLIPPED = {**ONLINE, "clip_ratio/region_mean": 0.1, "clip_ratio/low_mean": 0.1}
 PAIRS = {
     "loss": 0.69,
     "grad_norm": 0.5,
@@ -56,7 +59,7 @@ def shown(*steps, terminal=False):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_loss_of_zero_is_explained_once_where_it_occurs(terminal):
-    other = {**ONLINE, "loss__path": 0.1}
+    other = {**ONLINE, "loss": 0.1}
     out = shown(other, ONLINE, ONLINE, terminal=terminal)
     assert out.count("the loss is 0 because every ratio is 1") == 1
     assert "(norm 0.5)" in out
@@ -64,7 +67,7 @@ def test_a_loss_of_zero_is_explained_once_where_it_occurs(terminal):
 
 @pytest.mark.parametrize(
     "change",
-    [{"loss__path": 1e-3}, {"grad_norm": 0.0}, {"ratio/mean": 1.1}, {"grad_norm": float("nan")}],
+    [{"loss": 1e-3}, {"grad_norm": 0.0}, {"ratio/mean": 1.1}, {"grad_norm": float("nan")}],
     ids=str,
 )
 def test_another_zero_is_not_explained_away(change):
@@ -102,15 +105,16 @@ def test_the_last_table_has_a_row_for_each_thing_measured_at_both_ends(tmp_path)
 @pytest.mark.parametrize(
     ("values", "titles"),
     [
-        (ONLINE, ["right on", "reward of", "entropy", "completion length", "gradient", "seconds"]),
+        (ONLINE, ["right on", "reward of", "entropy", "length of", "gradient", "seconds"]),
+        (CLIPPED, ["right on", "reward of", "entropy", "share of clipped", "gradient", "seconds"]),
         (PAIRS, ["right on", "pairs of", "rewards of the answers", "loss", "gradient"]),
         (
             {**ONLINE, **PPO},
             ["right on", "reward of", "mean reward by scorer and by exact_match", "value function"]
-            + ["KL of an answer", "entropy", "completion length", "gradient", "seconds"],
+            + ["entropy", "KL of an answer", "length of", "gradient", "seconds"],
         ),
     ],
-    ids=["online", "pairs", "ppo"],
+    ids=["online", "clipped", "pairs", "ppo"],
 )
 def test_a_panel_is_drawn_for_each_thing_measured(tmp_path, monkeypatch, values, titles):
     from matplotlib.figure import Figure

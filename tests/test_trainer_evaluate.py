@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch
-from trainer_helpers import addition_task, small, tiny_policy
+from trainer_helpers import addition_task, small, small_parts, tiny_policy
 
-from rlkern.trainer.evaluate import Answers, answer, evaluate, pass_at_k, standard_error
+from rlkern.trainer.evaluate import Answers, answer, pass_at_k, standard_error, task_accuracies
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.rollout.data import Sampling, stop_tokens
+from rlkern.trainer.rollout.sampler import Sampling
+from rlkern.trainer.rollout.text import stop_tokens
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,14 @@ def answers(policy, config, *, samples=4, world=None, temperature=1.0, items=10)
     task = lenient(addition_task())
     sampling = Sampling(3, stop_tokens(policy, ""), temperature=temperature)
     return answer(
-        policy, task, task.held_out[:items], config, sampling=sampling, samples=samples, world=world
+        policy, task, task.held_out[:items], sampling, config, samples=samples, world=world
     )
+
+
+def accuracies(tmp_path, **changes):
+    """Returns what an untrained run measures of answers of three tokens to lenient items."""
+    parts = small_parts(tmp_path, rollout__max_new_tokens=3, **changes)
+    return task_accuracies(dataclasses.replace(parts, task=lenient(parts.task)))
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 4), (3, 1, 3)])
@@ -42,20 +49,16 @@ def test_pass_at_k_is_the_share_of_subsets_that_hold_a_right_answer(n, c, k):
     assert pass_at_k(n, c, k) == pytest.approx(share, abs=1e-15)
 
 
-def test_pass_at_1_is_the_sampled_accuracy_and_more_answers_pass_more_often(policy, tmp_path):
-    config = small(tmp_path, eval__samples=4, eval__pass_at=[1, 2, 4])
-    task = lenient(addition_task())
-    found = evaluate(policy, task, config, stop=stop_tokens(policy, ""), max_new_tokens=3)
+def test_pass_at_1_is_the_sampled_accuracy_and_more_answers_pass_more_often(tmp_path):
+    found = accuracies(tmp_path, eval__samples=4, eval__pass_at=[1, 2, 4])
     assert found["eval/pass@1"] == pytest.approx(found["eval/accuracy_sampled"], abs=1e-12)
     assert found["eval/pass@1"] < found["eval/pass@2"] < found["eval/pass@4"] < 1
     assert next(iter(found)) == "eval/accuracy"
     assert found["eval/accuracy"] == found["eval/accuracy_sampled"]
 
 
-def test_the_first_mode_is_the_accuracy_and_modes_left_out_are_not_run(policy, tmp_path):
-    config = small(tmp_path, eval__modes=["greedy"])
-    task = lenient(addition_task())
-    found = evaluate(policy, task, config, stop=stop_tokens(policy, ""), max_new_tokens=3)
+def test_the_first_mode_is_the_accuracy_and_modes_left_out_are_not_run(tmp_path):
+    found = accuracies(tmp_path, eval__modes=["greedy"])
     assert set(found) == {"eval/accuracy", "eval/accuracy_greedy"}
 
 

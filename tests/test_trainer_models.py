@@ -14,10 +14,9 @@ from trainer_helpers import (
     tiny_policy,
 )
 
-from rlkern.trainer import UserError, train
+from rlkern.trainer import UserError, files, train
 from rlkern.trainer.models import smollm2
 from rlkern.trainer.models.policy import check_model_name, load_policy, train_last_layers
-from rlkern.trainer.run import files
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.plot import plot_curves
 
@@ -40,7 +39,7 @@ def test_a_saved_policy_loads_with_the_same_weights_and_the_same_tokens(tmp_path
 def test_a_checkpoint_is_a_model_that_another_run_can_start_from(tmp_path):
     first = train(small(tmp_path, name="first", steps=2))
     model = str(tmp_path / "runs" / "first" / "checkpoint-2")
-    second = train(small(tmp_path, name="second", model=model, sft__steps=0, steps=1))
+    second = train(small(tmp_path, name="second", model=model, sft=None, steps=1))
     assert second["eval/accuracy_before"] == first["eval/accuracy_after"]
 
 

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from rollout_helpers import score
 from trainer_helpers import (
     compiled,  # noqa: F401
     ragged_prompts,
@@ -12,9 +13,9 @@ from trainer_helpers import (
 
 import rlkern
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.rollout.data import Prompts, Sampling, encode, stop_tokens, texts
-from rlkern.trainer.rollout.sampler import sample
-from rlkern.trainer.scoring import hidden_states, score
+from rlkern.trainer.rollout.sampler import Sampling, sample
+from rlkern.trainer.rollout.text import Prompts, encode, stop_tokens, texts
+from rlkern.trainer.scoring import hidden_states
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -35,8 +36,8 @@ def row_logprob(policy, prompt, completion):
 
 def each_row(rollout):
     for b in range(rollout.token.shape[0]):
-        prompt = rollout.prompts.token[b // rollout.group_size]
-        prompt = prompt[rollout.prompts.mask[b // rollout.group_size]].tolist()
+        prompt = rollout.prompt[b // rollout.group_size]
+        prompt = prompt[rollout.prompt_mask[b // rollout.group_size]].tolist()
         yield b, prompt, rollout.token[b][rollout.mask[b]].tolist()
 
 
@@ -52,7 +53,7 @@ def test_rollout_logprob_is_that_of_a_full_forward_pass_over_each_row_alone(poli
 @pytest.mark.parametrize("share", [True, False])
 def test_scored_logits_belong_to_the_token_at_the_same_place(policy, share):
     rollout = ragged_rollout(policy)
-    found = score(policy, rollout, temperature=1.0, share_prompts=share, pieces=[(0, 1), (1, 4)])
+    found = score(policy, rollout, share=share)
     for b, prompt, completion in each_row(rollout):
         expected = row_logprob(policy, prompt, completion)
         torch.testing.assert_close(found[b, : len(completion)], expected, rtol=1e-4, atol=1e-5)
@@ -101,7 +102,7 @@ def test_nothing_is_counted_after_the_token_that_ends_a_completion(policy):
 
 def test_the_temperature_of_the_sampler_is_the_temperature_of_the_score(policy):
     rollout = ragged_rollout(policy, temperature=0.7)
-    found = score(policy, rollout, temperature=0.7, share_prompts=True, pieces=[(0, 4)])
+    found = score(policy, rollout, temperature=0.7)
     found = torch.where(rollout.mask, found, 0.0)
     torch.testing.assert_close(found, rollout.rollout_logprob, rtol=1e-4, atol=1e-5)
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is drawn, what top-k and top-p leave, and rollouts cut, joined and padded."""
 
+import dataclasses
+
 import pytest
 import torch
+from rollout_helpers import score
 from trainer_helpers import (
     compiled,  # noqa: F401
     ragged_prompts,
@@ -11,9 +14,10 @@ from trainer_helpers import (
 )
 
 import rlkern
-from rlkern.trainer.rollout.data import Rollout, Sampling, concat, stop_tokens
-from rlkern.trainer.rollout.sampler import draw, next_logprob, random_numbers, sample
-from rlkern.trainer.scoring import hidden_states, score
+from rlkern.trainer.rollout.sampler import Sampling, draw, next_logprob, random_numbers, sample
+from rlkern.trainer.rollout.text import Prompts, stop_tokens
+from rlkern.trainer.rows import joined
+from rlkern.trainer.scoring import hidden_states
 
 pytestmark = pytest.mark.usefixtures("compiled")
 STOP = torch.tensor([1])
@@ -25,9 +29,7 @@ def policy():
 
 
 def scored(policy, rollout, *, share=True, temperature=1.0):
-    found = score(
-        policy, rollout, temperature=temperature, share_prompts=share, pieces=[(0, 1), (1, 4)]
-    )
+    found = score(policy, rollout, share=share, temperature=temperature)
     return torch.where(rollout.mask, found, 0.0)
 
 
@@ -65,16 +67,16 @@ def test_a_sampled_batch_is_the_same_in_one_piece_and_in_two(policy):
     parts = [
         sample(
             policy,
-            prompts.rows(torch.arange(first, last)),
+            Prompts(prompts.token[first:last], prompts.mask[first:last]),
             sampling,
             group_size=2,
             uniform=uniform[2 * first : 2 * last],
         )
         for first, last in ((0, 1), (1, 4))
     ]
-    joined = concat(parts)
-    assert joined.prompts.token.shape == prompts.token.shape
-    assert_same(joined, whole)
+    found = joined(parts)
+    assert found.prompt.shape == prompts.token.shape
+    assert_same(found, whole)
 
 
 def test_top_k_comes_before_top_p_and_equally_likely_tokens_by_their_ids():
@@ -105,13 +107,13 @@ def test_what_is_kept_agrees_with_transformers(policy):
     torch.testing.assert_close(found, scores.log_softmax(-1))
 
 
-@pytest.mark.parametrize("rule", [{"rollout__top_k": 3}, {"rollout__top_p": 0.6}, {"rollout__top_k": 6, "rollout__top_p": 0.5}])
+@pytest.mark.parametrize("rule", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.5}])
 @pytest.mark.parametrize("share", [True, False])
 def test_scores_over_the_kept_set_are_those_of_the_sampler(policy, rule, share):
     rollout = ragged_rollout(policy, temperature=0.8, **rule)
     found = scored(policy, rollout, share=share, temperature=0.8)
     torch.testing.assert_close(found, rollout.rollout_logprob, rtol=1e-4, atol=1e-5)
-    whole = Rollout(rollout.prompts, rollout.token, rollout.mask, rollout.rollout_logprob)
+    whole = dataclasses.replace(rollout, keep=None)
     assert (scored(policy, whole, temperature=0.8) < rollout.rollout_logprob - 0.1).any()
 
 
@@ -138,7 +140,7 @@ def test_greedy_answers_have_no_kept_set(policy):
 def test_padding_to_a_multiple_changes_no_score_and_no_gradient(policy, share, multiple):
     rollout = ragged_rollout(policy, top_k=5)
     padded = rollout.padded(multiple)
-    assert padded.prompts.token.shape[1] % multiple == padded.token.shape[1] % multiple == 0
+    assert padded.prompt.shape[1] % multiple == padded.token.shape[1] % multiple == 0
     assert padded.token.shape[1] > rollout.token.shape[1]
     assert torch.equal(padded.present.sum(1), rollout.present.sum(1))
     width = rollout.token.shape[1]
@@ -168,7 +170,7 @@ def test_prompts_that_are_taken_bring_their_completions(policy):
     rollout = ragged_rollout(policy)
     groups = rollout.take(torch.tensor([2, 0, 0]))
     assert groups.group_size == rollout.group_size == 3
-    assert torch.equal(groups.prompts.token, rollout.prompts.token[[2, 0, 0]])
+    assert torch.equal(groups.prompt, rollout.prompt[[2, 0, 0]])
     rows = [6, 7, 8, 0, 1, 2, 0, 1, 2]
     assert torch.equal(groups.rollout_logprob, rollout.rollout_logprob[rows])
 
@@ -176,13 +178,10 @@ def test_prompts_that_are_taken_bring_their_completions(policy):
 def test_joined_rollouts_score_as_each_alone(policy):
     first, second = ragged_rollout(policy, top_k=4), ragged_rollout(policy, seed=1)
     narrow = second.piece(0, 1)
-    both = concat([first, narrow])
+    both = joined([first, narrow])
     alone = [r.rollout_logprob[r.mask] for r in (first, narrow)]
     torch.testing.assert_close(both.rollout_logprob[both.mask], torch.cat(alone))
-    found = score(policy, both, temperature=1.0, share_prompts=True, pieces=[(0, 5)])
-    torch.testing.assert_close(
-        torch.where(both.mask, found, 0.0), both.rollout_logprob, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(scored(policy, both), both.rollout_logprob, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -190,8 +189,8 @@ def test_tokens_that_do_not_count_are_read_all_the_same(policy, share):
     rollout = ragged_rollout(policy)
     holes = rollout.mask.clone()
     holes[:, 1] = False
-    other = Rollout(rollout.prompts, rollout.token, holes, rollout.rollout_logprob, rollout.present)
+    other = dataclasses.replace(rollout, mask=holes)
     expected = torch.where(holes, scored(policy, rollout, share=share), 0.0)
     torch.testing.assert_close(scored(policy, other, share=share), expected)
-    absent = Rollout(rollout.prompts, rollout.token, holes, rollout.rollout_logprob, holes)
+    absent = dataclasses.replace(rollout, mask=holes, present=holes)
     assert not torch.allclose(scored(policy, absent, share=share), expected)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far the sampler is from the trainer, in the loss and in the log."""
 
-import dataclasses
 import json
 
 import pytest

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from rollout_helpers import score
 from trainer_helpers import compiled, ragged_prompts, small, tiny_policy  # noqa: F401
 
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.rollout.data import Sampling, concat, stop_tokens
 from rlkern.trainer.rollout.engines import check_engine, make_engine
-from rlkern.trainer.rollout.sampler import random_numbers
-from rlkern.trainer.scoring import score
+from rlkern.trainer.rollout.sampler import Sampling, random_numbers
+from rlkern.trainer.rollout.text import Prompts, stop_tokens
+from rlkern.trainer.rows import joined
 
 pytestmark = pytest.mark.usefixtures("compiled")
 INSTALLED = importlib.util.find_spec("vllm") is not None
@@ -145,13 +146,11 @@ def stop(policy):
 
 
 def difference(engine, rollout, temperature=1.0):
-    found = score(
-        engine.policy, rollout, temperature=temperature, share_prompts=True, pieces=[(0, 4)]
-    )
+    found = score(engine.policy, rollout, temperature=temperature)
     return (found - rollout.rollout_logprob)[rollout.mask].abs().max().item()
 
 
-@pytest.mark.parametrize("rule", [{}, {"rollout__top_k": 5}, {"rollout__top_k": 5, "rollout__top_p": 0.7}])
+@pytest.mark.parametrize("rule", [{}, {"top_k": 5}, {"top_k": 5, "top_p": 0.7}])
 def test_the_trainer_scores_what_it_reports(engine, rule):
     rollout = sampled(engine, temperature=0.8, **rule)
     assert difference(engine, rollout, 0.8) < 1e-4
@@ -174,18 +173,17 @@ def test_the_same_numbers_give_the_same_answers_in_one_piece_and_in_two(engine):
     uniform = random_numbers(torch.Generator().manual_seed(0), 8, Sampling(6, torch.tensor([1])))
     whole = sampled(engine, group_size=2, uniform=uniform)
     cut = ((0, 1), (1, 4))
-    joined = concat(
-        [
-            sampled(
-                engine,
-                group_size=2,
-                prompts=prompts.rows(torch.arange(a, b)),
-                uniform=uniform[2 * a : 2 * b],
-            )
-            for a, b in cut
-        ]
-    )
-    assert torch.equal(whole.token, joined.token) and torch.equal(whole.mask, joined.mask)
+    parts = [
+        sampled(
+            engine,
+            group_size=2,
+            prompts=Prompts(prompts.token[a:b], prompts.mask[a:b]),
+            uniform=uniform[2 * a : 2 * b],
+        )
+        for a, b in cut
+    ]
+    found = joined(parts)
+    assert torch.equal(whole.token, found.token) and torch.equal(whole.mask, found.mask)
     other = sampled(engine, group_size=2, seed=9)
     assert whole.token.shape != other.token.shape or not torch.equal(whole.token, other.token)
 
@@ -222,7 +220,8 @@ def test_starting_it_does_not_touch_the_random_numbers_of_the_run(installed, tmp
 def test_a_run_samples_with_it_and_says_how_far_it_is_from_the_trainer(installed, tmp_path):
     from rlkern.trainer.loop import train
 
-    config = small(tmp_path, rollout__engine="vllm", steps=3, batch__epochs=2, name="run", optimizer__lr=1e-2)
+    short = {"steps": 3, "batch__epochs": 2, "optimizer__lr": 1e-2}
+    config = small(tmp_path, rollout__engine="vllm", **short, name="run")
     train(config)
     text = (tmp_path / "runs" / "run" / "metrics.jsonl").read_text()
     key = "sampling/sampling_logp_difference/max"
@@ -233,8 +232,8 @@ def test_a_run_samples_with_it_and_says_how_far_it_is_from_the_trainer(installed
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"rollout__top_p": 0.9}, "reports what top_p 0.9 left only beside a top_k; set top_k"),
-        ({"lora__rank": 4}, "takes whole weights, got lora_rank 4"),
+        ({"rollout__top_p": 0.9}, "that rollout.top_p 0.9 left only with a top_k: set rollout"),
+        ({"lora__rank": 4}, "takes whole weights, got lora.rank 4"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence_before_a_model_is_loaded(
@@ -246,7 +245,7 @@ def test_what_it_cannot_do_is_one_sentence_before_a_model_is_loaded(
 
 def test_several_processes_are_one_sentence(installed, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="rollout vllm serves a run of one process, got 2"):
+    with pytest.raises(UserError, match="rollout.engine vllm serves a run of one process, got 2"):
         check_engine(small(tmp_path, rollout__engine="vllm"))
 
 

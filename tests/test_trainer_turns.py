@@ -6,20 +6,21 @@ import re
 
 import pytest
 import torch
-from trainer_helpers import compiled, small, tiny_policy  # noqa: F401
+from rollout_helpers import score
+from trainer_helpers import compiled, loaded, settings, small, tiny_policy  # noqa: F401
 
-from rlkern.trainer.checked import check
+from rlkern.trainer import preflight
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.loop import train
-from rlkern.trainer.offline.sft import gold_rollout
-from rlkern.trainer.rollout.data import Sampling, stop_tokens, texts
+from rlkern.trainer.offline.supervised import right_answers
+from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.engines import ModelEngine
-from rlkern.trainer.rollout.sampler import random_numbers, sample
-from rlkern.trainer.rollout.turns import converse, turns
+from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
+from rlkern.trainer.rollout.text import Prompts, stop_tokens, texts
+from rlkern.trainer.rollout.turns import converse, most_turns
 from rlkern.trainer.run.logs import read_metrics
-from rlkern.trainer.scoring import score
-from rlkern.trainer.session import build
-from rlkern.trainer.tasks.task import make_task
+from rlkern.trainer.tasks.guess import guess
+from rlkern.trainer.tasks.registry import make_task
 
 pytestmark = pytest.mark.usefixtures("compiled")
 ALPHABET = "0123456789-:?<>"
@@ -33,7 +34,7 @@ def policy():
 
 def game(**changes):
     """Returns guess with an environment that answers whatever the model says, but not to all."""
-    task = make_task("guess", seed=0, eval_items=20)
+    task = guess(seed=0, eval_items=20)
     said = {0: "<", 1: ">>", 2: None}
     reply = lambda item, text: said[(item.columns["hidden"] + len(text)) % 3]  # noqa: E731
     return dataclasses.replace(task, **{"reply": reply, **changes})
@@ -51,15 +52,11 @@ def talk(policy, task, *, group_size=2, seed=0, items=None, uniform=None, **rule
 
 
 def scored(policy, rollout, share):
-    count = rollout.prompts.token.shape[0]
-    found = score(
-        policy, rollout, temperature=1.0, share_prompts=share, pieces=[(0, 2), (2, count)]
-    )
-    return torch.where(rollout.mask, found, 0.0)
+    return torch.where(rollout.mask, score(policy, rollout, share=share), 0.0)
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("rule", [{}, {"rollout__top_k": 4}])
+@pytest.mark.parametrize("rule", [{}, {"top_k": 4}])
 def test_the_scores_of_a_conversation_are_those_its_messages_were_sampled_with(policy, share, rule):
     rollout = talk(policy, game(), **rule)
     holes = rollout.present & ~rollout.mask
@@ -129,7 +126,8 @@ def test_without_an_environment_a_conversation_is_a_completion(policy):
     rollout = talk(policy, task)
     sampling = Sampling(3, stop_tokens(policy, "?"), max_turns=TURNS)
     uniform = random_numbers(torch.Generator().manual_seed(0), 10, sampling)
-    plain = sample(policy, rollout.prompts, sampling, group_size=2, uniform=uniform)
+    prompts = Prompts(rollout.prompt, rollout.prompt_mask)
+    plain = sample(policy, prompts, sampling, group_size=2, uniform=uniform)
     assert torch.equal(rollout.token, plain.token) and rollout.present is rollout.mask
 
 
@@ -140,18 +138,21 @@ def test_greedy_conversations_need_no_numbers(policy):
 
 def test_a_conversation_that_outgrows_the_context_is_one_sentence(policy):
     task = game(reply=lambda item, text: "<" * 505)
-    with pytest.raises(UserError, match="do not fit the model's context of 512; lower max_turns"):
+    with pytest.raises(
+        UserError, match="do not fit the model's context of 512; lower rollout.max_t"
+    ):
         talk(policy, task)
 
 
 def test_turns_where_nobody_answers_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="max_turns must be 1 for task addition"):
-        turns(small(tmp_path, rollout__max_turns=2), make_task("addition", seed=0, eval_items=4))
-    assert turns(small(tmp_path), make_task("guess", seed=0, eval_items=4)) == TURNS
+        preflight.check(small(tmp_path, rollout__max_turns=2), World())
+    given = settings(task="guess", eval__items=4)
+    assert most_turns(given, make_task(given)) == TURNS
 
 
 def test_guess_shows_right_games_and_holds_whole_ranges_out():
-    task = make_task("guess", seed=1, eval_items=60)
+    task = guess(seed=1, eval_items=60)
     items, _ = task.next_items(0, 400)
     held = {item.prompt for item in task.held_out}
     assert len(task.held_out) == 60 and not held & {item.prompt for item in items}
@@ -162,19 +163,20 @@ def test_guess_shows_right_games_and_holds_whole_ranges_out():
 
 
 def test_guess_rewards_finding_the_digit_alone():
-    task = make_task("guess", seed=0, eval_items=4)
+    task = guess(seed=0, eval_items=4)
     item = dataclasses.replace(task.held_out[0], columns={"low": 0, "high": 9, "hidden": 6})
     rewards = {"6?": 1, "5?>6?": 1, "5?>7?<6?": 1, "5?>": 0, "7?": 0, "6": 0, "56?": 0, "": 0}
     assert {text: task.score(text, item) for text in rewards} == rewards
 
 
 def test_guess_cannot_hold_out_everything():
-    with pytest.raises(UserError, match="task guess: eval_items must be at most 110, got 111"):
-        make_task("guess", seed=0, eval_items=111)
+    with pytest.raises(UserError, match="task guess: eval.items must be at most 110, got 111"):
+        guess(seed=0, eval_items=111)
 
 
 def test_a_resumed_game_has_the_curve_of_an_uninterrupted_one(tmp_path):
-    game = {"task": "guess", "reward__functions": None, "sft__steps": 40, "eval__every": 0, "rollout__top_k": 8}
+    game = {"task": "guess", "reward": "task", "sft__steps": 40, "eval__every": 0}
+    game["rollout__top_k"] = 8
     train(small(tmp_path, name="whole", steps=4, **game))
     train(small(tmp_path, name="part", steps=2, **game))
     train(small(tmp_path, name="part", steps=4, **game), resume=True)
@@ -195,12 +197,12 @@ def test_an_engine_that_is_missing_is_one_sentence_before_a_model_is_loaded(tmp_
     )
     config = small(tmp_path, rollout__engine="vllm", model="tiny")
     with pytest.raises(UserError, match=r"install rlkern\[vllm\], or use --rollout.engine model"):
-        check(config)
+        preflight.check(config, World())
 
 
 def test_the_supervised_stage_reads_the_environment_and_does_not_learn_it(policy):
-    task = make_task("guess", seed=0, eval_items=60)
-    rollout = gold_rollout(policy, task.held_out, task)
+    task = guess(seed=0, eval_items=60)
+    rollout = right_answers(policy, task.held_out, task)
     for row, item in enumerate(task.held_out):
         real = rollout.present[row]
         text = policy.tokenizer.decode(rollout.token[row][real])
@@ -210,4 +212,4 @@ def test_the_supervised_stage_reads_the_environment_and_does_not_learn_it(policy
 
 def test_pairs_of_conversations_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match="dpo compares whole answers, and task guess is a conver"):
-        build(small(tmp_path, algorithm="dpo", task="guess", reward__functions=None), resume_from=None)
+        loaded(small(tmp_path, algorithm="dpo", task="guess", reward="task"))

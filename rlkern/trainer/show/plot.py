@@ -27,7 +27,7 @@ def plot_curves(lines: list[dict], path: Path, *, title: str) -> None:
     from matplotlib.figure import Figure
 
     panels = _panels(lines)
-    rows = -(-len(panels) // _WIDE)
+    rows = max(1, -(-len(panels) // _WIDE))
     figure = Figure(figsize=(13, 3.5 * rows), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13, x=0.01, ha="left")
