@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: settings, help, and one sentence for each mistake."""
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -9,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from trainer_helpers import ROOT, flags, small
+from trainer_helpers import ROOT, flags, settings, small
 
 from rlkern import cli
 from rlkern.trainer import pipeline
-from rlkern.trainer.config import Config
 from rlkern.trainer.processes.world import World
+from rlkern.trainer.settings import dump, of
+from rlkern.trainer.settings.layers import leaves
 
 
 def run(capsys, *arguments):
@@ -32,10 +32,16 @@ def printed_config(capsys, *arguments):
 
 def test_flags_go_over_the_file_and_the_file_over_the_defaults(capsys, tmp_path):
     file = tmp_path / "x.yaml"
-    file.write_text("lr: 0.25\nsteps: 7\ntask_options:\n  max_digits: 1\n")
-    found = printed_config(capsys, "--config", file, "--steps", 9, "--kl-coef", 0.5)
-    expected = dict(dataclasses.asdict(settings()), lr=0.25, steps=9, kl_coef=0.5)
-    assert found == dict(expected, task_options={"max_digits": 1})
+    file.write_text(
+        "optimizer.lr: 0.25\nsteps: 7\ntask: simple_equations\ndata:\n  options:\n    max: 1\n"
+    )
+    given = ["--config", file, "--steps", 9, "--coefficients.kl-coef", 0.5, "--data.options.min=2"]
+    found = printed_config(capsys, *given)
+    expected = dump(settings(task="simple_equations"))
+    expected["optimizer"]["lr"], expected["steps"] = 0.25, 9
+    expected["coefficients"]["kl_coef"] = 0.5
+    expected["data"]["options"] = {"max": 1, "min": 2}
+    assert found == expected
 
 
 def test_printed_settings_read_back_are_the_same_settings(capsys, tmp_path):
@@ -43,7 +49,7 @@ def test_printed_settings_read_back_are_the_same_settings(capsys, tmp_path):
     file = tmp_path / "again.yaml"
     file.write_text(yaml.safe_dump(first))
     assert printed_config(capsys, "--config", file) == first
-    assert settings(**first) == small(tmp_path)
+    assert of(**first) == small(tmp_path)
 
 
 FILES = [(p, yaml.safe_load(p.read_text())) for p in sorted((ROOT / "configs").rglob("*.yaml"))]
@@ -60,37 +66,41 @@ def test_every_file_in_configs_is_valid(capsys, file):
 def test_every_pipeline_in_configs_can_begin(capsys, file):
     # On the model that needs no package beside the trainer's own.
     stages = printed_config(capsys, "--config", file, "--model", "tiny")["stages"]
-    pipeline.check_stages(pipeline.plan(Path("x"), [settings(**stage) for stage in stages]), World())
+    pipeline.check_stages(pipeline.plan(Path("x"), [of(**stage) for stage in stages]), World())
 
 
 def test_every_key_has_a_help_text(capsys):
     code, out, _ = run(capsys, "train", "--help")
     assert code == 0
-    described = out[out.index("--config CONFIG", out.index("options:")) :]
-    for field in dataclasses.fields(Config):
-        entry = described[described.index(f"--{field.name}") :].split("\n  --")[0]
-        assert len(entry.split("(type:")[0].split()) > 4, f"{field.name} is not described"
+    for key, _ in leaves():
+        entry = out[out.index(f"\n  --{key} X") :].split("\n  --")[1].split("\n\n")[0]
+        says, values = entry.partition("[")[::2]
+        assert len(says.split()) > 4 and "]" in values, f"{key} is not described"
 
 
 WRONG = [
-    (["--algorithm", "gpro"], "there is no algorithm 'gpro': use one of .*grpo"),
+    (["--algorithm", "gpro"], "flags: there is no algorithm 'gpro'; did you mean grpo"),
     (["--task", "adition"], "there is no task 'adition'"),
     (["--model", "no/such/model"], "there is no model 'no/such/model'"),
-    (["--stepz", "3"], "stepz"),
-    (["--steps", "three"], "steps.*three"),
-    (["--steps", "0"], "steps must be at least 1, got 0"),
-    (["--optimizer.lr", "nan"], "lr.*nan"),
-    (["--optimizer.lr", "-1"], "lr must be a finite number above 0, got -1.0"),
-    (["--rollout.group_size", "1"], "group_size must be at least 2"),
-    (["--batch.micro_batches", "99"], "micro_batches must be at most prompts"),
-    (["--coefficients.clip_hihg", "0.3"], "has no coefficient 'clip_hihg'"),
-    (["--coefficients.kl_coef", "1", "--coefficients.kl_coef", "1"], "kl_coef is given twice"),
+    (["--stepz", "3"], "there is no flag --stepz; did you mean --steps"),
+    (["--steps", "three"], "flags: steps must be a whole number, at least 1, got 'three'"),
+    (["--steps", "0"], "steps must be a whole number, at least 1, got '0'"),
+    (["--optimizer.lr", "nan"], "optimizer.lr must be a finite number above 0, got 'nan'"),
+    (["--optimizer.lr", "-1"], "optimizer.lr must be a finite number above 0, got '-1'"),
+    (["--rollout.group_size", "1"], "rollout.group_size must be at least 2"),
+    (["--batch.micro_batches", "99"], "batch.micro_batches must be at most batch.prompts"),
+    (
+        ["--coefficients.clip_hihg", "0.3"],
+        "has no coefficient 'clip_hihg': .*; did you mean clip_high",
+    ),
+    (["--kl_coef", "1"], "no flag --kl_coef; did you mean --reward.kl_coef or --coefficients.kl"),
+    (["--coefficients.kl_coef"], "--coefficients.kl_coef: expected one argument"),
     (["--name", "a/b"], "name must be a folder name"),
     (["--config", "missing.yaml"], "missing.yaml"),
     (["--reward.functions", "no_module_here:f"], "reward 'no_module_here:f' cannot be imported"),
     (["--rollout.max_new_tokens", "600"], "do not fit the model's context"),
     (["--resume", "no/such/run"], "there is no run to resume in no/such/run"),
-    (["--lora.rank", "4", "--lora.targets", "foo"], "lora_targets must be all-linear or names of"),
+    (["--lora.rank", "4", "--lora.targets", "foo"], "lora.targets must be all-linear or names of"),
     (["--resume"], "there is no run to resume"),
 ]
 
@@ -123,7 +133,7 @@ def test_a_broken_reward_function_is_named_and_ends_the_run(
     monkeypatch.chdir(tmp_path)
     module = f"reward_{abs(hash(body))}"
     Path(f"{module}.py").write_text(f"def broken(prompts, completions, **columns):\n    {body}\n")
-    config = small(tmp_path, sft__steps=0, reward__functions=f"{module}:broken")
+    config = small(tmp_path, sft=None, reward__functions=f"{module}:broken")
     monkeypatch.syspath_prepend(str(tmp_path))
     code, _, err = run(capsys, "train", *flags(config))
     assert code == 2

@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     config = small(
         folder,
         name="run",
-        reward__functions=None,
+        reward__functions="task",
         steps=3,
         optimizer__lr=1e-4,
         sft__steps=250,
@@ -64,7 +64,7 @@ def test_the_newest_checkpoint_has_the_accuracy_that_the_run_ended_with(capsys, 
     for mode in ("sampled", "greedy"):
         assert found[f"eval/accuracy_{mode}"] == pytest.approx(last[f"eval/accuracy_{mode}"])
     assert 0 < found["eval/accuracy_sampled"] < 1
-    assert found["label"] == "run, checkpoint-3" and found["eval_items"] == 30
+    assert found["label"] == "run, checkpoint-3" and found["items"] == 30
 
 
 def test_a_run_is_evaluated_at_its_best_and_its_folders_are_what_they_are(capsys, run):
@@ -91,7 +91,7 @@ def test_a_model_that_is_of_no_run_is_asked_a_named_task(capsys, run, tmp_path):
     shutil.copytree(run / "checkpoint-2", model, ignore=shutil.ignore_patterns("trainer.json"))
     assert "so --task must say what it is asked" in refused(capsys, model)
     found = evaluated(capsys, model, "--task", "addition", "--items", 50)
-    assert found["eval_items"] == 50 and found["seed"] == 0
+    assert found["items"] == 50 and found["seed"] == 0
 
 
 def test_the_tables_show_accuracies_and_answers(capsys, run):
@@ -108,14 +108,17 @@ def test_the_tables_show_accuracies_and_answers(capsys, run):
     [
         (["--items", 31], "items must be at most the 30 that run, best .* held out, got 31"),
         (["--checkpoint", 1], r"newest or a step that .* kept \(2, 3\), got '1'"),
-        (["--pass_at", 2], "eval_pass_at must be from 1 to eval_samples"),
-        (["--modes", "sampeld"], "modes must be sampled or greedy, got 'sampeld'"),
-        (["--rollout.temperature", 0], "temperature must be a finite number above 0"),
-        (["--samples", "x"], "invalid int value: 'x'"),
-        (["--samples", 4, "--modes", "greedy"], "eval_samples must be 1 where eval_modes is"),
+        (["--pass_at", 2], "eval.pass_at must be from 1 to eval.samples"),
+        (
+            ["--modes", "sampeld"],
+            "eval.modes must be sampled, greedy or both, got 'sampeld'; did you mean sampled",
+        ),
+        (["--temperature", 0], "flags: rollout.temperature must be a finite number, at least 1e-4"),
+        (["--samples", "x"], "eval.samples must be a whole number, at least 1, got 'x'"),
+        (["--samples", 4, "--modes", "greedy"], "eval.samples must be 1 if eval.modes is greedy"),
         (["--task", "adition"], "there is no task 'adition'"),
-        (["--samplez", 3], "unrecognized arguments: --samplez"),
-        (["--sample", 3], "unrecognized arguments: --sample"),
+        (["--samplez", 3], "there is no flag --samplez; did you mean --samples"),
+        (["--sample", 3], "there is no flag --sample; did you mean --samples"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(map(str, value)),
 )
@@ -138,7 +141,7 @@ def test_what_cannot_be_evaluated_says_why(capsys, run, tmp_path):
 def test_adapters_are_evaluated_with_the_model_they_belong_to(capsys, run, tmp_path):
     model = run / "checkpoint-3"
     with rlkern.use_backend("eager"):
-        train(small(tmp_path, name="lora", model=str(model), steps=2, sft__steps=0, lora__rank=4))
+        train(small(tmp_path, name="lora", model=str(model), steps=2, sft=None, lora__rank=4))
     capsys.readouterr()
     lora = tmp_path / "runs" / "lora"
     found = evaluated(capsys, lora, "--checkpoint", "newest")

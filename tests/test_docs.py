@@ -6,12 +6,11 @@ import re
 
 import pytest
 import trainer_helpers
-from trainer_helpers import compiled, small_session  # noqa: F401
+from trainer_helpers import begun, compiled, small  # noqa: F401
 
 import rlkern
 from rlkern.compare import guide, measure, pages, plan, words
-from rlkern.trainer.learners import LEARNERS, make_learner
-from rlkern.trainer.show.display import Display
+from rlkern.trainer import build
 
 DOCS = trainer_helpers.ROOT / "docs"
 KNOWN = pages.known()
@@ -93,20 +92,21 @@ def kinds_of_runs():
     """Returns one algorithm for each set of metrics that the guide asks to watch."""
     found = {}
     for name, declared in KNOWN.items():
-        if (declared.learns_from, declared.trains) in LEARNERS:
+        pairs = (declared.learns_from, declared.trains) in build.PREFERENCES
+        if pairs or declared.learns_from in build.WITHOUT_PAIRS:
             found.setdefault(tuple(m.key for m in guide.to_watch(declared)), name)
     return sorted(found.values())
 
 
 @pytest.mark.parametrize("name", kinds_of_runs())
 def test_the_trainer_logs_what_a_page_says_to_watch(name, tmp_path, compiled):  # noqa: F811
-    settings = {"kl": {"reward_kl_coef": 0.01}} if name in SAMPLERS else {}
-    terms = getattr(KNOWN[name], "reward_terms", ())
-    changes = {k: v for term in terms for k, v in settings.get(term, {}).items()}
-    session = small_session(tmp_path, algorithm=name, sft_steps=0, **changes)
-    learner = make_learner(session)
-    learner.prepare(tmp_path, Display())
-    values, _ = learner.iterate(lambda sentence: None)
+    changes = {"reward__kl_coef": 0.01} if KNOWN[name].kl_in_reward else {}
+    if "several_rewards" in KNOWN[name].needs:
+        changes["reward__functions"] = "trainer_rewards:even_digits,trainer_rewards:right_digits"
+    _, learner, updater = begun(
+        small(tmp_path, algorithm=name, sft=None, batch__prompts=8, **changes), tmp_path
+    )
+    values, _ = learner.step(updater, lambda sentence: None)
     logged = {*values, *learner.evaluate()}
     assert not [m.key for m in guide.to_watch(KNOWN[name]) if m.key not in logged]
 

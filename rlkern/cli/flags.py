@@ -111,7 +111,7 @@ def given(parser: Parser, words: Sequence[str]) -> dict[str, Any] | None:
 
 def _near(parser: Parser, word: str) -> str:
     """Returns "; did you mean --…" with the flag that was meant, nothing if none is similar."""
-    known = re.findall(r"--([\w.]+)", parser.format_help())
+    known = list(dict.fromkeys(re.findall(r"--([\w.]+)", parser.format_help())))
     if "coefficients" in known:
         known += coefficients()
     near = nearest_key(word.partition("=")[0].removeprefix("--"), known)

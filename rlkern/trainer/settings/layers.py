@@ -75,6 +75,11 @@ def alternatives(path: tuple[str, ...]) -> list[type[Group]]:
     return kinds
 
 
+def is_key(path: tuple[str, ...]) -> bool:
+    """Returns whether some alternative of a group has the key at a path."""
+    return any(path[-1] in kind.model_fields for kind in alternatives(path[:-1]))
+
+
 def normalized(layer: Layer, values: Mapping[str, Any] | None = None, path: tuple = ()) -> dict:
     """Returns a layer's values as nested mappings: dotted keys taken apart, a plain value of a
     group under its main key, null texts as None. Null means "not given" unless a group may be off.

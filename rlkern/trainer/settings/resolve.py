@@ -12,7 +12,14 @@ from pydantic import ValidationError
 from rlkern.algorithms import BaseAlgorithm, declarations
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings.contradictions import check_contradictions
-from rlkern.trainer.settings.layers import Layer, dotted, laid_over, normalized, source_of
+from rlkern.trainer.settings.layers import (
+    Layer,
+    dotted,
+    is_key,
+    laid_over,
+    normalized,
+    source_of,
+)
 from rlkern.trainer.settings.message import first_problem, nearest
 from rlkern.trainer.settings.reads import Facts, facts, unread
 from rlkern.trainer.settings.running import Sft
@@ -72,10 +79,10 @@ def laid(*layers: Layer) -> Resolved:
     )
     left = set()
     for key in dotted(merged):
-        what = unread(key, run)
-        if what is None:
+        what, path = unread(key, run), tuple(key.split("."))
+        # A key that does not exist is not one that somebody else reads.
+        if what is None or not is_key(path):
             continue
-        path = tuple(key.split("."))
         layer = source_of(path, given)
         assert layer is not None  # the key is in one of them
         if not layer.shared:
