@@ -9,6 +9,7 @@ from torch import Tensor
 import rlkern
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.learning import MaskedCorrection
 
 
 def correction(settings: Settings, rows: Rows) -> Tensor | None:
@@ -17,7 +18,12 @@ def correction(settings: Settings, rows: Rows) -> Tensor | None:
     if asked is None or rows.old_logprob is None:
         return None
     return rlkern.rollout_correction(
-        rows.old_logprob, rows.rollout_logprob, rows.mask, **asked.model_dump()
+        rows.old_logprob,
+        rows.rollout_logprob,
+        rows.mask,
+        kind=asked.kind,
+        low=asked.low if isinstance(asked, MaskedCorrection) else 0.0,
+        high=asked.high,
     )
 
 

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which file of the trainer reads which key of the settings, seen at run time."""
+
+import contextlib
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from rlkern.trainer.settings.group import Group
+from rlkern.trainer.settings.layers import classes
+from rlkern.trainer.settings.schema import Settings
+
+TRAINER = str(Path(sys.modules["rlkern.trainer"].__file__).parent)
+
+
+def places(kind=Settings, prefix=""):
+    """Returns the dotted key of every (class, field) of the settings."""
+    found = {}
+    for name, info in kind.model_fields.items():
+        below = classes(info.annotation)
+        if not below:
+            found[kind, name] = f"{prefix}{name}"
+        for each in below:
+            found.update(places(each, f"{prefix}{name}."))
+    return found
+
+
+@contextlib.contextmanager
+def recorded():
+    """Yields a mapping that fills up: by key, the files of the trainer that read it."""
+    known, readers = places(), defaultdict(set)
+    plain = Group.__getattribute__
+
+    def reads(self, name):
+        key = known.get((type(self), name))
+        if key is not None:
+            file = sys._getframe(1).f_code.co_filename
+            if file.startswith(TRAINER) and "/settings/" not in file:
+                readers[key].add(file[len(TRAINER) + 1 :])
+        return plain(self, name)
+
+    Group.__getattribute__ = reads
+    try:
+        yield readers
+    finally:
+        del Group.__getattribute__
