@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rlkern._exports import *  # noqa: F403
 
 __version__ = "0.1.0.dev0"
+_MODULES = ("advantage", "aggregate", "sampling")
 
 
 def __getattr__(name: str) -> Any:
@@ -15,6 +16,9 @@ def __getattr__(name: str) -> Any:
 
     The command line's help and its complaints about settings come without that.
     """
+    if name in _MODULES:
+        # An operation imports these while the table of exports may wait for the operation itself.
+        return importlib.import_module(f"rlkern.{name}")
     if not name.startswith("_") or name == "__all__":
         exports = importlib.import_module("rlkern._exports")
         if name in vars(exports):
