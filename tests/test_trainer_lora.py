@@ -5,20 +5,21 @@ import dataclasses
 
 import pytest
 import torch
-from trainer_helpers import ragged_rollout, small, tiny_policy, without_times
+from rollout_helpers import score
+from trainer_helpers import ragged_rollout, settings, small, tiny_policy, without_times
 
 from rlkern.cli import main
-from rlkern.trainer import Config, UserError, loop, train
+from rlkern.trainer import UserError, loop, train
 from rlkern.trainer.models import lora
 from rlkern.trainer.models.policy import (
     check_model_name,
     export_merged,
     load_policy,
     make_policy,
-    recompute_layers,
+    recomputing,
 )
 from rlkern.trainer.run.logs import read_metrics
-from rlkern.trainer.scoring import hidden_states, score
+from rlkern.trainer.scoring import hidden_states
 
 pytest.importorskip("peft")
 
@@ -30,8 +31,9 @@ TARGETS = ("all-linear", "q_proj,lm_head")
 def adapted(targets="all-linear", base="../base", *, zero=False):
     """Returns a policy with adapters that add something, unless they are as they start."""
     plain = tiny_policy()
-    config = settings(lora__rank=4, lora__targets=targets)
-    policy = dataclasses.replace(plain, model=lora.with_adapters(plain.model, config, base=base))
+    asked = settings(lora__rank=4, lora__targets=targets).lora
+    model = lora.with_adapters(plain.model, asked, base=base, seed=0)
+    policy = dataclasses.replace(plain, model=model)
     with torch.no_grad():
         for name, x in policy.parameters().items():
             if "lora_B" in name and not zero:
@@ -43,7 +45,7 @@ def adapted(targets="all-linear", base="../base", *, zero=False):
 
 def scores(policy, rollout):
     """Returns the log-probabilities of a rollout under a policy."""
-    return score(policy, rollout, temperature=1.0, share_prompts=True, pieces=[(0, 4)])
+    return score(policy, rollout, parts=1)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_a_missing_base_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("targets", ("q_proj,w_proj", "", "embed_tokens"))
 def test_targets_that_are_not_layers_are_refused(targets):
-    with pytest.raises(UserError, match="lora_targets must"):
+    with pytest.raises(UserError, match="lora.targets must"):
         adapted(targets)
 
 
@@ -136,7 +138,7 @@ def gradients(policy, rollout):
 def test_recomputing_layers_changes_no_gradient(rollout, make, mixed):
     policy = dataclasses.replace(make(), mixed=mixed)
     stored = gradients(policy, rollout)
-    recompute_layers(policy)
+    policy = recomputing(policy)
     calls = count_layer_calls(policy)
     recomputed = gradients(policy, rollout)
     assert stored.keys() == recomputed.keys()
@@ -163,7 +165,7 @@ def test_a_model_with_dropout_is_not_recomputed():
     policy = tiny_policy()
     policy.model.config.attention_dropout = 0.1
     with pytest.raises(UserError, match="no dropout, got {'attention_dropout': 0.1}"):
-        recompute_layers(policy)
+        recomputing(policy)
 
 
 @pytest.fixture(scope="module")
@@ -171,8 +173,8 @@ def run(tmp_path_factory):
     """Returns the directory of a run of adapters, and that of the same run after a resume."""
     folder = tmp_path_factory.mktemp("adapters")
     changes = {
-        "sft__steps": 2, "eval__items": 8, "eval__every": 2, "output__save_every": 2, "lora__rank": 4,
-        "lora__targets": "all-linear,lm_head", "coefficients__kl_coef": 0.05,
+        "sft__steps": 2, "eval__items": 8, "eval__every": 2, "output__save_every": 2,
+        "lora__rank": 4, "lora__targets": "all-linear,lm_head", "coefficients__kl_coef": 0.05,
     }  # fmt: skip
     patch = pytest.MonkeyPatch()
     patch.setattr(loop, "plot_curves", lambda *_, **__: None)
