@@ -74,7 +74,7 @@ def stages_of(document: dict[str, Any], flags: dict[str, Any], source: str) -> l
         algorithm = own.get("algorithm", common.get("algorithm", "grpo"))
         name = own.get("name", algorithm)
         place = f"{source}, stage {name}"
-        start = {"model": f"stage:{policy}"} if policy else {}
+        start: dict[str, Any] = {"model": f"stage:{policy}"} if policy else {}
         if policy is None and "model" in flags:
             own = {**own, "model": flags["model"]}
         found.append(

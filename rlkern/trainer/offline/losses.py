@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -62,7 +63,8 @@ class PairLosses(Losses):
     def forward(self, rows: Rows, train_policy: bool = True) -> Found:
         """Returns the loss of the pairs."""
         chosen, rejected = halves(answer_logprob(self.policy, rows, self.settings))
-        kind, asked = self.settings.loss.kind, dict(self.settings.coefficients)
+        kind = self.settings.loss.kind
+        asked: dict[str, Any] = dict(self.settings.coefficients)
         if not PREFERENCE_KINDS[kind].sorted_by:
             asked["weight"] = rows.prompt_weight
         if rows.ref_total is not None:
@@ -81,6 +83,7 @@ class JudgedLosses(Losses):
         """Returns the loss of the answers."""
         assert rows.ref_total is not None and rows.desirable is not None
         assert rows.divergence is not None
+        coefficients: dict[str, Any] = dict(self.settings.coefficients)
         return Found(
             rlkern.kto_loss(
                 answer_logprob(self.policy, rows, self.settings),
@@ -88,7 +91,7 @@ class JudgedLosses(Losses):
                 rows.desirable,
                 rows.divergence,
                 weight=rows.prompt_weight,
-                **self.settings.coefficients,
+                **coefficients,
             )
         )
 
@@ -99,7 +102,7 @@ class ScoreLosses(Losses):
     def forward(self, rows: Rows, train_policy: bool = True) -> Found:
         """Returns the loss of the pairs."""
         chosen, rejected = halves(scores(self.policy, rows))
-        coefficients = self.settings.coefficients
+        coefficients: dict[str, Any] = dict(self.settings.coefficients)
         return Found(
             rlkern.reward_model_loss(chosen, rejected, weight=rows.prompt_weight, **coefficients)
         )

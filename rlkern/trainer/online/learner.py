@@ -7,11 +7,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import rlkern
+from rlkern.algorithms import Algorithm
 from rlkern.trainer.collect import Warn, collect, with_baseline
 from rlkern.trainer.evaluate import task_accuracies
 from rlkern.trainer.losses import Losses, Objective, PolicyLosses
@@ -94,7 +96,7 @@ class Online:
         def logprob(policy: Policy) -> Callable[[Rows], Tensor]:
             return lambda part: token_logprob(policy, part, settings)
 
-        found = {}
+        found: dict[str, Any] = {}
         if reads_old:
             found["old_logprob"] = by_share(logprob(parts.policy))
         if parts.reference is not None:
@@ -132,7 +134,9 @@ class Online:
 
     def _weighted(self, rows: Rows, copies: Tensor | None) -> Rows:
         """Returns the rows with the weights of their own counts; copies (B,) counts each answer."""
-        mode, constant = self.parts.settings.declared.aggregation, None
+        declared, constant = self.parts.settings.declared, None
+        assert isinstance(declared, Algorithm)  # what learns from rollouts is one
+        mode = declared.aggregation
         if mode == "sequence_token_sum":
             constant = self.parts.sampling.longest
         if copies is None:

@@ -196,16 +196,19 @@ _IDLE: dict[str, Callable[[list[dict]], bool]] = {
 }
 
 
+# The panel of the reward, after which the rewards of single functions are drawn.
+_REWARD = next(each.panel for each in METRICS if each.key == "reward")
+
+
 def _panels(lines: list[dict]) -> list[Callable[[Any, list[dict]], None]]:
     """Returns what is drawn of a run, in the order of the table of metrics."""
-    found = [_accuracy] if _logged("eval/accuracy")(lines) else []
+    found: list[Callable[[Any, list[dict]], None]] = []
+    if _logged("eval/accuracy")(lines):
+        found.append(_accuracy)
     for title in dict.fromkeys(each.panel for each in METRICS if each.panel):
         draw = None if _IDLE.get(title, lambda lines: False)(lines) else _curves(title, lines)
         if draw is not None:
             found.append(draw)
-        if title == METRICS[_REWARD].panel and len(reward_functions(lines[-1])) > 1:
+        if title == _REWARD and len(reward_functions(lines[-1])) > 1:
             found.append(_gap)
     return found + ([_times] if _logged("time/step")(lines) else [])
-
-
-_REWARD = next(place for place, each in enumerate(METRICS) if each.key == "reward")
