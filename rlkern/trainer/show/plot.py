@@ -16,7 +16,7 @@ _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb0", "#d9822b", "#3a8f5c", "#b8433f"
 _SMOOTHING = 0.07
 # Panels side by side.
 _WIDE = 3
-COLORS = dict(blue=_BLUE, orange=_ORANGE, green=_GREEN, red=_RED, grey=_GREY)
+COLORS = {"blue": _BLUE, "orange": _ORANGE, "green": _GREEN, "red": _RED, "grey": _GREY}
 
 
 def plot_curves(lines: list[dict], path: Path, *, title: str) -> None:
