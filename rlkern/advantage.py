@@ -39,7 +39,8 @@ def batch_normalized(reward: Tensor, group: Tensor, *, eps: float = 1e-4, ddof: 
 
     Paper: Lite PPO, arXiv 2508.08221. The std is of the batch's rewards, as they are, with
     TRL's eps and ddof (`scale_rewards="batch"`); compare reinforce_plus_plus_baseline, which
-    divides by the std of what the group means leave, counted by tokens.
+    divides by the std of what the group means leave, counted by tokens. rlkern.batch_normalized
+    is another function: it divides rollout corrections by their mean.
 
     Arguments
         reward, group  as in group_advantage

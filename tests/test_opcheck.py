@@ -25,10 +25,10 @@ def logits_calls(keep, packed, level):
     def grid(x):
         return x if x is None or not packed else x.unsqueeze(0)
 
-    logits, token, mask, rate = (
+    logits, token, mask, inv_temperature = (
         grid(x) for x in (batch.logits.clone(), batch.token, batch.mask, 1 / batch.temperature)
     )
-    softmax = (rate, 2.0 if keep != "none" else 0.0, grid(batch.keep))
+    softmax = (inv_temperature, 2.0 if keep != "none" else 0.0, grid(batch.keep))
     rows = [grid(x) for x in (batch.advantage, batch.mask / 6, *list(batch.rows.values())[:3])]
     objective = (batch.cu_seqlens, "ppo_clip", level, "k3", NUMBERS)
     _, entropy, *sums, _ = torch.ops.rlkern.token_logprob(logits, token, mask, *softmax)
@@ -46,15 +46,11 @@ def logits_calls(keep, packed, level):
 
 def other_calls():
     scan = [torch.rand(2, 4).requires_grad_() for _ in range(2)]
-    mask, offset = torch.tensor([True, False, True, True]), torch.tensor([0, 1, 1, 4])
-    x, total = torch.rand(4).requires_grad_(), torch.rand(3)
     rates = torch.tensor([0.9, 0.8], dtype=torch.float64)
     return {
         "gae": (*torch.rand(2, 2, 4), torch.ones(2, 4) > 0, rates, None, None, True),
         "scale_": (torch.rand(2, 3), torch.tensor(0.3)),
         "reverse_scan": tuple(scan),
-        "segment_sum": (x, mask, offset),
-        "segment_sum_backward": (total, mask, offset),
     }
 
 

@@ -7,19 +7,12 @@ import pytest
 import torch
 
 import rlkern
-from rlkern.backends import _load
 
-BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 NAN = math.nan
 SECOND = {"double": "online_next_q", "twin_min": "second_next_q", "sarsa": "next_action",
           "expected": "next_probability"}  # fmt: skip
 BOOTSTRAPS = ("max", *SECOND)
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request, poisoned_memory):
-    with rlkern.use_backend(request.param):
-        yield request.param
 
 
 def penalty(kind, error, delta):
@@ -57,7 +50,7 @@ def bootstrapped(bootstrap, row, second):
 
 @pytest.mark.parametrize("kind", ("squared", "full_squared", "huber"))
 @pytest.mark.parametrize("bootstrap", BOOTSTRAPS)
-def test_every_temporal_difference_loss_is_its_equation(backend, bootstrap, kind):
+def test_every_temporal_difference_loss_is_its_equation(bootstrap, kind):
     (q, action, reward, done, next_q), others = transitions()
     second = others[SECOND[bootstrap]] if bootstrap in SECOND else None
     chosen = {SECOND[bootstrap]: second} if bootstrap in SECOND else {}
@@ -78,7 +71,7 @@ def test_every_temporal_difference_loss_is_its_equation(backend, bootstrap, kind
 
 
 @pytest.mark.parametrize("bootstrap", BOOTSTRAPS)
-def test_the_gradient_of_td_loss_reaches_the_taken_actions_of_q_alone(backend, bootstrap):
+def test_the_gradient_of_td_loss_reaches_the_taken_actions_of_q_alone(bootstrap):
     (q, action, *rest), others = transitions()
     name = SECOND.get(bootstrap)
     chosen = {name: others[name]} if name else {}
@@ -94,7 +87,7 @@ def test_the_gradient_of_td_loss_reaches_the_taken_actions_of_q_alone(backend, b
     assert grad[~taken].eq(0).all() and grad[0].eq(0).all() and grad[1:][taken[1:]].ne(0).all()
 
 
-def test_a_transition_of_weight_zero_may_hold_anything(backend):
+def test_a_transition_of_weight_zero_may_hold_anything():
     arguments, _ = transitions()
     q, action, reward, done, next_q = (x.clone() for x in arguments)
     weight = torch.full((len(q),), 0.2, dtype=torch.float64)
@@ -108,7 +101,7 @@ def test_a_transition_of_weight_zero_may_hold_anything(backend):
     assert out.loss.item() == expected.item() and out.error[3] == 0 and q.grad[3].eq(0).all()
 
 
-def test_a_next_value_that_is_nan_shows_whatever_the_bootstrap(backend):
+def test_a_next_value_that_is_nan_shows_whatever_the_bootstrap():
     (q, action, reward, done, next_q), others = transitions()
     next_q[1] = NAN
     for bootstrap in BOOTSTRAPS:
@@ -118,7 +111,7 @@ def test_a_next_value_that_is_nan_shows_whatever_the_bootstrap(backend):
         assert out.error.isnan().tolist() == [i == 1 for i in range(len(q))], bootstrap
 
 
-def test_double_q_of_the_same_network_is_the_maximum(backend):
+def test_double_q_of_the_same_network_is_the_maximum():
     (q, action, reward, done, next_q), _ = transitions()
     plain = rlkern.td_loss(q, action, reward, done, next_q)
     double = rlkern.td_loss(
@@ -130,7 +123,6 @@ def test_double_q_of_the_same_network_is_the_maximum(backend):
     assert plain.loss.equal(double.loss) and plain.loss.equal(twin.loss)
 
 
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
 def test_an_action_outside_the_table_is_refused_before_anything_is_read(monkeypatch):
     monkeypatch.delenv("RLKERN_CHECK_VALUES", raising=False)
     (q, action, *rest), _ = transitions()
@@ -164,17 +156,7 @@ def test_bad_input_ends_in_one_sentence(changed, sentence):
         td_call(**changed)
 
 
-def test_the_operation_passes_opcheck(backend):
-    (q, action, reward, done, next_q), others = transitions(dtype=torch.float32)
-    rest = (q.requires_grad_(), action, reward, done, next_q.nan_to_num())
-    coef, weight = torch.tensor([0.9, 1.0], dtype=torch.float64), torch.ones(len(q))
-    table, then = others["online_next_q"], others["next_action"]
-    for second, bootstrap in (((table, None), "double"), ((None, then), "sarsa")):
-        arguments = (*rest, *second, weight, bootstrap, "huber", coef)
-        torch.library.opcheck(torch.ops.rlkern.td_loss.default, arguments)
-
-
-def test_double_backward_raises(backend):
+def test_double_backward_raises():
     q, *rest = transitions()[0]
     loss = rlkern.td_loss(q.requires_grad_(), *rest).loss
     with pytest.raises(RuntimeError, match="double backward"):

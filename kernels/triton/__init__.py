@@ -13,8 +13,6 @@ from rlkern.backends.triton.gae import gae
 from rlkern.backends.triton.group_advantage import group_advantage, group_segments
 from rlkern.backends.triton.policy_loss import policy_loss, policy_loss_kernel, scale_, scaled
 from rlkern.backends.triton.reverse_scan import reverse_scan
-from rlkern.backends.triton.segment_sum import segment_sum, segment_sum_backward
-from rlkern.backends.triton.td_loss import td_loss
 from rlkern.backends.triton.token_logprob import token_logprob, token_logprob_backward
 from rlkern.backends.triton.token_objective import token_objective
 from rlkern.backends.triton.value_loss import value_loss
@@ -27,9 +25,6 @@ __all__ = [
     "reverse_scan",
     "scale_",
     "scaled",
-    "segment_sum",
-    "segment_sum_backward",
-    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",

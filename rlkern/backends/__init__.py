@@ -64,10 +64,7 @@ STEMS = (
     "gae",
     "group_segments",
     "group_advantage",
-    "segment_sum",
-    "segment_sum_backward",
     "value_loss",
-    "td_loss",
 )
 
 

@@ -75,7 +75,7 @@ def _causal(model: Any) -> Any:
     return model
 
 
-def _rates(config: Any) -> Iterator[tuple[float, float | None]]:
+def _scales(config: Any) -> Iterator[tuple[float, float | None]]:
     """Yields the (logit_scale, softcap) that configurations of models name, likeliest first."""
     softcap = getattr(config, "final_logit_softcapping", None)
     scales = [1.0]
@@ -139,7 +139,7 @@ def find_head(model: nn.Module) -> HeadOf:
         )
     made, bare = _probe(causal, decoder, head)
     config = causal.config.get_text_config() if hasattr(causal.config, "get_text_config") else None
-    for scale, softcap in _rates(config or causal.config):
+    for scale, softcap in _scales(config or causal.config):
         z = bare * scale
         z = z if softcap is None else softcap * torch.tanh(z / softcap)
         if torch.allclose(made, z, rtol=0.02, atol=0.02 * float(z.abs().mean())):

@@ -30,6 +30,11 @@ def number_tensor(numbers: Sequence[float]) -> Tensor:
     return torch.stack([one * x for x in numbers])
 
 
+def graph_numbers(numbers: Sequence[float]) -> Sequence:
+    """Returns coefficients of plain PyTorch: themselves, or in a graph what it does not guard."""
+    return number_tensor(numbers).unbind() if torch.compiler.is_compiling() else numbers
+
+
 def bump_version_of_first_argument(op) -> None:
     """Makes a mutating operation bump its first argument's version counter, also when compiled.
 
@@ -49,6 +54,13 @@ def refuse_double_backward(stem: str) -> None:
     """Raises inside a backward that is itself being differentiated."""
     if torch.is_grad_enabled():
         raise RuntimeError(f"{stem}: double backward (create_graph=True) is not supported")
+
+
+def refuse_double_backward_of(stem: str, x: Tensor) -> Tensor:
+    """Returns x, whose gradient then refuses to be differentiated, as that of a kernel does."""
+    if x.requires_grad and not torch.compiler.is_compiling():  # AOTAutograd refuses by itself
+        x.register_hook(lambda grad: refuse_double_backward(stem))
+    return x
 
 
 def upstream_of_scores(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:

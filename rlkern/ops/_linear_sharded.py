@@ -36,9 +36,9 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, lora_a, lora_b, *rest):
-        lora_scale, token, mask, rate, softcap, keep, wave, gathered = rest
+        lora_scale, token, mask, inv_temperature, softcap, keep, wave, gathered = rest
         whole = combine(gathered.unbind(1), mask)
-        tensors = hidden, weight, bias, lora_a, lora_b, token, mask, rate, keep
+        tensors = hidden, weight, bias, lora_a, lora_b, token, mask, inv_temperature, keep
         ctx.save_for_backward(*tensors, *whole.statistics)
         ctx.numbers = lora_scale, softcap, wave
         ctx.mark_non_differentiable(whole.row_max, whole.sum_pi_squared)
@@ -51,12 +51,12 @@ class _Rows(torch.autograd.Function):
         upstream = upstream_of_scores(grads)
         if upstream is None:
             return (None,) * 13
-        *sources, token, mask, rate, keep = ctx.saved_tensors[:9]
+        *sources, token, mask, inv_temperature, keep = ctx.saved_tensors[:9]
         lora_scale, softcap, wave = ctx.numbers
         wants = list(ctx.needs_input_grad[:5])
         made = torch.ops.rlkern.linear_token_logprob_backward(
-            *sources, lora_scale, token, mask, rate, softcap, keep, wave, *ctx.saved_tensors[9:],
-            *upstream, wants,
+            *sources, lora_scale, token, mask, inv_temperature, softcap, keep, wave,
+            *ctx.saved_tensors[9:], *upstream, wants,
         )  # fmt: skip
         return *(g if wanted else None for g, wanted in zip(made, wants)), *(None,) * 8
 

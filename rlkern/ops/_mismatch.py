@@ -8,6 +8,8 @@ policy_loss(correction=…) and never into the KL or entropy term (as in TRL). W
 masked tokens hold is not read. Nothing here has a gradient.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,33 @@ from rlkern.ops import _check as check
 from rlkern.ops._rows import sequence_bounds
 
 
+class Mismatch(NamedTuple):
+    """What two models said of the counted tokens, 0 elsewhere, and their sequences."""
+
+    old_logprob: Tensor
+    rollout_logprob: Tensor
+    counted: Tensor
+    sequences: Sequences
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Returns log w = log π_old − log μ."""
+        return self.old_logprob - self.rollout_logprob
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Returns the mean of x over the answer of each token."""
+        return self.sequences.mean(x, self.counted)
+
+
 def between(x: Tensor, low: float, high: float) -> Tensor:
     """Returns whether low ≤ x ≤ high."""
     return (x >= low) & (x <= high)
 
 
-def log_ratios(op, old_logprob, rollout_logprob, mask, cu_seqlens):
-    """Returns (log w with zeros under the mask, which tokens count, their sequences)."""
+def checked(
+    op: str, old_logprob: Tensor, rollout_logprob: Tensor, mask: Tensor, cu_seqlens: Tensor | None
+) -> Mismatch:
+    """Returns the mismatch of checked arguments."""
     check.tensor(op, "old_logprob", old_logprob, check.FLOATS)
     shape = old_logprob.shape
     check.like(op, "rollout_logprob", rollout_logprob, shape, old_logprob, check.FLOATS)
@@ -36,5 +58,7 @@ def log_ratios(op, old_logprob, rollout_logprob, mask, cu_seqlens):
     check.finite_values(op, "old_logprob", old_logprob, mask)
     check.finite_values(op, "rollout_logprob", rollout_logprob, mask)
     dtype = torch.promote_types(old_logprob.dtype, torch.float32)
-    d = old_logprob.detach().to(dtype) - rollout_logprob.detach().to(dtype)
-    return torch.where(mask, d, 0.0), mask.to(dtype), Sequences(shape, bounds)
+    old, rollout = (
+        torch.where(mask, x.detach().to(dtype), 0.0) for x in (old_logprob, rollout_logprob)
+    )
+    return Mismatch(old, rollout, mask, Sequences(shape, bounds))

@@ -10,6 +10,8 @@ from rlkern import aggregate
 def batch_normalized(correction: Tensor, mask: Tensor) -> Tensor:
     """Returns the correction divided by its mean over the counted tokens (verl's option).
 
+    rlkern.advantage.batch_normalized is another function: it makes advantages of rewards.
+
     >>> batch_normalized(torch.tensor([[1.0, 3.0]]), torch.tensor([[True, True]])).tolist()
     [[0.5, 1.5]]
     """

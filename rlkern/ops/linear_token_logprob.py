@@ -41,11 +41,15 @@ class WaveRows:
 
     def of(self, begin: int, end: int) -> tuple[Tensor, None, Softmax]:
         """Returns (token, mask, softmax) of a wave as one row of (B, T)."""
-        rate, keep = (
+        inv_temperature, keep = (
             None if x is None else x[begin:end].unsqueeze(0)
             for x in (self.inv_temperature, self.keep)
         )
-        return self.token[begin:end].unsqueeze(0), None, Softmax(rate, self.softcap, keep)
+        return (
+            self.token[begin:end].unsqueeze(0),
+            None,
+            Softmax(inv_temperature, self.softcap, keep),
+        )
 
 
 def score_wave(waves: Waves, rows: WaveRows, begin: int, end: int) -> Scored:
@@ -140,10 +144,11 @@ def _autograd(ctx, *grads):
     wants = list(ctx.needs_input_grad[:5])
     if upstream is None:
         return (None,) * 12
-    hidden, weight, bias, lora_a, lora_b, token, mask, rate, keep, *statistics = ctx.saved_tensors
+    *sources, token, mask, inv_temperature, keep = ctx.saved_tensors[:9]
+    statistics = ctx.saved_tensors[9:]
     made = backward(
-        hidden, weight, bias, lora_a, lora_b, ctx.lora_scale, token, mask, rate, ctx.softcap, keep,
-        ctx.wave, *statistics, *upstream, wants,
+        *sources, ctx.lora_scale, token, mask, inv_temperature, ctx.softcap, keep, ctx.wave,
+        *statistics, *upstream, wants,
     )  # fmt: skip
     return *(g if wanted else None for g, wanted in zip(made, wants)), *(None,) * 7
 

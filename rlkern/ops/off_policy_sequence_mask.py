@@ -4,7 +4,7 @@
 from torch import Tensor
 
 from rlkern.ops import _check as check
-from rlkern.ops._mismatch import log_ratios
+from rlkern.ops._mismatch import checked
 
 
 def off_policy_sequence_mask(
@@ -36,6 +36,6 @@ def off_policy_sequence_mask(
     """
     op = "off_policy_sequence_mask"
     check.like(op, "advantage", advantage, mask.shape, mask, check.FLOATS)
-    d, counted, sequences = log_ratios(op, old_logprob, rollout_logprob, mask, cu_seqlens)
-    behind = sequences.total(-d) / sequences.total(counted).clamp(min=1) > threshold
+    found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
+    behind = found.mean(-found.log_ratio) > threshold
     return mask & ~(behind & (advantage < 0))

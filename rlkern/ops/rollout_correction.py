@@ -6,34 +6,33 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.levels import Sequences
 from rlkern.ops import _check as check
-from rlkern.ops._mismatch import between, log_ratios
+from rlkern.ops._mismatch import Mismatch, between, checked
 
-Ratios = Callable[[Tensor, Tensor, Sequences, float, float], Tensor]
-
-
-def _truncate(d, counted, sequences, low, high):
-    return d.exp().clamp(max=high)
+Ratios = Callable[[Mismatch, float, float], Tensor]
 
 
-def _mask(d, counted, sequences, low, high):
-    w = d.exp()
+def _truncate(m: Mismatch, low: float, high: float) -> Tensor:
+    return m.log_ratio.exp().clamp(max=high)
+
+
+def _mask(m: Mismatch, low: float, high: float) -> Tensor:
+    w = m.log_ratio.exp()
     return torch.where(between(w, low, high), w, 0.0)
 
 
-def _sequence_truncate(d, counted, sequences, low, high):
-    return sequences.total(d).exp().clamp(max=high)
+def _sequence_truncate(m: Mismatch, low: float, high: float) -> Tensor:
+    return m.sequences.total(m.log_ratio).exp().clamp(max=high)
 
 
-def _sequence_mask(d, counted, sequences, low, high):
-    w = sequences.total(d).exp()
+def _sequence_mask(m: Mismatch, low: float, high: float) -> Tensor:
+    w = m.sequences.total(m.log_ratio).exp()
     return torch.where(between(w, low, high), w, 0.0)
 
 
-def _geometric_mask(d, counted, sequences, low, high):
-    mean = sequences.total(d) / sequences.total(counted).clamp(min=1)
-    return torch.where(between(mean.exp(), low, high), d.exp(), 0.0)
+def _geometric_mask(m: Mismatch, low: float, high: float) -> Tensor:
+    d = m.log_ratio
+    return torch.where(between(m.mean(d).exp(), low, high), d.exp(), 0.0)
 
 
 CORRECTIONS: dict[str, Ratios] = {
@@ -86,5 +85,5 @@ def rollout_correction(
     if kind not in CORRECTIONS:
         raise ValueError(f"{op}: kind must be one of {', '.join(CORRECTIONS)}, got {kind!r}")
     low, high = check.number(op, "low", low), check.number(op, "high", high)
-    d, counted, sequences = log_ratios(op, old_logprob, rollout_logprob, mask, cu_seqlens)
-    return torch.where(mask, CORRECTIONS[kind](d, counted, sequences, low, high), 0.0)
+    found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
+    return torch.where(mask, CORRECTIONS[kind](found, low, high), 0.0)

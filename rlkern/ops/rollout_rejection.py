@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drops tokens or answers on which sampler and trainer disagree too much."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from rlkern.ops._mismatch import between, log_ratios
+from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.ops._mismatch import between, checked
 
-DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
-    "k1": lambda d: d,
-    "k2": lambda d: 0.5 * d.square(),
-    "k3": lambda d: torch.expm1(-d) + d,
-}
+# The others differ from these in their gradients, or weigh with a ratio.
+DIVERGENCES = {name: KL_ESTIMATORS[name] for name in ("k1", "k2", "k3")}
 
 
 def rollout_rejection(
@@ -46,12 +42,13 @@ def rollout_rejection(
         )
     if over not in ("token", "sum", "mean", "max"):
         raise ValueError(f"{op}: over must be one of token, sum, mean, max, got {over!r}")
-    d, counted, sequences = log_ratios(op, old_logprob, rollout_logprob, mask, cu_seqlens)
-    x = DIVERGENCES[estimator](d)
+    found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
+    x = DIVERGENCES[estimator](found.old_logprob, found.rollout_logprob, found.log_ratio)
+    total = found.sequences.total
     if over == "max":
-        return mask & (sequences.total((~between(x, low, high) & mask).to(d.dtype)) == 0)
-    if over != "token":
-        x = sequences.total(x)
+        return mask & (total((~between(x, low, high) & mask).to(x.dtype)) == 0)
+    if over == "sum":
+        x = total(x)
     if over == "mean":
-        x = x / sequences.total(counted).clamp(min=1)
+        x = found.mean(x)
     return mask & between(x, low, high)

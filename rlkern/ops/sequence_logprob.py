@@ -4,77 +4,65 @@
 import torch
 from torch import Tensor
 
-from rlkern.backends import implementation
 from rlkern.ops import _check as check
-from rlkern.ops._library import refuse_double_backward, register
+from rlkern.ops._library import refuse_double_backward
+from rlkern.ops._rows import sequence_bounds
+
+# Elements that are added at once. Blocks are counted from a sequence's beginning and added one
+# after the other, so that neither padding nor neighbours change the order of a sum.
+_BLOCK = 64
 
 
-def _fake(x, mask, offset):
-    count = x.shape[0] if offset is None else offset.shape[0] - 1
-    return x.new_empty((count,)), x.new_empty((count,))
+def _in_blocks(x: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns x (blocks, _BLOCK) with zeros between sequences, and where their blocks begin."""
+    if bounds is None:
+        rows, length = x.shape
+        per_row = -(-length // _BLOCK)
+        if per_row * _BLOCK != length:  # pad copies even where there is nothing to add
+            x = torch.nn.functional.pad(x, (0, per_row * _BLOCK - length))
+        begin = torch.arange(rows + 1, device=x.device) * per_row
+        return x.reshape(rows * per_row, _BLOCK), begin
+    blocks = -(-bounds.diff() // _BLOCK)
+    begin = torch.nn.functional.pad(blocks.cumsum(0), (1, 0))
+    row = torch.repeat_interleave(bounds.diff(), output_size=x.numel())
+    place = torch.arange(x.numel(), device=x.device) + (begin * _BLOCK - bounds)[row]
+    room = x.new_zeros(x.numel() // _BLOCK + blocks.numel(), _BLOCK)
+    return room.view(-1).index_copy(0, place, x).view_as(room), begin
 
 
-_sum = register(
-    "segment_sum(Tensor x, Tensor mask, Tensor? offset) -> (Tensor, Tensor)",
-    lambda x, *rest: implementation("segment_sum", x)(x, *rest),
-    _fake,
-)
-_backward = register(
-    "segment_sum_backward(Tensor grad, Tensor mask, Tensor? offset) -> Tensor",
-    lambda grad, *rest: implementation("segment_sum_backward", grad)(grad, *rest),
-    lambda grad, mask, offset: grad.new_empty(mask.shape),
-)
+class _Sum(torch.autograd.Function):
+    """Sums over the counted elements of each sequence, in float64, rounded once."""
+
+    @staticmethod
+    def forward(ctx, x, mask, bounds):
+        ctx.save_for_backward(mask, bounds)
+        blocks, begin = _in_blocks(torch.where(mask, x, 0.0), bounds)
+        sums = blocks.sum(-1, dtype=torch.float64)
+        total = torch.segment_reduce(sums, "sum", offsets=begin, initial=0, axis=0)
+        return total.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if not torch.compiler.is_compiling():  # AOTAutograd refuses by itself
+            refuse_double_backward("sequence_logprob")
+        mask, bounds = ctx.saved_tensors
+        if bounds is None:
+            return torch.where(mask, grad[:, None], 0.0), None, None
+        row = torch.repeat_interleave(bounds.diff(), output_size=mask.numel())
+        return torch.where(mask, grad[row], 0.0), None, None
 
 
-def _setup_context(ctx, inputs, output):
-    _, mask, offset = inputs
-    ctx.save_for_backward(mask, offset)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx, grad_total, grad_count):
-    refuse_double_backward("segment_sum")
-    if grad_total is None:
-        return None, None, None
-    return _backward(grad_total.contiguous(), *ctx.saved_tensors), None, None
-
-
-torch.library.register_autograd("rlkern::segment_sum", _autograd, setup_context=_setup_context)
-
-
-def _checked_offset(op: str, cu_seqlens: object, x: Tensor) -> Tensor:
-    offset = check.tensor(op, "cu_seqlens", cu_seqlens, check.INTEGERS)
-    if offset.ndim != 1 or offset.numel() == 0 or offset.device != x.device:
-        expected = f"(B + 1,) on {x.device}"
-        raise ValueError(f"{op}: cu_seqlens must be {expected}, got {check.describe(offset)}")
-    if x.ndim != 1:
-        raise ValueError(f"{op}: with cu_seqlens logprob must be (N,), got {check.describe(x)}")
-    if check.checks_values():
-        rises = bool((offset.diff() >= 0).all())
-        if not (rises and offset[0] == 0 and offset[-1] == x.numel()):
-            raise ValueError(f"{op}: cu_seqlens must rise from 0 to {x.numel()}, got {offset}")
-    return offset.to(torch.int64).contiguous()
-
-
-def segment_sum(
-    op: str, x: Tensor, mask: Tensor, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Returns (sum, count) of each sequence for a public function of that name, checked.
-
-    x is (B, T) floating point, or (N,) with cu_seqlens (B + 1,); both results are (B,) float32,
-    float64 for float64. Added in float64 in an order that depends on places within the sequence
-    alone: padded and packed input give the same bits.
-    """
-    check.tensor(op, "logprob", x, check.FLOATS)
-    check.like(op, "mask", mask, x.shape, x, (torch.bool,))
-    offset = None if cu_seqlens is None else _checked_offset(op, cu_seqlens, x)
-    if offset is None and x.ndim != 2:
-        raise ValueError(f"{op}: logprob must be (B, T), got {check.describe(x)}")
-    check.finite_values(op, "logprob", x, mask)
-    if x.dtype != torch.float64:
-        x = x.float()
-    return _sum(x.contiguous(), mask.contiguous(), offset)
+def _checked(
+    op: str, logprob: Tensor, mask: Tensor, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Returns log-probabilities in the dtype of the result, and the bounds of packed sequences."""
+    check.tensor(op, "logprob", logprob, check.FLOATS)
+    check.like(op, "mask", mask, logprob.shape, logprob, (torch.bool,))
+    bounds = sequence_bounds(op, cu_seqlens, logprob.shape, logprob.device)
+    if bounds is None and logprob.ndim != 2:
+        raise ValueError(f"{op}: logprob must be (B, T), got {check.describe(logprob)}")
+    check.finite_values(op, "logprob", logprob, mask)
+    return (logprob if logprob.dtype == torch.float64 else logprob.float()), bounds
 
 
 def sequence_logprob(logprob: Tensor, mask: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -98,7 +86,8 @@ def sequence_logprob(logprob: Tensor, mask: Tensor, *, cu_seqlens: Tensor | None
     >>> sequence_logprob(logprob, torch.tensor([[True, True], [True, False]])).tolist()
     [-3.0, -3.0]
     """
-    return segment_sum("sequence_logprob", logprob, mask, cu_seqlens)[0]
+    x, bounds = _checked("sequence_logprob", logprob, mask, cu_seqlens)
+    return _Sum.apply(x, mask, bounds)
 
 
 def mean_sequence_logprob(
@@ -112,5 +101,9 @@ def mean_sequence_logprob(
     >>> mean_sequence_logprob(logprob, torch.ones(3).bool(), cu_seqlens=cu_seqlens).tolist()
     [-1.5, -5.0]
     """
-    total, count = segment_sum("mean_sequence_logprob", logprob, mask, cu_seqlens)
-    return total / count.clamp(min=1)
+    x, bounds = _checked("mean_sequence_logprob", logprob, mask, cu_seqlens)
+    if bounds is None:
+        count = mask.sum(-1)
+    else:
+        count = torch.nn.functional.pad(mask.cumsum(0), (1, 0))[bounds].diff()
+    return _Sum.apply(x, mask, bounds) / count.clamp(min=1)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operation td_loss: loss, metrics, gradient and errors of action values in one call."""
+"""The temporal-difference loss of action values, in plain PyTorch: kernels were no faster."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlkern.backends import implementation
+from rlkern.backends import on_host
 from rlkern.backends.eager.td_loss import BOOTSTRAPS, TD_KINDS
-from rlkern.backends.eager.value_loss import VALUE_METRICS
+from rlkern.backends.eager.value_loss import VALUE_KINDS, value_metrics
 from rlkern.ops import _check as check
-from rlkern.ops._library import number_tensor, refuse_double_backward, register
-from rlkern.ops._value_arguments import TABLES, constant, known_kind, positive, weights_of
+from rlkern.ops._library import graph_numbers, refuse_double_backward_of
+from rlkern.ops._value_arguments import TABLES, constant, known_kind, positive
 
 # What a bootstrap needs beside next_q.
 _SECOND = {
@@ -30,44 +30,18 @@ class TdLossOutput(NamedTuple):
     error: Tensor
 
 
-def _forward_fake(q, action, reward, *rest):
-    metrics = q.new_empty((len(VALUE_METRICS),), dtype=torch.float64)
-    return q.new_empty(()), metrics, torch.empty_like(q), torch.empty_like(reward)
-
-
-# coef (2,) float64 on the CPU: discount and delta.
-forward = register(
-    "td_loss(Tensor q, Tensor action, Tensor reward, Tensor done, Tensor next_q, Tensor? other,"
-    " Tensor? next_action, Tensor weight, str bootstrap, str kind, Tensor coef)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda q, *rest: implementation("td_loss", q)(q, *rest),
-    _forward_fake,
-)
-
-
-def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(output[2])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx, grad_loss, *unused):
-    refuse_double_backward("td_loss")
-    if grad_loss is None:
-        return (None,) * 11
-    return ctx.saved_tensors[0] * grad_loss, *(None,) * 10
-
-
-torch.library.register_autograd("rlkern::td_loss", _autograd, setup_context=_setup_context)
-
-
-def _action_values(op: str, name: str, action: Tensor, counted: Tensor, actions: int) -> None:
-    """Raises ValueError if a counted action is none (a check of values)."""
-    if check.checks_values():
-        outside = action[counted & ((action < 0) | (action >= actions))]
-        if outside.numel():
-            got = outside[0].item()
-            raise ValueError(f"{op}: {name} must be in [0, {actions}), got {got}")
+def _action_values(
+    op: str, name: str, action: Tensor, counted: Tensor | None, actions: int
+) -> None:
+    """Raises ValueError if a counted action is none, where looking costs no synchronisation."""
+    if torch.compiler.is_compiling() or not (on_host(action.device) or check.checks_values()):
+        return
+    outside = (action < 0) | (action >= actions)
+    if counted is not None:
+        outside &= counted
+    if outside.any():
+        got = action[outside][0].item()
+        raise ValueError(f"{op}: {name} must be in [0, {actions}), got {got}")
 
 
 def _checked_second(op: str, bootstrap: str, q: Tensor, given: dict[str, Tensor | None]):
@@ -159,14 +133,34 @@ def td_loss(
     given = {"online_next_q": online_next_q, "second_next_q": second_next_q,
              "next_action": next_action, "next_probability": next_probability}  # fmt: skip
     table, then = _checked_second(op, bootstrap, q, given)
-    counted = torch.ones_like(done) if weight is None else weight != 0
+    gamma, width = graph_numbers(
+        (check.number(op, "discount", discount), positive(op, "delta", delta))
+    )
+    follows, counted = ~done, None
+    if weight is None:
+        share: float | Tensor = 1.0 / max(rows[0], 1)
+    else:
+        check.like(op, "weight", weight, rows, q, check.FLOATS)
+        check.finite_values(op, "weight", weight, torch.ones_like(done))
+        share = constant(weight, q)
+        counted = share != 0
+        follows &= counted
     _action_values(op, "action", action, counted, q.shape[1])
-    if then is not None:
-        _action_values(op, "next_action", then, counted & ~done, q.shape[1])
-    numbers = (check.number(op, "discount", discount), positive(op, "delta", delta))
-    loss, metrics, _, error = forward(
-        q.contiguous(), action.to(torch.int64).contiguous(), constant(reward, q),
-        done.contiguous(), constant(next_q, q), table, then,
-        weights_of(op, counted, weight, q), bootstrap, kind, number_tensor(numbers),
-    )  # fmt: skip
-    return TdLossOutput(loss, metrics, error)
+    with torch.no_grad():
+        if then is not None:
+            _action_values(op, "next_action", then, follows, q.shape[1])
+            then = torch.where(follows, then, 0)
+        later = BOOTSTRAPS[bootstrap](constant(next_q, q), table, then)
+        target = constant(reward, q) + gamma * torch.where(follows, later, 0.0)
+        action = action.to(torch.int64)
+        if counted is not None:
+            target, action = torch.where(counted, target, 0.0), torch.where(counted, action, 0)
+    value = refuse_double_backward_of(op, q.gather(-1, action[:, None])).squeeze(-1)
+    if counted is not None:
+        value = torch.where(counted, value, 0.0)
+    loss = (share * VALUE_KINDS[kind].penalty(value - target, width)).sum()
+    with torch.no_grad():
+        v = value.detach()
+        every = torch.ones_like(done) if counted is None else counted
+        metrics = value_metrics(v, target, torch.zeros_like(done), every)
+        return TdLossOutput(loss, metrics, target - v)

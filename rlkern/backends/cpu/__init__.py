@@ -12,8 +12,6 @@ from rlkern.backends.cpu.gae import gae
 from rlkern.backends.cpu.group_advantage import group_advantage, group_segments
 from rlkern.backends.cpu.policy_loss import policy_loss, scale_, scaled
 from rlkern.backends.cpu.reverse_scan import reverse_scan
-from rlkern.backends.cpu.segment_sum import segment_sum, segment_sum_backward
-from rlkern.backends.cpu.td_loss import td_loss
 from rlkern.backends.cpu.token_logprob import token_logprob, token_logprob_backward
 from rlkern.backends.cpu.token_objective import token_objective
 from rlkern.backends.cpu.value_loss import value_loss
@@ -26,9 +24,6 @@ __all__ = [
     "reverse_scan",
     "scale_",
     "scaled",
-    "segment_sum",
-    "segment_sum_backward",
-    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",

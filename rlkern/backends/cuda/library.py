@@ -142,8 +142,7 @@ def rows_call(
         raise NotImplementedError(
             f"{op}: the cuda backend takes no kept sets (keep=), the triton backend does"
         )
-    rate = address(softmax.inv_temperature)
     return Call(
-        *stream_and_device(logits), grid(logits), grid(grad_logits), address(token), rate,
-        softmax.softcap,
+        *stream_and_device(logits), grid(logits), grid(grad_logits), address(token),
+        address(softmax.inv_temperature), softmax.softcap,
     )  # fmt: skip

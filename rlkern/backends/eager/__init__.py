@@ -7,8 +7,6 @@ from rlkern.backends.eager.gae import gae
 from rlkern.backends.eager.group_advantage import group_advantage, group_segments
 from rlkern.backends.eager.policy_loss import policy_loss, scale_, scaled
 from rlkern.backends.eager.reverse_scan import reverse_scan
-from rlkern.backends.eager.segment_sum import segment_sum, segment_sum_backward
-from rlkern.backends.eager.td_loss import td_loss
 from rlkern.backends.eager.token_logprob import token_logprob, token_logprob_backward
 from rlkern.backends.eager.token_objective import token_objective
 from rlkern.backends.eager.value_loss import value_loss
@@ -21,9 +19,6 @@ __all__ = [
     "reverse_scan",
     "scale_",
     "scaled",
-    "segment_sum",
-    "segment_sum_backward",
-    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",

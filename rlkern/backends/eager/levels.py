@@ -32,6 +32,13 @@ class Sequences:
         sums = x.new_zeros(self.cu_seqlens.numel() - 1).index_add(0, self.of_row, x.reshape(-1))
         return sums[self.of_row].reshape(self.shape)
 
+    def mean(self, x: Tensor, counted: Tensor) -> Tensor:
+        """Returns the mean of x over the counted tokens of each token's sequence, at each token.
+
+        x is 0 at tokens that do not count; so is the mean of a sequence that has no other.
+        """
+        return self.total(x) / self.total(counted.to(x.dtype)).clamp(min=1)
+
 
 class Ratio(NamedTuple):
     """The log ratio of each token as its gate sees it, and where a clip holds the token's own."""
@@ -49,10 +56,6 @@ def _free(log_ratio: Tensor) -> Ratio:
     return Ratio(log_ratio, nowhere, nowhere)
 
 
-def _mean(d: Tensor, counted: Tensor, sequences: Sequences) -> Tensor:
-    return sequences.total(d) / sequences.total(counted.to(d.dtype)).clamp(min=1)
-
-
 def token(d: Tensor, advantage: Tensor, counted: Tensor, sequences: Sequences, *unused) -> Ratio:
     """Returns d_t: PPO's own ratio."""
     return _free(d)
@@ -60,14 +63,14 @@ def token(d: Tensor, advantage: Tensor, counted: Tensor, sequences: Sequences, *
 
 def sequence(d: Tensor, advantage: Tensor, counted: Tensor, sequences: Sequences, *unused) -> Ratio:
     """Returns (1/|o|)·Σ d_t, the ratio's geometric mean. Paper: GSPO, arXiv 2507.18071, eq. 7."""
-    return _free(_mean(d, counted, sequences))
+    return _free(sequences.mean(d, counted))
 
 
 def sequence_token(
     d: Tensor, advantage: Tensor, counted: Tensor, sequences: Sequences, *unused
 ) -> Ratio:
     """Returns the value of sequence with the gradient of d_t. Paper: arXiv 2507.18071, eq. 14."""
-    return _free(_mean(d, counted, sequences).detach() + d - d.detach())
+    return _free(sequences.mean(d, counted).detach() + d - d.detach())
 
 
 def product(d: Tensor, advantage: Tensor, counted: Tensor, sequences: Sequences, *unused) -> Ratio:
@@ -85,7 +88,7 @@ def clipped_sequence(
     """
     positive = advantage >= 0
     held = torch.where(positive, d.clamp(max=high), d.clamp(min=-low))
-    return Ratio(_mean(held, counted, sequences), ~positive & (d < -low), positive & (d > high))
+    return Ratio(sequences.mean(held, counted), ~positive & (d < -low), positive & (d > high))
 
 
 # The position in this table is the number the native kernels know the formula by.

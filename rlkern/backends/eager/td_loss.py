@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eager definition of the temporal-difference loss of action values."""
+"""What the temporal-difference losses of action values bootstrap from.
+
+There are no kernels: plain PyTorch is faster. rlkern/ops/td_loss.py has the rest.
+"""
 
 import torch
 from torch import Tensor
-
-from rlkern.backends.eager.autograd import recording
-from rlkern.backends.eager.value_loss import VALUE_KINDS, value_metrics
 
 
 def greatest(next_q: Tensor, other: Tensor | None, next_action: Tensor | None) -> Tensor:
@@ -44,7 +44,6 @@ def expected(next_q: Tensor, other: Tensor | None, next_action: Tensor | None) -
     return torch.where(other == 0, 0.0, other * next_q).sum(-1)
 
 
-# The position is the number that the native kernels know the bootstrap by.
 BOOTSTRAPS = {
     "max": greatest,
     "double": double,
@@ -52,42 +51,4 @@ BOOTSTRAPS = {
     "sarsa": taken,
     "expected": expected,
 }
-BOOTSTRAP_INDEX = {name: i for i, name in enumerate(BOOTSTRAPS)}
 TD_KINDS = ("squared", "full_squared", "huber")
-
-
-def td_loss(
-    q: Tensor,
-    action: Tensor,
-    reward: Tensor,
-    done: Tensor,
-    next_q: Tensor,
-    other: Tensor | None,
-    next_action: Tensor | None,
-    weight: Tensor,
-    bootstrap: str,
-    kind: str,
-    coef: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns (loss, metrics, grad_q, error); coef is (discount, delta), error target − Q(s, a).
-
-    Rows of weight 0 are not read, nor the next values of rows that are done.
-    """
-    discount, delta = coef.tolist()
-    counted = weight != 0
-    read, follows = counted[:, None], (counted & ~done)[:, None]
-    action = torch.where(counted, action, 0)
-    later = torch.where(follows, next_q.detach(), 0.0)
-    second = None if other is None else torch.where(follows, other.detach(), 0.0)
-    then = None if next_action is None else torch.where(follows[:, 0], next_action, 0)
-    following = torch.where(follows[:, 0], BOOTSTRAPS[bootstrap](later, second, then), 0.0)
-    target = torch.where(counted, reward.detach() + discount * following, 0.0)
-    with recording():
-        leaf = torch.where(read, q.detach(), 0.0).requires_grad_()
-        value = leaf.gather(-1, action[:, None]).squeeze(-1)
-        term = VALUE_KINDS[kind].penalty(value - target, delta)
-        loss = torch.where(counted, weight * term, 0.0).sum()
-        (grad_q,) = torch.autograd.grad(loss, leaf)
-    value = value.detach()
-    metrics = value_metrics(value, target, torch.zeros_like(counted), counted)
-    return loss.detach(), metrics, grad_q, torch.where(counted, target - value, 0.0)

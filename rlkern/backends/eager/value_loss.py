@@ -81,11 +81,11 @@ def value_term(
 
 
 def value_metrics(value: Tensor, target: Tensor, clipped: Tensor, counted: Tensor) -> Tensor:
-    """Returns VALUE_METRICS."""
+    """Returns VALUE_METRICS of values and targets that are 0 where they are not counted."""
     v, t = value.double(), target.double()
     error = t - v
-    fields = (torch.ones_like(v), v, t, error, error.square(), t.square(), clipped.double())
-    return torch.stack([torch.where(counted, x, 0.0).sum() for x in fields])
+    fields = (counted, v, t, error, error.square(), t.square(), clipped)
+    return torch.stack([x.sum(dtype=torch.float64) for x in fields])
 
 
 def value_loss(
