@@ -29,7 +29,7 @@ def rollout():
         ("sequence_truncate", [[1.5, 1.5], [1.0, 0.0]]),
     ],
 )
-def test_the_loss_is_multiplied_by_the_bounded_ratio(tmp_path, kind, expected):
+def test_the_factor_is_the_bounded_ratio(tmp_path, kind, expected):
     config = small(tmp_path, rollout_correction=kind, correction_low=0.4, correction_high=2.0)
     torch.testing.assert_close(correction(config, OLD, rollout()), torch.tensor(expected))
 
