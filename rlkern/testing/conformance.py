@@ -19,6 +19,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern.backends import MODULES
+from rlkern.testing import interpreter
 from rlkern.testing.cases import CASES, Case, make_batch
 from rlkern.testing.runs import RUNS, VECTOR_OPERATIONS
 from rlkern.testing.runs.inputs import Outputs, moved, moved_batch
@@ -100,6 +101,7 @@ def expected(operation: str, case: Case, dtype: torch.dtype, device: str) -> Exp
 def outputs(operation: str, case: Case, backend: str, dtype: torch.dtype, device: str) -> Outputs:
     """Returns what a backend makes of a case."""
     with rlkern.use_backend(backend):
+        interpreter.round_to_nearest()
         return _detached(RUNS[operation](case, make_batch(case, dtype, device)))
 
 

@@ -79,14 +79,17 @@ def run(tree: Path, tests: list[str], expected_seconds: float) -> Outcome:
     if child == 0:
         _child(tree, tests, by, cpu_seconds)
     status = None
-    while status is None:
-        found, code = os.waitpid(child, os.WNOHANG)
-        if found:
-            status = os.waitstatus_to_exitcode(code)
-        elif time.monotonic() - start > 10 * cpu_seconds:
-            os.killpg(child, signal.SIGKILL)
-        else:
+    try:
+        while status is None:
+            found, code = os.waitpid(child, os.WNOHANG)
+            if found:
+                status = os.waitstatus_to_exitcode(code)
+            elif time.monotonic() - start > 10 * cpu_seconds:
+                os.killpg(child, signal.SIGKILL)
             time.sleep(0.02)
+    finally:
+        if status is None:
+            os.killpg(child, signal.SIGKILL)
     spent = time.monotonic() - start
     if status == 0:
         return Outcome(False, "", spent)

@@ -4,6 +4,8 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -23,11 +25,11 @@ def moved(draw: int) -> Iterator[None]:
     """
     global _signs
     _signs, exact = torch.Generator().manual_seed(draw), torch.tanh
-    torch.tanh = lambda x: _moved(exact(x))
     try:
-        yield
+        with mock.patch.object(torch, "tanh", lambda x: _moved(exact(x))):
+            yield
     finally:
-        _signs, torch.tanh = None, exact
+        _signs = None
 
 
 def _moved(x: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def moved_batch(case: Case, batch: Batch) -> Batch:
     A maximum is subtracted without an error, and no result but lse depends on a common offset of a
     row's logits, unless they are capped.
     """
-    rows = {
+    rows: dict[str, Any] = {
         name: _moved(x) if isinstance(x, Tensor) else x
         for name, x in vars(batch).items()
         if name != "logits"
