@@ -11,6 +11,7 @@ PYTHON ?= python3
 MODEL ?= tiny
 NAME ?=
 ARGS ?=
+BUDGET ?= 600
 # SYSTEM=1: use the packages that PYTHON has and install none, for a machine without a network.
 SYSTEM ?=
 
@@ -45,7 +46,7 @@ test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests (
 
 ##@ The rest
 
-.PHONY: check lint format bench compare docs doctor gpu clean help
+.PHONY: check lint format bench mutants compare docs doctor gpu clean help
 check: lint test  ## what CI does: lint and test
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -61,6 +62,9 @@ format: $(call set-up,dev)  ## rewrite the sources as lint wants them
 
 bench: $(call set-up,dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
 	$(PY) -m benchmarks.run $(ARGS)
+
+mutants: $(call set-up,dev) $(NATIVE)  ## plant small faults, say which no test notices (BUDGET=600 seconds; ARGS="rlkern/ops --count 50")
+	$(PY) -m tests.mutants --budget $(BUDGET) $(ARGS)
 
 compare: $(call set-up,train) $(NATIVE)  ## run all algorithms from one start, then write docs (ARGS="--jobs 2")
 	$(VENV)/bin/rlkern compare $(ARGS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the whole suite: interpreter for Triton, value checks, NaN in fresh memory."""
+"""Settings of the whole suite: interpreter for Triton, value checks, random numbers."""
 
 import os
 
@@ -13,7 +13,28 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
 
+try:  # a GPU machine's own environment may not have it
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    pass
+else:
+    # The same examples everywhere, and as many on a busy machine as on an idle one.
+    settings.register_profile(
+        "rlkern",
+        max_examples=40,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("rlkern")
+
 CONFORMANCE: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Makes what a test draws without a generator independent of the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from rlkern.testing.cases import Case, make_batch
 from rlkern.testing.conformance import applicable
 from rlkern.testing.runs import RUNS
 
-# A process that fails leaves the others waiting: not for half an hour.
-PATIENCE = datetime.timedelta(seconds=100)
+# No test depends on the machine's load: a process that fails ends the others, by mp.spawn.
+PATIENCE = datetime.timedelta(hours=4)
 ASKED = (
     ("policy_loss", torch.float32),
     ("token_logprob", torch.float32),

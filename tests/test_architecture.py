@@ -276,9 +276,7 @@ def test_every_folder_of_the_library_is_a_package():
 
 
 def said_by(*command: str) -> str:
-    return subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120
-    ).stdout
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 def test_the_command_line_lists_what_exists():

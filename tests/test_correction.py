@@ -7,12 +7,16 @@ import pytest
 import torch
 
 import rlkern
+from rlkern.backends import BACKENDS as TABLE
+from rlkern.backends import _load
 from rlkern.ops.rollout_correction import CORRECTIONS
 from rlkern.ops.rollout_rejection import DIVERGENCES
 from rlkern.testing.cases import Case, make_batch
 
 NAN = math.nan
 KINDS = tuple(CORRECTIONS)
+# Triton's kernels run on the CPU by their interpreter.
+BACKENDS = [b.name for b in TABLE if b.by_name is None and _load(b.name)[1] is None]
 # Ratios w of two answers, the second one token shorter; S = 2 and 1/8, s = 2^(1/3) and 8^(-1/2).
 W = torch.tensor([[4.0, 1.0, 0.5], [0.25, 0.5, NAN]], dtype=torch.float64)
 MASK = ~W.isnan()
@@ -120,6 +124,38 @@ def test_a_normalized_correction_has_mean_one_over_the_counted_tokens():
     assert got.tolist() == [[0.5, 1.5, 0.0]]
     nothing = rlkern.batch_normalized(correction, torch.zeros(1, 3, dtype=torch.bool))
     assert nothing.tolist() == [[0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_of_each_token_is_multiplied_by_the_bounded_ratio(kind, backend):
+    """A token's loss, seen by itself: all the weight is on it."""
+    case = Case("alone", B=2, T=3, V=11)
+    batch = make_batch(case, torch.float32)
+    mask, old = batch.mask, torch.where(batch.mask, batch.old_logprob, NAN)
+    rollout = old - 0.6 * torch.sin(40 * batch.ref_logprob)
+    bounds = {"low": 0.8, "high": 1.3}
+    factor = rlkern.rollout_correction(old, rollout, mask, kind=kind, **bounds)
+
+    def losses(**options):
+        """Returns the loss and the gradient's norm with all the weight on each token in turn."""
+        found = []
+        for at in mask.nonzero().tolist():
+            leaf, weight = batch.logits.clone().requires_grad_(), torch.zeros(mask.shape)
+            weight[tuple(at)] = 1.0
+            out = rlkern.policy_loss(
+                leaf, batch.token, batch.advantage, mask, old_logprob=old, weight=weight,
+                algorithm="ppo", **options,
+            )  # fmt: skip
+            out.loss.backward()
+            found.append((out.loss.detach(), leaf.grad.norm()))
+        return torch.tensor(found)
+
+    with rlkern.use_backend(backend):
+        plain, corrected = losses(), losses(correction=factor)
+    assert (plain[:, 0].abs() > 1e-3).all() and plain[:, 1].any()  # some are clipped
+    torch.testing.assert_close(corrected, plain * factor[mask][:, None], rtol=1e-5, atol=0)
+    assert factor[mask].unique().numel() > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

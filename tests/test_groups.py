@@ -216,7 +216,7 @@ def rewarded_groups(draw, numbers):
 @pytest.mark.parametrize("name", EXACT)
 @EVERY_KIND
 @given(groups=rewarded_groups(FRACTIONS), seed=st.integers(0, 99))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 def test_the_order_of_samples_and_the_names_of_groups_do_not_matter(name, kind, groups, seed):
     reward, group, length = groups
     random = torch.Generator().manual_seed(seed)
@@ -232,7 +232,7 @@ def test_the_order_of_samples_and_the_names_of_groups_do_not_matter(name, kind, 
 @pytest.mark.parametrize("name", EXACT)
 @EVERY_KIND
 @given(groups=rewarded_groups(WHOLE), shift=st.integers(-8, 8), scale=st.sampled_from((0.5, 3.0)))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 def test_shift_and_scale_of_rewards_act_as_the_kind_says(name, kind, groups, shift, scale):
     reward, group, length = groups
     with rlkern.use_backend(name):

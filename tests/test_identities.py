@@ -101,13 +101,13 @@ def test_a_scan_of_ones_counts_and_a_decay_of_zero_cuts_even_infinities(backend)
 
 
 @NATIVE
-def test_a_million_steps_are_scanned_in_seconds():
+def test_a_million_steps_are_scanned_in_seconds_of_one_processor():
     discount, T = 0.999999, 10**6
     reward = torch.ones(1, T, dtype=torch.float64)
-    start = time.perf_counter()
+    start = time.process_time()  # unlike the clock's, not longer on a busy machine
     with rlkern.use_backend("cpu"):
         returns = rlkern.reverse_scan(reward, discount * reward)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     expected = (1 - discount**T) / (1 - discount)
     assert returns[0, 0].item() == pytest.approx(expected, rel=1e-9)
 

@@ -44,7 +44,6 @@ def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProce
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=300,
     )
 
 

@@ -15,14 +15,11 @@ from batch_helpers import (
     weight_of,
     with_garbage,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rlkern
 from rlkern.testing.cases import Batch, Case, make_batch
-
-settings.register_profile("rlkern", max_examples=40, deadline=None, derandomize=True)
-settings.load_profile("rlkern")
 
 
 @pytest.fixture(scope="module", autouse=True)

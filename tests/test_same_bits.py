@@ -19,7 +19,7 @@ from batch_helpers import (
     same_bits,
     scores_and_gradient,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rlkern
@@ -32,9 +32,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = [name for name in ("cpu", "triton") if _load(name)[1] is None]
 EVERY = pytest.mark.parametrize("backend", BACKENDS)
 LEVELS = pytest.mark.parametrize("name", ("grpo", "gspo", "gspo_token", "gmpo", "vespo"))
-
-settings.register_profile("rlkern", max_examples=40, deadline=None, derandomize=True)
-settings.load_profile("rlkern")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,11 +9,12 @@ import time
 import pytest
 import yaml
 from trainer_helpers import compiled, start, without_times  # noqa: F401
+from trainer_rewards import HOLD
 
 from rlkern import cli
 from rlkern.trainer import UserError, pipeline
 from rlkern.trainer.config import load_yaml
-from rlkern.trainer.run.logs import read_metrics
+from rlkern.trainer.run.logs import METRICS, read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -94,9 +95,11 @@ def test_a_finished_pipeline_runs_nothing_again(tmp_path, capsys):
 
 
 def test_a_pipeline_killed_in_a_stage_goes_on_from_there_to_the_same_end(tmp_path, capsys):
-    file = written(tmp_path, {**SFT, "steps": 3}, {"algorithm": "grpo", "steps": 16})
+    grpo = {"algorithm": "grpo", "steps": 16, "reward": "trainer_rewards:even_digits"}
+    file = written(tmp_path, {**SFT, "steps": 3}, grpo)
     killed = tmp_path / "runs" / "short"
-    child = start("train", "--config", file, "--output.dir", tmp_path / "runs", cwd=tmp_path)
+    hold = {HOLD: f"{killed / '2-grpo' / METRICS}:4:{tmp_path / 'never'}"}
+    child = start("train", "--config", file, "--output.dir", tmp_path / "runs", cwd=tmp_path, **hold)
     while len(read_metrics(killed / "2-grpo")) < 4:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.005)

@@ -37,7 +37,7 @@ def rows(old=OLD):
         ({"kind": "sequence_truncate"}, [[1.5, 1.5], [1.0, 0.0]]),
     ],
 )
-def test_the_loss_is_multiplied_by_the_bounded_ratio(tmp_path, asked, expected):
+def test_the_factor_is_the_bounded_ratio(tmp_path, asked, expected):
     config = small(tmp_path, correction={**asked, "high": 2.0})
     torch.testing.assert_close(correction(config, rows()), torch.tensor(expected))
 

@@ -20,11 +20,12 @@ from trainer_helpers import (
     start,
     without_times,
 )
+from trainer_rewards import HOLD
 
 from rlkern import cli
 from rlkern.trainer import UserError, files, train
 from rlkern.trainer.run import checkpoint, rundir
-from rlkern.trainer.run.logs import read_metrics
+from rlkern.trainer.run.logs import METRICS, read_metrics
 from rlkern.trainer.settings import Layer, dump, of, resolve
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -94,12 +95,11 @@ def test_a_run_killed_and_resumed_has_the_curve_of_an_uninterrupted_run(tmp_path
     whole = small(tmp_path, name="whole", **several, coefficients__kl_coef=0.05)
     killed = changed(whole, name="killed")
     run = tmp_path / "runs" / "killed"
-    child = start("train", *flags(killed), cwd=tmp_path)
-    wait_for_lines(child, run, 5)
+    child, _ = start_and_hold(killed, run, 5, tmp_path)
     child.kill()
     child.wait()
     assert child.returncode == -signal.SIGKILL
-    assert 5 <= len(read_metrics(run)) < 7, "the run must have been killed before its end"
+    assert len(read_metrics(run)) == 5
     train(killed, resume=True)
     train(whole)
     lines = read_metrics(tmp_path / "runs" / "whole")
@@ -121,22 +121,24 @@ def test_frozen_weights_go_on_to_the_last_bit(tmp_path, changes):
     assert curves[0][4:] == [line for line in curves[1] if line["step"] > 3]
 
 
-def wait_for_lines(child, run, count):
-    """Returns when the run of a child process has written that many metric lines."""
-    deadline = time.monotonic() + 240
+def start_and_hold(config, run, count, cwd):
+    """Returns the process of a run that waits, once it has written so many lines, and its hold."""
+    released = cwd / "released"
+    hold = f"{run / METRICS}:{count}:{released}"
+    child = start("train", *flags(config), cwd=cwd, **{HOLD: hold})
     while len(read_metrics(run)) < count:
         assert child.poll() is None, child.stderr.read()
-        assert time.monotonic() < deadline, "the run did not get that far"
         time.sleep(0.005)
+    return child, released
 
 
 def test_ctrl_c_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(tmp_path, capsys):
     config = small(tmp_path, name="asked", steps=30, output__save_every=0, eval__every=0)
     run = tmp_path / "runs" / "asked"
-    child = start("train", *flags(config), cwd=tmp_path)
-    wait_for_lines(child, run, 4)
+    child, released = start_and_hold(config, run, 4, tmp_path)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=120)
+    released.touch()
+    _, errors = child.communicate()
     assert child.returncode == 130
     assert f"rlkern train --resume {run}" in errors and "Traceback" not in errors
     (saved,) = (p for p in checkpoint.all_checkpoints(run) if p.name != "checkpoint-0")

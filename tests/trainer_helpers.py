@@ -141,12 +141,12 @@ def flags(given):
     return found
 
 
-def start(*arguments, cwd):
-    """Returns a running process of `rlkern` with these arguments."""
+def start(*arguments, cwd, **extra):
+    """Returns a running process of `rlkern` with these arguments, and variables beside ours."""
     return subprocess.Popen(
         [sys.executable, "-m", "rlkern.cli", *map(str, arguments)],
         cwd=cwd,
-        env=child_environment(),
+        env=child_environment(**extra),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,9 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reward that differs within almost every group, even for an untrained model."""
 
+import os
+import time
+from pathlib import Path
+
+# "path of a file of lines:count:path of a file that lets it go on", for a run that a test stops.
+HOLD = "RLKERN_TEST_HOLD"
+
+
+def _wait_for_the_test() -> None:
+    """Waits once the file has so many lines, so that no run outpaces the test that stops it."""
+    if HOLD in os.environ:
+        lines, count, released = os.environ[HOLD].split(":")
+        while Path(lines).exists() and len(Path(lines).read_bytes().splitlines()) >= int(count):
+            if Path(released).exists():
+                break
+            time.sleep(0.01)
+
 
 def even_digits(prompts, completions):
     """Returns the share of even digits in each completion."""
+    _wait_for_the_test()
     return [sum(c in "02468" for c in text) / max(1, len(text)) for text in completions]
 
 

@@ -20,7 +20,8 @@ struct RowSlope {
 };
 
 // ∂/∂z of grad_logprob·log π + grad_entropy·H + grad_lse·lse, where H = log s − t/s, lse = max +
-// log s. For the token p − 1 is formed as expm1(log π): near p = 1 the difference would cancel.
+// log s. For the token p − 1 is formed as expm1(log π): near p = 1 the difference would cancel, as
+// p formed from p − 1 would near p = 0.
 template <class T>
 RLKERN_HD RowSlope row_slope(const RowSums& sums, double token_u, T logprob, T grad_logprob,
                              T grad_entropy, T grad_lse) {
@@ -29,7 +30,7 @@ RLKERN_HD RowSlope row_slope(const RowSums& sums, double token_u, T logprob, T g
   // A token of probability 0 has u = −inf, and 0·inf is no gradient.
   const T u = std::isinf(token_u) ? T(0) : T(token_u);
   return {rest - grad_logprob, -grad_entropy,
-          (minus_one + 1) * (rest - grad_entropy * u) - grad_logprob * minus_one};
+          std::exp(logprob) * (rest - grad_entropy * u) - grad_logprob * minus_one};
 }
 
 }  // namespace rlkern

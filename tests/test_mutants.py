@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tool behind `make mutants`, on a toy project: what is planted, and who notices it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from mutants import covering, plant, run
+from mutants.__main__ import Place, Results, known_alive, sample, table
+
+TOY = '''"""Words."""
+LIMIT = 3
+
+
+def clipped(x, low=0, high=LIMIT):
+    """Returns x within its bounds."""
+    if low > high:
+        raise ValueError(f"low is {low + 1}")
+    return max(low, min(x, high))
+
+
+def unseen(x):
+    return x + 1
+'''
+TESTS = """
+import pytest
+from rlkern.toy import clipped
+
+def test_bounds():
+    assert [clipped(x) for x in (-1, 2, 5)] == [0, 2, 3]
+
+def test_another_bound():
+    assert clipped(5, high=4) == 4
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> covering.Record:
+    """Returns the record of a project of one module and two tests."""
+    pytest.importorskip("coverage")
+    tree = tmp_path_factory.mktemp("toy")
+    for name, text in {"rlkern/__init__.py": "", "rlkern/toy.py": TOY, "tests/test_toy.py": TESTS,
+                       "tests/test_broken.py": "assert False\n"}.items():  # fmt: skip
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text(text)
+    (tree / "tests/mutants").symlink_to(Path(plant.__file__).parent)
+    record = covering.Record(tree / "record", tree)
+    files = ["tests/test_toy.py", "tests/test_broken.py"]
+    assert record.record_all(files, covering.environment_of(tree), 600) == 0
+    assert record.record_all(files, covering.environment_of(tree), 0) == 0  # nothing is stale
+    return record
+
+
+def planted(text: str) -> list[str]:
+    return [m.what for m in plant.mutants(text)]
+
+
+def test_every_kind_of_fault_is_planted_and_leaves_python():
+    text = (
+        "x = not a and b <= 2\n"
+        "y += f(z, size=-1, flag=True) * 2.5\n"
+        "if x == y:\n    self.n = torch.amax(z)\n"
+        "if n:\n    raise E('too ' + many)\n"
+        "λ = [q for q in z if q is not None] if ok else c % d\n"
+    )
+    found = list(plant.mutants(text))
+    kinds = {m.kind for m in found}
+    assert kinds >= {"comparison", "arithmetic", "connective", "sign", "constant", "condition"}
+    assert kinds >= {"min/max", "dropped size=", "removed"}
+    for mutant in found:
+        changed = mutant.planted(text)
+        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(text)), mutant
+
+
+def test_no_fault_is_planted_in_words_in_types_or_in_what_is_raised():
+    assert planted('"""a"""\ndef f(x: int | None = None) -> 3 | 4:\n    "b"\n    return x\n') == []
+    assert planted("raise E(f'{n + 1}', n - 1)\n") == ["raise E(f'{n + 1}', n - 1) → (removed)"]
+    assert planted("@dataclass(frozen=True)\nclass C:\n    n: int = 1\n") == ["1 → 2"]
+    assert planted("x = 'a' + b\nassert n > 1\nif TYPE_CHECKING:\n    n = 3\n") == []
+
+
+def test_a_fault_binds_as_tightly_as_what_it_replaces():
+    first = next(m for m in plant.mutants("x = (a + b) * c") if "a + b →" in m.what)
+    assert first.planted("x = (a + b) * c") == "x = ((a - b)) * c"
+
+
+def test_a_line_is_covered_by_the_tests_that_execute_it(toy):
+    files = ["tests/test_toy.py", "tests/test_broken.py"]
+    both = {f"tests/test_toy.py::test_{name}" for name in ("bounds", "another_bound")}
+
+    def tests(text):
+        number = TOY.splitlines().index(text) + 1
+        return set(covering.tests_of(toy, files, "rlkern/toy.py", number))
+
+    assert tests("    return max(low, min(x, high))") == both
+    assert tests("def clipped(x, low=0, high=LIMIT):") == both  # by what it is a default of
+    assert tests("    return x + 1") == both  # nobody's: by the file
+
+
+def test_lines_that_moved_are_still_covered(toy):
+    file = toy.tree / "rlkern/toy.py"
+    covering.Record.lines.cache_clear()
+    file.write_text("# one more line\n" + TOY)
+    try:
+        number = TOY.splitlines().index("    if low > high:") + 2
+        assert toy.lines("tests/test_toy.py", "rlkern/toy.py")[number]
+    finally:
+        file.write_text(TOY)
+        covering.Record.lines.cache_clear()
+
+
+def outcome_of(toy, what: str) -> run.Outcome:
+    mutant = next(m for m in plant.mutants(TOY) if m.what == what)
+    tests = covering.tests_of(toy, ["tests/test_toy.py"], "rlkern/toy.py", mutant.line)
+    return run.tried(toy.tree, "rlkern/toy.py", mutant, tests, 1.0)
+
+
+def test_a_fault_that_a_test_notices_is_killed_by_it(toy):
+    outcome = outcome_of(toy, "max → min")
+    assert outcome.killed and outcome.by.startswith("tests/test_toy.py::test_")
+    assert (toy.tree / "rlkern/toy.py").read_text() == TOY
+
+
+def test_a_fault_that_no_test_notices_lives(toy):
+    assert not outcome_of(toy, "low > high → low >= high").killed
+
+
+def test_a_fault_that_breaks_the_import_is_killed(toy):
+    mutant = plant.Mutant(2, (0, 0), "typo", "", "1 / 0\n")
+    outcome = run.tried(toy.tree, "rlkern/toy.py", mutant, ["tests/test_toy.py::test_bounds"], 1.0)
+    assert outcome.killed and "import" in outcome.by
+
+
+def test_a_sample_depends_on_the_seed_only_and_grows_at_its_end(toy):
+    few, more = (sample(toy.tree, ["rlkern"], n, seed=1) for n in (3, 6))
+    assert few == more[:3] and len(set(more)) == 6
+    assert sample(toy.tree, ["rlkern"], 6, seed=2) != more
+    assert {x.path for x in sample(toy.tree, ["rlkern"], 99, seed=0)} == {"rlkern/toy.py"}
+
+
+def test_results_are_remembered_and_the_living_are_tried_again_with_other_tests(tmp_path):
+    results = Results(tmp_path / "x.jsonl", "tests")
+    results.add("dead", run.Outcome(True, "t", 1.0))
+    results.add("alive", run.Outcome(False, "", 1.0))
+    assert Results(tmp_path / "x.jsonl", "tests").by_key.keys() == {"dead", "alive"}
+    assert Results(tmp_path / "x.jsonl", "other tests").by_key.keys() == {"dead"}
+
+
+def test_the_table_counts_the_killed_and_names_the_living(toy):
+    places = sample(toy.tree, ["rlkern"], 4, seed=0)
+    results = {x.key(toy.tree): run.Outcome(i < 2, "a test", 1.0) for i, x in enumerate(places[:3])}
+    said = table(places, results, toy.tree)
+    assert said.endswith("2 of 3 killed (67%); 1 alive, 0 of them known; 1 not tried")
+    assert said.count("killed by a test") == 2 and said.count("ALIVE") == 1
+
+
+def test_every_known_living_fault_is_one_that_can_be_planted():
+    root = Path(plant.__file__).parents[2]
+    for name, reason in known_alive().items():
+        path = name.split(" | ")[0]
+        planted_there = plant.mutants((root / path).read_text())
+        assert name in {Place(path, m).known_as(root) for m in planted_there}, name
+        assert reason.strip(), name
