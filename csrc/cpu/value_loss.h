@@ -12,18 +12,6 @@ namespace rlkern {
 struct ValueSums {
   double loss = 0;
   double metric[kValueMetrics] = {};
-
-  void add(double weighted_loss, double value, double target, bool clipped) {
-    const double error = target - value;
-    loss += weighted_loss;
-    metric[kValueCount] += 1;
-    metric[kValueValue] += value;
-    metric[kValueTarget] += target;
-    metric[kValueError] += error;
-    metric[kValueErrorSquare] += error * error;
-    metric[kValueTargetSquare] += target * target;
-    metric[kValueClipped] += clipped;
-  }
 };
 
 // Elements per block: the blocks' sums are added in order, so threads do not change the bits.
