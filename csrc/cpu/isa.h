@@ -5,6 +5,7 @@
 
 #include "cpu/row_kernels.h"
 #include "cpu/scan_kernels.h"
+#include "cpu/segment_kernels.h"
 #include "cpu/value_kernels.h"
 
 namespace rlkern {
@@ -29,15 +30,17 @@ struct Isa {
   bool (*runs_here)();
   const RowKernels* rows;  // by Dtype
   const PerType<ScanKernels>* scans;
+  const PerType<SegmentKernels>* segments;
   const PerType<ValueKernels>* values;
 };
 
 // RLKERN_ISAS(X) is X(name) of every set, best first; the build defines it.
-#define RLKERN_DECLARE_ISA(name)                    \
-  namespace name {                                  \
-  extern const RowKernels row_kernels[kDtypes];     \
-  extern const PerType<ScanKernels> scan_kernels;   \
-  extern const PerType<ValueKernels> value_kernels; \
+#define RLKERN_DECLARE_ISA(name)                        \
+  namespace name {                                      \
+  extern const RowKernels row_kernels[kDtypes];         \
+  extern const PerType<ScanKernels> scan_kernels;       \
+  extern const PerType<SegmentKernels> segment_kernels; \
+  extern const PerType<ValueKernels> value_kernels;     \
   }
 RLKERN_ISAS(RLKERN_DECLARE_ISA)
 #undef RLKERN_DECLARE_ISA

@@ -12,6 +12,8 @@ from rlkern.native.gae import gae
 from rlkern.native.group_advantage import group_advantage, group_segments
 from rlkern.native.policy_loss import policy_loss, scale_, scaled
 from rlkern.native.reverse_scan import reverse_scan
+from rlkern.native.segment_sum import segment_sum, segment_sum_backward
+from rlkern.native.td_loss import td_loss
 from rlkern.native.token_logprob import token_logprob, token_logprob_backward
 from rlkern.native.token_objective import token_objective
 from rlkern.native.value_loss import value_loss
@@ -24,6 +26,9 @@ __all__ = [
     "reverse_scan",
     "scale_",
     "scaled",
+    "segment_sum",
+    "segment_sum_backward",
+    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",

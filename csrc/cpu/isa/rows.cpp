@@ -144,7 +144,7 @@ RLKERN_INLINE RowSums sweep_sums(const Row& row, Cap cap, float* stash, float* b
   for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
     const int64_t rest = row.vocab - begin, n = rest < kBlock ? rest : kBlock;
     float* kept = kStash ? stash + begin : nullptr;
-    const auto sums = [&] {
+    const auto sums = [&]() __attribute__((always_inline)) {
       return block_sums<exponentials>(x + begin, n, so_far.shift(), inv_temperature_log2, cap,
                                       kept);
     };

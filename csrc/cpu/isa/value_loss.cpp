@@ -2,19 +2,12 @@
 // Compiled once per instruction set, RLKERN_ISA. One sweep in registers, sixteen elements at a
 // time: every sum has sixteen lanes in float64, so that no set rounds unlike another.
 #include "cpu/isa.h"
-#include "cpu/isa/simd.h"
+#include "cpu/isa/doubles.h"
 
 namespace rlkern::RLKERN_ISA {
 namespace {
 
 constexpr int kGroup = 16;
-
-RLKERN_INLINE void to_doubles(Vec x, DoubleVec* out) {
-  out[0] = lower_doubles(x);
-  out[1] = upper_doubles(x);
-}
-
-RLKERN_INLINE void to_doubles(DoubleVec x, DoubleVec* out) { out[0] = x; }
 
 // The lanes of one sum.
 template <class V, int N = kGroup * int(sizeof(V{}[0])) / kVectorBytes>
@@ -32,20 +25,18 @@ struct Lanes {
 
 template <class T>
 struct Sums {
-  using Count = decltype(Vector<T>{} != Vector<T>{});  // whole numbers; −1 is added where it is so
   Lanes<DoubleVec> loss, value, target, error_square, target_square;
-  Lanes<Count> count, clipped;
+  Lanes<Flags<T>> count, clipped;
 
   // The i-th vector of a group.
   RLKERN_INLINE_MEMBER void add(int i, Vector<T> w, Vector<T> l, Vector<T> v, Vector<T> t) {
-    constexpr int kParts = kWidth<T> / kWidth<double>;
-    DoubleVec weights[kParts], losses[kParts], values[kParts], targets[kParts];
+    DoubleVec weights[kDoubles<T>], losses[kDoubles<T>], values[kDoubles<T>], targets[kDoubles<T>];
     to_doubles(w, weights);
     to_doubles(l, losses);
     to_doubles(v, values);
     to_doubles(t, targets);
-    for (int part = 0; part < kParts; ++part) {
-      const int k = i * kParts + part;
+    for (int part = 0; part < kDoubles<T>; ++part) {
+      const int k = i * kDoubles<T> + part;
       const DoubleVec error = targets[part] - values[part];
       loss.part[k] += weights[part] * losses[part];
       value.part[k] += values[part];
