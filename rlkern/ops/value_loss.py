@@ -5,6 +5,7 @@ import torch
 
 from rlkern.backends import implementation
 from rlkern.ops.library import refuse_double_backward, register
+from rlkern.ops.policy_loss import _scaled as scaled_gradient
 from rlkern.reference.value_loss import VALUE_METRICS
 
 
@@ -32,7 +33,7 @@ def _autograd(ctx, grad_loss, *unused):
     refuse_double_backward("value_loss")
     if grad_loss is None:
         return (None,) * 6
-    return ctx.saved_tensors[0] * grad_loss, *(None,) * 5
+    return scaled_gradient(ctx.saved_tensors[0], grad_loss), *(None,) * 5
 
 
 torch.library.register_autograd("rlkern::value_loss", _autograd, setup_context=_setup_context)
