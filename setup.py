@@ -29,13 +29,12 @@ FLAGS += "-fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra".split()
 FLAGS += "-Wno-uninitialized -Wno-maybe-uninitialized".split()
 AVX2 = "-mavx2 -mfma -mf16c".split()
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c".split()
-# Ascending. The linker keeps the first copy of an inline function that several objects hold, so
-# linked in this order a machine never meets an instruction of a set above its own.
+# Best first: the first one that a processor can run is used.
 ISAS = {
-    "baseline": [],
-    "avx2": AVX2,
-    "avx512": AVX512,
     "avx512_bf16": [*AVX512, "-mavx512bf16"],
+    "avx512": AVX512,
+    "avx2": AVX2,
+    "baseline": [],
 }
 # PTX of sm_90 serves what comes later: the kernels use nothing particular to one architecture.
 CUDA_TARGETS = ("sm_80", "sm_90", "sm_100", "compute_90")
@@ -137,13 +136,12 @@ def openmp_flags(compiler):
 
 def common_sources():
     """Returns what is compiled once, for any machine."""
-    found = [p for d in ("", "bindings/", "cpu/") for p in ROOT.glob(f"csrc/{d}*.cpp")]
-    return sorted(path for path in found if path.name != "kernels.cpp")
+    return sorted(p for d in ("", "bindings/", "cpu/") for p in ROOT.glob(f"csrc/{d}*.cpp"))
 
 
 def isa_sources():
     """Returns what is compiled once for each instruction set, with RLKERN_ISA its name."""
-    return sorted([*ROOT.glob("csrc/cpu/kernels.cpp"), *ROOT.glob("csrc/cpu/isa/*.cpp")])
+    return sorted(ROOT.glob("csrc/cpu/isa/*.cpp"))
 
 
 def cuda_sources():
@@ -171,8 +169,8 @@ def ninja_file(compiler, target, isas):
 
     openmp = openmp_flags(compiler)
     include = [python_include(), f"-I{pybind11.get_include()}", f"-I{ROOT / 'csrc'}"]
-    have = [f"-DRLKERN_HAVE_{name.upper()}=1" for name in isas]
-    command = shlex.join([*compiler, *FLAGS, *openmp, *include, *have])
+    table = "-DRLKERN_ISAS(X)=" + " ".join(f"X({name})" for name in isas)
+    command = shlex.join([*compiler, *FLAGS, *openmp, *include, table])
     edges, objects = [], []
 
     def compile_edge(source, prefix, flags):

@@ -49,11 +49,11 @@ def test_rlkern_gae_into_memory_in_use(benchmark, values):
     """The sweep alone: fresh outputs of many megabytes also cost their page faults."""
     _C = pytest.importorskip("rlkern._C")
     _, *rows = values
-    out = [torch.zeros_like(rows[0]) for _ in range(2)]
-    where = [x.data_ptr() for x in rows] + [0] + [x.data_ptr() for x in out]
-    coefficients, threads = (NUMBERS.data_ptr(), False), torch.get_num_threads()
-    count, shape = rows[0].numel(), (*rows[0].shape, 0)
-    run = lambda: _C.gae(count, shape, False, where, coefficients, None, threads)  # noqa: E731
+    names = ("reward", "value", "mask", "advantage", "target")
+    tensors = dict(zip(names, (*rows, *(torch.zeros_like(rows[0]) for _ in range(2)))))
+    options = {"bootstrap": None, "cu_seqlens": None, "whitening": None}
+    threads = torch.get_num_threads()
+    run = lambda: _C.gae(**tensors, coefficients=NUMBERS, threads=threads, **options)  # noqa: E731
     time(benchmark, values, run)
 
 

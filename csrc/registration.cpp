@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // rlkern._C: the operations that the files of csrc/bindings announce, and the instruction sets.
 #include "bindings/arguments.h"
-#include "cpu/kernels.h"
+#include "cpu/isa.h"
 
 namespace rlkern {
 namespace {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How arguments arrive from Python, and how the files of this folder announce their operations.
-// Tensors arrive as addresses: rlkern/backends/cpu has checked them and holds them alive. No torch header
-// is included, so one binary serves every version of torch.
+// Every argument has a name at the call, and every tensor a type: see tensor.h. No torch header is
+// included, so one binary serves every version of torch.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -9,23 +9,21 @@
 
 #include <array>
 #include <optional>
+#include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
-namespace py = pybind11;
+#include "bindings/tensor.h"
 
 namespace rlkern {
 
-using Address = std::uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
+// The enumerator that Python knows by its place in a table of the reference.
+template <class Enum>
+Enum enumerator(const char* name, int place, Enum last) {
+  if (place >= 0 && place <= int(last)) return Enum(place);
+  throw std::invalid_argument(std::string(name) + " must be in [0, " + std::to_string(int(last)) +
+                              "], got " + std::to_string(place));
 }
-
-template <int N>
-using Addresses = std::array<Address, N>;
 
 // Calls the float or the double version, the GIL released: only double logits have double rows.
 template <class Call>
@@ -46,7 +44,13 @@ inline std::vector<Definition>& definitions() {
   return found;
 }
 
-// RLKERN_BINDINGS(m) { m.def("stem", stem); } once in each file.
+// Defines an operation whose arguments are given by name.
+template <class Function, class... Names>
+void define(py::module_& m, const char* stem, Function function, const Names&... names) {
+  m.def(stem, function, py::kw_only(), py::arg(names)...);
+}
+
+// RLKERN_BINDINGS(m) { define(m, "stem", stem, "argument", ...); } once in each file.
 #define RLKERN_BINDINGS(m)                     \
   static void define_bindings(py::module_& m); \
   static const bool kAnnounced = [] {          \

@@ -6,30 +6,41 @@
 namespace rlkern {
 namespace {
 
-// rows: reward, value, mask, bootstrap, advantage, target. coefficients: where they are, and
-// whether they are (2, sequences) instead of (2,).
-void bind_gae(int64_t steps, const SequencesTuple& where, bool is_double, const Addresses<6>& rows,
-              const std::pair<Address, bool>& coefficients,
-              const std::optional<std::pair<double, int64_t>>& whitening, int threads) {
-  const Sequences all = sequences(where);
-  const bool per_sequence = coefficients.second;
-  const double* numbers = at<double>(coefficients.first);
-  const Coefficient discount{numbers, per_sequence};
-  const Coefficient gae_lambda{numbers + (per_sequence ? all.count : 1), per_sequence};
+// coefficients: discount and gae_lambda, (2,) or (2, sequences). whitening: eps and ddof.
+void bind_gae(const Tensor& reward, const Tensor& value, const Tensor& mask,
+              const Tensor& coefficients, const Tensor& bootstrap, const Tensor& cu_seqlens,
+              const std::optional<std::pair<double, int64_t>>& whitening, const Tensor& advantage,
+              const Tensor& target, int threads) {
+  const Sequences all = sequences(reward, cu_seqlens);
+  const int64_t n = reward.count();
+  const bool per_sequence = coefficients.ndim() == 2;
+  const int64_t each = per_sequence ? all.count : 1;
+  const double* numbers = coefficients.elements<double>("coefficients", 2 * each);
+  const Coefficient discount{numbers, per_sequence}, gae_lambda{numbers + each, per_sequence};
   const Whitening how = whitening ? Whitening{whitening->first, whitening->second} : Whitening{};
-  with_accumulator(is_double, [&](auto zero) {
+  with_accumulator(reward.is_double(), [&](auto zero) {
     using T = decltype(zero);
-    check_bounds("gae", all, steps);
+    check_bounds("gae", all, n);
     // Whitening reads the advantages again.
-    const bool past = !whitening && exceeds_caches(2 * steps * sizeof(T));
-    const GaeRows<T> r{at<T>(rows[0]), at<T>(rows[1]), at<bool>(rows[2]), discount, gae_lambda,
-                       at<T>(rows[3]), at<T>(rows[4]), at<T>(rows[5]),    past};
-    gae<T>(all, r, whitening ? &how : nullptr, threads);
+    const bool past = !whitening && exceeds_caches(2 * n * sizeof(T));
+    const GaeRows<T> rows{reward.elements<T>("reward", n),
+                          value.elements<T>("value", n),
+                          mask.elements<bool>("mask", n),
+                          discount,
+                          gae_lambda,
+                          bootstrap.elements_or_null<T>("bootstrap", all.count),
+                          advantage.elements<T>("advantage", n),
+                          target.elements<T>("target", n),
+                          past};
+    gae<T>(all, rows, whitening ? &how : nullptr, threads);
   });
 }
 
 }  // namespace
 
-RLKERN_BINDINGS(m) { m.def("gae", bind_gae); }
+RLKERN_BINDINGS(m) {
+  define(m, "gae", bind_gae, "reward", "value", "mask", "coefficients", "bootstrap", "cu_seqlens",
+         "whitening", "advantage", "target", "threads");
+}
 
 }  // namespace rlkern

@@ -9,21 +9,40 @@
 
 namespace rlkern {
 
-// (gate, level, KL estimator, gate coefficients, kl_coef, entropy_coef)
-using ObjectiveTuple =
-    std::tuple<int, int, int, std::array<double, kGateCoefficients>, double, double>;
+// What Python makes once of an Objective of the reference.
+struct NumberedObjective {
+  Gate gate;
+  Level level;
+  Kl kl;
+  std::array<double, kGateCoefficients> gate_coef;
+  double kl_coef, entropy_coef;
 
-template <class T>
-Objective<T> objective(const ObjectiveTuple& o) {
-  Objective<T> made{Gate(std::get<0>(o)), Level(std::get<1>(o)), Kl(std::get<2>(o)), {},
-                    T(std::get<4>(o)),    T(std::get<5>(o))};
-  std::copy_n(std::get<3>(o).begin(), kGateCoefficients, made.gate_coef);
-  return made;
-}
+  template <class T>
+  Objective<T> of() const {
+    Objective<T> made{gate, level, kl, {}, T(kl_coef), T(entropy_coef)};
+    std::copy_n(gate_coef.begin(), kGateCoefficients, made.gate_coef);
+    return made;
+  }
+};
 
-template <class T>
-TokenRows<T> token_rows(const Addresses<5>& a) {
-  return {at<T>(a[0]), at<T>(a[1]), at<T>(a[2]), at<T>(a[3]), at<T>(a[4])};
-}
+// The Rows of the reference, their tensors found while the GIL is held.
+struct RowFields {
+  Tensor advantage, weight, old_logprob, ref_logprob, correction;
+
+  explicit RowFields(const Fields& x)
+      : advantage(x.tensor("advantage")),
+        weight(x.tensor("weight")),
+        old_logprob(x.tensor("old_logprob")),
+        ref_logprob(x.tensor("ref_logprob")),
+        correction(x.tensor("correction")) {}
+
+  template <class T>
+  TokenRows<T> of(int64_t n) const {
+    return {advantage.elements<T>("advantage", n), weight.elements<T>("weight", n),
+            old_logprob.elements_or_null<T>("old_logprob", n),
+            ref_logprob.elements_or_null<T>("ref_logprob", n),
+            correction.elements_or_null<T>("correction", n)};
+  }
+};
 
 }  // namespace rlkern

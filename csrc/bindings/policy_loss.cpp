@@ -6,18 +6,26 @@
 
 namespace rlkern {
 
-static void bind_policy_loss(const GridTuple& logits, Address token, const Addresses<5>& rows,
-                             const SoftmaxTuple& s, const ObjectiveTuple& o,
-                             const std::optional<GridTuple>& grad_logits, const Addresses<2>& out,
+static void bind_policy_loss(const Tensor& logits, const Tensor& token, const Fields& rows,
+                             const Fields& softmax, const NumberedObjective& objective,
+                             const Tensor& grad_logits, const Tensor& loss, const Tensor& metrics,
                              int threads) {
-  const Grid z = grid(logits), g = grad_logits ? grid(*grad_logits) : Grid{};
-  with_accumulator(z.dtype == kFloat64, [&](auto zero) {
+  const Grid z = grid("logits", logits);
+  const Grid g = grad_logits.given() ? grid_like("grad_logits", grad_logits, z) : Grid{};
+  const RowFields r(rows);
+  const SoftmaxFields s(softmax);
+  with_accumulator(logits.is_double(), [&](auto zero) {
     using T = decltype(zero);
-    policy_loss<T>(z, at<int64_t>(token), token_rows<T>(rows), softmax<T>(s), objective<T>(o),
-                   grad_logits ? &g : nullptr, at<T>(out[0]), at<T>(out[1]), threads);
+    const int64_t n = z.rows();
+    policy_loss<T>(z, token.elements<int64_t>("token", n), r.of<T>(n), s.of<T>(n),
+                   objective.of<T>(), grad_logits.given() ? &g : nullptr,
+                   loss.elements<T>("loss", 1), metrics.elements<T>("metrics", kMetrics), threads);
   });
 }
 
-RLKERN_BINDINGS(m) { m.def("policy_loss", bind_policy_loss); }
+RLKERN_BINDINGS(m) {
+  define(m, "policy_loss", bind_policy_loss, "logits", "token", "rows", "softmax", "objective",
+         "grad_logits", "loss", "metrics", "threads");
+}
 
 }  // namespace rlkern

@@ -5,19 +5,22 @@
 
 namespace rlkern {
 
-// rows: bias, decay, x.
-static void bind_reverse_scan(int64_t steps, const SequencesTuple& where, bool is_double,
-                              const Addresses<3>& rows, int threads) {
-  const Sequences all = sequences(where);
-  with_accumulator(is_double, [&](auto zero) {
+static void bind_reverse_scan(const Tensor& bias, const Tensor& decay, const Tensor& cu_seqlens,
+                              const Tensor& x, int threads) {
+  const Sequences all = sequences(bias, cu_seqlens);
+  const int64_t n = bias.count();
+  with_accumulator(bias.is_double(), [&](auto zero) {
     using T = decltype(zero);
-    check_bounds("reverse_scan", all, steps);
-    reverse_scan<T>(
-        all, {at<T>(rows[0]), at<T>(rows[1]), at<T>(rows[2]), exceeds_caches(steps * sizeof(T))},
-        threads);
+    check_bounds("reverse_scan", all, n);
+    reverse_scan<T>(all,
+                    {bias.elements<T>("bias", n), decay.elements<T>("decay", n),
+                     x.elements<T>("x", n), exceeds_caches(n * sizeof(T))},
+                    threads);
   });
 }
 
-RLKERN_BINDINGS(m) { m.def("reverse_scan", bind_reverse_scan); }
+RLKERN_BINDINGS(m) {
+  define(m, "reverse_scan", bind_reverse_scan, "bias", "decay", "cu_seqlens", "x", "threads");
+}
 
 }  // namespace rlkern

@@ -6,35 +6,53 @@
 namespace rlkern {
 namespace {
 
-void bind_token_logprob(const GridTuple& logits, Address token, Address mask, const SoftmaxTuple& s,
-                        const Addresses<5>& out, int threads) {
-  const Grid z = grid(logits);
-  with_accumulator(z.dtype == kFloat64, [&](auto zero) {
+void bind_token_logprob(const Tensor& logits, const Tensor& token, const Tensor& mask,
+                        const Fields& softmax, const Fields& out, int threads) {
+  const Grid z = grid("logits", logits);
+  const SoftmaxFields s(softmax);
+  const Tensor logprob = out.tensor("logprob"), entropy = out.tensor("entropy"),
+               row_max = out.tensor("row_max"), log_sum = out.tensor("log_sum"),
+               sum_pi_squared = out.tensor("sum_pi_squared");
+  with_accumulator(logits.is_double(), [&](auto zero) {
     using T = decltype(zero);
-    const Scored<T> scored{at<T>(out[0]), at<T>(out[1]), at<T>(out[2]), at<T>(out[3]),
-                           at<T>(out[4])};
-    token_logprob<T>(z, at<int64_t>(token), at<bool>(mask), softmax<T>(s), scored, threads);
+    const int64_t n = z.rows();
+    const Scored<T> scored{logprob.elements<T>("logprob", n), entropy.elements<T>("entropy", n),
+                           row_max.elements<T>("row_max", n), log_sum.elements<T>("log_sum", n),
+                           sum_pi_squared.elements<T>("sum_pi_squared", n)};
+    token_logprob<T>(z, token.elements<int64_t>("token", n), mask.elements_or_null<bool>("mask", n),
+                     s.of<T>(n), scored, threads);
   });
 }
 
-void bind_token_logprob_backward(const GridTuple& logits, Address token, Address mask,
-                                 const SoftmaxTuple& s, const Addresses<6>& in,
-                                 const GridTuple& grad_logits, int threads) {
-  const Grid z = grid(logits), g = grid(grad_logits);
-  with_accumulator(z.dtype == kFloat64, [&](auto zero) {
+void bind_token_logprob_backward(const Tensor& logits, const Tensor& token, const Tensor& mask,
+                                 const Fields& softmax, const Fields& statistics,
+                                 const Fields& upstream, const Tensor& grad_logits, int threads) {
+  const Grid z = grid("logits", logits), g = grid_like("grad_logits", grad_logits, z);
+  const SoftmaxFields s(softmax);
+  const Tensor entropy = statistics.tensor("entropy"), row_max = statistics.tensor("row_max"),
+               log_sum = statistics.tensor("log_sum"), grad_logprob = upstream.tensor("logprob"),
+               grad_entropy = upstream.tensor("entropy"), grad_lse = upstream.tensor("lse");
+  with_accumulator(logits.is_double(), [&](auto zero) {
     using T = decltype(zero);
-    const ScoredGradient<T> rows{at<T>(in[0]), at<T>(in[1]), at<T>(in[2]),
-                                 at<T>(in[3]), at<T>(in[4]), at<T>(in[5])};
-    token_logprob_backward<T>(z, at<int64_t>(token), at<bool>(mask), softmax<T>(s), rows, g,
-                              threads);
+    const int64_t n = z.rows();
+    const ScoredGradient<T> rows{entropy.elements<T>("entropy", n),
+                                 row_max.elements<T>("row_max", n),
+                                 log_sum.elements<T>("log_sum", n),
+                                 grad_logprob.elements_or_null<T>("upstream logprob", n),
+                                 grad_entropy.elements_or_null<T>("upstream entropy", n),
+                                 grad_lse.elements_or_null<T>("upstream lse", n)};
+    token_logprob_backward<T>(z, token.elements<int64_t>("token", n),
+                              mask.elements_or_null<bool>("mask", n), s.of<T>(n), rows, g, threads);
   });
 }
 
 }  // namespace
 
 RLKERN_BINDINGS(m) {
-  m.def("token_logprob", bind_token_logprob);
-  m.def("token_logprob_backward", bind_token_logprob_backward);
+  define(m, "token_logprob", bind_token_logprob, "logits", "token", "mask", "softmax", "out",
+         "threads");
+  define(m, "token_logprob_backward", bind_token_logprob_backward, "logits", "token", "mask",
+         "softmax", "statistics", "upstream", "grad_logits", "threads");
 }
 
 }  // namespace rlkern

@@ -5,17 +5,44 @@
 #include "bindings/sequences.h"
 
 namespace rlkern {
+namespace {
 
-static void bind_token_objective(const SequencesTuple& together, bool is_double,
-                                 const Addresses<2>& scores, const Addresses<5>& rows,
-                                 const ObjectiveTuple& o, const Addresses<4>& out) {
-  with_accumulator(is_double, [&](auto zero) {
+NumberedObjective numbered(int gate, int level, int kl,
+                           const std::array<double, kGateCoefficients>& gate_coef, double kl_coef,
+                           double entropy_coef) {
+  return {enumerator("gate", gate, Gate::regression),
+          enumerator("level", level, Level::clipped_sequence),
+          enumerator("kl", kl, Kl::importance_k3),
+          gate_coef,
+          kl_coef,
+          entropy_coef};
+}
+
+void bind_token_objective(const Tensor& logprob, const Tensor& entropy, const Fields& rows,
+                          const Tensor& cu_seqlens, const NumberedObjective& objective,
+                          const Tensor& loss, const Tensor& metrics, const Tensor& grad_logprob,
+                          const Tensor& grad_entropy) {
+  const RowFields r(rows);
+  const Sequences all = sequences(logprob, cu_seqlens);
+  const int64_t n = logprob.count();
+  with_accumulator(logprob.is_double(), [&](auto zero) {
     using T = decltype(zero);
-    token_objective<T>(sequences(together), at<T>(scores[0]), at<T>(scores[1]), token_rows<T>(rows),
-                       objective<T>(o), at<T>(out[0]), at<T>(out[1]), at<T>(out[2]), at<T>(out[3]));
+    check_bounds("token_objective", all, n);
+    token_objective<T>(
+        all, logprob.elements<T>("logprob", n), entropy.elements<T>("entropy", n), r.of<T>(n),
+        objective.of<T>(), loss.elements<T>("loss", 1), metrics.elements<T>("metrics", kMetrics),
+        grad_logprob.elements<T>("grad_logprob", n), grad_entropy.elements<T>("grad_entropy", n));
   });
 }
 
-RLKERN_BINDINGS(m) { m.def("token_objective", bind_token_objective); }
+}  // namespace
+
+RLKERN_BINDINGS(m) {
+  py::class_<NumberedObjective>(m, "Objective")
+      .def(py::init(&numbered), py::kw_only(), py::arg("gate"), py::arg("level"), py::arg("kl"),
+           py::arg("gate_coef"), py::arg("kl_coef"), py::arg("entropy_coef"));
+  define(m, "token_objective", bind_token_objective, "logprob", "entropy", "rows", "cu_seqlens",
+         "objective", "loss", "metrics", "grad_logprob", "grad_entropy");
+}
 
 }  // namespace rlkern

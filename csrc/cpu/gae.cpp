@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/isa.h"
 #include "cpu/rows.h"
 
 namespace rlkern {
@@ -42,7 +43,7 @@ void link(std::vector<Segment<T>>& segments, const GaeRows<T>& rows, int threads
   }
   std::vector<Segment<T>> ends = segments;
   sweep_all(ends, threads,
-            [&](Segment<T>* s, int64_t n) { scan_kernels<T>().gae_ends(rows, s, n); });
+            [&](Segment<T>* s, int64_t n) { chosen_isa().scans->of<T>().gae_ends(rows, s, n); });
   for (size_t i = segments.size(); i-- > 0;) {
     if (!continues(segments, i)) continue;
     const Segment<T>& next = segments[i + 1];
@@ -118,7 +119,7 @@ void gae(const Sequences& sequences, const GaeRows<T>& rows, const Whitening* wh
     const int64_t begin = sequences.begin(i);
     of_sequence[i] = moments(rows.advantage + begin, rows.mask + begin, sequences.length(i));
   };
-  const auto sweep = [&](Segment<T>* s, int64_t n) { scan_kernels<T>().gae(rows, s, n); };
+  const auto sweep = [&](Segment<T>* s, int64_t n) { chosen_isa().scans->of<T>().gae(rows, s, n); };
   const auto sweep_and_note = [&](Segment<T>* s, int64_t n) {
     sweep(s, n);
     for (int64_t k = 0; whitening && k < n; ++k) note(s[k].sequence);  // while it is in the cache

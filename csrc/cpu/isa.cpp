@@ -1,42 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which of the compiled instruction sets this machine can run, and which one is used.
+#include "cpu/isa.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
-
 namespace rlkern {
-
-extern const Isa isa_baseline, isa_avx2, isa_avx512, isa_avx512_bf16;
-
 namespace {
 
-std::vector<const Isa*> runnable() {
-  std::vector<const Isa*> found;
-#if RLKERN_HAVE_AVX512_BF16
-  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    found.push_back(&isa_avx512_bf16);
-  }
-#endif
-#if RLKERN_HAVE_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    found.push_back(&isa_avx512);
-  }
-#endif
-#if RLKERN_HAVE_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&isa_avx2);
-#endif
-  found.push_back(&isa_baseline);
-  return found;
+// What each set asks of the processor: the flags that setup.py compiles it with.
+bool runs_baseline() { return true; }
+
+#if defined(__x86_64__)
+[[maybe_unused]] bool runs_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+[[maybe_unused]] bool runs_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+[[maybe_unused]] bool runs_avx512_bf16() {
+  return runs_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+#define RLKERN_ISA_ENTRY(name) \
+  {#name, runs_##name, name::row_kernels, &name::scan_kernels, &name::value_kernels},
+constexpr Isa kIsas[] = {RLKERN_ISAS(RLKERN_ISA_ENTRY)};
+#undef RLKERN_ISA_ENTRY
+
 const std::vector<const Isa*>& isas() {
-  static const std::vector<const Isa*> found = runnable();
+  static const std::vector<const Isa*> found = [] {
+    std::vector<const Isa*> runnable;
+    for (const Isa& isa : kIsas) {
+      if (isa.runs_here()) runnable.push_back(&isa);
+    }
+    return runnable;
+  }();
   return found;
 }
 

@@ -48,7 +48,7 @@ void policy_loss(const Grid& logits, const int64_t* token, const TokenRows<T>& r
       if (open.grad == nullptr) continue;
       RowSlope slope =
           row_slope(sums, u, logprob, results[k].grad_logprob, results[k].grad_entropy, T(0));
-      slope.token *= open.token_rate();
+      slope.token *= open.token_cap_slope();
       if (stashes) {
         kernels.gradient_stashed(open.row, sums, slope, open.token, stash, room.block_max.data(),
                                  open.grad);

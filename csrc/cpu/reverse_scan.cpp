@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/reverse_scan.h"
 
+#include "cpu/isa.h"
+
 namespace rlkern {
 
 // What follows each segment, from the ends of those after it: x = end + product · x after it.
 template <class T>
 static void link(std::vector<Segment<T>>& segments, const ScanRows<T>& rows, int threads) {
   std::vector<Segment<T>> ends = segments;
-  sweep_all(ends, threads,
-            [&](Segment<T>* s, int64_t n) { scan_kernels<T>().reverse_scan_ends(rows, s, n); });
+  sweep_all(ends, threads, [&](Segment<T>* s, int64_t n) {
+    chosen_isa().scans->of<T>().reverse_scan_ends(rows, s, n);
+  });
   for (size_t i = segments.size(); i-- > 0;) {
     if (!continues(segments, i)) continue;
     const T x = ends[i + 1].state[0], product = ends[i + 1].state[1];
@@ -18,7 +21,9 @@ static void link(std::vector<Segment<T>>& segments, const ScanRows<T>& rows, int
 
 template <class T>
 void reverse_scan(const Sequences& sequences, const ScanRows<T>& rows, int threads) {
-  const auto sweep = [&](Segment<T>* s, int64_t n) { scan_kernels<T>().reverse_scan(rows, s, n); };
+  const auto sweep = [&](Segment<T>* s, int64_t n) {
+    chosen_isa().scans->of<T>().reverse_scan(rows, s, n);
+  };
   sweep_short<T>(sequences, threads, [](Segment<T>&) {}, sweep);
   std::vector<Segment<T>> segments = long_segments<T>(sequences);
   if (segments.empty()) return;

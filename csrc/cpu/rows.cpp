@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/simd.h"
+#include "cpu/half.h"
 
 namespace rlkern {
 namespace {
@@ -16,7 +16,8 @@ void put(const Grid& grid, int64_t i, int64_t j, double x) {
       static_cast<float*>(row)[j] = float(x);
       return;
     case kBfloat16:
-      return store_head(static_cast<bfloat16*>(row) + j, splat(float(x)), 1);
+      static_cast<bfloat16*>(row)[j] = to_bfloat16(float(x));
+      return;
     case kFloat16:
       static_cast<float16*>(row)[j] = to_float16(float(x));
       return;
@@ -72,17 +73,20 @@ bool RowReader<T>::gather(int64_t i) {
 
 template <class T>
 OpenRow RowReader<T>::open(int64_t i, int64_t ahead) {
-  const double rate = softmax_.rate(i), cap = softmax_.softcap;
+  const double inv_temperature = softmax_.inv_temperature_of(i), cap = softmax_.softcap;
   OpenRow open;
   has_kept_set_ = gather(i);
   if (has_kept_set_) {
     void* grad = grad_logits_ ? kept_.data() : nullptr;
-    open = {
-        {kept_.data(), nullptr, int64_t(kept_.size()), rate, cap}, kDtypeOf<T>, place_, 0, grad};
+    open = {{kept_.data(), nullptr, int64_t(kept_.size()), inv_temperature, cap},
+            kDtypeOf<T>,
+            place_,
+            0,
+            grad};
     open.own = place_ < 0 ? 0 : double(kept_[place_]);
   } else {
     const void* next = ahead < 0 ? nullptr : logits_.row(ahead);
-    open = {{logits_.row(i), next, logits_.vocab, rate, cap},
+    open = {{logits_.row(i), next, logits_.vocab, inv_temperature, cap},
             logits_.dtype,
             token_[i] == kAbsent ? -1 : token_[i],
             0,

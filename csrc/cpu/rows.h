@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kernels.h"
+#include "cpu/isa.h"
 
 namespace rlkern {
 
@@ -86,7 +86,7 @@ struct Softmax {
   const int64_t* keep;  // may be null
   int64_t keep_width;
 
-  double rate(int64_t i) const { return inv_temperature ? inv_temperature[i] : 1.0; }
+  double inv_temperature_of(int64_t i) const { return inv_temperature ? inv_temperature[i] : 1.0; }
 };
 
 // One counted row as the kernels take it: the memory of the logits itself, or, of a row with a kept
@@ -98,14 +98,14 @@ struct OpenRow {
   double own;     // the token's logit, capped; read before the row may be written over
   void* grad;     // where the row's gradient goes, may be null
 
-  const RowKernels& kernels() const { return chosen_isa().kernels[dtype]; }
+  const RowKernels& kernels() const { return chosen_isa().rows[dtype]; }
   // At most 0: the kernels cap the largest logit in float32, which may come out below own.
   double token_u(const RowSums& sums) const {
     const double u = (own - sums.max) * row.inv_temperature;
     return u > 0 ? 0 : u;
   }
   // What the cap takes off the token's own element.
-  double token_rate() const {
+  double token_cap_slope() const {
     const double tanh = row.softcap == 0 ? 0 : own / row.softcap;
     return 1 - tanh * tanh;
   }

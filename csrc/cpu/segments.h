@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/scans.h"
+#include "cpu/scan_kernels.h"
 #include "cpu/sequences.h"
 
 namespace rlkern {

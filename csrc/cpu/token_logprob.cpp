@@ -49,7 +49,7 @@ void token_logprob_backward(const Grid& logits, const int64_t* token, const bool
       RowSlope slope = row_slope(
           sums, u, T(u - in.log_sum[i]), in.grad_logprob ? in.grad_logprob[i] : T(0),
           in.grad_entropy ? in.grad_entropy[i] : T(0), in.grad_lse ? in.grad_lse[i] : T(0));
-      slope.token *= open.token_rate();
+      slope.token *= open.token_cap_slope();
       open.kernels().gradient(open.row, sums, slope, open.token, open.grad);
       reader.close(i);
     }

@@ -132,22 +132,23 @@ __device__ void write_zeros(const Slice<S>& slice, S* row) {
 // Which distribution the row stands for.
 template <bool CAPPED>
 struct Temper {
-  float rate, cap;
+  float inv_temperature, cap;
 
   __device__ Temper(const Call& call, int64_t i)
-      : rate(call.inv_temperature ? call.inv_temperature[i] : 1.0f), cap(float(call.softcap)) {}
+      : inv_temperature(call.inv_temperature ? call.inv_temperature[i] : 1.0f),
+        cap(float(call.softcap)) {}
   // A banned token stays banned.
   __device__ float capped(float x) const {
     return !CAPPED || x == -INFINITY ? x : cap * tanhf(x / cap);
   }
   // What the cap takes off the gradient of a logit.
-  __device__ float slope(float x) const {
+  __device__ float cap_slope(float x) const {
     const float tanh = CAPPED ? tanhf(x / cap) : 0.0f;
     return 1 - tanh * tanh;
   }
   // z − max, not below kLowest, where exp is 0: 0·(−inf) would be NaN.
   __device__ float distance(float x, float max) const {
-    return larger(fmaf(capped(x), rate, -max), kLowest);
+    return larger(fmaf(capped(x), inv_temperature, -max), kLowest);
   }
   static constexpr float kLowest = -104;
 };
@@ -188,7 +189,7 @@ __device__ Stat slice_statistics(const Slice<S>& slice, const Temper<CAPPED>& te
     for (const S& x : group.x) max = larger(max, to_float(x));
   }
   max = block_join(max, [](float x, float y) { return larger(x, y); });
-  max = larger(temper.capped(max) * temper.rate, -FLT_MAX);
+  max = larger(temper.capped(max) * temper.inv_temperature, -FLT_MAX);
   for (int j = threadIdx.x * kWidth; j < slice.columns; j += blockDim.x * kWidth) {
     const Group<S> group = slice.group(j);
 #pragma unroll
@@ -224,7 +225,7 @@ __device__ float token_logit(const S* row, int64_t token, int64_t vocab) {
 
 template <bool CAPPED>
 __device__ float token_logprob_of(const Stat& row, const Temper<CAPPED>& temper, float own_x) {
-  return fmaf(temper.capped(own_x), temper.rate, -row.max) - logf(row.sum);
+  return fmaf(temper.capped(own_x), temper.inv_temperature, -row.max) - logf(row.sum);
 }
 
 __device__ inline float entropy_of(const Stat& row) {
@@ -237,13 +238,13 @@ __device__ void share_slope(const Stat& row, const Temper<CAPPED>& temper, float
                             float logprob, float grad_logprob, float grad_entropy, float grad_lse) {
   Block* block = reinterpret_cast<Block*>(shared_memory());
   const RowSums sums{row.max, row.sum, row.weighted_sum, 0};
-  const float own_d = fminf(fmaf(temper.capped(own_x), temper.rate, -row.max), 0.0f);
+  const float own_d = fminf(fmaf(temper.capped(own_x), temper.inv_temperature, -row.max), 0.0f);
   const RowSlope slope = row_slope(sums, own_d, logprob, grad_logprob, grad_entropy, grad_lse);
-  const float scale = temper.rate / row.sum;
+  const float scale = temper.inv_temperature / row.sum;
   block->max = row.max;
   block->a = float(slope.a) * scale;
   block->b = float(slope.b) * scale;
-  block->own = float(slope.token) * temper.rate * temper.slope(own_x);
+  block->own = float(slope.token) * temper.inv_temperature * temper.cap_slope(own_x);
 }
 
 // Writes the gradient of the slice: dz = exp(d)·(a + b·d), and the token's own element.
@@ -254,7 +255,7 @@ __device__ void write_gradient(const Slice<S>& slice, S* row, const Temper<CAPPE
   const float max = block->max, a = block->a, b = block->b;
   write_slice(slice, row, [&](float x) {
     const float d = temper.distance(x, max);
-    return exp_fast(d) * (a + b * d) * temper.slope(x);
+    return exp_fast(d) * (a + b * d) * temper.cap_slope(x);
   });
   __syncthreads();
   const int place = slice.place(token);

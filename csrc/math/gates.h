@@ -100,8 +100,8 @@ RLKERN_HD Gated<T> dppo_kl(T logprob, T log_ratio, T ratio, T advantage, T low, 
 
 // W^k·exp(λ·(1 − W)) in logarithms: W may be far from 1.
 template <class T>
-RLKERN_HD T vespo_weight(T log_ratio, T ratio, T k, T rate) {
-  return std::exp(k * log_ratio + rate * (1 - ratio));
+RLKERN_HD T vespo_weight(T log_ratio, T ratio, T k, T lambda) {
+  return std::exp(k * log_ratio + lambda * (1 - ratio));
 }
 
 template <class T>
@@ -129,8 +129,8 @@ RLKERN_HD Gated<T> apply_gate(Gate gate, const T* c, T logprob, T log_ratio, T a
               c[0] * log_ratio, false, false};
     case Gate::vespo: {
       const bool positive = advantage >= 0;
-      const T k = positive ? c[0] : c[2], rate = positive ? c[1] : c[3];
-      return weighted_logprob(vespo_weight(log_ratio, ratio, k, rate), logprob, advantage, false,
+      const T k = positive ? c[0] : c[2], lambda = positive ? c[1] : c[3];
+      return weighted_logprob(vespo_weight(log_ratio, ratio, k, lambda), logprob, advantage, false,
                               false);
     }
     case Gate::topr: {

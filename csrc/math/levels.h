@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Ratio levels: the C++ home of rlkern/backends/eager/levels.py. A sequence is summed first (Ratio),
-// then every token of it is asked for its share of the gradient.
+// Ratio levels: the C++ home of rlkern/backends/eager/levels.py. A sequence is summed first
+// (Ratio), then every token of it is asked for its share of the gradient.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The token objective and its derivatives: the C++ home of rlkern/backends/eager/token_objective.py.
+// The token objective and its derivatives: the C++ home of
+// rlkern/backends/eager/token_objective.py.
 #pragma once
 
 #include <cmath>

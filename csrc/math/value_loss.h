@@ -1,17 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Losses of a value estimate and their derivatives: the C++ home of the formulas defined in
-// rlkern/backends/eager/value_loss.py. No torch headers; host and device.
+// rlkern/backends/eager/value_loss.py. Of a number, or of vectors of them lane by lane: V is
+// either, T the number.
 #pragma once
 
-#include <cmath>
-
-#ifndef RLKERN_HD
-#ifdef __CUDACC__
-#define RLKERN_HD __host__ __device__ inline
-#else
-#define RLKERN_HD inline
-#endif
-#endif
+#include "math/host_device.h"
 
 namespace rlkern {
 
@@ -56,43 +49,42 @@ RLKERN_HD constexpr ClipRule clip_rule_of(ValueKind kind) {
 }
 
 // A penalty of an error and its derivative in the error.
-template <class T>
+template <class V>
 struct Penalised {
-  T value, slope;
+  V value, slope;
 };
 
-template <Penalty kind, class T>
-RLKERN_HD Penalised<T> penalise(T error, T delta) {
-  if (kind == Penalty::half_square) return {T(0.5) * error * error, error};
-  if (kind == Penalty::square) return {error * error, 2 * error};
-  const T size = std::abs(error), tangent = std::copysign(delta, error);
-  const bool beyond = size > delta;  // false for NaN, which shows in value and slope
-  const T square = T(0.5) * error * error, line = delta * (size - T(0.5) * delta);
-  return {beyond ? line : square, beyond ? tangent : error};
+template <Penalty kind, class V, class T>
+RLKERN_HD Penalised<V> penalise(V error, T delta) {
+  const V square = error * error;
+  if (kind == Penalty::square) return {square, error + error};
+  const V half_square = T(0.5) * error * error;
+  if (kind == Penalty::half_square) return {half_square, error};
+  const V zero = {}, width = zero + delta;
+  const V size = error < zero ? -error : error, tangent = error < zero ? -width : width;
+  const auto beyond = size > width;  // false for NaN, which shows in value and slope
+  const V line = width * (size - T(0.5) * width);
+  return {beyond ? line : half_square, beyond ? tangent : error};
 }
 
-template <class T>
-struct ValueTerm {
-  T value, slope;
-  bool clipped;
-};
-
 // The value brought to within clip of the old one.
-template <class T>
-RLKERN_HD T near_old(T value, T old_value, T clip) {
-  const T low = old_value - clip, high = old_value + clip;
-  const T raised = value < low ? low : value;
+template <class V, class T>
+RLKERN_HD V near_old(V value, V old_value, T clip) {
+  const V low = old_value - clip, high = old_value + clip;
+  const V raised = value < low ? low : value;
   return raised > high ? high : raised;
 }
 
-// What is lost, from the penalties of the value and of the value near the old one.
-template <ClipRule rule, class T>
-RLKERN_HD ValueTerm<T> chosen_term(Penalised<T> free, Penalised<T> held, bool moved) {
-  if (rule == ClipRule::free) return {free.value, free.slope, false};
-  if (rule == ClipRule::clipped) return {held.value, moved ? T(0) : held.slope, moved};
+// What is lost, by the penalties of the value and of the value near the old one, and where the clip
+// decides. `moved` is where the two values differ.
+template <ClipRule rule, class V, class Where>
+RLKERN_HD Penalised<V> chosen_term(Penalised<V> free, Penalised<V> held, Where moved,
+                                   Where* clipped) {
+  const V zero = {};
   // Larger only where the clip moved the estimate, so that the slope there is 0.
-  const bool clipped = held.value > free.value;
-  return {clipped ? held.value : free.value, clipped ? T(0) : free.slope, clipped};
+  *clipped = rule == ClipRule::clipped ? moved : held.value > free.value;
+  if (rule == ClipRule::clipped) return {held.value, moved ? zero : held.slope};
+  return {*clipped ? held.value : free.value, *clipped ? zero : free.slope};
 }
 
 // The order is that of VALUE_METRICS in the reference.

@@ -1,35 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once per instruction set, with RLKERN_ISA its name. A vector holds one step of as many
+// Compiled once per instruction set, RLKERN_ISA. A vector holds one step of as many
 // segments as it has lanes: tiles of N steps of N segments are transposed on their way in and out.
 // A lane whose segment has ended takes the next one, so segments may differ in length.
-#include "cpu/scans.h"
-
-#include <cstring>
 #include <type_traits>
 #include <utility>
 
-#include "cpu/simd.h"
+#include "cpu/isa.h"
+#include "cpu/isa/simd.h"
 
-namespace rlkern {
+namespace rlkern::RLKERN_ISA {
 namespace {
-
-template <class T>
-constexpr int kWidth = kLanes * 4 / int(sizeof(T));
-
-template <class T>
-struct VectorOf {
-  typedef T Type __attribute__((vector_size(kLanes * 4)));
-};
-template <class T>
-using Vector = typename VectorOf<T>::Type;
 
 template <class V, class I, int... K>
 RLKERN_INLINE V shuffled(V a, V b, std::integer_sequence<int, K...>) {
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, K...);
 #else
-  typedef I Index __attribute__((vector_size(sizeof(V))));
-  return __builtin_shuffle(a, b, Index{K...});
+  return __builtin_shuffle(a, b, Vector<I>{K...});
 #endif
 }
 
@@ -45,7 +32,7 @@ RLKERN_INLINE void transpose(const T (&from)[N][N], T (&to)[N][N]) {
   using I = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
   constexpr auto lanes = std::make_integer_sequence<int, N>{};
   V a[N], b[N];
-  for (int i = 0; i < N; ++i) std::memcpy(&a[i], from[i], sizeof(V));
+  for (int i = 0; i < N; ++i) a[i] = load(from[i]);
 #pragma GCC unroll 4
   for (int round = 1; round < N; round *= 2) {
 #pragma GCC unroll 16
@@ -56,75 +43,77 @@ RLKERN_INLINE void transpose(const T (&from)[N][N], T (&to)[N][N]) {
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) a[i] = b[i];
   }
-  for (int i = 0; i < N; ++i) std::memcpy(to[i], &a[i], sizeof(V));
+  for (int i = 0; i < N; ++i) store(to[i], a[i]);
 }
 
-// The first n of at most a vector's elements, and `rest` for the others. (A memcpy of unknown size
-// would be a call.)
-template <class V, class T>
-RLKERN_INLINE V load_row(const T* x, int n, T rest) {
-  V v = V{} + rest;
-  if (n * sizeof(T) == sizeof(V)) {
-    std::memcpy(&v, x, sizeof(V));
+// How many elements of a row there are: all that a vector holds, known to the compiler, or fewer.
+template <class T>
+using Whole = std::integral_constant<int, kWidth<T>>;
+
+template <class T, class Count>
+constexpr bool kIsWhole = std::is_same_v<Count, Whole<T>>;
+
+// Calls with Whole or with the number itself: what knows that a row is whole moves it as one
+// vector, without a branch on its length.
+template <class T, class Call>
+RLKERN_INLINE void with_count(int n, const Call& call) {
+  if (n == kWidth<T>) {
+    call(Whole<T>{});
   } else {
-    T row[sizeof(V) / sizeof(T)];
-    std::memcpy(row, &v, sizeof(V));
-    for (int i = 0; i < n; ++i) row[i] = x[i];
-    std::memcpy(&v, row, sizeof(V));
+    call(n);
   }
-  return v;
+}
+
+// The first n elements, and `rest` for the others. (A memcpy of unknown size would be a call.)
+template <class T, class Count>
+RLKERN_INLINE Vector<T> load_row(const T* x, Count n, T rest) {
+  if constexpr (kIsWhole<T, Count>) {
+    return load(x);
+  } else {
+    T row[kWidth<T>];
+    store(row, splat(rest));
+    for (int i = 0; i < n; ++i) row[i] = x[i];
+    return load(row);
+  }
 }
 
 // `past`: full lines go past the caches, where they are more than the caches hold.
-template <class V, class T>
-RLKERN_INLINE void store_row(T* x, V v, int n, [[maybe_unused]] bool past) {
-  if (n * sizeof(T) == sizeof(V)) {
-#if defined(__AVX512F__)
-    if (past && reinterpret_cast<uintptr_t>(x) % 64 == 0) {
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(x), (__m512i)v);
-      return;
+template <class T, class Count>
+RLKERN_INLINE void store_row(T* x, Vector<T> v, Count n, [[maybe_unused]] bool past) {
+  if constexpr (kIsWhole<T, Count>) {
+    constexpr bool kFillsALine = kVectorBytes == 64;
+    if (kFillsALine && past && reinterpret_cast<uintptr_t>(x) % kVectorBytes == 0) {
+      stream(x, v);
+    } else {
+      store(x, v);
     }
-#endif
-    std::memcpy(x, &v, sizeof(V));
   } else {
     for (int i = 0; i < n; ++i) x[i] = v[i];
   }
 }
 
-// 1 where the mask is True, 0 elsewhere. (The compiler would convert the bytes one by one.)
-RLKERN_INLINE Vector<float> to_numbers(const uint8_t* bytes, float) {
-#if defined(__AVX512F__)
-  return (Vector<float>)_mm512_cvtepi32_ps(
-      _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)bytes)));
-#elif defined(__AVX2__)
-  return (Vector<float>)_mm256_cvtepi32_ps(
-      _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)bytes)));
-#else
-  return Vector<float>{float(bytes[0]), float(bytes[1]), float(bytes[2]), float(bytes[3])};
-#endif
+// 1 where the mask is True, 0 elsewhere.
+template <class T, class Count>
+RLKERN_INLINE Vector<T> load_mask(const bool* mask, Count n) {
+  const uint8_t* flags = reinterpret_cast<const uint8_t*>(mask);
+  if constexpr (kIsWhole<T, Count>) {
+    return load_flags(flags, T{});
+  } else {
+    uint8_t row[kWidth<T>] = {};
+    for (int i = 0; i < n; ++i) row[i] = flags[i];
+    return load_flags(row, T{});
+  }
 }
 
-RLKERN_INLINE Vector<double> to_numbers(const uint8_t* bytes, double) {
-  Vector<double> v = {};
-  for (int i = 0; i < kWidth<double>; ++i) v[i] = bytes[i];
-  return v;
-}
-
-template <class T>
-RLKERN_INLINE Vector<T> load_mask(const bool* mask, int n) {
-  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(mask);
-  if (n == kWidth<T>) return to_numbers(bytes, T{});
-  uint8_t row[kWidth<T>] = {};
-  for (int i = 0; i < n; ++i) row[i] = bytes[i];
-  return to_numbers(row, T{});
-}
+// What a sweep leaves: its results, or only what its segments' first steps hand on.
+enum class Pass { results, ends };
 
 // The steps below are written once for vectors and for numbers, so that both round alike.
 
-template <class T, bool ENDS>
+template <class T, Pass pass>
 struct Scan {
   static constexpr int kInputs = 2, kStates = 2;
-  static constexpr bool kWrites = !ENDS;
+  static constexpr bool kWrites = pass == Pass::results;
   const ScanRows<T>& rows;
 
   void start(const Segment<T>& segment, T* state, int stride) const {
@@ -132,26 +121,24 @@ struct Scan {
     state[stride] = 1;
   }
   // Steps that are not there leave the state as it is.
-  inline __attribute__((always_inline)) void load(int64_t at, int n, T* in, int stride) const {
-    using V = Vector<T>;
-    const V bias = load_row<V>(rows.bias + at, n, T(0)),
-            decay = load_row<V>(rows.decay + at, n, T(1));
-    std::memcpy(in, &bias, sizeof(V));
-    std::memcpy(in + stride, &decay, sizeof(V));
+  template <class Count>
+  RLKERN_INLINE_MEMBER void read(int64_t at, Count n, T* in, int stride) const {
+    store(in, load_row(rows.bias + at, n, T(0)));
+    store(in + stride, load_row(rows.decay + at, n, T(1)));
   }
   void get(int64_t t, T* in) const { in[0] = rows.bias[t], in[1] = rows.decay[t]; }
   void put(int64_t t, T x, const T*) const { rows.x[t] = x; }
   template <class V>
-  inline __attribute__((always_inline)) V step(const V* in, V* state) const {
+  RLKERN_INLINE_MEMBER V step(const V* in, V* state) const {
     const V bias = in[0], decay = in[1];
     // A decay of 0 cuts the recurrence, also from values that are not finite.
     state[0] = decay == V{} ? bias : bias + decay * state[0];
-    if (ENDS) state[1] = decay * state[1];
+    if (pass == Pass::ends) state[1] = decay * state[1];
     return state[0];
   }
-  inline __attribute__((always_inline)) void store(int64_t at, int n, const T* x, const T*,
-                                                   int) const {
-    store_row(rows.x + at, load_row<Vector<T>>(x, kWidth<T>, T(0)), n, rows.past);
+  template <class Count>
+  RLKERN_INLINE_MEMBER void write(int64_t at, Count n, const T* x, const T*, int) const {
+    store_row(rows.x + at, load(x), n, rows.past);
   }
   void prefetch(int64_t at) const {
     __builtin_prefetch(rows.bias + at);
@@ -159,10 +146,10 @@ struct Scan {
   }
 };
 
-template <class T, bool ENDS>
+template <class T, Pass pass>
 struct Gae {
   static constexpr int kInputs = 3, kStates = 4;
-  static constexpr bool kWrites = !ENDS;
+  static constexpr bool kWrites = pass == Pass::results;
   const GaeRows<T>& rows;
 
   void start(const Segment<T>& segment, T* state, int stride) const {
@@ -172,14 +159,11 @@ struct Gae {
     state[2 * stride] = T(discount);
     state[3 * stride] = T(discount * rows.gae_lambda[segment.sequence]);
   }
-  inline __attribute__((always_inline)) void load(int64_t at, int n, T* in, int stride) const {
-    using V = Vector<T>;
-    const V reward = load_row<V>(rows.reward + at, n, T(0));
-    const V value = load_row<V>(rows.value + at, n, T(0));
-    const V mask = load_mask<T>(rows.mask + at, n);
-    std::memcpy(in, &reward, sizeof(V));
-    std::memcpy(in + stride, &value, sizeof(V));
-    std::memcpy(in + 2 * stride, &mask, sizeof(V));
+  template <class Count>
+  RLKERN_INLINE_MEMBER void read(int64_t at, Count n, T* in, int stride) const {
+    store(in, load_row(rows.reward + at, n, T(0)));
+    store(in + stride, load_row(rows.value + at, n, T(0)));
+    store(in + 2 * stride, load_mask<T>(rows.mask + at, n));
   }
   void get(int64_t t, T* in) const {
     in[0] = rows.reward[t], in[1] = rows.value[t], in[2] = T(rows.mask[t]);
@@ -189,7 +173,7 @@ struct Gae {
     rows.target[t] = in[2] != 0 ? advantage + in[1] : T(0);
   }
   template <class V>
-  inline __attribute__((always_inline)) V step(const V* in, V* state) const {
+  RLKERN_INLINE_MEMBER V step(const V* in, V* state) const {
     const V reward = in[0], value = in[1], discount = state[2], decay = state[3];
     const V delta = reward + discount * state[1] - value;
     const V advantage = decay == V{} ? delta : delta + decay * state[0];
@@ -197,13 +181,11 @@ struct Gae {
     state[1] = in[2] != V{} ? value : state[1];
     return advantage;
   }
-  inline __attribute__((always_inline)) void store(int64_t at, int n, const T* advantage,
-                                                   const T* in, int stride) const {
+  template <class Count>
+  RLKERN_INLINE_MEMBER void write(int64_t at, Count n, const T* advantage, const T* in,
+                                  int stride) const {
     using V = Vector<T>;
-    V x, value, mask;
-    std::memcpy(&x, advantage, sizeof(V));
-    std::memcpy(&value, in + stride, sizeof(V));
-    std::memcpy(&mask, in + 2 * stride, sizeof(V));
+    const V x = load(advantage), value = load(in + stride), mask = load(in + 2 * stride);
     store_row(rows.advantage + at, mask != V{} ? x : V{}, n, rows.past);
     store_row(rows.target + at, mask != V{} ? x + value : V{}, n, rows.past);
   }
@@ -233,70 +215,80 @@ __attribute__((noinline)) void sweep_one(const Op& op, Segment<T>& segment) {
   finish(segment, state, 1);
 }
 
+// Which steps of which segment each lane takes next.
+template <class T, class Op>
+struct Lanes {
+  static constexpr int N = kWidth<T>, kAhead = 8 * N, kStaggered = 32 * N;
+  const Op& op;
+  Segment<T>*next, *end;
+  Segment<T>* lane[N] = {};
+  int64_t left[N] = {}, at[N] = {};
+  int size[N] = {}, wait[N] = {};
+  alignas(64) T state[Op::kStates][N] = {};
+
+  Lanes(const Op& op, Segment<T>* segments, int64_t count)
+      : op(op), next(segments), end(segments + count) {
+    // Rows are often a power of two apart: in step, all lanes would want the same few places of
+    // the caches.
+    for (int k = 0; k < N && count && segments[0].length >= kStaggered; ++k) wait[k] = k;
+  }
+
+  // Gives a lane its next segment, if there is one.
+  RLKERN_INLINE_MEMBER void refill(int k) {
+    if (lane[k]) finish(*lane[k], &state[0][k], N);
+    lane[k] = nullptr;
+    for (; next < end && next->length < N; ++next) sweep_one<T>(op, *next);
+    if (next == end) return;
+    lane[k] = next++;
+    left[k] = lane[k]->length;
+    op.start(*lane[k], &state[0][k], N);
+  }
+
+  // Moves a lane to its next row of steps; returns whether it is still at work.
+  RLKERN_INLINE_MEMBER bool advance(int k) {
+    if (wait[k] > 0) {
+      --wait[k];
+      return true;
+    }
+    if (left[k] == 0) refill(k);
+    size[k] = left[k] ? int((left[k] - 1) % N) + 1 : 0;
+    left[k] -= size[k];
+    if (!size[k]) return false;
+    at[k] = lane[k]->begin + left[k];
+    if (left[k] >= kAhead) op.prefetch(at[k] - kAhead);
+    return true;
+  }
+};
+
 template <class T, class Op>
 void sweep_many(const Op& op, Segment<T>* segments, int64_t count) {
-  constexpr int N = kWidth<T>, kAhead = 8 * N, kStaggered = 32 * N;
+  constexpr int N = kWidth<T>;
   using V = Vector<T>;
-  alignas(64) T in[Op::kInputs][N][N], steps[Op::kInputs][N][N], out[N][N], state[Op::kStates][N];
-  Segment<T>* lane[N] = {};
-  int64_t left[N] = {}, at[N] = {}, next = 0;
-  int size[N] = {}, wait[N] = {};
-  std::memset(state, 0, sizeof(state));
-  std::memset(in, 0, sizeof(in));
-  // Rows are often a power of two apart: in step, all lanes would want the same few places of the
-  // caches.
-  for (int k = 0; k < N && count && segments[0].length >= kStaggered; ++k) wait[k] = k;
+  alignas(64) T in[Op::kInputs][N][N] = {}, steps[Op::kInputs][N][N], out[N][N];
+  Lanes<T, Op> lanes(op, segments, count);
   for (;;) {
     bool idle = true;
     for (int k = 0; k < N; ++k) {
-      if (wait[k] > 0) {
-        --wait[k];
-        idle = false;
-        continue;
-      }
-      if (left[k] == 0) {
-        if (lane[k]) finish(*lane[k], &state[0][k], N);
-        lane[k] = nullptr;
-        for (; next < count && segments[next].length < N; ++next) {
-          sweep_one<T>(op, segments[next]);
-        }
-        if (next < count) {
-          lane[k] = &segments[next++];
-          left[k] = lane[k]->length;
-          op.start(*lane[k], &state[0][k], N);
-        }
-      }
-      size[k] = left[k] ? int((left[k] - 1) % N) + 1 : 0;
-      left[k] -= size[k];
-      if (!size[k]) continue;
+      if (!lanes.advance(k)) continue;
       idle = false;
-      at[k] = lane[k]->begin + left[k];
-      if (left[k] >= kAhead) op.prefetch(at[k] - kAhead);
-      if (size[k] == N) {
-        op.load(at[k], N, &in[0][k][0], N * N);
-      } else {
-        op.load(at[k], size[k], &in[0][k][0], N * N);
-      }
+      if (!lanes.size[k]) continue;
+      with_count<T>(lanes.size[k], [&](auto n) { op.read(lanes.at[k], n, &in[0][k][0], N * N); });
     }
     if (idle) return;
     for (int i = 0; i < Op::kInputs; ++i) transpose<T, N>(in[i], steps[i]);
     V carried[Op::kStates];
-    std::memcpy(carried, state, sizeof(state));
+    for (int i = 0; i < Op::kStates; ++i) carried[i] = load(lanes.state[i]);
     for (int t = N - 1; t >= 0; --t) {
       V step[Op::kInputs];
-      for (int i = 0; i < Op::kInputs; ++i) std::memcpy(&step[i], steps[i][t], sizeof(V));
-      const V x = op.step(step, carried);
-      std::memcpy(out[t], &x, sizeof(V));
+      for (int i = 0; i < Op::kInputs; ++i) step[i] = load(steps[i][t]);
+      store(out[t], op.step(step, carried));
     }
-    std::memcpy(state, carried, sizeof(state));
+    for (int i = 0; i < Op::kStates; ++i) store(lanes.state[i], carried[i]);
     if (!Op::kWrites) continue;
     transpose<T, N>(out, out);
     for (int k = 0; k < N; ++k) {
-      if (size[k] == N) {
-        op.store(at[k], N, out[k], &in[0][k][0], N * N);
-      } else {
-        op.store(at[k], size[k], out[k], &in[0][k][0], N * N);
-      }
+      with_count<T>(lanes.size[k],
+                    [&](auto n) { op.write(lanes.at[k], n, out[k], &in[0][k][0], N * N); });
     }
   }
 }
@@ -307,29 +299,24 @@ void sweep(const Op& op, Segment<T>* segments, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sweep_one<T>(op, segments[i]);
 }
 
-template <class T, bool ENDS>
+template <class T, Pass pass>
 void reverse_scan(const ScanRows<T>& rows, Segment<T>* segments, int64_t count) {
-  sweep<T>(Scan<T, ENDS>{rows}, segments, count);
+  sweep<T>(Scan<T, pass>{rows}, segments, count);
 }
 
-template <class T, bool ENDS>
+template <class T, Pass pass>
 void gae(const GaeRows<T>& rows, Segment<T>* segments, int64_t count) {
-  sweep<T>(Gae<T, ENDS>{rows}, segments, count);
+  sweep<T>(Gae<T, pass>{rows}, segments, count);
+}
+
+template <class T>
+constexpr ScanKernels<T> kernels() {
+  return {reverse_scan<T, Pass::results>, reverse_scan<T, Pass::ends>, gae<T, Pass::results>,
+          gae<T, Pass::ends>};
 }
 
 }  // namespace
 
-#define RLKERN_JOIN(a, b) a##b
-#define RLKERN_SCANS_SYMBOL(name) RLKERN_JOIN(scans_, name)
-#define RLKERN_QUOTE(x) #x
-#define RLKERN_STRING(x) RLKERN_QUOTE(x)
+const PerType<ScanKernels> scan_kernels = {kernels<float>(), kernels<double>()};
 
-extern const ScanIsa RLKERN_SCANS_SYMBOL(RLKERN_ISA);
-const ScanIsa RLKERN_SCANS_SYMBOL(RLKERN_ISA) = {
-    RLKERN_STRING(RLKERN_ISA),
-    {reverse_scan<float, false>, reverse_scan<float, true>, gae<float, false>, gae<float, true>},
-    {reverse_scan<double, false>, reverse_scan<double, true>, gae<double, false>,
-     gae<double, true>},
-};
-
-}  // namespace rlkern
+}  // namespace rlkern::RLKERN_ISA

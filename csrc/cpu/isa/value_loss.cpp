@@ -1,120 +1,131 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once per instruction set, with RLKERN_ISA its name. Loops without a branch, stage by
-// stage over a few hundred elements, so that the compiler makes vectors of them; every sum has
-// sixteen lanes.
-#include "cpu/value_loss.h"
+// Compiled once per instruction set, RLKERN_ISA. One sweep in registers, sixteen elements at a
+// time: every sum has sixteen lanes in float64, so that no set rounds unlike another.
+#include "cpu/isa.h"
+#include "cpu/isa/doubles.h"
 
-#include <algorithm>
-
-namespace rlkern {
+namespace rlkern::RLKERN_ISA {
 namespace {
 
-// Elements of a stage, and lanes of a sum.
-constexpr int kSide = 256, kSums = 16;
+constexpr int kGroup = 16;
 
-template <class T>
+// The lanes of one sum.
+template <class V, int N = kGroup * int(sizeof(V{}[0])) / kVectorBytes>
 struct Lanes {
-  double loss[kSums] = {}, value[kSums] = {}, target[kSums] = {};
-  double error_square[kSums] = {}, target_square[kSums] = {};
-  T count[kSums] = {}, clipped[kSums] = {};
+  V part[N] = {};
+
+  double total() const {
+    double sum = 0;
+    for (const V& each : part) {
+      for (int k = 0; k < kVectorBytes / int(sizeof(each[0])); ++k) sum += double(each[k]);
+    }
+    return sum;
+  }
 };
 
 template <class T>
-struct Side {
+struct Sums {
+  Lanes<DoubleVec> loss, value, target, error_square, target_square;
+  Lanes<Flags<T>> count, clipped;
+
+  // The i-th vector of a group.
+  RLKERN_INLINE_MEMBER void add(int i, Vector<T> w, Vector<T> l, Vector<T> v, Vector<T> t) {
+    DoubleVec weights[kDoubles<T>], losses[kDoubles<T>], values[kDoubles<T>], targets[kDoubles<T>];
+    to_doubles(w, weights);
+    to_doubles(l, losses);
+    to_doubles(v, values);
+    to_doubles(t, targets);
+    for (int part = 0; part < kDoubles<T>; ++part) {
+      const int k = i * kDoubles<T> + part;
+      const DoubleVec error = targets[part] - values[part];
+      loss.part[k] += weights[part] * losses[part];
+      value.part[k] += values[part];
+      target.part[k] += targets[part];
+      error_square.part[k] += error * error;
+      target_square.part[k] += targets[part] * targets[part];
+    }
+  }
+};
+
+template <class T>
+struct Group {
   const T *value, *target, *old_value, *weight;
   T* grad;
 };
 
-template <Penalty penalty, class T>
-inline __attribute__((always_inline)) void penalties(const T (&value)[kSide],
-                                                     const T (&target)[kSide], T delta,
-                                                     T (&loss)[kSide], T (&slope)[kSide]) {
-  for (int k = 0; k < kSide; ++k) {
-    const Penalised<T> found = penalise<penalty>(value[k] - target[k], delta);
-    loss[k] = found.value;
-    slope[k] = found.slope;
-  }
-}
-
-// One stage after the other: in a single loop the compiler turns the choices back into branches.
 template <ValueKind kind, class T>
-inline __attribute__((always_inline)) void step(const Side<T>& x, T clip, T delta, Lanes<T>& sum) {
-  constexpr Penalty penalty = penalty_of(kind);
-  constexpr ClipRule rule = clip_rule_of(kind);
-  T* __restrict grad = x.grad;
-  T value[kSide], target[kSide], loss[kSide], slope[kSide], clipped[kSide] = {};
-  // Loaded whether it counts or not, selected before it is used.
-  for (int k = 0; k < kSide; ++k) value[k] = x.weight[k] != 0 ? x.value[k] : 0;
-  for (int k = 0; k < kSide; ++k) target[k] = x.weight[k] != 0 ? x.target[k] : 0;
-  penalties<penalty>(value, target, delta, loss, slope);
-  if (rule != ClipRule::free) {
-    T near[kSide], held[kSide], held_slope[kSide];
-    for (int k = 0; k < kSide; ++k) near[k] = x.weight[k] != 0 ? x.old_value[k] : 0;
-    for (int k = 0; k < kSide; ++k) near[k] = near_old(value[k], near[k], clip);
-    penalties<penalty>(near, target, delta, held, held_slope);
-    for (int k = 0; k < kSide; ++k) {
-      const ValueTerm<T> term =
-          chosen_term<rule, T>({loss[k], slope[k]}, {held[k], held_slope[k]}, near[k] != value[k]);
-      loss[k] = term.value;
-      slope[k] = term.slope;
-      clipped[k] = term.clipped ? T(1) : T(0);
+RLKERN_INLINE void add_group(const Group<T>& x, T clip, T delta, bool past, Sums<T>& sums) {
+  using V = Vector<T>;
+  constexpr Penalty kPenalty = penalty_of(kind);
+  constexpr ClipRule kRule = clip_rule_of(kind);
+  for (int i = 0; i < kGroup / kWidth<T>; ++i) {
+    const int at = i * kWidth<T>;
+    const V weight = load(x.weight + at);
+    const auto counts = weight != V{};
+    // Loaded whether it counts or not, selected before it is used.
+    const V value = counts ? load(x.value + at) : V{}, target = counts ? load(x.target + at) : V{};
+    Penalised<V> term = penalise<kPenalty>(value - target, delta);
+    if constexpr (kRule != ClipRule::free) {
+      const V near = near_old(value, counts ? load(x.old_value + at) : V{}, clip);
+      auto clipped = counts;
+      term = chosen_term<kRule>(term, penalise<kPenalty>(near - target, delta), near != value,
+                                &clipped);
+      sums.clipped.part[i] += clipped;
     }
-  }
-  for (int k = 0; k < kSide; ++k) grad[k] = x.weight[k] * slope[k];
-  for (int i = 0; i < kSide; i += kSums) {
-    for (int k = 0; k < kSums; ++k) {
-      const double v = value[i + k], t = target[i + k], error = t - v;
-      sum.loss[k] += double(x.weight[i + k]) * double(loss[i + k]);
-      sum.value[k] += v;
-      sum.target[k] += t;
-      sum.error_square[k] += error * error;
-      sum.target_square[k] += t * t;
-      sum.count[k] += x.weight[i + k] != 0 ? T(1) : T(0);
-      sum.clipped[k] += clipped[i + k];
+    sums.count.part[i] += counts;
+    sums.add(i, weight, term.value, value, target);
+    if (past) {
+      stream(x.grad + at, weight * term.slope);
+    } else {
+      store(x.grad + at, weight * term.slope);
     }
   }
 }
 
 // What is left of a block, with weight 0 beside it.
 template <ValueKind kind, class T>
-void tail(const Side<T>& x, int64_t n, T clip, T delta, Lanes<T>& sum) {
-  T value[kSide] = {}, target[kSide] = {}, old_value[kSide] = {}, weight[kSide] = {}, grad[kSide];
-  std::copy_n(x.value, n, value);
-  std::copy_n(x.target, n, target);
-  if (x.old_value) std::copy_n(x.old_value, n, old_value);
-  std::copy_n(x.weight, n, weight);
-  step<kind>(Side<T>{value, target, old_value, weight, grad}, clip, delta, sum);
-  std::copy_n(grad, n, x.grad);
-}
-
-template <class T, class Number>
-double total(const Number (&lanes)[kSums]) {
-  double sum = 0;
-  for (const Number x : lanes) sum += x;
-  return sum;
+void add_rest(const Group<T>& x, int n, T clip, T delta, Sums<T>& sums) {
+  T value[kGroup] = {}, target[kGroup] = {}, old_value[kGroup] = {}, weight[kGroup] = {};
+  T grad[kGroup];
+  for (int i = 0; i < n; ++i) {
+    value[i] = x.value[i];
+    target[i] = x.target[i];
+    old_value[i] = x.old_value[i];
+    weight[i] = x.weight[i];
+  }
+  add_group<kind>(Group<T>{value, target, old_value, weight, grad}, clip, delta, false, sums);
+  for (int i = 0; i < n; ++i) x.grad[i] = grad[i];
 }
 
 template <ValueKind kind, class T>
 ValueSums block(const ValueLossArguments<T>& a, int64_t begin, int64_t end) {
-  Lanes<T> sum;
+  Sums<T> sums;
   // Without an old value the estimate is its own.
   const T* old_value = a.old_value ? a.old_value : a.value;
-  const auto side = [&](int64_t i) {
-    return Side<T>{a.value + i, a.target + i, old_value + i, a.weight + i, a.grad_value + i};
+  const auto group = [&](int64_t i) {
+    return Group<T>{a.value + i, a.target + i, old_value + i, a.weight + i, a.grad_value + i};
   };
+  const bool past = a.past && reinterpret_cast<uintptr_t>(a.grad_value) % kVectorBytes == 0;
   int64_t i = begin;
-  for (; i + kSide <= end; i += kSide) step<kind>(side(i), a.clip, a.delta, sum);
-  if (i < end) tail<kind>(side(i), end - i, a.clip, a.delta, sum);
-  ValueSums sums;
-  sums.loss = total<T>(sum.loss);
-  sums.metric[kValueCount] = total<T>(sum.count);
-  sums.metric[kValueValue] = total<T>(sum.value);
-  sums.metric[kValueTarget] = total<T>(sum.target);
-  sums.metric[kValueError] = sums.metric[kValueTarget] - sums.metric[kValueValue];
-  sums.metric[kValueErrorSquare] = total<T>(sum.error_square);
-  sums.metric[kValueTargetSquare] = total<T>(sum.target_square);
-  sums.metric[kValueClipped] = total<T>(sum.clipped);
-  return sums;
+  if (past) {
+    for (; i + kGroup <= end; i += kGroup) {
+      add_group<kind>(group(i), a.clip, a.delta, true, sums);
+    }
+  } else {
+    for (; i + kGroup <= end; i += kGroup) {
+      add_group<kind>(group(i), a.clip, a.delta, false, sums);
+    }
+  }
+  if (i < end) add_rest<kind>(group(i), int(end - i), a.clip, a.delta, sums);
+  ValueSums found = {sums.loss.total(), {}};
+  found.metric[kValueCount] = -sums.count.total();
+  found.metric[kValueValue] = sums.value.total();
+  found.metric[kValueTarget] = sums.target.total();
+  found.metric[kValueError] = found.metric[kValueTarget] - found.metric[kValueValue];
+  found.metric[kValueErrorSquare] = sums.error_square.total();
+  found.metric[kValueTargetSquare] = sums.target_square.total();
+  found.metric[kValueClipped] = -sums.clipped.total();
+  return found;
 }
 
 template <class T>
@@ -127,13 +138,6 @@ constexpr ValueKernels<T> kernels() {
 
 }  // namespace
 
-#define RLKERN_JOIN(a, b) a##b
-#define RLKERN_VALUES_SYMBOL(name) RLKERN_JOIN(values_, name)
-#define RLKERN_QUOTE(x) #x
-#define RLKERN_STRING(x) RLKERN_QUOTE(x)
+const PerType<ValueKernels> value_kernels = {kernels<float>(), kernels<double>()};
 
-extern const ValueIsa RLKERN_VALUES_SYMBOL(RLKERN_ISA);
-const ValueIsa RLKERN_VALUES_SYMBOL(RLKERN_ISA) = {RLKERN_STRING(RLKERN_ISA), kernels<float>(),
-                                                   kernels<double>()};
-
-}  // namespace rlkern
+}  // namespace rlkern::RLKERN_ISA

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cpu backend: hands tensors to the C++ kernels of rlkern._C as addresses.
+"""The cpu backend: hands tensors to the C++ kernels of rlkern._C, which checks their types again.
 
 Names and signatures are those of rlkern.backends.eager; the tensors were checked at the door.
 """

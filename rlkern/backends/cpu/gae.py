@@ -5,10 +5,8 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
-from rlkern.backends.cpu.arguments import addresses
-from rlkern.backends.cpu.reverse_scan import sequences
-from rlkern.backends.eager.whiten import EPS
 from rlkern.backends.memory import fresh
+from rlkern.backends.eager.whiten import EPS
 
 
 def gae(
@@ -23,12 +21,15 @@ def gae(
     """Returns (advantage, target) in one sweep over the steps; whitening is a second."""
     advantage, target = fresh(reward.shape, reward), fresh(reward.shape, reward)
     _C.gae(
-        reward.numel(),
-        sequences(reward, cu_seqlens),
-        reward.dtype == torch.float64,
-        addresses(reward, value, mask, bootstrap, advantage, target),
-        (coefficients.data_ptr(), coefficients.ndim == 2),
-        (EPS, 1) if whiten else None,
-        torch.get_num_threads(),
+        reward=reward,
+        value=value,
+        mask=mask,
+        coefficients=coefficients,
+        bootstrap=bootstrap,
+        cu_seqlens=cu_seqlens,
+        whitening=(EPS, 1) if whiten else None,
+        advantage=advantage,
+        target=target,
+        threads=torch.get_num_threads(),
     )
     return advantage, target

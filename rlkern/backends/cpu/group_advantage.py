@@ -5,14 +5,13 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
-from rlkern.backends.cpu.arguments import address, addresses
 from rlkern.backends.eager.group_advantage import KINDS
 
 
 def group_segments(group: Tensor) -> tuple[Tensor, Tensor]:
     """Returns (order, offset): indices group by group, and where each group begins in them."""
     order, offset = torch.empty_like(group), group.new_empty(group.numel() + 1)
-    _C.group_segments(group.numel(), *addresses(group, order, offset))
+    _C.group_segments(group=group, order=order, offset=offset)
     return order, offset
 
 
@@ -28,13 +27,14 @@ def group_advantage(
     """Returns the advantage of each reward within its group."""
     advantage = torch.empty_like(reward)
     _C.group_advantage(
-        reward.numel(),
-        reward.dtype == torch.float64,
-        addresses(reward, order, offset, length),
-        KINDS.index(kind),
-        eps,
-        ddof,
-        address(advantage),
-        torch.get_num_threads(),
+        reward=reward,
+        order=order,
+        offset=offset,
+        length=length,
+        kind=KINDS.index(kind),
+        eps=eps,
+        ddof=ddof,
+        advantage=advantage,
+        threads=torch.get_num_threads(),
     )
     return advantage

@@ -5,13 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
-from rlkern.backends.cpu.arguments import (
-    address,
-    addresses,
-    grid,
-    objective_arguments,
-    softmax_arguments,
-)
+from rlkern.backends.cpu.arguments import numbered
 from rlkern.backends.cpu.token_objective import scalars
 from rlkern.backends.eager.token_logprob import Softmax
 from rlkern.backends.eager.token_objective import Objective, Rows
@@ -26,18 +20,19 @@ def policy_loss(
     grad_logits: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Returns (loss, metrics) and writes the gradient into grad_logits, which may be logits."""
-    out = scalars(logits.dtype)
+    loss, metrics = scalars(logits.dtype)
     _C.policy_loss(
-        grid(logits),
-        address(token),
-        addresses(*rows),
-        softmax_arguments(softmax),
-        objective_arguments(objective),
-        None if grad_logits is None else grid(grad_logits),
-        addresses(*out),
-        torch.get_num_threads(),
+        logits=logits,
+        token=token,
+        rows=rows,
+        softmax=softmax,
+        objective=numbered(objective),
+        grad_logits=grad_logits,
+        loss=loss,
+        metrics=metrics,
+        threads=torch.get_num_threads(),
     )
-    return out
+    return loss, metrics
 
 
 def scale_(tensor: Tensor, factor: Tensor) -> None:

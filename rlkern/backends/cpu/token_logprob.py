@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
-from rlkern.backends.cpu.arguments import addresses, grid, softmax_arguments
 from rlkern.backends.eager.token_logprob import (
     Scored,
     Softmax,
@@ -20,11 +19,12 @@ def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: S
     dtype = accumulation_dtype(logits.dtype)
     out = Scored(*(torch.empty(token.shape, dtype=dtype) for _ in Scored._fields))
     _C.token_logprob(
-        grid(logits),
-        *addresses(token, mask),
-        softmax_arguments(softmax),
-        addresses(*out),
-        torch.get_num_threads(),
+        logits=logits,
+        token=token,
+        mask=mask,
+        softmax=softmax,
+        out=out,
+        threads=torch.get_num_threads(),
     )
     return out
 
@@ -40,10 +40,12 @@ def token_logprob_backward(
 ) -> None:
     """Writes the gradient of token_logprob's results into grad_logits, which may be logits."""
     _C.token_logprob_backward(
-        grid(logits),
-        *addresses(token, mask),
-        softmax_arguments(softmax),
-        addresses(*statistics, *upstream),
-        grid(grad_logits),
-        torch.get_num_threads(),
+        logits=logits,
+        token=token,
+        mask=mask,
+        softmax=softmax,
+        statistics=statistics,
+        upstream=upstream,
+        grad_logits=grad_logits,
+        threads=torch.get_num_threads(),
     )

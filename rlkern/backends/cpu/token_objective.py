@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
-from rlkern.backends.cpu.arguments import address, addresses, objective_arguments
+from rlkern.backends.cpu.arguments import numbered
 from rlkern.backends.eager.token_logprob import accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 
@@ -24,14 +24,17 @@ def token_objective(
     objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns (loss, metrics, grad_logprob, grad_entropy)."""
-    out = (*scalars(logprob.dtype), torch.empty_like(logprob), torch.empty_like(entropy))
-    count, time = logprob.shape if cu_seqlens is None else (cu_seqlens.numel() - 1, 0)
+    loss, metrics = scalars(logprob.dtype)
+    grad_logprob, grad_entropy = torch.empty_like(logprob), torch.empty_like(entropy)
     _C.token_objective(
-        (count, time, address(cu_seqlens)),
-        logprob.dtype == torch.float64,
-        addresses(logprob, entropy),
-        addresses(*rows),
-        objective_arguments(objective),
-        addresses(*out),
+        logprob=logprob,
+        entropy=entropy,
+        rows=rows,
+        cu_seqlens=cu_seqlens,
+        objective=numbered(objective),
+        loss=loss,
+        metrics=metrics,
+        grad_logprob=grad_logprob,
+        grad_entropy=grad_entropy,
     )
-    return out
+    return loss, metrics, grad_logprob, grad_entropy

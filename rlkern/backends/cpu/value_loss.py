@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
-from rlkern.backends.cpu.arguments import addresses
-from rlkern.backends.eager.value_loss import VALUE_KIND_INDEX, VALUE_METRICS
 from rlkern.backends.memory import fresh
+from rlkern.backends.eager.value_loss import VALUE_KIND_INDEX, VALUE_METRICS
 
 
 def value_loss(
@@ -16,13 +15,18 @@ def value_loss(
     """Returns (loss, metrics, grad_value) of loss = Σ weight·ℓ."""
     loss, grad_value = value.new_empty(()), fresh(value.shape, value)
     metrics = torch.empty(len(VALUE_METRICS), dtype=torch.float64)
+    clip, delta = coef.tolist()
     _C.value_loss(
-        value.numel(),
-        value.dtype == torch.float64,
-        VALUE_KIND_INDEX[kind],
-        addresses(value, target, old_value, weight),
-        *coef.tolist(),
-        addresses(loss, metrics, grad_value),
-        torch.get_num_threads(),
+        value=value,
+        target=target,
+        old_value=old_value,
+        weight=weight,
+        kind=VALUE_KIND_INDEX[kind],
+        clip=clip,
+        delta=delta,
+        loss=loss,
+        metrics=metrics,
+        grad_value=grad_value,
+        threads=torch.get_num_threads(),
     )
     return loss, metrics, grad_value

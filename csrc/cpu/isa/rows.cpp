@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once per instruction set, with RLKERN_ISA its name. Two sweeps of one row; the row stays
+// Compiled once per instruction set, RLKERN_ISA. Two sweeps of one row; the row stays
 // in the L2 cache between them, so memory sees one read and one write.
-#include "cpu/kernels.h"
-
-#include <algorithm>
 #include <cmath>
-#include <limits>
+#include <type_traits>
 
-#include "cpu/simd.h"
+#include "cpu/isa.h"
+#include "cpu/isa/simd.h"
 
-namespace rlkern {
+namespace rlkern::RLKERN_ISA {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kInfinity = __builtin_inff();
 // The sweeps count in powers of two: t = u / ln 2. What leaves them is natural again.
 constexpr double kLn2 = 0.693147180559945309;
 
@@ -31,23 +29,21 @@ RLKERN_INLINE float block_max(const S* x, int64_t n) {
   return horizontal_max(maximum(maximum(a, b), maximum(c, d)));
 }
 
-// A logit as the row's softmax takes it: capped, or as it is.
-template <bool CAP>
-struct Cap;
-
-template <>
-struct Cap<false> {
-  explicit Cap(double) {}
+// A logit as the row's softmax takes it: as it is, or capped.
+struct Uncapped {
+  explicit Uncapped(double) {}
   Vec operator()(Vec x) const { return x; }
 };
 
-template <>
-struct Cap<true> {
+struct Capped {
   float cap, inverse;
-  explicit Cap(double softcap) : cap(float(softcap)), inverse(float(1 / softcap)) {}
+  explicit Capped(double softcap) : cap(float(softcap)), inverse(float(1 / softcap)) {}
   // Also of the −inf beyond a row's end: what has no probability keeps none.
   Vec operator()(Vec x) const { return x == -kInfinity ? x : cap * tangent(x * inverse); }
 };
+
+// What a sweep for sums does with the exponentials.
+enum class Exponentials { dropped, stashed };
 
 struct BlockSums {
   double sum, weighted_sum, square_sum;
@@ -57,8 +53,8 @@ struct BlockSums {
 // Partial sums side by side: as many as AVX2 has registers for; elsewhere as many as accuracy asks.
 constexpr int kParts = kLanes == 8 ? 2 : 4;
 
-// One group of a block's partial sums, in registers.
-template <bool SQUARES>
+// One group of a block's partial sums, in registers. Who stashes needs no squares.
+template <Exponentials exponentials>
 struct Partial {
   Vec sum{}, weighted_sum{}, square_sum{};
 
@@ -67,44 +63,46 @@ struct Partial {
     const Vec e = power_of_two<5>(t);
     sum += e;
     weighted_sum += e * t;
-    if (SQUARES) square_sum += e * e;
+    if (exponentials == Exponentials::dropped) square_sum += e * e;
     return e;
   }
 };
 
-// STASH: leaves the exponentials in stash, which may be x.
-template <bool STASH, bool CAP, class S>
-RLKERN_INLINE BlockSums block_sums(const S* x, int64_t n, float max, float rate, Cap<CAP> cap,
-                                   float* stash) {
+// The stash may be x. inv_temperature_log2 is inv_temperature / ln 2.
+template <Exponentials exponentials, class S, class Cap>
+RLKERN_INLINE BlockSums block_sums(const S* x, int64_t n, float max, float inv_temperature_log2,
+                                   Cap cap, float* stash) {
+  constexpr bool kStash = exponentials == Exponentials::stashed;
   constexpr int kStep = kParts * kLanes;
-  Partial<!STASH> part[kParts];
+  using Part = Partial<exponentials>;
+  Part part[kParts];
   Vec largest = splat(-kInfinity);
   const auto add = [&](int k, Vec z) {
     largest = maximum(largest, z);
-    return part[k].add((cap(z) - max) * rate);
+    return part[k].add((cap(z) - max) * inv_temperature_log2);
   };
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
     for (int k = 0; k < kParts; ++k) {
       const Vec e = add(k, load(x + i + k * kLanes));
-      if (STASH) store(stash + i + k * kLanes, e);
+      if (kStash) store(stash + i + k * kLanes, e);
     }
   }
   for (; i + kLanes <= n; i += kLanes) {
     const Vec e = add(0, load(x + i));
-    if (STASH) store(stash + i, e);
+    if (kStash) store(stash + i, e);
   }
   if (i < n) {
     const Vec e = add(1, load_head(x + i, n - i));
-    if (STASH) store_head(stash + i, e, n - i);
+    if (kStash) store_head(stash + i, e, n - i);
   }
-  const auto total = [&](Vec Partial<!STASH>::* field) {
+  const auto total = [&](Vec Part::* field) {
     Vec sum = part[0].*field + part[1].*field;
     for (int k = 2; k < kParts; k += 2) sum += part[k].*field + part[k + 1].*field;
     return horizontal_sum(sum);
   };
-  return {total(&Partial<!STASH>::sum), kLn2 * total(&Partial<!STASH>::weighted_sum),
-          STASH ? 0 : total(&Partial<!STASH>::square_sum), horizontal_max(largest)};
+  return {total(&Part::sum), kLn2 * total(&Part::weighted_sum),
+          kStash ? 0 : total(&Part::square_sum), horizontal_max(largest)};
 }
 
 // The sums so far, relative to the largest (capped) logit so far.
@@ -135,43 +133,48 @@ struct Running {
 // Blocks are summed relative to the largest logit before them, and once more where they hold a
 // larger one: few do. Where the stash overwrites the logits there is no once more, so their
 // maximum comes first.
-template <bool STASH, bool CAP, class S>
-RLKERN_INLINE RowSums sweep_sums(const Row& row, float* stash, float* block_max_of) {
+template <Exponentials exponentials, class S, class Cap>
+RLKERN_INLINE RowSums sweep_sums(const Row& row, Cap cap, float* stash, float* block_max_of) {
+  constexpr bool kStash = exponentials == Exponentials::stashed;
   const S* x = static_cast<const S*>(row.logits);
   const bool overwrites = static_cast<const void*>(stash) == row.logits;
-  const float rate = float(row.inv_temperature / kLn2);
-  const Cap<CAP> cap(row.softcap);
+  const float inv_temperature_log2 = float(row.inv_temperature / kLn2);
   const auto raised = [&](float raw) { return cap(splat(raw))[0]; };
   Running so_far;
   for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
-    const int64_t n = std::min(kBlock, row.vocab - begin);
-    float* kept = STASH ? stash + begin : nullptr;
+    const int64_t rest = row.vocab - begin, n = rest < kBlock ? rest : kBlock;
+    float* kept = kStash ? stash + begin : nullptr;
+    const auto sums = [&]() __attribute__((always_inline)) {
+      return block_sums<exponentials>(x + begin, n, so_far.shift(), inv_temperature_log2, cap,
+                                      kept);
+    };
     if (begin == 0 || overwrites) {
       const float larger = raised(block_max(x + begin, n));
       if (larger > so_far.max) so_far.raise(larger, row.inv_temperature);
     }
-    BlockSums block = block_sums<STASH>(x + begin, n, so_far.shift(), rate, cap, kept);
+    BlockSums block = sums();
     const float larger = raised(block.max);
     if (larger > so_far.max && !overwrites) {
       so_far.raise(larger, row.inv_temperature);
-      block = block_sums<STASH>(x + begin, n, so_far.shift(), rate, cap, kept);
+      block = sums();
     }
-    if (STASH) block_max_of[begin / kBlock] = so_far.max;
+    if (kStash) block_max_of[begin / kBlock] = so_far.max;
     so_far.add(block);
   }
-  if (so_far.max == -kInfinity) so_far.sum = std::numeric_limits<double>::quiet_NaN();
+  if (so_far.max == -kInfinity) so_far.sum = __builtin_nan("");
   return {so_far.max, so_far.sum, so_far.weighted_sum, so_far.square_sum};
 }
 
 template <class S>
 RowSums row_sums(const Row& row) {
-  return row.softcap == 0 ? sweep_sums<false, false, S>(row, nullptr, nullptr)
-                          : sweep_sums<false, true, S>(row, nullptr, nullptr);
+  constexpr Exponentials kDropped = Exponentials::dropped;
+  if (row.softcap == 0) return sweep_sums<kDropped, S>(row, Uncapped(0), nullptr, nullptr);
+  return sweep_sums<kDropped, S>(row, Capped(row.softcap), nullptr, nullptr);
 }
 
 template <class S>
 RowSums row_sums_stashed(const Row& row, float* stash, float* block_max_of) {
-  return sweep_sums<true, false, S>(row, stash, block_max_of);
+  return sweep_sums<Exponentials::stashed, S>(row, Uncapped(0), stash, block_max_of);
 }
 
 template <class S>
@@ -184,18 +187,20 @@ constexpr int gradient_degree() {
   return sizeof(S) == 4 ? 5 : 4;
 }
 
-// LINEAR: dz = p·(a + b·t); otherwise b is 0 and dz = p·a. What the cap takes off is the square of
-// its tangent.
-template <class S, bool LINEAR, bool CAP>
-struct Slope {
-  float max, rate, a, b;
-  Cap<CAP> cap;
+// How a probability's factor in its gradient depends on t: a, or a + b·t.
+enum class Factor { constant, linear };
+
+// dz of an element. What the cap takes off is the square of its tangent.
+template <class S, Factor factor, class Cap>
+struct ElementGradient {
+  float max, inv_temperature_log2, a, b;
+  Cap cap;
 
   RLKERN_INLINE_MEMBER Vec operator()(Vec x) const {
-    const Vec z = cap(x), t = bounded((z - max) * rate);
+    const Vec z = cap(x), t = bounded((z - max) * inv_temperature_log2);
     const Vec e = power_of_two<gradient_degree<S>()>(t);
-    const Vec grad = LINEAR ? e * (t * b + a) : e * a;
-    if constexpr (CAP) {
+    const Vec grad = factor == Factor::linear ? e * (t * b + a) : e * a;
+    if constexpr (std::is_same_v<Cap, Capped>) {
       const Vec tanh = z * cap.inverse;
       return x == -kInfinity ? Vec{} : grad * (1.0f - tanh * tanh);
     }
@@ -209,35 +214,41 @@ RLKERN_INLINE void announce(const char* ahead, int64_t offset, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(ahead + offset + i, 0, 2);
 }
 
-template <class S, bool LINEAR, bool CAP>
-RLKERN_INLINE void sweep_gradient(const Row& row, S* grad, float max, float a, float b) {
+template <class S, class Gradient>
+RLKERN_INLINE void sweep_gradient(const Row& row, S* grad, const Gradient& gradient) {
   const S* x = static_cast<const S*>(row.logits);
   const char* ahead = static_cast<const char*>(row.ahead);
-  const float rate = float(row.inv_temperature / kLn2);
-  const Slope<S, LINEAR, CAP> slope{max, rate, a, b, Cap<CAP>(row.softcap)};
   constexpr int64_t kStep = 4 * kLanes;
   int64_t i = 0;
   for (; i + kStep <= row.vocab; i += kStep) {
     announce(ahead, i * sizeof(S), kStep * sizeof(S));
-    for (int k = 0; k < 4; ++k) store(grad + i + k * kLanes, slope(load(x + i + k * kLanes)));
+    for (int k = 0; k < 4; ++k) store(grad + i + k * kLanes, gradient(load(x + i + k * kLanes)));
   }
-  for (; i + kLanes <= row.vocab; i += kLanes) store(grad + i, slope(load(x + i)));
-  if (i < row.vocab) store_head(grad + i, slope(load_head(x + i, row.vocab - i)), row.vocab - i);
+  for (; i + kLanes <= row.vocab; i += kLanes) store(grad + i, gradient(load(x + i)));
+  if (i < row.vocab) {
+    store_head(grad + i, gradient(load_head(x + i, row.vocab - i)), row.vocab - i);
+  }
 }
 
 template <class S>
 void row_gradient(const Row& row, const RowSums& sums, const RowSlope& slope, int64_t token,
                   void* grad) {
   S* g = static_cast<S*>(grad);
-  const double scale = row.inv_temperature / sums.sum;
-  const float a = float(slope.a * scale), b = float(slope.b * scale * kLn2);
-  const float max = float(sums.max);
+  const double per_sum = row.inv_temperature / sums.sum;
+  const float a = float(slope.a * per_sum), b = float(slope.b * per_sum * kLn2);
+  const float max = float(sums.max), inv_temperature_log2 = float(row.inv_temperature / kLn2);
   if (row.softcap != 0) {
-    sweep_gradient<S, true, true>(row, g, max, a, b);
+    sweep_gradient(row, g,
+                   ElementGradient<S, Factor::linear, Capped>{max, inv_temperature_log2, a, b,
+                                                              Capped(row.softcap)});
   } else if (b != 0) {
-    sweep_gradient<S, true, false>(row, g, max, a, b);
+    sweep_gradient(
+        row, g,
+        ElementGradient<S, Factor::linear, Uncapped>{max, inv_temperature_log2, a, b, Uncapped(0)});
   } else {
-    sweep_gradient<S, false, false>(row, g, max, a, b);
+    sweep_gradient(row, g,
+                   ElementGradient<S, Factor::constant, Uncapped>{max, inv_temperature_log2, a, b,
+                                                                  Uncapped(0)});
   }
   if (token >= 0) store_one(g + token, float(slope.token * row.inv_temperature));
 }
@@ -247,11 +258,11 @@ void row_gradient_stashed(const Row& row, const RowSums& sums, const RowSlope& s
                           const float* stash, const float* block_max_of, void* grad) {
   S* g = static_cast<S*>(grad);
   const char* ahead = static_cast<const char*>(row.ahead);
-  const double scale = slope.a * row.inv_temperature / sums.sum;
+  const double a = slope.a * row.inv_temperature / sums.sum;
   for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, row.vocab);
+    const int64_t end = begin + kBlock < row.vocab ? begin + kBlock : row.vocab;
     const double shift = (double(block_max_of[begin / kBlock]) - sums.max) * row.inv_temperature;
-    const float factor = float(scale * std::exp(shift));
+    const float factor = float(a * std::exp(shift));
     int64_t i = begin;
     for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
       announce(ahead, i * sizeof(S), 4 * kLanes * sizeof(S));
@@ -264,15 +275,15 @@ void row_gradient_stashed(const Row& row, const RowSums& sums, const RowSlope& s
 }
 
 double capped(double x, double softcap) {
-  const bool banned = x == -std::numeric_limits<double>::infinity();
+  const bool banned = x == -__builtin_inf();
   return softcap == 0 || banned ? x : softcap * std::tanh(x / softcap);
 }
 
 RowSums row_sums_float64(const Row& row) {
   const double* x = static_cast<const double*>(row.logits);
-  double max = -std::numeric_limits<double>::infinity();
+  double max = -__builtin_inf();
   double sum = 0, weighted_sum = 0, square_sum = 0;
-  for (int64_t i = 0; i < row.vocab; ++i) max = std::max(max, x[i]);
+  for (int64_t i = 0; i < row.vocab; ++i) max = max < x[i] ? x[i] : max;
   max = capped(max, row.softcap);
   for (int64_t i = 0; i < row.vocab; ++i) {
     const double u = (capped(x[i], row.softcap) - max) * row.inv_temperature, e = std::exp(u);
@@ -290,31 +301,21 @@ void row_gradient_float64(const Row& row, const RowSums& sums, const RowSlope& s
   for (int64_t i = 0; i < row.vocab; ++i) {
     const double z = capped(x[i], row.softcap), u = (z - sums.max) * row.inv_temperature;
     const double p = std::exp(u) / sums.sum, tanh = row.softcap == 0 ? 0 : z / row.softcap;
-    const double rate = slope.b == 0 || p == 0 ? slope.a : slope.a + slope.b * u;
-    g[i] = p == 0 ? 0 : p * rate * row.inv_temperature * (1 - tanh * tanh);
+    const double factor = slope.b == 0 || p == 0 ? slope.a : slope.a + slope.b * u;
+    g[i] = p == 0 ? 0 : p * factor * row.inv_temperature * (1 - tanh * tanh);
   }
   if (token >= 0) g[token] = slope.token * row.inv_temperature;
 }
 
 }  // namespace
 
-#define RLKERN_JOIN(a, b) a##b
-#define RLKERN_ISA_SYMBOL(name) RLKERN_JOIN(isa_, name)
-#define RLKERN_QUOTE(x) #x
-#define RLKERN_STRING(x) RLKERN_QUOTE(x)
-
-extern const Isa RLKERN_ISA_SYMBOL(RLKERN_ISA);
-const Isa RLKERN_ISA_SYMBOL(RLKERN_ISA) = {
-    RLKERN_STRING(RLKERN_ISA),
-    {
-        {row_sums<float>, row_gradient<float>, row_sums_stashed<float>,
-         row_gradient_stashed<float>},
-        {row_sums<bfloat16>, row_gradient<bfloat16>, row_sums_stashed<bfloat16>,
-         row_gradient_stashed<bfloat16>},
-        {row_sums<float16>, row_gradient<float16>, row_sums_stashed<float16>,
-         row_gradient_stashed<float16>},
-        {row_sums_float64, row_gradient_float64, nullptr, nullptr},
-    },
+const RowKernels row_kernels[kDtypes] = {
+    {row_sums<float>, row_gradient<float>, row_sums_stashed<float>, row_gradient_stashed<float>},
+    {row_sums<bfloat16>, row_gradient<bfloat16>, row_sums_stashed<bfloat16>,
+     row_gradient_stashed<bfloat16>},
+    {row_sums<float16>, row_gradient<float16>, row_sums_stashed<float16>,
+     row_gradient_stashed<float16>},
+    {row_sums_float64, row_gradient_float64, nullptr, nullptr},
 };
 
-}  // namespace rlkern
+}  // namespace rlkern::RLKERN_ISA

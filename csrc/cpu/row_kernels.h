@@ -40,15 +40,4 @@ struct RowKernels {
 // sums.
 constexpr int64_t kBlock = 4096;
 
-struct Isa {
-  const char* name;
-  RowKernels kernels[kDtypes];
-};
-
-// The instruction sets in this binary that this machine can run, best first; RLKERN_ISA picks one
-// by name.
-const Isa& chosen_isa();
-int isa_count();
-const Isa& isa_at(int i);
-
 }  // namespace rlkern

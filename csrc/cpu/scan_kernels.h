@@ -50,14 +50,4 @@ struct ScanKernels {
   void (*gae_ends)(const GaeRows<T>&, Segment<T>*, int64_t count);
 };
 
-struct ScanIsa {
-  const char* name;
-  ScanKernels<float> of_float;
-  ScanKernels<double> of_double;
-};
-
-// The sweeps of the chosen instruction set.
-template <class T>
-const ScanKernels<T>& scan_kernels();
-
 }  // namespace rlkern

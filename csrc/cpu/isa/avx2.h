@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the compiler's vector extension cannot express well, for AVX2 with FMA and F16C.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/isa/lanes.h"
+
+namespace rlkern::RLKERN_ISA {
+
+RLKERN_INLINE __m256 to_native(Vec x) { return bit_cast<__m256>(x); }
+RLKERN_INLINE Vec from_native(__m256 x) { return bit_cast<Vec>(x); }
+RLKERN_INLINE Vec from_native(__m256i bits) { return bit_cast<Vec>(bits); }
+RLKERN_INLINE DoubleVec from_native(__m256d x) { return bit_cast<DoubleVec>(x); }
+
+RLKERN_INLINE __m128i load_16_bits(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+
+RLKERN_INLINE Vec maximum(Vec a, Vec b) {
+  return from_native(_mm256_max_ps(to_native(a), to_native(b)));
+}
+
+RLKERN_INLINE Vec load(const bfloat16* p) {
+  return from_native(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16_bits(p)), 16));
+}
+
+RLKERN_INLINE Vec load(const float16* p) { return from_native(_mm256_cvtph_ps(load_16_bits(p))); }
+
+RLKERN_INLINE void store(float16* p, Vec x) {
+  const __m128i half = _mm256_cvtps_ph(to_native(x), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &half, sizeof(half));
+}
+
+template <class S>
+RLKERN_INLINE void store_head(S* p, Vec x, int64_t n) {
+  S buffer[kLanes];
+  store(buffer, x);
+  std::memcpy(p, buffer, n * sizeof(S));
+}
+
+template <class T>
+RLKERN_INLINE void stream(T* p, Vector<T> x) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bit_cast<__m256i>(x));
+}
+
+RLKERN_INLINE Vec floor_of(Vec t) { return from_native(_mm256_floor_ps(to_native(t))); }
+
+RLKERN_INLINE Vec fraction_of(Vec t) { return t - floor_of(t); }
+
+RLKERN_INLINE Vec times_power_of_floor(Vec y, Vec t) { return times_power(y, floor_of(t), t); }
+
+RLKERN_INLINE Vec load_flags(const uint8_t* flags, float) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(flags));
+  return from_native(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)));
+}
+
+RLKERN_INLINE DoubleVec lower_doubles(Vec x) {
+  return from_native(_mm256_cvtps_pd(_mm256_castps256_ps128(to_native(x))));
+}
+
+RLKERN_INLINE DoubleVec upper_doubles(Vec x) {
+  return from_native(_mm256_cvtps_pd(_mm256_extractf128_ps(to_native(x), 1)));
+}
+
+}  // namespace rlkern::RLKERN_ISA
