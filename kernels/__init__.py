@@ -9,12 +9,11 @@ speed is known.
 import torch
 import triton
 
+from rlkern.kernels._interpreter import round_as_gpus
 from rlkern.kernels.gae import gae
 from rlkern.kernels.group_advantage import group_advantage, group_segments
 from rlkern.kernels.policy_loss import policy_loss, policy_loss_kernel, scale_, scaled
 from rlkern.kernels.reverse_scan import reverse_scan
-from rlkern.kernels.segment_sum import segment_sum, segment_sum_backward
-from rlkern.kernels.td_loss import td_loss
 from rlkern.kernels.token_logprob import token_logprob, token_logprob_backward
 from rlkern.kernels.token_objective import token_objective
 from rlkern.kernels.value_loss import value_loss
@@ -27,9 +26,6 @@ __all__ = [
     "reverse_scan",
     "scale_",
     "scaled",
-    "segment_sum",
-    "segment_sum_backward",
-    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_objective",
@@ -38,6 +34,8 @@ __all__ = [
 
 # The decorator decides at import whether a kernel is compiled or interpreted.
 INTERPRETED = not isinstance(policy_loss_kernel, triton.JITFunction)
+if INTERPRETED:
+    round_as_gpus()
 _LOGITS = (torch.float16, torch.bfloat16, torch.float32)
 _DTYPES = {
     "token_logprob": _LOGITS,

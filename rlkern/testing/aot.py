@@ -25,7 +25,6 @@ from triton.runtime.jit import JITFunction
 
 from rlkern import kernels  # type: ignore[attr-defined]  # lies in kernels/
 from rlkern.reference.group_advantage import KINDS
-from rlkern.reference.td_loss import BOOTSTRAPS, TD_KINDS
 from rlkern.reference.token_logprob import Softmax, Statistics, Upstream
 from rlkern.reference.token_objective import GATES, KL_ESTIMATORS, LEVELS, Objective, Rows
 from rlkern.reference.value_loss import VALUE_KINDS
@@ -187,27 +186,9 @@ def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
     for kind in KINDS:
         lengths = torch.zeros(T) if kind == "length_weighted" else None
         kernels.group_advantage(torch.zeros(T), order, offset, kind, coef, 1, lengths)
-    launch_values(T, coef)
-
-
-def launch_values(T: int, coef: float) -> None:
-    """Launches the losses of values and the sums over sequences, in every kind."""
-    x, mask, coefs = torch.zeros(3, T), torch.ones(3, T).bool(), torch.tensor([coef, coef])
+    pair = torch.tensor([coef, coef])
     for kind in VALUE_KINDS:
-        kernels.value_loss(x, x, x, x, kind, coefs)
-    row, done, action = x[:, 0].contiguous(), mask[:, 0].contiguous(), torch.zeros(3).long()
-    for bootstrap, kind in zip(BOOTSTRAPS, (*TD_KINDS, *TD_KINDS)):
-        for q in (x, torch.zeros(3, 33)):
-            other, then = (None, action) if bootstrap == "sarsa" else (q, None)
-            kernels.td_loss(
-                q, action, row, done, q, other, then, row, bootstrap, kind, coefs
-            )  # fmt: skip
-    for tensor, flags, offset in (
-        (x, mask, None),
-        (x.view(-1), mask.view(-1), torch.arange(4) * T),
-    ):
-        kernels.segment_sum(tensor, flags, offset)
-        kernels.segment_sum_backward(row, flags, offset)
+        kernels.value_loss(x, x, x, x, kind, pair)
 
 
 def table(target: str) -> Iterator[tuple[str, Resources]]:
