@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rlkern.backends import _load
-from rlkern.reference.token_logprob import Scored, Softmax
-from rlkern.reference.token_objective import Objective, Rows
+from rlkern.backends.eager.token_logprob import Scored, Softmax
+from rlkern.backends.eager.token_objective import Objective, Rows
 
 NATIVE, REASON = _load("cpu")
 pytestmark = pytest.mark.skipif(REASON is not None, reason="the C++ extension is not built")

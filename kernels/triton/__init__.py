@@ -9,6 +9,7 @@ speed is known.
 import torch
 import triton
 
+from rlkern.backends.triton._interpreter import round_as_gpus
 from rlkern.backends.triton.gae import gae
 from rlkern.backends.triton.group_advantage import group_advantage, group_segments
 from rlkern.backends.triton.policy_loss import policy_loss, policy_loss_kernel, scale_, scaled
@@ -33,6 +34,8 @@ __all__ = [
 
 # The decorator decides at import whether a kernel is compiled or interpreted.
 INTERPRETED = not isinstance(policy_loss_kernel, triton.JITFunction)
+if INTERPRETED:
+    round_as_gpus()
 _LOGITS = (torch.float16, torch.bfloat16, torch.float32)
 _DTYPES = {
     "token_logprob": _LOGITS,

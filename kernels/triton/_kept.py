@@ -11,23 +11,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.backends.eager.token_logprob import Softmax
-from rlkern.backends.triton._rows import absorb_block, block_gradient, temper
+from rlkern.backends.triton._rows import (
+    Sums,
+    absorb_block,
+    block_gradient,
+    store_gradient,
+    temper,
+    whole_row,
+)
 
+# 2 to 8 ids of 64 bits per thread of the programs of _rows.SHAPES; few kept sets are longer.
 _BLOCK = 1024
 
 
-def kept_arguments(softmax: Softmax, block: int) -> tuple[Tensor | None, int, int]:
-    """Returns (ids, K, ids per block) of a launch whose blocks have so many columns."""
-    ids = softmax.keep
-    return ids, 0 if ids is None else ids.shape[2], min(block, _BLOCK)
+def kept_block_of(block: int) -> int:
+    """Returns the ids per block of a launch whose blocks have so many columns.
+
+    >>> kept_block_of(128), kept_block_of(8192)
+    (128, 1024)
+    """
+    return min(block, _BLOCK)
 
 
-def scratch_for(softmax: Softmax) -> Tensor | None:
+def scratch_for(keep: Tensor) -> Tensor:
     """Returns room for the kept logits: in place, zeros overwrite them before their gradients."""
-    if softmax.keep is None:
-        return None
-    return torch.empty(softmax.keep.shape, dtype=torch.float32, device=softmax.keep.device)
+    return torch.empty(keep.shape, dtype=torch.float32, device=keep.device)
 
 
 @triton.jit
@@ -43,49 +51,50 @@ def kept_length(keep_row, K, counted, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def kept_block(keep_row, at, length, token, V):
+def kept_block(keep_row, at, K, token, V):
     """Returns (ids, which of them are columns of this row other than the token)."""
-    ids = tl.load(keep_row + at, mask=at < length, other=-1)
+    ids = tl.load(keep_row + at, mask=at < K, other=-1)
     return ids, (ids >= 0) & (ids < V) & (ids != token)
 
 
 @triton.jit
 def kept_sums(
-    row_ptr, keep_row, length, token, own, V, scale, softcap, scratch_row,
-    CAPPED: tl.constexpr, SQUARES: tl.constexpr, BLOCK: tl.constexpr,
+    row_ptr, keep_row, scratch_row, row, softcap, K, V,
+    SQUARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Returns (m, s, t, q) of the token and the kept ids, whose logits it leaves in the scratch.
-
-    Those of no logits at all for length 0.
-    """
+    """Returns the sums of the token and the kept ids, whose logits it leaves in the scratch."""
     zero = tl.zeros((), tl.float32)
-    known = (token >= 0) & (length > 0)
-    m = tl.where(known, own, float("-inf"))
+    top = tl.where(row.token >= 0, temper(row.logit, row, softcap), float("-inf"))
     # 1 for the token alone, 0 if its logit is −inf, NaN if it is NaN.
-    s = tl.where(m == float("-inf"), 0.0, 1.0 + (m - m))
-    t = zero
-    q = s
-    for start in range(0, length, BLOCK):
+    total = tl.where(top == float("-inf"), 0.0, 1.0 + (top - top))
+    sums = Sums(top, total, zero, total)
+    for start in range(0, K, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        ids, valid = kept_block(keep_row, at, length, token, V)
+        ids, valid = kept_block(keep_row, at, K, row.token, V)
         x = tl.load(row_ptr + ids, mask=valid, other=float("-inf")).to(tl.float32)
         if scratch_row is not None:
-            tl.store(scratch_row + at, x, mask=at < length)
-        m, s, t, q = absorb_block(temper(x, scale, softcap, CAPPED), m, s, t, q, SQUARES)
-    return m, s, t, q
+            tl.store(scratch_row + at, x, mask=at < K)
+        sums = absorb_block(temper(x, row, softcap), sums, SQUARES)
+    return sums
 
 
 @triton.jit
 def store_kept_gradient(
-    grad_row, keep_row, length, token, V, scratch_row, m, a, b, scale, softcap,
-    CAPPED: tl.constexpr, BLOCK: tl.constexpr,
+    grad_row, keep_row, scratch_row, row, softcap, slopes, K, V,
+    VECTOR: tl.constexpr, BLOCK: tl.constexpr, KEPT_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient of the kept ids over the zeros of their row; the token's is there."""
-    # Other threads wrote those zeros.
+    """Writes a row of zeros with the token's gradient among them, then that of the kept ids."""
+    # In place the zeros overwrite logits that other warps have still to copy to the scratch.
     tl.debug_barrier()
-    for start in range(0, length, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        ids, valid = kept_block(keep_row, at, length, token, V)
-        x = tl.load(scratch_row + at, mask=at < length, other=float("-inf"))
-        grad = block_gradient(x, m, a, b, scale, softcap, CAPPED)
+    end = whole_row(V, VECTOR)
+    for start in range(0, V, BLOCK):
+        zeros = tl.zeros((BLOCK,), tl.float32)
+        store_gradient(grad_row, start + tl.arange(0, BLOCK), zeros, row, slopes, end)
+    # Other warps wrote the zeros, and the scratch, that this one meets.
+    tl.debug_barrier()
+    for start in range(0, K, KEPT_BLOCK):
+        at = start + tl.arange(0, KEPT_BLOCK)
+        ids, valid = kept_block(keep_row, at, K, row.token, V)
+        x = tl.load(scratch_row + at, mask=at < K, other=float("-inf"))
+        grad = block_gradient(x, row, softcap, slopes)
         tl.store(grad_row + ids, grad.to(grad_row.dtype.element_ty), mask=valid)

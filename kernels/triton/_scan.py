@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.triton._launch import aligned
+
 ROWS = tl.constexpr(16)
 SPAN = tl.constexpr(64)
 BLOCK = tl.constexpr(16 * 64)
@@ -69,7 +71,7 @@ def scan_tile(decay, bias, carry, CHAINED: tl.constexpr):
 
 @triton.jit
 def tile(base, length, block, CHAINED: tl.constexpr):
-    """Returns where a block begins, its steps (ROWS, SPAN), and how many steps it and one more has.
+    """Returns where a block begins, its steps (ROWS, SPAN), and the steps left, of it and one more.
 
     Steps are counted from its beginning, in int32: offsets that stay in registers.
     """
@@ -84,7 +86,7 @@ def tile(base, length, block, CHAINED: tl.constexpr):
 
 @triton.jit
 def sequence_bounds(sequence, T, bounds_ptr):
-    """Returns where a sequence begins and how many steps it has."""
+    """Returns where a sequence begins and how many steps it has; T of them without bounds."""
     if bounds_ptr is None:
         return sequence.to(tl.int64) * T, T
     else:
@@ -93,26 +95,26 @@ def sequence_bounds(sequence, T, bounds_ptr):
 
 
 @triton.jit
-def share(T, sequences, bounds_ptr, owner_ptr, CHAINED: tl.constexpr):
+def share(T, sequences, owners, CHAINED: tl.constexpr):
     """Returns a program's (sequence, base, length), its last block and how many blocks it has."""
     program = tl.program_id(0)
     if not CHAINED:
         sequence = program * ROWS + tl.arange(0, ROWS)[:, None]
         length = tl.where(sequence < sequences, T, 0)
         return sequence, sequence.to(tl.int64) * T, length, 0, 1
-    elif owner_ptr is None:
-        base, length = sequence_bounds(program, T, bounds_ptr)
+    elif owners.owner is None:
+        base, length = sequence_bounds(program, T, owners.bounds)
         blocks = tl.cdiv(length, BLOCK)
         return program, base, length, blocks - 1, blocks
     else:
-        sequence = tl.load(owner_ptr + program)
-        base, length = sequence_bounds(sequence, T, bounds_ptr)
+        sequence = tl.load(owners.owner + program)
+        base, length = sequence_bounds(sequence, T, owners.bounds)
         block = program - base // BLOCK - sequence
         return sequence, base, length, block, (block * BLOCK < length).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["slots"], do_not_specialize_on_alignment=["map_ptr", "bounds_ptr"])
-def carry_kernel(map_ptr, bounds_ptr, slots: tl.int64):
+@triton.jit
+def carry_kernel(maps, bounds_ptr):
     """One program per sequence, over the maps of its blocks, from the last.
 
     - reads decay and bias of every block once
@@ -124,25 +126,40 @@ def carry_kernel(map_ptr, bounds_ptr, slots: tl.int64):
     lane = tl.arange(0, UNROLL)
     carry = tl.zeros((), tl.float32)
     for back in range(0, blocks, UNROLL):
-        last = map_ptr + base // BLOCK + sequence + blocks - 1 - back
-        entered = tl.zeros((UNROLL,), tl.float32)
+        last = base // BLOCK + sequence + blocks - 1 - back
+        entering = tl.zeros((UNROLL,), tl.float32)
         # No store comes between the loads, so that they need not wait for one another.
         for k in tl.static_range(UNROLL):
-            entered = tl.where(lane == k, carry, entered)
-            decay = tl.load(last - k, mask=back + k < blocks, other=1.0)
-            bias = tl.load(last - k + slots, mask=back + k < blocks, other=0.0)
+            entering = tl.where(lane == k, carry, entering)
+            decay = tl.load(maps.decay + last - k, mask=back + k < blocks, other=1.0)
+            bias = tl.load(maps.bias + last - k, mask=back + k < blocks, other=0.0)
             carry = apply(decay, bias, carry)
-        tl.store(last - lane + 2 * slots, entered, mask=back + lane < blocks)
+        tl.store(maps.entering + last - lane, entering, mask=back + lane < blocks)
+
+
+class Maps(NamedTuple):
+    """What the long form knows of each block: its map, what enters it, a number of the caller's."""
+
+    decay: Tensor
+    bias: Tensor
+    entering: Tensor
+    callers: Tensor
+
+
+class Owners(NamedTuple):
+    """Where sequences begin and, in the long form, which of them each block belongs to."""
+
+    bounds: Tensor | None = None
+    owner: Tensor | None = None
 
 
 class Plan(NamedTuple):
-    """How a batch is served: by how many programs, and in the long form who owns which block."""
+    """How a batch is served: by how many programs, of what form."""
 
     programs: int
     sequences: int
     chained: bool
-    bounds: Tensor | None
-    owner: Tensor | None = None
+    owners: Owners = Owners()
 
 
 def plan(x: Tensor, cu_seqlens: Tensor | None) -> Plan:
@@ -150,13 +167,13 @@ def plan(x: Tensor, cu_seqlens: Tensor | None) -> Plan:
     if cu_seqlens is None:
         sequences, length = x.shape
         if length <= SPAN.value:
-            return Plan(triton.cdiv(sequences, ROWS.value), sequences, False, None)
+            return Plan(triton.cdiv(sequences, ROWS.value), sequences, False)
     else:
         sequences = cu_seqlens.shape[0] - 1
         # The longest may have all steps; where blocks are not full, one is not worth two reads.
         length = x.shape[0] if x.shape[0] >= sequences * BLOCK.value else 0
     if length <= LONG or sequences >= FEW:
-        return Plan(sequences, sequences, True, cu_seqlens)
+        return Plan(sequences, sequences, True, aligned(Owners(cu_seqlens)))
     steps, device = x.numel(), x.device
     bounds = cu_seqlens
     if bounds is None:
@@ -165,19 +182,17 @@ def plan(x: Tensor, cu_seqlens: Tensor | None) -> Plan:
     slots = steps // BLOCK.value + sequences
     first = bounds[:-1] // BLOCK.value + torch.arange(sequences, device=device)
     owner = torch.searchsorted(first, torch.arange(slots, device=device), right=True) - 1
-    return Plan(slots, sequences, True, bounds, owner)
+    return Plan(slots, sequences, True, aligned(Owners(bounds, owner)))
 
 
-def serve(planned: Plan, x: Tensor, launch: Callable[[Tensor | None, bool], None]) -> None:
+def serve(planned: Plan, x: Tensor, launch: Callable[[Maps | None, bool], None]) -> None:
     """Calls launch(maps, sweeps): once without maps, in the long form to make and to use them."""
     with torch.cuda.device_of(x):
-        if planned.owner is None:
+        if planned.owners.owner is None:
             launch(None, True)
             return
-        # Rows: decay and bias of each block's map, what enters it, and one number of the caller's.
-        maps = x.new_empty(4, planned.programs)
+        maps = Maps(*(x.new_empty(planned.programs) for _ in Maps._fields))
         launch(maps, False)
-        carry_kernel[(planned.sequences,)](
-            maps, planned.bounds, planned.programs, num_warps=1, enable_fp_fusion=True
-        )
+        bounds = planned.owners.bounds
+        carry_kernel[(planned.sequences,)](maps, bounds, num_warps=1, enable_fp_fusion=True)
         launch(maps, True)

@@ -1,24 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores tokens by the objective; sums the scores of all rows in a fixed order."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.backends.eager.token_objective import SUMMED_METRICS, Objective
 from rlkern.backends.triton._gates import GATES
 from rlkern.backends.triton._kl import KL_ESTIMATORS, k1, k2, k3
+from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import row_scalar
+from rlkern.backends.eager.token_objective import SUMMED_METRICS, Objective
 
 # Rows of the statistics buffer (COLUMNS, N): the weighted loss, then SUMMED_METRICS[1:] of the
 # reference. The rest of METRICS (count, ratio_min, ratio_max) comes from the weights and the ratio
 # while these are summed. Tokens that do not count have no statistics: they are not read.
 COLUMNS = len(SUMMED_METRICS)
 _RATIO = SUMMED_METRICS.index("ratio")
+# 8 rows per thread: two 16-byte loads of the statistics and two of the weights are in flight.
 _BLOCK = 1024
+
+
+class Tokens(NamedTuple):
+    """What is known of tokens; log_ratio is log π − log π_old of each."""
+
+    logprob: Any
+    entropy: Any
+    advantage: Any
+    weight: Any
+    log_ratio: Any
+    ref_logprob: Any
+    correction: Any
+
+
+class Score(NamedTuple):
+    """The weighted loss of tokens with its derivatives, their KL, and which clips hold."""
+
+    loss: Any
+    d_logprob: Any
+    d_ratio: Any
+    d_entropy: Any
+    kl: Any
+    clip_low: Any
+    clip_high: Any
 
 
 @triton.jit
@@ -31,86 +57,88 @@ def own_log_ratio(logprob, old_ptr, row, counted):
 
 
 @triton.jit
-def score_tokens(
-    logprob, entropy, advantage, weight, correction, ref, log_ratio, gate_ratio, coef,
-    GATE: tl.constexpr, KL: tl.constexpr, HAS_REF: tl.constexpr,
-):  # fmt: skip
-    """Returns (loss, ∂/∂log π, ∂/∂gate_ratio, ∂/∂H) of tokens, weighted, and (KL, low, high).
+def load_tokens(i, weight, logprob, entropy, rows):
+    """Returns the Tokens of these rows; of a token of weight 0 nothing is read."""
+    counted = weight != 0
+    return Tokens(
+        logprob=logprob,
+        entropy=entropy,
+        advantage=tl.load(rows.advantage + i, mask=counted, other=0.0),
+        weight=weight,
+        log_ratio=own_log_ratio(logprob, rows.old_logprob, i, counted),
+        ref_logprob=tl.zeros_like(logprob) + row_scalar(rows.ref_logprob, i, counted, 0.0),
+        correction=tl.zeros_like(logprob) + row_scalar(rows.correction, i, counted, 1.0),
+    )
 
-    gate_ratio is the log ratio that the level makes of log_ratio, the token's own.
-    """
-    c0, c1, c2, c3, kl_coef, entropy_coef = coef
-    loss, slope, ratio_slope, low, high = GATE(logprob, gate_ratio, advantage, c0, c1, c2, c3)
-    loss = correction * loss - entropy_coef * entropy
+
+@triton.jit
+def score_tokens(tokens, gate_ratio, objective, HAS_REF: tl.constexpr):
+    """Returns the Score of tokens; gate_ratio is what the level makes of their log ratios."""
+    gate_coef, weight, correction = objective.gate_coef, tokens.weight, tokens.correction
+    loss, slope, ratio_slope, clip_low, clip_high = objective.gate(
+        tokens.logprob, gate_ratio, tokens.advantage, *gate_coef
+    )
+    loss = correction * loss - objective.entropy_coef * tokens.entropy
     slope = correction * slope
-    kl = tl.zeros_like(logprob)
+    kl = tl.zeros_like(tokens.logprob)
     if HAS_REF:
-        kl, kl_slope = KL(logprob - ref, log_ratio)
-        loss += kl_coef * kl
-        slope += kl_coef * kl_slope
+        kl, kl_slope = objective.kl(tokens.logprob - tokens.ref_logprob, tokens.log_ratio)
+        loss += objective.kl_coef * kl
+        slope += objective.kl_coef * kl_slope
     d_ratio = weight * correction * ratio_slope
-    return weight * loss, weight * slope, d_ratio, -weight * entropy_coef, kl, low, high
+    d_entropy = -weight * objective.entropy_coef
+    return Score(weight * loss, weight * slope, d_ratio, d_entropy, kl, clip_low, clip_high)
 
 
 @triton.jit
 def store_statistics(
-    stats_ptr, row, counted, N, loss, logprob, entropy, kl, ref, log_ratio, gate_ratio, low, high,
-    correction, HAS_REF: tl.constexpr,
-):  # fmt: skip
+    statistics_ptr, i, N, tokens, gate_ratio, score, clip_low, clip_high, HAS_REF: tl.constexpr
+):
     """Writes the statistics of counted tokens, in the order of the reference's METRICS."""
-    at = stats_ptr + row
-    tl.store(at, loss, mask=counted)
-    tl.store(at + N, logprob, mask=counted)
-    tl.store(at + 2 * N, entropy, mask=counted)
-    tl.store(at + 3 * N, kl, mask=counted)
-    first = tl.zeros_like(logprob)
+    counted = tokens.weight != 0
+    at = statistics_ptr + i
+    tl.store(at, score.loss, mask=counted)
+    tl.store(at + N, tokens.logprob, mask=counted)
+    tl.store(at + 2 * N, tokens.entropy, mask=counted)
+    tl.store(at + 3 * N, score.kl, mask=counted)
+    first = tl.zeros_like(tokens.logprob)
     second = first
     third = first
     if HAS_REF:
-        first, _ = k1(logprob - ref, log_ratio)
-        second, _ = k2(logprob - ref, log_ratio)
-        third, _ = k3(logprob - ref, log_ratio)
+        distance = tokens.logprob - tokens.ref_logprob
+        first, _ = k1(distance, tokens.log_ratio)
+        second, _ = k2(distance, tokens.log_ratio)
+        third, _ = k3(distance, tokens.log_ratio)
     tl.store(at + 4 * N, first, mask=counted)
     tl.store(at + 5 * N, second, mask=counted)
     tl.store(at + 6 * N, third, mask=counted)
-    old_kl, _ = k3(log_ratio, log_ratio)
+    old_kl, _ = k3(tokens.log_ratio, tokens.log_ratio)
     tl.store(at + 7 * N, old_kl, mask=counted)
     tl.store(at + 8 * N, tl.exp(gate_ratio), mask=counted)
-    tl.store(at + 9 * N, low.to(tl.float32), mask=counted)
-    tl.store(at + 10 * N, high.to(tl.float32), mask=counted)
-    tl.store(at + 11 * N, correction, mask=counted)
+    tl.store(at + 9 * N, clip_low.to(tl.float32), mask=counted)
+    tl.store(at + 10 * N, clip_high.to(tl.float32), mask=counted)
+    tl.store(at + 11 * N, tokens.correction, mask=counted)
 
 
 @triton.jit
-def score_rows(
-    row, counted, N, weight, logprob, entropy, advantage_ptr, old_ptr, ref_ptr, correction_ptr,
-    stats_ptr, coef, GATE: tl.constexpr, KL: tl.constexpr,
-):  # fmt: skip
+def score_rows(i, N, weight, logprob, entropy, rows, objective, statistics_ptr):
     """Returns the weighted (∂loss/∂log π, ∂loss/∂H) of tokens by their own ratios.
 
     Zeros for tokens that do not count; writes the statistics of the others.
     """
-    advantage = tl.load(advantage_ptr + row, mask=counted, other=0.0)
-    ref = row_scalar(ref_ptr, row, counted, 0.0)
-    correction = tl.zeros_like(logprob) + row_scalar(correction_ptr, row, counted, 1.0)
-    log_ratio = own_log_ratio(logprob, old_ptr, row, counted)
-    loss, d_logprob, d_ratio, d_entropy, kl, low, high = score_tokens(
-        logprob, entropy, advantage, weight, correction, ref, log_ratio, log_ratio, coef,
-        GATE, KL, ref_ptr is not None,
-    )  # fmt: skip
-    store_statistics(
-        stats_ptr, row, counted, N, loss, logprob, entropy, kl, ref, log_ratio, log_ratio,
-        low, high, correction, ref_ptr is not None,
-    )  # fmt: skip
-    return tl.where(counted, d_logprob + d_ratio, 0.0), tl.where(counted, d_entropy, 0.0)
+    counted = weight != 0
+    HAS_REF: tl.constexpr = rows.ref_logprob is not None
+    tokens = load_tokens(i, weight, logprob, entropy, rows)
+    score = score_tokens(tokens, tokens.log_ratio, objective, HAS_REF)
+    clips = score.clip_low, score.clip_high
+    store_statistics(statistics_ptr, i, N, tokens, tokens.log_ratio, score, *clips, HAS_REF)
+    d_logprob = tl.where(counted, score.d_logprob + score.d_ratio, 0.0)
+    return d_logprob, tl.where(counted, score.d_entropy, 0.0)
 
 
-@triton.jit(
-    do_not_specialize=["N"],
-    do_not_specialize_on_alignment=["stats_ptr", "weight_ptr", "loss_ptr", "metrics_ptr"],
-)
+@kernel
 def sum_statistics(
-    stats_ptr, weight_ptr, loss_ptr, metrics_ptr, N: tl.int64,
+    statistics_ptr, weight_ptr, loss_ptr, metrics_ptr, N: tl.int64,
     COLUMNS: tl.constexpr, RATIO: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per column of statistics; a fixed order and no atomics: two runs, the same bits.
@@ -125,9 +153,9 @@ def sum_statistics(
     low = tl.full((BLOCK,), float("inf"), tl.float32)
     high = tl.full((BLOCK,), float("-inf"), tl.float32)
     for start in range(0, N, BLOCK):
-        row = tl.cast(start, tl.int64) + tl.arange(0, BLOCK)
-        counted = tl.load(weight_ptr + row, mask=row < N, other=0.0) != 0
-        x = tl.load(stats_ptr + column.to(tl.int64) * N + row, mask=counted, other=0.0)
+        i = tl.cast(start, tl.int64) + tl.arange(0, BLOCK)
+        counted = tl.load(weight_ptr + i, mask=i < N, other=0.0) != 0
+        x = tl.load(statistics_ptr + column.to(tl.int64) * N + i, mask=counted, other=0.0)
         total += x
         count += counted.to(tl.float32)
         low = tl.where(counted, tl.minimum(low, x), low)
@@ -139,14 +167,19 @@ def sum_statistics(
     tl.store(metrics_ptr + COLUMNS + 1, tl.max(high, 0), mask=column == RATIO)
 
 
-def formulas(objective: Objective) -> dict[str, Any]:
-    """Returns the compile-time constants of an objective."""
-    return {"GATE": GATES[objective.gate], "KL": KL_ESTIMATORS[objective.kl]}
+def formulas(objective: Objective) -> Objective:
+    """Returns the objective as kernels take it: functions for names, floats for numbers.
 
-
-def coefficients(objective: Objective) -> tuple[float, ...]:
-    """Returns an objective's numbers; an int among them would compile a variant of its own."""
-    return tuple(float(x) for x in objective.numbers)
+    An int among the numbers would compile a variant of its own.
+    """
+    return Objective(
+        gate=GATES[objective.gate],
+        level=tl.constexpr(objective.level),
+        kl=KL_ESTIMATORS[objective.kl],
+        gate_coef=tuple(float(x) for x in objective.gate_coef),
+        kl_coef=float(objective.kl_coef),
+        entropy_coef=float(objective.entropy_coef),
+    )
 
 
 def new_statistics(rows: Tensor) -> Tensor:
@@ -158,8 +191,7 @@ def loss_and_metrics(statistics: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     """Returns (loss, metrics): the sum of the weighted losses, and the reference's METRICS."""
     loss = torch.empty((), dtype=torch.float32, device=weight.device)
     metrics = torch.empty((COLUMNS + 2,), dtype=torch.float32, device=weight.device)
-    sum_statistics[(COLUMNS,)](
-        statistics, weight, loss, metrics, weight.numel(), COLUMNS=COLUMNS, RATIO=_RATIO,
-        BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
+    arguments = (statistics, aligned(weight), loss, metrics, weight.numel())
+    constants = {"COLUMNS": COLUMNS, "RATIO": _RATIO, "BLOCK": _BLOCK}
+    sum_statistics[(COLUMNS,)](*arguments, **constants, num_warps=4, enable_fp_fusion=True)
     return loss, metrics

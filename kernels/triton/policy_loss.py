@@ -1,154 +1,209 @@
 # SPDX-License-Identifier: Apache-2.0
 """The single-pass policy loss: statistics, objective and gradient of a row in one program."""
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.backends.eager.token_logprob import Softmax
-from rlkern.backends.eager.token_objective import Objective, Rows
 from rlkern.backends.triton._device import programs
 from rlkern.backends.triton._kept import (
-    kept_arguments,
+    kept_block_of,
     kept_length,
     kept_sums,
     scratch_for,
     store_kept_gradient,
 )
+from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
     absorb_block,
     absorb_row,
+    block_gradient,
     empty_sums,
-    gradient_scalars,
+    gradient_slopes,
     launch_shape,
     load_block,
-    load_token,
-    row_length,
-    row_offset,
+    open_row,
     row_results,
-    row_scalar,
+    row_start,
     row_strides,
+    softmax_argument,
     store_gradient,
     temper,
-    temper_slope,
-    token_logit,
     vector_width,
+    whole_row,
 )
 from rlkern.backends.triton._score import (
-    coefficients,
     formulas,
     loss_and_metrics,
     new_statistics,
     score_rows,
 )
+from rlkern.backends.eager.token_logprob import Softmax
+from rlkern.backends.eager.token_objective import Objective, Rows
 
-_RUN_TIME = ["N", "T", "V", "K", "stride_b", "stride_t", "grad_stride_b", "grad_stride_t"]
-_ROWS = [
-    "token_ptr", "advantage_ptr", "weight_ptr", "old_ptr", "ref_ptr", "correction_ptr",
-    "scale_ptr", "keep_ptr", "scratch_ptr", "stats_ptr",
-]  # fmt: skip
+
+class TokenRows(NamedTuple):
+    """The tokens, and the Rows of the reference."""
+
+    token: Tensor
+    advantage: Tensor
+    weight: Tensor
+    old_logprob: Tensor | None
+    ref_logprob: Tensor | None
+    correction: Tensor | None
+
+
+class Out(NamedTuple):
+    """What is written: the statistics of rows, the gradient if any, and room for kept logits."""
+
+    statistics: Tensor
+    grad: Tensor | None
+    scratch: Tensor | None
+
+
+class Layout(NamedTuple):
+    """N = B·T rows of V columns, and where they begin: at b·stride_b + t·stride_t."""
+
+    N: Any
+    T: Any
+    V: Any
+    stride_b: Any
+    stride_t: Any
+    grad_stride_b: Any
+    grad_stride_t: Any
+
+
+class Launch(NamedTuple):
+    """The constants of a compiled kernel: elements of an access, columns and ids of a block."""
+
+    vector: int
+    block: int
+    kept_block: int
+    one_block: bool
+    persistent: bool
+
+
+@triton.jit
+def slopes_of_row(i, weight, row, softcap, sums, rows, objective, out, N):
+    """Returns the Slopes of a row that has been summed; writes its statistics."""
+    results = row_results(row, softcap, sums)
+    d_logprob, d_entropy = score_rows(
+        i, N, weight, results.logprob, results.entropy, rows, objective, out.statistics
+    )
+    return gradient_slopes(row, softcap, results, d_logprob, d_entropy, 0.0)
 
 
 @triton.jit
 def loss_of_row(
-    row, logits_ptr, token_ptr, advantage_ptr, weight_ptr, old_ptr, ref_ptr, correction_ptr,
-    scale_ptr, keep_ptr, scratch_ptr, stats_ptr, grad_ptr, N, T, V, K, softcap, coef,
-    stride_b, stride_t, grad_stride_b, grad_stride_t,
-    GATE: tl.constexpr, KL: tl.constexpr, CAPPED: tl.constexpr, ONE_BLOCK: tl.constexpr,
-    STAGES: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr, KEPT_BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Writes the statistics and the gradient of one row."""
-    last = 0 if ONE_BLOCK else (tl.cdiv(V, BLOCK) - 1) * BLOCK
-    last_columns = last + tl.arange(0, BLOCK)
-    weight = tl.load(weight_ptr + row)
-    counted = weight != 0
-    token = load_token(token_ptr, row, counted, V)
-    scale = row_scalar(scale_ptr, row, counted, 1.0)
-    row_ptr = logits_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
-    own_x = token_logit(row_ptr, token)
-    own = temper(own_x, scale, softcap, CAPPED)
-    length = row_length(counted, V, VECTOR)
-    m, s, t, q = empty_sums()
-    if keep_ptr is not None:
-        keep_row = keep_ptr + row * K
-        scratch_row = scratch_ptr + row * K
-        kept = kept_length(keep_row, K, counted, KEPT_BLOCK)
-        length = tl.where(kept > 0, 0, length)
-        m, s, t, q = kept_sums(
-            row_ptr, keep_row, kept, token, own, V, scale, softcap, scratch_row,
-            CAPPED, False, KEPT_BLOCK,
-        )  # fmt: skip
-        tl.debug_barrier()  # every warp has the kept logits before any overwrites them
-    if not ONE_BLOCK:
-        m, s, t, q = absorb_row(
-            row_ptr, tl.minimum(last, length), length, scale, softcap, m, s, t, q,
-            CAPPED, False, STAGES, BLOCK,
-        )  # fmt: skip
+    i, logits_ptr, rows, softmax, objective, out, layout, LAUNCH: tl.constexpr, STAGES: tl.constexpr
+):
+    """Writes the statistics and the gradient of row i."""
+    VECTOR: tl.constexpr = LAUNCH.vector
+    BLOCK: tl.constexpr = LAUNCH.block
+    softcap = softmax.softcap
+    last = 0 if LAUNCH.one_block else (tl.cdiv(layout.V, BLOCK) - 1) * BLOCK
+    columns = last + tl.arange(0, BLOCK)
+    weight = tl.load(rows.weight + i)
+    row_ptr = row_start(logits_ptr, i, layout.T, layout.stride_b, layout.stride_t, VECTOR)
+    row = open_row(row_ptr, rows.token, softmax, i, weight != 0, layout.V, VECTOR)
+    sums = empty_sums()
+    if not LAUNCH.one_block:
+        sums = absorb_row(
+            row_ptr, tl.minimum(last, row.length), row, softcap, sums, False, STAGES, BLOCK
+        )
     # The last block stays in registers for the second sweep, which begins with it.
-    x = load_block(row_ptr, last_columns, length)
-    m, s, t, q = absorb_block(temper(x, scale, softcap, CAPPED), m, s, t, q, False)
-    logprob, entropy, m, log_sum = row_results(own, m, s, t, counted)
-    d_logprob, d_entropy = score_rows(
-        row, counted, N, weight, logprob, entropy, advantage_ptr, old_ptr, ref_ptr,
-        correction_ptr, stats_ptr, coef, GATE, KL,
-    )  # fmt: skip
-    if grad_ptr is not None:
-        slope = temper_slope(own_x, softcap, CAPPED)
-        a, b, own = gradient_scalars(
-            logprob, entropy, log_sum, scale, slope, d_logprob, d_entropy, 0.0
+    x = load_block(row_ptr, columns, row.length)
+    sums = absorb_block(temper(x, row, softcap), sums, False)
+    slopes = slopes_of_row(i, weight, row, softcap, sums, rows, objective, out, layout.N)
+    if out.grad is not None:
+        end = whole_row(layout.V, VECTOR)
+        grad_row = row_start(
+            out.grad, i, layout.T, layout.grad_stride_b, layout.grad_stride_t, VECTOR
         )
-        grad_row = grad_ptr + row_offset(row, T, grad_stride_b, grad_stride_t, VECTOR)
-        store_gradient(
-            grad_row, last_columns, x, m, token, V, a, b, own, scale, softcap, CAPPED, VECTOR
-        )
-        if not ONE_BLOCK:
+        store_gradient(grad_row, columns, block_gradient(x, row, softcap, slopes), row, slopes, end)
+        if not LAUNCH.one_block:
             for back in tl.range(0, last, BLOCK, num_stages=STAGES):
                 columns = last - BLOCK - back + tl.arange(0, BLOCK)
-                x = load_block(row_ptr, columns, length)
+                x = load_block(row_ptr, columns, row.length)
                 store_gradient(
-                    grad_row, columns, x, m, token, V, a, b, own, scale, softcap,
-                    CAPPED, VECTOR,
-                )  # fmt: skip
-        if keep_ptr is not None:
-            store_kept_gradient(
-                grad_row, keep_row, kept, token, V, scratch_row, m, a, b, scale, softcap,
-                CAPPED, KEPT_BLOCK,
-            )  # fmt: skip
+                    grad_row, columns, block_gradient(x, row, softcap, slopes), row, slopes, end
+                )
 
 
-@triton.jit(do_not_specialize=_RUN_TIME, do_not_specialize_on_alignment=_ROWS)
+@triton.jit
+def loss_of_kept_row(i, logits_ptr, rows, softmax, objective, out, layout, K, LAUNCH: tl.constexpr):
+    """Writes the statistics and the gradient of row i, which counts and keeps a set."""
+    VECTOR: tl.constexpr = LAUNCH.vector
+    softcap = softmax.softcap
+    keep_row, scratch_row = softmax.keep + i * K, out.scratch + i * K
+    row_ptr = row_start(logits_ptr, i, layout.T, layout.stride_b, layout.stride_t, VECTOR)
+    weight = tl.load(rows.weight + i)
+    row = open_row(row_ptr, rows.token, softmax, i, weight != 0, layout.V, VECTOR)
+    sums = kept_sums(
+        row_ptr, keep_row, scratch_row, row, softcap, K, layout.V, False, LAUNCH.kept_block
+    )
+    slopes = slopes_of_row(i, weight, row, softcap, sums, rows, objective, out, layout.N)
+    if out.grad is not None:
+        grad_row = row_start(
+            out.grad, i, layout.T, layout.grad_stride_b, layout.grad_stride_t, VECTOR
+        )
+        store_kept_gradient(
+            grad_row, keep_row, scratch_row, row, softcap, slopes, K, layout.V,
+            VECTOR, LAUNCH.block, LAUNCH.kept_block,
+        )  # fmt: skip
+
+
+@kernel
 def policy_loss_kernel(
-    logits_ptr, token_ptr, advantage_ptr, weight_ptr, old_ptr, ref_ptr, correction_ptr, scale_ptr,
-    keep_ptr, scratch_ptr, stats_ptr, grad_ptr,
-    N: tl.int64, T: tl.int64, V: tl.int32, K: tl.int32, softcap: tl.float32, coef,
+    logits_ptr, rows, softmax, objective, out, N: tl.int64, T: tl.int64, V: tl.int32,
     stride_b: tl.int64, stride_t: tl.int64, grad_stride_b: tl.int64, grad_stride_t: tl.int64,
-    GATE: tl.constexpr, KL: tl.constexpr, CAPPED: tl.constexpr, PERSISTENT: tl.constexpr,
-    ONE_BLOCK: tl.constexpr, VECTOR: tl.constexpr, BLOCK: tl.constexpr, KEPT_BLOCK: tl.constexpr,
+    LAUNCH: tl.constexpr,
 ):  # fmt: skip
-    """One program per row, or persistent ones that take row after row; grad_ptr may be logits_ptr.
+    """One program per row, or persistent ones that take row after row; grad may be the logits.
 
     - reads the row, its token's logit and the row's scalars; then, backwards, all but the row's
       last block again, from the cache if there are no more programs than rows fit into it;
-      of a kept set the ids and their columns, of a row of weight 0 nothing but the weight
-    - writes each element of the gradient once (zeros under that of a kept set; nothing where
-      grad_ptr is None), and the statistics of the row
+      of a row of weight 0 nothing but the weight
+    - writes each element of the gradient once (nothing without one), and the row's statistics
     - never materialises log-probabilities, probabilities or a one-hot row
     """
     # A persistent program is alone on its multiprocessor: it must have several blocks on their way.
     # Each iteration of the second sweep writes its own columns only, so loads may run ahead.
-    STAGES: tl.constexpr = 3 if PERSISTENT and VECTOR > 1 else 1
+    STAGES: tl.constexpr = 3 if LAUNCH.persistent and LAUNCH.vector > 1 else 1
+    layout = Layout(N, T, V, stride_b, stride_t, grad_stride_b, grad_stride_t)
     first = tl.program_id(0)
-    end = N if PERSISTENT else first + 1
-    step = tl.num_programs(0) if PERSISTENT else 1
+    end = N if LAUNCH.persistent else first + 1
+    step = tl.num_programs(0) if LAUNCH.persistent else 1
     # What does not depend on the row would otherwise stay in registers from row to row.
     for i in tl.range(first, end, step, disable_licm=True):
-        loss_of_row(
-            tl.cast(i, tl.int64), logits_ptr, token_ptr, advantage_ptr, weight_ptr, old_ptr,
-            ref_ptr, correction_ptr, scale_ptr, keep_ptr, scratch_ptr, stats_ptr, grad_ptr,
-            N, T, V, K, softcap, coef, stride_b, stride_t, grad_stride_b, grad_stride_t,
-            GATE, KL, CAPPED, ONE_BLOCK, STAGES, VECTOR, BLOCK, KEPT_BLOCK,
-        )  # fmt: skip
+        i = tl.cast(i, tl.int64)
+        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, LAUNCH, STAGES)
+
+
+@kernel
+def kept_policy_loss_kernel(
+    logits_ptr, rows, softmax, objective, out, N: tl.int64, T: tl.int64, V: tl.int32,
+    stride_b: tl.int64, stride_t: tl.int64, grad_stride_b: tl.int64, grad_stride_t: tl.int64,
+    K: tl.int32, LAUNCH: tl.constexpr,
+):  # fmt: skip
+    """One program per row; grad may be the logits.
+
+    - reads the ids of the row, their columns and its token's; a row that keeps everything, or does
+      not count, is read as policy_loss_kernel reads it
+    - writes zeros and over them the gradient of the kept columns, and the row's statistics
+    - never materialises a mask of the vocabulary
+    """
+    layout = Layout(N, T, V, stride_b, stride_t, grad_stride_b, grad_stride_t)
+    i = tl.program_id(0).to(tl.int64)
+    counted = tl.load(rows.weight + i) != 0
+    kept = kept_length(softmax.keep + i * K, K, counted, LAUNCH.kept_block)
+    if kept > 0:
+        loss_of_kept_row(i, logits_ptr, rows, softmax, objective, out, layout, K, LAUNCH)
+    else:
+        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, LAUNCH, 1)
 
 
 def policy_loss(
@@ -165,30 +220,39 @@ def policy_loss(
     """
     assert objective.level == "token"
     statistics = new_statistics(rows.weight)
+    if token.numel():
+        with torch.cuda.device_of(logits):
+            _launch(logits, token, rows, softmax, objective, statistics, grad_logits)
+    return loss_and_metrics(statistics, rows.weight)
+
+
+def _launch(logits, token, rows, softmax, objective, statistics, grad):
+    """Launches the kernel of whole rows or, if there are kept sets, that of these."""
     B, T, V = logits.shape
     block, warps = launch_shape(V)
-    out = logits if grad_logits is None else grad_logits
-    keep, K, kept_block = kept_arguments(softmax, block)
-    with torch.cuda.device_of(logits):
-        if B * T:
-            persistent = V > block and keep is None and grad_logits is not None
-            row_bytes = V * logits.element_size()
-            grid = programs(B * T, row_bytes, warps, logits.device) if persistent else B * T
-            policy_loss_kernel[(grid,)](
-                logits, token, *rows, softmax.inv_temperature, keep, scratch_for(softmax),
-                statistics, grad_logits, B * T, T, V, K, float(softmax.softcap),
-                coefficients(objective), *row_strides(logits), *row_strides(out),
-                **formulas(objective), CAPPED=softmax.softcap != 0, PERSISTENT=persistent,
-                ONE_BLOCK=V <= block, VECTOR=vector_width(logits, out), BLOCK=block,
-                KEPT_BLOCK=kept_block, num_warps=warps, enable_fp_fusion=True,
-            )  # fmt: skip
-        return loss_and_metrics(statistics, rows.weight)
+    keep, written = softmax.keep, logits if grad is None else grad
+    persistent = V > block and keep is None and grad is not None
+    launch = Launch(
+        vector_width(logits, written), block, kept_block_of(block), V <= block, persistent
+    )
+    arguments = (
+        logits,
+        aligned(TokenRows(token, *rows)),
+        softmax_argument(softmax),
+        formulas(objective),
+        Out(statistics, grad, None if keep is None else scratch_for(keep)),
+        *(B * T, T, V, *row_strides(logits), *row_strides(written)),
+    )
+    options = {"LAUNCH": launch, "num_warps": warps, "enable_fp_fusion": True}
+    if keep is not None:
+        kept_policy_loss_kernel[(B * T,)](*arguments, keep.shape[2], **options)
+        return
+    row_bytes = V * logits.element_size()
+    grid = programs(B * T, row_bytes, warps, logits.device) if persistent else B * T
+    policy_loss_kernel[(grid,)](*arguments, **options)
 
 
-@triton.jit(
-    do_not_specialize=["T", "V", "stride_b", "stride_t"],
-    do_not_specialize_on_alignment=["factor_ptr"],
-)
+@kernel
 def scale_kernel(
     x_ptr, factor_ptr, T: tl.int64, V: tl.int32, stride_b: tl.int64, stride_t: tl.int64,
     VECTOR: tl.constexpr, BLOCK: tl.constexpr,
@@ -199,10 +263,9 @@ def scale_kernel(
     - writes the row unless the factor is exactly 1
     - never materialises a copy
     """
-    row = tl.program_id(0).to(tl.int64)
     factor = tl.load(factor_ptr).to(tl.float32)
-    row_ptr = x_ptr + row_offset(row, T, stride_b, stride_t, VECTOR)
-    length = row_length(factor != 1.0, V, VECTOR)
+    row_ptr = row_start(x_ptr, tl.program_id(0).to(tl.int64), T, stride_b, stride_t, VECTOR)
+    length = tl.where(factor != 1.0, V // VECTOR, 0) * VECTOR
     for start in range(0, length, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         x = tl.load(row_ptr + columns, mask=columns < length, other=0.0).to(tl.float32) * factor
@@ -214,12 +277,13 @@ def scale_(tensor: Tensor, factor: Tensor) -> None:
     if not tensor.numel():
         return
     x = tensor if tensor.ndim == 3 else tensor.view(1, 1, -1)
-    block, warps = launch_shape(x.shape[2])
+    B, T, V = x.shape
+    block, warps = launch_shape(V)
+    options = {"VECTOR": vector_width(x), "BLOCK": block, "num_warps": warps}
     with torch.cuda.device_of(x):
-        scale_kernel[(x.shape[0] * x.shape[1],)](
-            x, factor, x.shape[1], x.shape[2], *row_strides(x),
-            VECTOR=vector_width(x), BLOCK=block, num_warps=warps, enable_fp_fusion=True,
-        )  # fmt: skip
+        scale_kernel[(B * T,)](
+            x, aligned(factor), T, V, *row_strides(x), **options, enable_fp_fusion=True
+        )
 
 
 def scaled(tensor: Tensor, factor: Tensor) -> Tensor:

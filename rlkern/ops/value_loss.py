@@ -5,17 +5,11 @@ import torch
 from torch import Tensor
 
 from rlkern.backends import implementation
-<<<<<<< HEAD
 from rlkern.backends.eager.value_loss import FREE, VALUE_KINDS, VALUE_METRICS
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor, refuse_double_backward, register
 from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._value_arguments import TABLES, constant, known_kind, positive, weights_of
-=======
-from rlkern.ops.library import refuse_double_backward, register
-from rlkern.ops.policy_loss import _scaled as scaled_gradient
-from rlkern.reference.value_loss import VALUE_METRICS
->>>>>>> cpp
 
 
 def _forward_fake(value, *rest):

@@ -10,11 +10,20 @@ Works under TRITON_INTERPRET=1 with tensors on the CPU, where pointers are host 
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def _tensors(arguments: Iterable[object]) -> Iterator[Tensor]:
+    """Yields the tensors among a launch's arguments and inside its tuples."""
+    for x in arguments:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, tuple):
+            yield from _tensors(x)
 
 
 class Traffic:
@@ -28,7 +37,7 @@ class Traffic:
 
     def enter_kernel(self, arguments: list[object]) -> None:
         """Makes the storages of a launch's arguments the only ones it may touch."""
-        found = [x.untyped_storage() for x in arguments if isinstance(x, Tensor)]
+        found = [x.untyped_storage() for x in _tensors(arguments)]
         self._storages = {s.data_ptr(): s.nbytes() for s in found}
 
     def record(self, to: dict[int, list[np.ndarray]], pointers, mask) -> None:

@@ -27,8 +27,6 @@ LEFT_OUT = (
     "rlkern/__main__.py",
     "rlkern/testing",
     "rlkern/compare/pages",
-    "rlkern/cuda",
-    "rlkern/kernels",
     "rlkern/backends/cuda",
     "rlkern/backends/triton",
 )

@@ -29,8 +29,9 @@ def copied(root: Path, tree: Path) -> Path:
     """Returns a copy of the project, with its extension and what is mapped into the package."""
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(root, tree, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
-    if (tree / "kernels").is_dir() and not (tree / "rlkern/kernels").exists():
-        (tree / "rlkern/kernels").symlink_to("../kernels")
+    mapped = tree / "rlkern/backends/triton"
+    if (tree / "kernels").is_dir() and not mapped.exists():
+        mapped.symlink_to("../../kernels/triton")
     return tree
 
 
