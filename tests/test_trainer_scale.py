@@ -14,14 +14,14 @@ from distributed_helpers import spawn
 from safetensors.torch import load_file
 from scale_helpers import as_one_of_two, assert_same_curve, no_plot
 from torch._dynamo.testing import CompileCounterWithBackend
-from trainer_helpers import small, tiny_policy
+from trainer_helpers import settings, small, tiny_policy
 
 import rlkern
-from rlkern.trainer import Config, UserError, loop, train
+from rlkern.trainer import UserError, loop, train
 from rlkern.trainer.processes.parallel import check_parallel
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.rollout.data import Sampling, encode
-from rlkern.trainer.rollout.sampler import random_numbers, sample
+from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
+from rlkern.trainer.rollout.text import encode
 from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.scoring import hidden_states
 
@@ -30,27 +30,32 @@ SPREAD = {"parallel": "fsdp2", "memory__share_prompts": False}
 RUNS = {
     # Micro-batches, minibatches, and a critic whose warm-up leaves the policy without gradients.
     "ddp": {
-        "algorithm": "ppo", "critic__kind": "separate", "critic__warmup": 1, "batch__minibatches": 2,
-        "batch__micro_batches": 2,
+        "algorithm": "ppo", "critic__kind": "separate", "critic__warmup": 1,
+        "batch__minibatches": 2, "batch__micro_batches": 2,
     },
     # Three prompts in three pieces, and fewer where groups are dropped: shares are uneven or empty.
     "fsdp2": {
-        **SPREAD, "algorithm": "dapo", "batch__prompts": 3, "rollout__group_size": 2, "groups__rounds": 1,
-        "batch__minibatches": 1, "batch__micro_batches": 3, "coefficients__kl_coef": 0.01,
+        **SPREAD, "algorithm": "dapo", "batch__prompts": 3, "rollout__group_size": 2,
+        "groups__rounds": 1, "batch__minibatches": 1, "batch__micro_batches": 3,
+        "coefficients__kl_coef": 0.01,
     },
     # Fewer prompts than processes where groups are dropped and a greedy answer is asked to each.
     "greedy": {
         "algorithm": "remax", "groups__kind": "dynamic", "groups__rounds": 1, "batch__prompts": 2,
         "rollout__group_size": 2,
     },
-    "lora": {**SPREAD, "lora__rank": 4, "memory__gradient_checkpointing": True, "coefficients__kl_coef": 0.01},
+    "lora": {
+        **SPREAD, "lora__rank": 4, "memory__gradient_checkpointing": True,
+        "coefficients__kl_coef": 0.01,
+    },
 }  # fmt: skip
 
 
-def settings(folder, name, of, **changes) -> Config:
-    """Returns a run of a few steps, with evaluations and a checkpoint on the way."""
-    short = {"steps": LONG, "sft__steps": 2, "eval__every": CUT, "output__save_every": CUT, "eval__items": 8}
-    return small(Path(folder), **{**short, **RUNS[name], "name": f"{name} of {of}", **changes})
+def run_of(folder, name, of, **changes):
+    """Returns the settings of a few steps, with evaluations and a checkpoint on the way."""
+    short = {"steps": LONG, "sft__steps": 2, "eval__every": CUT, "output__save_every": CUT}
+    own = {**short, "eval__items": 8, **RUNS[name], "name": f"{name} of {of}"}
+    return small(Path(folder), **{**own, **changes})
 
 
 def in_every_process(rank: int) -> None:
@@ -58,12 +63,12 @@ def in_every_process(rank: int) -> None:
     as_one_of_two(rank)
     folder = os.environ["SCALE"]
     for name in RUNS:
-        train(settings(folder, name, "one, then two"), resume=True)
-        train(settings(folder, name, "two, then one", steps=CUT))
+        train(run_of(folder, name, "one, then two"), resume=True)
+        train(run_of(folder, name, "two, then one", steps=CUT))
         if rank == 0:
             copy_run(folder, name, "two, then one", "two")
         dist.barrier()
-        train(settings(folder, name, "two"), resume=True)
+        train(run_of(folder, name, "two"), resume=True)
 
 
 def copy_run(folder, name, of, to) -> None:
@@ -80,13 +85,13 @@ def runs(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(loop, "plot_curves", no_plot)
     for name in RUNS:
-        train(settings(folder, name, "one, then two", steps=CUT))
+        train(run_of(folder, name, "one, then two", steps=CUT))
         copy_run(folder, name, "one, then two", "one")
-        train(settings(folder, name, "one"), resume=True)
+        train(run_of(folder, name, "one"), resume=True)
     (folder / "ranks").mkdir()
     spawn(in_every_process, 2, folder / "ranks")
     for name in RUNS:
-        train(settings(folder, name, "two, then one"), resume=True)
+        train(run_of(folder, name, "two, then one"), resume=True)
     patch.undo()
     return folder / "runs"
 
@@ -110,13 +115,13 @@ def test_a_checkpoint_of_two_processes_holds_whole_weights(runs):
 
 def test_settings_that_processes_cannot_follow_are_refused():
     two = World(0, 2)
-    with pytest.raises(UserError, match="share_prompts must be false with parallel fsdp2"):
+    with pytest.raises(UserError, match="memory.share_prompts must be false with parallel fsdp2"):
         check_parallel(settings(parallel="fsdp2"), two)
-    for key in ("prompts", "eval_items"):
+    for key in ("batch.prompts", "eval.items"):
         with pytest.raises(
             UserError, match=f"{key} must be at least the number of processes, got 1"
         ):
-            check_parallel(settings(**{key: 1}), two)
+            check_parallel(settings(**{key.replace(".", "__"): 1}), two)
     check_parallel(settings(parallel="fsdp2"), World())
 
 
@@ -139,20 +144,20 @@ def loss_of(head, hidden, rollout):
 
 def decoded(decoder, rollout):
     """Returns the hidden states that score a rollout's tokens, of whole rows."""
-    prompts, G = rollout.prompts, rollout.group_size
-    seen = torch.cat([prompts.mask.repeat_interleave(G, 0), rollout.present], 1)
-    token = torch.cat([prompts.token.repeat_interleave(G, 0), rollout.token], 1)
+    G, width = rollout.group_size, rollout.prompt.shape[1]
+    seen = torch.cat([rollout.prompt_mask.repeat_interleave(G, 0), rollout.present], 1)
+    token = torch.cat([rollout.prompt.repeat_interleave(G, 0), rollout.token], 1)
     position = (seen.long().cumsum(-1) - 1).clamp(min=0)
     mask = seen.long()
     found = decoder(input_ids=token, attention_mask=mask, position_ids=position, use_cache=False)
-    return found.last_hidden_state[:, prompts.token.shape[1] - 1 : -1]
+    return found.last_hidden_state[:, width - 1 : -1]
 
 
 def test_padding_to_a_bucket_changes_no_loss_and_no_gradient():
     policy, results = tiny_policy(), []
     rollout = rollout_of(policy, 5)
     wide = rollout.padded(8)
-    assert wide.token.shape == (2, 8) and wide.prompts.token.shape == (1, 8)
+    assert wide.token.shape == (2, 8) and wide.prompt.shape == (1, 8)
     for one in (rollout, wide):
         policy.model.zero_grad()
         hidden = hidden_states(policy, one, share_prompts=True)
@@ -170,7 +175,7 @@ def test_lengths_of_one_bucket_are_compiled_once(part):
     rollouts = [rollout_of(policy, length) for length in (8, 5)]
     run = {
         "model": lambda one: decoded(policy.head.decoder, one),
-        "loss__path": lambda one: loss_of(head, torch.zeros(*one.token.shape, width), one),
+        "loss": lambda one: loss_of(head, torch.zeros(*one.token.shape, width), one),
     }[part]
 
     def graphs(bucket):

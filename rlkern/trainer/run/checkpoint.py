@@ -124,8 +124,10 @@ def restore(folder: Path, parts: Parts, updater: Updater) -> None:
     complete = {f"{name}.{key}" for name in names for key in _KEYS}
     if set(tensors) != complete or names - {*parameters}:
         raise UserError(f"{folder} holds the optimizer of another model")
-    for name in names:
-        parameter = parameters[name]
+    # In one order, whatever a set's: every process has to ask for the same one at the same time.
+    for name, parameter in parameters.items():
+        if name not in names:
+            continue
         moments = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in _KEYS}
         if moments["exp_avg"].shape != parameter.shape:
             raise UserError(
