@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many files a step of the trainer enters, and how often it changes file: what a reader follows.
+"""How many files a step of the trainer enters, and how often it changes file.
 
-`python -m benchmarks.trace` takes a GRPO step with a KL term on the tiny model, counts every call of
-a function of this project with sys.setprofile, and prints the files, the changes from one file to
+`python -m benchmarks.trace` takes a GRPO step with a KL term on the tiny model, counts every call
+of a function of this project with sys.setprofile, and prints the files, the changes from one file to
 another between two calls in a row, and who calls whom most.
 """
 

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.token_logprob import Softmax
 from rlkern.backends.triton._launch import aligned
 from rlkern.backends.triton._math import expm1, tanh, tanh_slope
-from rlkern.backends.eager.token_logprob import Softmax
 
 # (largest V, columns per block, warps). A row that fits one block is read once and kept on chip.
 # From register counts of compiled kernels, not from measurements: 8 to 16 columns per thread give

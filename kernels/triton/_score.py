@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.token_objective import SUMMED_METRICS, Objective
 from rlkern.backends.triton._gates import GATES
 from rlkern.backends.triton._kl import KL_ESTIMATORS, k1, k2, k3
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import row_scalar
-from rlkern.backends.eager.token_objective import SUMMED_METRICS, Objective
 
 # Rows of the statistics buffer (COLUMNS, N): the weighted loss, then SUMMED_METRICS[1:] of the
 # reference. The rest of METRICS (count, ratio_min, ratio_max) comes from the weights and the ratio

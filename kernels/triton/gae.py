@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.whiten import whiten as whitened
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._scan import BLOCK, WARPS, Maps, plan, scan_tile, serve, share, tile
-from rlkern.backends.eager.whiten import whiten as whitened
 
 
 class Steps(NamedTuple):
@@ -53,7 +53,7 @@ def gae_kernel(
     steps, rates, bootstrap_ptr, out, maps, owners, T: tl.int64, sequences: tl.int64,
     CHAINED: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile of sequences, per sequence, or per block, as kernels/triton/_scan.py says.
+    """One program per tile of sequences, per sequence, or per block, as _scan.py says.
 
     - reads reward once, value and mask twice, the second time one step ahead and from the cache
     - writes advantage and target once; without them, the map of its block

@@ -8,10 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.backends.triton._launch import aligned
-
 # A GPU sorts ids by torch's own radix sort; there is nothing to fuse it with.
 from rlkern.backends.eager.group_advantage import group_segments as group_segments
+from rlkern.backends.triton._launch import aligned
 
 # Members per block of a program of one warp: 4 per thread. Most groups have 4 to 64 members.
 _BLOCK = 128

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.token_logprob import Softmax
+from rlkern.backends.eager.token_objective import Objective, Rows
 from rlkern.backends.triton._device import programs
 from rlkern.backends.triton._kept import (
     kept_block_of,
@@ -41,8 +43,6 @@ from rlkern.backends.triton._score import (
     new_statistics,
     score_rows,
 )
-from rlkern.backends.eager.token_logprob import Softmax
-from rlkern.backends.eager.token_objective import Objective, Rows
 
 
 class TokenRows(NamedTuple):

@@ -22,7 +22,7 @@ class Steps(NamedTuple):
 def reverse_scan_kernel(
     steps, x_ptr, maps, owners, T: tl.int64, sequences: tl.int64, CHAINED: tl.constexpr
 ):
-    """One program per tile of sequences, per sequence, or per block, as kernels/triton/_scan.py says.
+    """One program per tile of sequences, per sequence, or per block, as _scan.py says.
 
     - reads bias and decay once
     - writes x once; without x, the map of its block

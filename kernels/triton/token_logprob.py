@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.token_logprob import Scored, Softmax, Statistics, Upstream
 from rlkern.backends.triton._kept import (
     kept_block_of,
     kept_length,
@@ -36,7 +37,6 @@ from rlkern.backends.triton._rows import (
     vector_width,
     whole_row,
 )
-from rlkern.backends.eager.token_logprob import Scored, Softmax, Statistics, Upstream
 
 
 class Tokens(NamedTuple):

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.token_objective import Objective, Rows
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._levels import own_ratio, sequence_ratio, slope_through_ratio
 from rlkern.backends.triton._score import (
@@ -19,7 +20,6 @@ from rlkern.backends.triton._score import (
     score_tokens,
     store_statistics,
 )
-from rlkern.backends.eager.token_objective import Objective, Rows
 
 # Tokens of a program of 4 warps: 2 per thread, so that short batches fill a GPU, too; 4 of a
 # sequence, whose program walks on and has to sum over its threads.

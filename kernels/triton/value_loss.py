@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of a value estimate, its metrics and its gradient.
 
-The definitions are rlkern/backends/eager/value_loss.py. Sums are in float64, block by block and then
+The definitions are rlkern/backends/eager/value_loss.py. Sums are in float64, by block and then
 over the blocks in order: no atomics, and a variance can be taken from them.
 """
 
@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.value_loss import VALUE_KINDS
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import row_scalar
-from rlkern.backends.eager.value_loss import VALUE_KINDS
 
 # Columns of the buffer of block sums: the weighted loss, then VALUE_METRICS of the reference.
 COLUMNS = 8

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one place where the parts of a run are made: `load` reads, `begin` makes what is trained.
 
-    load   settings → task, rewards, model, sampling; nothing is written
-    begin  supervised start → pairs → adapters → reference, critic → learner, optimizer → resume
+load   settings → task, rewards, model, sampling; nothing is written
+begin  supervised start → pairs → adapters → reference, critic → learner, optimizer → resume
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
-from rlkern.backends.memory import fresh
 from rlkern.backends.eager.whiten import EPS
+from rlkern.backends.memory import fresh
 
 
 def gae(

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
-from rlkern.backends.memory import fresh
 from rlkern.backends.eager.value_loss import VALUE_KIND_INDEX, VALUE_METRICS
+from rlkern.backends.memory import fresh
 
 
 def value_loss(
