@@ -12,27 +12,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from import_rules import (
+    ROOT,
+    against_the_arrows,
+    circles,
+    missing_doors,
+    other_doors,
+    unknown_parts,
+)
 
 import rlkern
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXT = set(".py .cpp .h .cu .cuh .toml .yaml .yml .md .txt .in .json .jsonl".split())
-
-# A module imports from its own layer and those before it. A longer name goes before a shorter one.
-LAYERS = (
-    {"_C", "algorithms", "backends.memory"},
-    {"backends.eager"},
-    {"backends.cpu", "backends.cuda", "backends.triton"},
-    {"backends"},
-    {"aggregate", "ops"},
-    {"advantage", "integrations.fused_head", "sampling"},
-    {"testing"},
-    {"trainer", "integrations", "control"},
-    {"compare"},
-    {"cli", "doctor", "__main__"},
-)
-LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PUBLIC_DOOR = LAYER["testing"]  # from here on `import rlkern` itself is the way in
 
 
 def files() -> list[Path]:
@@ -41,53 +32,6 @@ def files() -> list[Path]:
     names = listed.stdout.split("\n") if not listed.returncode else []
     found = [Path(n) for n in names if n] or [p.relative_to(ROOT) for p in ROOT.rglob("*.*")]
     return [p for p in found if (ROOT / p).is_file()]
-
-
-def layer_of(module: str) -> int | None:
-    """Returns the layer of a dotted module name, None for the package itself or anything else.
-
-    >>> layer_of("rlkern.ops._check") == LAYER["ops"], layer_of("rlkern"), layer_of("torch")
-    (True, None, None)
-    >>> layer_of("rlkern.backends.eager.kl") == LAYER["backends.eager"]
-    True
-    """
-    package, *parts = module.split(".")
-    names = [".".join(parts[:n]) for n in (2, 1)]
-    return next((LAYER[n] for n in names if n in LAYER), None) if package == "rlkern" else None
-
-
-def module_of(path: Path) -> str:
-    """Returns the dotted name that a file is imported by.
-
-    >>> module_of(Path("kernels/triton/gae.py"))
-    'rlkern.backends.triton.gae'
-    """
-    name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    return re.sub(r"^kernels(?=\.|$)", "rlkern.backends", name)
-
-
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Yields the dotted name of everything imported, functions' own imports included."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def against_the_arrows(path: Path, text: str) -> list[str]:
-    own = layer_of(module_of(path))
-    if own is None:
-        return []
-    up = [m for m in imported(ast.parse(text)) if (layer_of(m) or 0) > own]
-    door = [m for m in imported(ast.parse(text)) if m == "rlkern" and own < PUBLIC_DOOR]
-    return [f"{path} imports {m}, which lies above it" for m in up + door]
-
-
-def unknown_parts(path: Path, text: str) -> list[str]:
-    known = {*LAYER, "__init__"}
-    name = path.with_suffix("").parts[1]
-    return [] if name in known else [f"{path}: {name} has no place in LAYERS"]
 
 
 def compared_strings(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
@@ -184,6 +128,14 @@ def library(path: Path) -> bool:
     return path.suffix == ".py" and path.parts[0] in {"rlkern", "kernels", "benchmarks"}
 
 
+def packaged(path: Path) -> bool:
+    return path.suffix == ".py" and path.parts[0] in {"rlkern", "kernels"}
+
+
+def door(path: Path) -> bool:
+    return path.parts[:2] == ("rlkern", "ops") and not path.name.startswith("_")
+
+
 def source(path: Path) -> bool:
     return path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"}
 
@@ -209,6 +161,20 @@ RULES = {
     "front door": Rule(against_the_arrows, library, "kernels/triton/x.py", "import rlkern\n"),
     "places": Rule(
         unknown_parts, lambda p: library(p) and p.parts[0] == "rlkern", "rlkern/misc/x.py", ""
+    ),
+    "circles": Rule(circles, packaged, "rlkern/ops/_check.py", "from rlkern.ops.gae import gae\n"),
+    "circles of types": Rule(
+        circles,
+        packaged,
+        "rlkern/ops/_check.py",
+        "if TYPE_CHECKING:\n    from rlkern.ops._rows import as_grid\n",
+    ),
+    "door": Rule(missing_doors, door, "rlkern/ops/x.py", "def y(): ...\n"),
+    "front doors": Rule(
+        other_doors,
+        lambda p: p == Path("rlkern/__init__.py"),
+        "rlkern/__init__.py",
+        "from rlkern.ops._objective import policy_loss\n",
     ),
     "algorithms": Rule(
         named_algorithms,

@@ -173,7 +173,7 @@ def _needed(declared: dict[str, Declared]) -> str:
 
 
 def _needs(name: str, one: Declared) -> tuple[str, ...]:
-    rule = getattr(one, "sampling", "")
+    rule = one.sampling if one.online else ""
     return (
         link(name),
         words.DATA[one.learns_from],

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlkern import aggregate
 from rlkern.backends.eager.preference_loss import Coefficients
 from rlkern.ops import _check as check
-from rlkern.ops._library import number_tensor
+from rlkern.ops._library import graph_numbers
 
 _BELOW = {"label_smoothing": 0.5, "alpha": 1.0}
 _ANY_SIGN = ("reward_shift",)
@@ -47,7 +47,7 @@ class Rows(NamedTuple):
         check.like(self.op, name, x, self.like.shape, self.like, check.FLOATS)
         if check.checks_values():
             check.finite_values(self.op, name, x, self.counted())
-        x = x.to(self.dtype)
+        x = x if x.dtype == self.dtype else x.to(self.dtype)
         return x if self.mask is None else torch.where(self.mask, x, filling)
 
     def logprobs(self, named: Mapping[str, Tensor]) -> list[Tensor]:
@@ -61,8 +61,10 @@ class Rows(NamedTuple):
             check.positive_values(self.op, name, x, self.mask)
         return [self.select(name, x.to(self.dtype), 1.0) for name, x in named.items()]
 
-    def weights(self, weight: Tensor | None) -> Tensor:
+    def weights(self, weight: Tensor | None) -> float | Tensor:
         """Returns the weight of each row: the mean over the counted ones by default."""
+        if weight is None and self.mask is None:
+            return 1.0 / max(self.like.shape[0], 1)
         if weight is None:
             return aggregate.token_weight(self.counted()[None])[0]
         return self.select("weight", weight.detach(), 0.0)
@@ -71,7 +73,7 @@ class Rows(NamedTuple):
 def coefficients(
     op: str, named: Mapping[str, float], positive: Sequence[str] = ("beta",)
 ) -> Coefficients:
-    """Returns numbers as scalar tensors, which torch.compile does not specialise on."""
+    """Returns checked numbers, as a graph of torch.compile takes them without a guard."""
     for name, x in named.items():
         value = check.number(op, name, x)
         if name in positive and value <= 0:
@@ -80,11 +82,13 @@ def coefficients(
             raise ValueError(f"{op}: {name} must be at least 0, got {value}")
         if value >= _BELOW.get(name, float("inf")):
             raise ValueError(f"{op}: {name} must be less than {_BELOW[name]}, got {value}")
-    return dict(zip(named, number_tensor(list(named.values())).unbind(), strict=True))
+    return dict(zip(named, graph_numbers(list(named.values())), strict=True))
 
 
-def weighted_sum(weight: Tensor, loss: Tensor) -> Tensor:
+def weighted_sum(weight: float | Tensor, loss: Tensor) -> Tensor:
     """Returns Σ weight·loss over the rows that count."""
+    if not isinstance(weight, Tensor):
+        return (weight * loss).sum()
     return torch.where(weight != 0, weight * loss, 0.0).sum()
 
 
@@ -101,3 +105,14 @@ def preference_metrics(
         fields = torch.stack([one, one, one, *rewards, right, *logprobs])
         which = torch.stack([*masks, chosen, rejected, judged, chosen, rejected])
         return torch.where(which, fields, 0.0).sum(-1, dtype=torch.float64)
+
+
+def pair_metrics(rows: Rows, rewards: Sequence[Tensor], logprobs: Sequence[Tensor]) -> Tensor:
+    """Returns PREFERENCE_METRICS of pairs, judged rightly where the chosen answer has more."""
+    with torch.no_grad():
+        right = rewards[0] > rewards[1]
+        if rows.mask is not None:
+            return preference_metrics((rows.mask,) * 3, rewards, right, logprobs)
+        fields = torch.stack([*rewards, right.to(rewards[0].dtype), *logprobs])
+        sums = fields.sum(-1, dtype=torch.float64)
+        return torch.cat([sums.new_full((3,), right.shape[0]), sums])

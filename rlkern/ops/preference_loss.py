@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlkern.backends.eager.preference_loss import DIVERGENCES, PREFERENCE_KINDS, PreferenceKind
 from rlkern.ops._loss_output import LossOutput
-from rlkern.ops._preference import Rows, coefficients, preference_metrics, weighted_sum
+from rlkern.ops._preference import Rows, coefficients, pair_metrics, weighted_sum
 
 
 def _one_of(op: str, name: str, x: str, known: Mapping[str, object]) -> None:
@@ -54,7 +54,7 @@ def _in_order(x: Tensor, mask: Tensor) -> Tensor:
 
 def _sorted(
     rows: Rows, declared: PreferenceKind, logprob: list[Tensor], ref: list[Tensor]
-) -> tuple[list[Tensor], Tensor]:
+) -> tuple[list[Tensor], float | Tensor]:
     """Returns the two ordered vectors that a kind compares, and the weight of each place."""
     if declared.sorted_by == "models":
         found = [logprob[0] - logprob[1], ref[0] - ref[1]]
@@ -134,12 +134,15 @@ def preference_loss(
     logprob = rows.logprobs(
         {"chosen_logprob": chosen_logprob, "rejected_logprob": rejected_logprob}
     )
-    ref = [x.detach() for x in rows.logprobs(_wanted(op, kind, declared.reference, refs))]
+    ref = [
+        x.detach() if x.requires_grad else x
+        for x in rows.logprobs(_wanted(op, kind, declared.reference, refs))
+    ]
     tokens = rows.lengths(_wanted(op, kind, declared.average, lengths))
     h = [x - y for x, y in zip(logprob, ref, strict=True)] if ref else logprob
     h = [x / n for x, n in zip(h, tokens, strict=True)] if tokens else h
-    rewards = [c["beta"] * x for x in h]
-    metrics = preference_metrics((rows.counted(),) * 3, rewards, rewards[0] > rewards[1], logprob)
+    with torch.no_grad():
+        metrics = pair_metrics(rows, [c["beta"] * x for x in h], logprob)
     if declared.sorted_by:
         if weight is not None:
             raise ValueError(f"{op}: weight must not be given with kind {kind!r}, which sorts")

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlkern.ops._loss_output import LossOutput
-from rlkern.ops._preference import Rows, coefficients, preference_metrics, weighted_sum
+from rlkern.ops._preference import Rows, coefficients, pair_metrics, weighted_sum
 
 
 def reward_model_loss(
@@ -53,7 +53,5 @@ def reward_model_loss(
         lead = lead - rows.select("margin", margin.detach(), 0.0)
     loss = c["center_coef"] * (better + worse).square() - logsigmoid(lead)
     absent = torch.full_like(better, torch.nan).detach()
-    metrics = preference_metrics(
-        (rows.counted(),) * 3, (better, worse), better > worse, (absent,) * 2
-    )
+    metrics = pair_metrics(rows, (better, worse), (absent,) * 2)
     return LossOutput(weighted_sum(rows.weights(weight), loss), metrics)

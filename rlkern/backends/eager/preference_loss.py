@@ -9,7 +9,7 @@ there are no kernels.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ PREFERENCE_METRICS = (
     "chosen", "rejected", "judged", "chosen_reward", "rejected_reward", "right",
     "chosen_logprob", "rejected_logprob",
 )  # fmt: skip
-Coefficients = Mapping[str, Tensor]
+Coefficients = Mapping[str, Any]  # numbers; in a graph scalar tensors
 Loss = Callable[[Tensor, Tensor, Coefficients], Tensor]
 
 
@@ -70,6 +70,7 @@ def ipo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
 def exo_pair(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
     """Returns KL(p‖q), p = (σ(β·Δ), σ(−β·Δ)), q = (1 − ε, ε). Paper: arXiv 2402.00856, eq. 16."""
     x, flip = c["beta"] * (chosen - rejected), c["label_smoothing"]
+    flip = torch.as_tensor(flip, dtype=torch.float64)
     won = torch.sigmoid(x) * (logsigmoid(x) - torch.log1p(-flip))
     return won + torch.sigmoid(-x) * (logsigmoid(-x) - torch.log(flip))
 
