@@ -7,7 +7,7 @@ from torch import Tensor
 from rlkern.backends import implementation
 from rlkern.backends.eager.value_loss import FREE, VALUE_KINDS, VALUE_METRICS
 from rlkern.ops import _check as check
-from rlkern.ops._library import number_tensor, refuse_double_backward, register
+from rlkern.ops._library import number_tensor, refuse_double_backward, register, scaled_gradient
 from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._value_arguments import TABLES, constant, known_kind, positive, weights_of
 
@@ -36,7 +36,7 @@ def _autograd(ctx, grad_loss, *unused):
     refuse_double_backward("value_loss")
     if grad_loss is None:
         return (None,) * 6
-    return ctx.saved_tensors[0] * grad_loss, *(None,) * 5
+    return scaled_gradient(ctx.saved_tensors[0], grad_loss), *(None,) * 5
 
 
 torch.library.register_autograd("rlkern::value_loss", _autograd, setup_context=_setup_context)
