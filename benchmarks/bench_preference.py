@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses of values, of action values and of preferences, against what trainers run."""
+"""Losses of values and of preferences, against what trainers run."""
 
 import pytest
 import torch
-from torch.nn.functional import logsigmoid, smooth_l1_loss
+from torch.nn.functional import logsigmoid
 
 import rlkern
 
@@ -66,63 +66,6 @@ def test_torch_compile_value_loss(benchmark, values):
     group, value, old, target, _, weight = values
     compiled = torch.compile(eager_value_loss)
     timed(benchmark, group, lambda: compiled(value, old, target, weight)[0], [value])
-
-
-@pytest.fixture
-def transitions():
-    B, A = 4096, 18
-    q, next_q = normal(B, A), normal(B, A, seed=1)
-    action = torch.arange(B) * 7 % A
-    return q.requires_grad_(), action, normal(B, seed=2), action == 3, next_q
-
-
-def eager_td_loss(q, action, reward, done, next_q):
-    """Returns DQN's loss as trainers write it."""
-    target = reward + 0.99 * next_q.max(-1).values * (~done).float()
-    return smooth_l1_loss(q.gather(-1, action[:, None]).squeeze(-1), target)
-
-
-def test_rlkern_td_loss(benchmark, transitions):
-    q = transitions[0]
-    timed(benchmark, "td_loss 4096x18", lambda: rlkern.td_loss(*transitions).loss, [q])
-
-
-def test_eager_td_loss(benchmark, transitions):
-    timed(benchmark, "td_loss 4096x18", lambda: eager_td_loss(*transitions), transitions[:1])
-
-
-def test_torch_compile_td_loss(benchmark, transitions):
-    compiled = torch.compile(eager_td_loss)
-    timed(benchmark, "td_loss 4096x18", lambda: compiled(*transitions), transitions[:1])
-
-
-@pytest.fixture
-def tokens():
-    logprob = -normal(64, 4096).abs()
-    lengths = torch.arange(64)[:, None] * 61 + 200
-    return logprob.requires_grad_(), torch.arange(4096) < lengths, normal(64, seed=3)
-
-
-def test_rlkern_sequence_logprob(benchmark, tokens):
-    logprob, mask, upstream = tokens
-    sums = lambda: (rlkern.sequence_logprob(logprob, mask) * upstream).sum()  # noqa: E731
-    timed(benchmark, "segment_sum 64x4096", sums, [logprob])
-
-
-def test_eager_float32_sequence_logprob(benchmark, tokens):
-    logprob, mask, upstream = tokens
-    sums = lambda: ((logprob * mask).sum(-1) * upstream).sum()  # noqa: E731
-    timed(benchmark, "segment_sum 64x4096", sums, [logprob])
-
-
-def test_eager_float64_sequence_logprob(benchmark, tokens):
-    logprob, mask, upstream = tokens
-
-    def sums():
-        total = torch.where(mask, logprob, 0.0).sum(-1, dtype=torch.float64)
-        return (total.float() * upstream).sum()
-
-    timed(benchmark, "segment_sum 64x4096", sums, [logprob])
 
 
 @pytest.fixture(params=PAIRS)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rlkern.backends import implementation
+
 LIBRARY = torch.library.Library("rlkern", "DEF")
 
 
@@ -61,6 +63,13 @@ def refuse_double_backward_of(stem: str, x: Tensor) -> Tensor:
     if x.requires_grad and not torch.compiler.is_compiling():  # AOTAutograd refuses by itself
         x.register_hook(lambda grad: refuse_double_backward(stem))
     return x
+
+
+def scaled_gradient(grad: Tensor, factor: Tensor) -> Tensor:
+    """Returns grad · factor in grad's dtype; may be grad itself where the factor is 1."""
+    if type(factor) is not Tensor or torch.compiler.is_compiling():
+        return (grad * factor).to(grad.dtype)  # traced: inductor fuses this
+    return implementation("scaled", grad)(grad, factor)
 
 
 def upstream_of_scores(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:

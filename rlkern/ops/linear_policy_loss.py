@@ -14,7 +14,7 @@ from rlkern.backends import implementation
 from rlkern.backends.eager.token_logprob import Scored, Softmax, Upstream, accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
-from rlkern.ops._library import refuse_double_backward, register
+from rlkern.ops._library import refuse_double_backward, register, scaled_gradient
 from rlkern.ops._linear_arguments import Lora, checked_head, checked_softmax
 from rlkern.ops._linear_head import Gradients, Head, Waves
 from rlkern.ops._loss_output import LossOutput
@@ -161,13 +161,7 @@ def _autograd(ctx, grad_loss, *unused):
     if grad_loss is None:
         return *(None,) * 5, *others
     made = zip(ctx.saved_tensors, ctx.wants)
-    return *(_scaled(x, grad_loss) if wanted else None for x, wanted in made), *others
-
-
-def _scaled(x: Tensor, factor: Tensor) -> Tensor:
-    if type(factor) is not Tensor or torch.compiler.is_compiling():
-        return (x * factor).to(x.dtype)
-    return implementation("scaled", x)(x, factor)
+    return *(scaled_gradient(x, grad_loss) if wanted else None for x, wanted in made), *others
 
 
 torch.library.register_autograd(

@@ -16,7 +16,12 @@ from rlkern.backends.eager.token_objective import Objective, Rows
 from rlkern.backends.memory import fresh
 from rlkern.ops import _check as check
 from rlkern.ops import _sharded as sharded
-from rlkern.ops._library import bump_version_of_first_argument, refuse_double_backward, register
+from rlkern.ops._library import (
+    bump_version_of_first_argument,
+    refuse_double_backward,
+    register,
+    scaled_gradient,
+)
 from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._objective import (
     OBJECTIVE,
@@ -98,13 +103,7 @@ def _autograd(ctx, grad_loss, grad_metrics, grad_grad):
     refuse_double_backward("policy_loss")
     if grad_loss is None:
         return (None,) * (ctx.others + 1)
-    return _scaled(ctx.saved_tensors[0], grad_loss), *(None,) * ctx.others
-
-
-def _scaled(grad_logits: Tensor, grad_loss: Tensor) -> Tensor:
-    if type(grad_loss) is not Tensor or torch.compiler.is_compiling():
-        return grad_logits * grad_loss  # traced: inductor fuses this
-    return implementation("scaled", grad_logits)(grad_logits, grad_loss)
+    return scaled_gradient(ctx.saved_tensors[0], grad_loss), *(None,) * ctx.others
 
 
 torch.library.register_autograd("rlkern::policy_loss", _autograd, setup_context=_setup_context)

@@ -7,7 +7,7 @@ from torch import Tensor
 from rlkern.backends import implementation
 from rlkern.backends.eager.value_loss import FREE, VALUE_KINDS, VALUE_METRICS
 from rlkern.ops import _check as check
-from rlkern.ops._library import number_tensor, refuse_double_backward, register
+from rlkern.ops._library import number_tensor, refuse_double_backward, register, scaled_gradient
 from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._value_arguments import TABLES, constant, known_kind, positive, weights_of
 from rlkern.ops.policy_loss import _scaled as scaled_gradient
