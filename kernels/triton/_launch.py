@@ -34,6 +34,8 @@ def aligned(argument: Argument) -> Argument:
     """
     if isinstance(argument, Tensor):
         return argument.clone() if argument.data_ptr() % 16 else argument
-    if isinstance(argument, tuple):
+    if isinstance(argument, tuple) and any(
+        isinstance(x, Tensor) and x.data_ptr() % 16 for x in argument
+    ):
         return type(argument)._make(map(aligned, argument))  # type: ignore[attr-defined]
     return argument

@@ -90,7 +90,8 @@ def vector_width(*tensors: Tensor) -> int:
 
 def softmax_argument(softmax: Softmax) -> Softmax:
     """Returns the softmax as kernels take it: without a softcap, None makes the tanh vanish."""
-    return aligned(softmax._replace(softcap=float(softmax.softcap) or None))  # type: ignore[arg-type]
+    softcap = float(softmax.softcap) or None
+    return aligned(Softmax(softmax.inv_temperature, softcap, softmax.keep))  # type: ignore[arg-type]
 
 
 @triton.jit

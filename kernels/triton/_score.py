@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores tokens by the objective; sums the scores of all rows in a fixed order."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -167,6 +168,7 @@ def sum_statistics(
     tl.store(metrics_ptr + COLUMNS + 1, tl.max(high, 0), mask=column == RATIO)
 
 
+@lru_cache(maxsize=256)
 def formulas(objective: Objective) -> Objective:
     """Returns the objective as kernels take it: functions for names, floats for numbers.
 
