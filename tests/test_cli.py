@@ -15,6 +15,7 @@ from rlkern.trainer import pipeline
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.settings import dump, of
 from rlkern.trainer.settings.layers import leaves
+from rlkern.trainer.settings.message import expected
 
 
 def run(capsys, *arguments):
@@ -72,10 +73,11 @@ def test_every_pipeline_in_configs_can_begin(capsys, file):
 def test_every_key_has_a_help_text(capsys):
     code, out, _ = run(capsys, "train", "--help")
     assert code == 0
-    for key, _ in leaves():
+    for key, info in leaves():
         entry = out[out.index(f"\n  --{key} X") :].split("\n  --")[1].split("\n\n")[0]
-        says, values = entry.partition("[")[::2]
-        assert len(says.split()) > 4 and "]" in values, f"{key} is not described"
+        assert len(entry.partition("[")[0].split()) > 4, f"{key} is not described"
+        takes = f"[{expected(info)}]" in " ".join(entry.split())
+        assert takes or expected(info) in ("text", "key: value pairs"), key
 
 
 WRONG = [
@@ -158,4 +160,6 @@ def test_algorithms_lists_the_registry(capsys):
 
     code, out, _ = run(capsys, "algorithms")
     assert code == 0
-    assert all(name in out for name in rlkern.algorithms())
+    assert all(f"\n  {name}  (" in out for name in rlkern.algorithms())
+    assert all(f"\n  {name}  (" in out for name in rlkern.offline_algorithms())
+    assert "loss preference_loss, trains policy" in out and "mean by token_mean" in out

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import trainer_helpers
 
+from rlkern.algorithms import declarations
 from rlkern.cli import main
 from rlkern.compare import measure, record
 from rlkern.compare.plan import Comparison, load, runs, starts
 from rlkern.trainer import UserError
-from rlkern.trainer.settings import known_algorithms
 
-START = {"algorithm": "reinforce", "sft__steps": 2, "sft__target": 0.0, "eval__items": 8, "steps": 1}
-TINY = {"steps": 4, "batch__prompts": 4, "rollout__group_size": 4, "eval__items": 8, "eval__every": 2}
+START = {"algorithm": "reinforce", "sft.steps": 2, "sft.target": 0.0, "eval.items": 8, "steps": 1}
+TINY = {"steps": 4, "batch.prompts": 4, "rollout.group_size": 4, "eval.items": 8, "eval.every": 2}
 RECIPES = trainer_helpers.ROOT / "configs" / "algorithms"
-COMMON = {"device": "cpu", "threads": 1, "reward__degenerate_limit": 0, "eval__modes": ["sampled"]}
+COMMON = {"device": "cpu", "threads": 1, "reward.degenerate_limit": 0, "eval.modes": ["sampled"]}
 
 
 def comparison(**changes):
@@ -36,15 +36,15 @@ def yaml_of(settings, path):
 
 def test_all_algorithms_of_a_seed_start_from_one_checkpoint():
     planned = runs(comparison(algorithms=["rloo", "grpo"], seeds=[3, 4]))
-    by_seed = {seed: {p.config.model for p in planned if p.seed == seed} for seed in (3, 4)}
+    by_seed = {seed: {p.run.model for p in planned if p.seed == seed} for seed in (3, 4)}
     assert [len(models) for models in by_seed.values()] == [1, 1]
     assert by_seed[3] != by_seed[4]
-    assert all(p.config.sft_steps == 0 for p in planned)
-    assert {p.config.seed for p in planned if p.seed == 4} == {4}
+    assert all(p.run.sft is None for p in planned)
+    assert {p.run.seed for p in planned if p.seed == 4} == {4}
 
 
 def test_every_registered_algorithm_is_compared_unless_some_are_named():
-    assert {p.algorithm for p in runs(comparison())} == set(known_algorithms())
+    assert {p.algorithm for p in runs(comparison())} == set(declarations())
 
 
 def recipes(folder, **own):
@@ -55,11 +55,15 @@ def recipes(folder, **own):
 
 
 def test_shared_settings_go_over_those_of_a_recipe_whose_supervised_stage_is_the_starts(tmp_path):
-    folder = recipes(tmp_path, grpo={"optimizer__lr": 0.5, "sft__steps": 9, "sft__lr": 3.0}, rloo={"steps": 9})
+    folder = recipes(
+        tmp_path, grpo={"optimizer.lr": 0.5, "sft.steps": 9, "sft.lr": 3.0}, rloo={"steps": 9}
+    )
     settings = comparison(algorithms=["grpo", "rloo"], recipes=folder)
-    found = [(p.config.lr, p.config.steps, p.config.sft_steps) for p in runs(settings)]
-    assert found == [(0.5, 4, 0), (None, 4, 0)]
-    assert "sft_lr" not in runs(settings)[0].settings
+    planned = runs(settings)
+    found = [(p.run.optimizer.lr, p.run.steps, p.run.sft) for p in planned]
+    assert found == [(0.5, 4, None), (planned[1].run.optimizer.lr, 4, None)]
+    assert planned[1].run.optimizer.lr != 0.5
+    assert not [key for key in planned[0].settings if key.startswith("sft.")]
 
 
 def test_a_recipe_that_is_missing_or_of_another_algorithm_is_refused(tmp_path):
@@ -105,8 +109,8 @@ def test_the_record_of_a_pipeline_holds_what_each_stage_did(tmp_path):
 
 def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tmp_path):
     (first,) = runs(comparison(algorithms=["grpo"]))
-    (other,) = runs(comparison(algorithms=["grpo"], shared={**COMMON, **TINY, "optimizer__lr": 0.1}))
-    start = {**COMMON, **START, "sft__steps": 3}
+    (other,) = runs(comparison(algorithms=["grpo"], shared={**COMMON, **TINY, "optimizer.lr": 0.1}))
+    start = {**COMMON, **START, "sft.steps": 3}
     (later,) = runs(comparison(algorithms=["grpo"], start=start))
     assert len({first.folder, other.folder, later.folder}) == 3
     head = {"settings": first.settings, "start": first.start}
@@ -123,11 +127,14 @@ def test_runs_of_other_settings_get_another_folder_and_no_record_of_the_first(tm
     [
         ({"algorithms": ["gpro"]}, "there is no algorithm 'gpro'"),
         ({"notes": {"gpro": "?"}}, "there is no algorithm 'gpro'"),
-        ({"shared": {"stepz": 1}}, "unknown key 'stepz'"),
-        ({"shared": {"steps": 0}}, "steps must be at least 1"),
-        ({"start": {**COMMON, "sft__steps": 0}}, "start of the comparison must set sft_steps"),
+        ({"shared": {"stepz": 1}}, "shared: there is no key 'stepz'; did you mean steps"),
+        ({"shared": {"steps": 0}}, "shared: steps must be a whole number, at least 1"),
+        ({"start": {**COMMON, "sft": None}}, "start of the comparison must set sft.steps"),
         ({"seeds": [0, 0]}, "seeds must differ"),
-        ({"shared": {"rollout__group_size": 1}, "algorithms": ["grpo"]}, "group_size must be at least 2"),
+        (
+            {"shared": {"rollout.group_size": 1}, "algorithms": ["grpo"]},
+            "rollout.group_size must be at least 2",
+        ),
         ({"pipelines": {"grpo": "x.yaml"}}, "must not be called as an algorithm is, got 'grpo'"),
         ({"pipelines": {"rlhf": "missing.yaml"}}, "missing.yaml cannot be read as a pipeline"),
     ],
@@ -161,7 +168,7 @@ def test_the_shipped_comparison_is_one_of_all_algorithms_and_three_seeds():
 
 
 def test_every_algorithm_has_a_recipe_in_configs():
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(known_algorithms())
+    assert {path.stem for path in RECIPES.glob("*.yaml")} == set(declarations())
 
 
 def test_a_point_holds_the_means_since_the_last_evaluation_and_the_counts_so_far():
@@ -191,7 +198,7 @@ def compared(tmp_path_factory):
     settings = comparison(
         algorithms=["sapo", "grpo"],
         jobs=2,
-        recipes=recipes(folder, sapo={"reward__functions": "no_such_module:reward"}, grpo={}),
+        recipes=recipes(folder, sapo={"rollout.max_new_tokens": 600}, grpo={}),
         runs_dir=str(folder / "runs"),
         records=str(folder / "records"),
         out=str(folder / "docs"),
@@ -213,7 +220,7 @@ def _said(folder, *arguments):
 def test_a_run_that_fails_is_reported_and_does_not_stop_the_others(compared):
     folder, (code, said), _ = compared
     assert code == 1
-    assert "sapo-0: failed with exit code 2" in said and "no_such_module" in said
+    assert "sapo-0: failed with exit code 2" in said and "do not fit the model" in said
     assert "1 runs failed: sapo-0" in said
     assert [path.name for path in (folder / "records").iterdir()] == ["grpo-0.jsonl"]
 
@@ -236,7 +243,7 @@ def test_a_record_holds_the_curve_and_what_the_process_cost(compared):
     assert 50 * 2**20 < run.summary["peak_bytes"] < 4 * 2**30
     text = (folder / "records" / "grpo-0.jsonl").read_text()
     assert str(folder) not in text and len(text) < 4000
-    assert run.head["settings"]["steps"] == 4 and run.head["start"]["sft_steps"] == 2
+    assert run.head["settings"]["steps"] == 4 and run.head["start"]["sft.steps"] == 2
 
 
 def test_a_comparison_writes_the_pages_and_figures_of_what_ran(compared):

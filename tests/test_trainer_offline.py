@@ -44,7 +44,7 @@ def write_pairs(folder, count=40):
     return str(path)
 
 
-def offline(tmp_path, name, **changes):
+def offline(tmp_path, name, /, **changes):
     """Returns a short run from random weights on given pairs, or on right answers."""
     judging = KNOWN[name].learns_from != "answers"
     own = {"pairs__source": write_pairs(tmp_path)} if judging else {}

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stages one after the other: what each starts from, what is refused, and how a kill ends."""
 
-import dataclasses
 import json
 import signal
 import time
 
 import pytest
 import yaml
-from trainer_helpers import compiled, start, without_times  # noqa: F401
+from trainer_helpers import changed, compiled, start, without_times  # noqa: F401
 from trainer_rewards import HOLD
 
 from rlkern import cli
 from rlkern.trainer import UserError, pipeline
-from rlkern.trainer.config import load_yaml
 from rlkern.trainer.run.logs import METRICS, read_metrics
+from rlkern.trainer.settings import Layer
+from rlkern.trainer.settings.document import saved
+from rlkern.trainer.settings.resolve import resolved
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -22,14 +23,12 @@ COMMON = {
     "model": "tiny",
     "device": "cpu",
     "threads": 1,
-    "sft__steps": 0,
+    "sft": None,
     "steps": 2,
-    "batch__prompts": 4,
-    "rollout__group_size": 4,
-    "eval__items": 20,
-    "eval__modes": ["sampled"],
-    "reward__degenerate_limit": 0,
-    "output__save_every": 1,
+    "batch.prompts": 4,
+    "eval.items": 20,
+    "eval.modes": ["sampled"],
+    "output.save_every": 1,
 }
 
 
@@ -54,12 +53,12 @@ def run(tmp_path, file, *flags):
     )
 
 
-SFT = {"algorithm": "sft", "optimizer__lr": 0.002}
-SCORER = {"algorithm": "reward_model", "pairs__source": "PAIRS"}
+SFT = {"algorithm": "sft", "optimizer.lr": 0.002}
+SCORER = {"algorithm": "reward_model", "pairs.source": "PAIRS"}
 PPO = {
     "algorithm": "ppo",
-    "reward__functions": "stage:reward_model,trainer_rewards:even_digits",
-    "reward__weights": [1, 0],
+    "reward.functions": "stage:reward_model,trainer_rewards:even_digits",
+    "reward.weights": [1, 0],
 }
 
 
@@ -68,10 +67,12 @@ def test_each_stage_starts_from_what_the_ones_before_it_made(tmp_path, capsys):
     out = capsys.readouterr().out
     folder = (tmp_path / "runs" / "short").resolve()
     assert [p.name for p in sorted(folder.glob("?-*"))] == ["1-sft", "2-reward_model", "3-ppo"]
-    scorer, ppo = (load_yaml(folder / name / "config.yaml") for name in ("2-reward_model", "3-ppo"))
+    scorer, ppo = (saved(folder / name / "config.yaml") for name in ("2-reward_model", "3-ppo"))
     assert scorer.model == ppo.model == str(folder / "1-sft" / "checkpoint-2")
-    assert ppo.reward == f"{folder}/2-reward_model/checkpoint-2,trainer_rewards:even_digits"
-    assert scorer.lr == 1e-5 and load_yaml(folder / "1-sft" / "config.yaml").lr == 0.002
+    scores = f"{folder}/2-reward_model/checkpoint-2"
+    assert ppo.reward.functions == (scores, "trainer_rewards:even_digits")
+    assert scorer.optimizer.lr == 1e-5
+    assert saved(folder / "1-sft" / "config.yaml").optimizer.lr == 0.002
     line = read_metrics(folder / "3-ppo")[-1]
     names = [key for key in line if key.startswith("rewards/") and key.endswith("/mean")]
     assert len(names) == 2 and line["reward"] == pytest.approx(line[names[0]])
@@ -119,23 +120,47 @@ def test_a_pipeline_killed_in_a_stage_goes_on_from_there_to_the_same_end(tmp_pat
 
 WRONG = [
     ([SFT, {"algorithm": "gpro"}], "there is no algorithm 'gpro'"),
-    ([SFT, {"algorithm": "grpo", "stepz": 3}], "stepz"),
-    ([SFT, {"algorithm": "grpo", "steps": 0}], "stage grpo: steps must be at least 1, got 0"),
+    (
+        [SFT, {"algorithm": "grpo", "stepz": 3}],
+        "stage grpo: there is no key 'stepz'; did you mean steps",
+    ),
+    (
+        [SFT, {"algorithm": "grpo", "steps": 0}],
+        "stage grpo: steps must be a whole number, at least 1, got 0",
+    ),
     ([SFT, {"algorithm": "grpo", "task": "adition"}], "stage grpo: there is no task 'adition'"),
-    ([SFT, {"algorithm": "grpo", "rollout__group_size": 1}], "stage grpo: group_size must be at least 2"),
-    ([SFT, {"algorithm": "grpo", "reward__functions": "no:f"}], "stage grpo: reward 'no:f' cannot be"),
+    (
+        [SFT, {"algorithm": "grpo", "rollout.group_size": 1}],
+        "stage grpo: rollout.group_size must be at least 2",
+    ),
+    (
+        [SFT, {"algorithm": "grpo", "reward.functions": "no:f"}],
+        "stage grpo: reward 'no:f' cannot be",
+    ),
     ([SFT, SFT], "two stages are called 'sft': give one of them a name"),
     ([{**SFT, "model": "stage:x"}], "model names stage:x, but no stage before it is called so"),
-    ([SFT, {**PPO, "reward__functions": "stage:sft"}], "must name a stage that trains a reward model, but"),
+    (
+        [SFT, {"algorithm": "ppo", "reward.functions": "stage:sft"}],
+        "must name a stage that trains a reward model, but",
+    ),
     ([SFT, SCORER, {**SFT, "name": "b", "model": "stage:reward_model"}], "that trains a policy"),
     ([], "stages must be a list of mappings"),
     ([SFT, {"algorithm": ["grpo"]}], "there is no algorithm ['grpo']"),
     ([SFT, {"algorithm": "grpo", "name": "../x"}], "name must be a folder name without slashes"),
-    ([SFT, {"algorithm": "dpo", "pairs__source": "PAIRS", "batch__prompts": 50}], "stage dpo: pairs "),
+    (
+        [SFT, {"algorithm": "dpo", "pairs.source": "PAIRS", "batch.prompts": 50}],
+        "stage dpo: pairs.source ",
+    ),
     ([SFT, {"algorithm": "dpo", "task": "guess"}], "stage dpo: "),
-    ([SFT, {"algorithm": "grpo", "rollout__max_turns": 3}], "stage grpo: max_turns "),
-    ([SFT, {"algorithm": "grpo", "coefficients__clip_low": -1.0}], "stage grpo: algorithm grpo: clip_low must"),
-    ([SFT, {"algorithm": "dapo", "reward__overlong_cache": 9}], "stage dapo: overlong_cache "),
+    ([SFT, {"algorithm": "grpo", "rollout.max_turns": 3}], "stage grpo: rollout.max_turns "),
+    (
+        [SFT, {"algorithm": "grpo", "coefficients.clip_low": -1.0}],
+        "stage grpo: algorithm grpo: clip_low must",
+    ),
+    (
+        [SFT, {"algorithm": "dapo", "reward.overlong_cache": 9}],
+        "stage dapo: reward.overlong_cache ",
+    ),
 ]
 
 
@@ -166,12 +191,17 @@ def test_a_pipeline_cannot_go_on_with_other_settings(tmp_path, capsys):
 
 
 def test_stages_that_have_not_begun_may_be_put_right(tmp_path, capsys):
-    assert run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "optimizer__train_layers": 9})) == 2
-    assert "stage grpo: train_layers must be at most" in capsys.readouterr().err
-    put_right = written(tmp_path, SFT, {"algorithm": "grpo", "optimizer__train_layers": 1})
+    assert (
+        run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "optimizer.train_layers": 9}))
+        == 2
+    )
+    assert "stage grpo: optimizer.train_layers must be at most" in capsys.readouterr().err
+    put_right = written(tmp_path, SFT, {"algorithm": "grpo", "optimizer.train_layers": 1})
     assert run(tmp_path, put_right, "--resume") == 0
     assert "stage 1 of 2, sft: done before" in capsys.readouterr().out
-    begun = written(tmp_path, {**SFT, "seed": 3}, {"algorithm": "grpo", "optimizer__train_layers": 1})
+    begun = written(
+        tmp_path, {**SFT, "seed": 3}, {"algorithm": "grpo", "optimizer.train_layers": 1}
+    )
     assert run(tmp_path, begun, "--resume") == 2
     assert "was started with seed 0 in stage sft, not 3" in capsys.readouterr().err
 
@@ -183,7 +213,10 @@ def test_a_place_that_cannot_hold_a_pipeline_is_one_sentence(tmp_path, capsys, f
 
 
 def test_printing_the_settings_of_a_pipeline_that_has_begun_runs_nothing(tmp_path, capsys):
-    assert run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "optimizer__train_layers": 9})) == 2
+    assert (
+        run(tmp_path, written(tmp_path, SFT, {"algorithm": "grpo", "optimizer.train_layers": 9}))
+        == 2
+    )
     capsys.readouterr()
     folder = tmp_path / "runs" / "short"
     assert cli.main(["train", "--resume", str(folder), "--print-config"]) == 0
@@ -191,7 +224,7 @@ def test_printing_the_settings_of_a_pipeline_that_has_begun_runs_nothing(tmp_pat
 
 
 def test_a_module_called_stage_is_no_stage(tmp_path):
-    configs = [dataclasses.replace(load_stage(tmp_path), name="sft", reward__functions="my.stage:reward")]
+    configs = [grpo_settings(tmp_path, name="sft", reward__functions="my.stage:reward")]
     assert [stage.name for stage in pipeline.plan(tmp_path / "p", configs)] == ["sft"]
 
 
@@ -200,13 +233,25 @@ def test_a_stage_says_that_it_is_in_a_pipeline_when_it_is_stopped(tmp_path, monk
         raise UserError("stopped", code=130)
 
     monkeypatch.setattr(pipeline, "train", stopped)
-    configs = [dataclasses.replace(load_stage(tmp_path), name="sft")]
+    configs = [grpo_settings(tmp_path, name="sft")]
     with pytest.raises(UserError, match="stage sft: stopped; .*--resume .*/p$") as caught:
         pipeline.run_pipeline(tmp_path / "p", configs)
     assert caught.value.code == 130
 
 
-def load_stage(tmp_path):
-    from rlkern.trainer.config import from_dict
+def test_a_key_of_all_stages_goes_to_those_that_read_it_and_one_must(tmp_path, capsys):
+    file = written(tmp_path, SFT, PPO, **{"critic.warmup": 1, "rollout.group_size": 4})
+    assert run(tmp_path, file, "--print-config", "--critic.lr", "0.5") == 0, capsys.readouterr().err
+    first, second = yaml.safe_load(capsys.readouterr().out)["stages"]
+    assert "critic" not in first and second["critic"]["warmup"] == 1
+    assert second["critic"]["lr"] == 0.5 and second["rollout"]["group_size"] == 4
+    assert run(tmp_path, file, "--pairs.items", "8") == 2
+    assert "flags: pairs.items is not read by any stage" in capsys.readouterr().err
+    unread = written(tmp_path, SFT, {"algorithm": "grpo"}, **{"critic.warmup": 1})
+    assert run(tmp_path, unread) == 2
+    assert "short.yaml: critic.warmup is not read by any stage" in capsys.readouterr().err
 
-    return from_dict({**COMMON, **SFT, "output__dir": str(tmp_path)}, "here")
+
+def grpo_settings(tmp_path, **changes):
+    common = Layer("here", {**COMMON, "output.dir": str(tmp_path)}, shared=True)
+    return changed(resolved(common).settings, **changes)

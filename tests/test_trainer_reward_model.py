@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reward models: made from a language model, trained on pairs, stored, and asked as a reward."""
 
-import dataclasses
 import json
 
 import pytest
 import torch
 from test_trainer_offline import offline
+from trainer_helpers import changed, loaded, small, tiny_policy
 from trainer_helpers import compiled as compiled
-from trainer_helpers import small, tiny_policy
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 import rlkern
 from rlkern.trainer import UserError, train
 from rlkern.trainer.models.policy import load_policy
-from rlkern.trainer.offline.given import given_rollout
-from rlkern.trainer.offline.reward_model import (
+from rlkern.trainer.reward.model import (
     RewardModel,
     check_scorer,
     load_reward_model,
@@ -24,9 +22,8 @@ from rlkern.trainer.offline.reward_model import (
     right_padded,
     scores,
 )
-from rlkern.trainer.rollout.data import Rollout
+from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.run.logs import read_metrics
-from rlkern.trainer.session import build
 
 pytestmark = pytest.mark.usefixtures("compiled")
 CPU = torch.device("cpu")
@@ -42,8 +39,8 @@ def scorer(seed=0):
     return found
 
 
-def rollout_of(policy):
-    return given_rollout(policy, PROMPTS, ANSWERS, stop="")
+def rows_of(policy):
+    return given_rows(policy, PROMPTS, ANSWERS, stop="")
 
 
 def test_a_fresh_reward_model_has_the_trunk_of_the_policy_and_scores_zero():
@@ -51,13 +48,13 @@ def test_a_fresh_reward_model_has_the_trunk_of_the_policy_and_scores_zero():
     found = make_scorer(policy)
     assert found.model.base_model is policy.model.base_model
     assert isinstance(found.model, LlamaForSequenceClassification)
-    assert scores(found, rollout_of(policy)).tolist() == [0.0] * 4
+    assert scores(found, rows_of(policy)).tolist() == [0.0] * 4
     assert not any("lm_head" in name for name in found.parameters())
 
 
 def test_the_score_of_an_answer_does_not_depend_on_its_padding():
     found = scorer()
-    together = scores(found, rollout_of(found))
+    together = scores(found, rows_of(found))
     for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         ids = [*found.tokenizer.encode(prompt + answer), found.tokenizer.eos_token_id]
         alone = found.model(input_ids=torch.tensor([ids])).logits[0, 0]
@@ -66,14 +63,11 @@ def test_the_score_of_an_answer_does_not_depend_on_its_padding():
 
 def test_rows_are_padded_on_the_right_alone():
     policy = tiny_policy()
-    rollout = rollout_of(policy)
-    wide = Rollout(
-        rollout.prompts.widened(12),
-        *(torch.nn.functional.pad(x, (0, 3)) for x in (rollout.token, rollout.mask)),
-        torch.nn.functional.pad(rollout.rollout_logprob, (0, 3)),
-    )
+    rows = rows_of(policy)
+    wide = rows.widened(12, rows.token.shape[1] + 3)
+    assert wide.prompt.shape[1] == 12 > rows.prompt.shape[1]
     pad = 7  # no id that the rows hold by themselves where they are padded
-    for one in (rollout, wide):
+    for one in (rows, wide):
         token, seen = right_padded(one, pad)
         for row, text in enumerate(p + a for p, a in zip(PROMPTS, ANSWERS, strict=True)):
             ids = [*policy.tokenizer.encode(text), policy.tokenizer.eos_token_id]
@@ -86,10 +80,10 @@ def test_a_stored_reward_model_gives_the_same_scores_here_and_to_transformers(tm
     found = scorer()
     found.save(tmp_path)
     reward = load_reward_model(tmp_path, device=CPU, dtype="float32")
-    expected = scores(found, rollout_of(found)).tolist()
+    expected = scores(found, rows_of(found)).tolist()
     assert reward(prompts=PROMPTS, completions=ANSWERS, answer=["1"] * 4) == expected
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    token, seen = right_padded(rollout_of(found), found.tokenizer.pad_token_id)
+    token, seen = right_padded(rows_of(found), found.tokenizer.pad_token_id)
     with torch.no_grad():
         logits = theirs(input_ids=token, attention_mask=seen.long()).logits[:, 0]
     torch.testing.assert_close(logits, torch.tensor(expected))
@@ -133,20 +127,24 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
 
 def test_a_bad_reward_model_is_refused_before_the_policy_is_loaded(tmp_path, monkeypatch):
     tiny_policy().save(tmp_path / "causal")
-    monkeypatch.setattr("rlkern.trainer.session.make_policy", pytest.fail)
+    monkeypatch.setattr("rlkern.trainer.build.make_policy", pytest.fail)
     with pytest.raises(UserError, match="it holds LlamaForCausalLM"):
-        build(small(tmp_path, reward__functions=str(tmp_path / "causal")), resume_from=None)
+        loaded(small(tmp_path, reward__functions=str(tmp_path / "causal")))
+
+
+def once(tmp_path, **changes):
+    """Returns a run that trains a reward model and evaluates and saves it at its end."""
+    return offline(tmp_path, TRAINER, **{"output__save_every": 0, "eval__every": 0, **changes})
 
 
 def test_a_run_makes_a_reward_model_that_another_run_takes_as_its_reward(tmp_path):
-    config = offline(tmp_path, TRAINER, steps=30, prompts=8, lr=1e-3)
-    config = dataclasses.replace(config, name="scores")
-    summary = train(dataclasses.replace(config, output__save_every=0, eval__every=0))
+    summary = train(once(tmp_path, name="scores", steps=30, batch__prompts=8, optimizer__lr=1e-3))
     line = read_metrics(tmp_path / "runs" / "scores")[-1]
     assert not any(key.startswith("logps/") for key in line)
     assert line["eval/accuracy"] == line["eval/pair_accuracy"] == summary["eval/accuracy_after"]
     folder = str(tmp_path / "runs" / "scores" / "checkpoint-30")
-    online = small(tmp_path, name="online", sft__steps=0, steps=1, eval__every=0, reward__functions=folder)
+    online = {"name": "online", "sft": None, "steps": 1, "eval__every": 0}
+    online = small(tmp_path, **online, reward__functions=folder)
     train(online)
     line = read_metrics(tmp_path / "runs" / "online")[-1]
     assert line["rewards/reward_model/mean"] == pytest.approx(line["reward"])
@@ -159,20 +157,20 @@ def test_a_reward_model_learns_which_answers_are_chosen(tmp_path):
         {"prompt": f"{n}=", "chosen": f"{n % 7}1", "rejected": f"{n % 7}2"} for n in range(100)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = offline(tmp_path, TRAINER, pairs=str(path), steps=40, prompts=16, lr=2e-3)
-    summary = train(dataclasses.replace(config, output__save_every=0, eval__every=0))
+    learning = {"pairs__source": str(path), "batch__prompts": 16, "optimizer__lr": 2e-3}
+    summary = train(once(tmp_path, steps=40, **learning))
     assert summary["eval/accuracy_before"] == 0.5 and summary["eval/accuracy_after"] == 1.0
 
 
 def test_only_the_last_layers_and_the_score_train_where_asked(tmp_path):
-    config = offline(tmp_path, TRAINER, train_layers=1, steps=2, save_every=1, eval_every=0)
+    config = once(tmp_path, name="part", optimizer__train_layers=1, steps=2, output__save_every=1)
     start = tiny_policy().model.base_model.state_dict()
-    train(dataclasses.replace(config, name="part"))
+    train(config)
     folder = tmp_path / "runs" / "part" / "checkpoint-2"
     state = load_scorer(folder, device=CPU, dtype="float32").model.base_model.state_dict()
     changed = {name for name in start if not torch.equal(start[name], state[name])}
     assert changed and all(name.startswith("layers.1.") for name in changed)
-    train(dataclasses.replace(config, name="part", steps=3), resume=True)
+    train(changed(config, steps=3), resume=True)
 
 
 def test_the_checkpoint_of_a_reward_model_is_no_policy(tmp_path):
@@ -182,9 +180,9 @@ def test_the_checkpoint_of_a_reward_model_is_no_policy(tmp_path):
 
 
 def test_the_pairs_of_a_run_can_be_those_of_the_next(tmp_path):
-    config = offline(tmp_path, TRAINER, steps=1, save_every=0, eval_every=0)
-    train(dataclasses.replace(config, name="first"))
+    config = once(tmp_path, name="first", steps=1)
+    train(config)
     kept = tmp_path / "runs" / "first" / "pairs" / "train.jsonl"
-    train(dataclasses.replace(config, name="second", pairs__source=str(kept)))
+    train(changed(config, name="second", pairs__source=str(kept)))
     held = (tmp_path / "runs" / "second" / "pairs" / "held_out.jsonl").read_text().splitlines()
     assert len(held) == 6 and set(held) <= set(kept.read_text().splitlines())

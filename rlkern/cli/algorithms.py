@@ -67,9 +67,9 @@ def summary(algorithm: Any) -> str:
 
 def _facts(algorithm: Any) -> list[tuple[str, str]]:
     """Returns (label, text) of what a person chooses by; labels without a text are left out."""
-    needs = (*algorithm.needs, *getattr(algorithm, "reward_terms", ()))
-    sampling, source = getattr(algorithm, "sampling", "all"), algorithm.learns_from
-    words = [_NEEDS[word] for word in (source, sampling, *needs) if word in _NEEDS]
+    needs = (*algorithm.needs, *algorithm.reward_terms)
+    found = (algorithm.learns_from, algorithm.sampling, *needs)
+    words = [_NEEDS[word] for word in found if word in _NEEDS]
     made = (
         f"advantage {algorithm.advantage}, gate {algorithm.gate} by {algorithm.level},"
         f" mean by {algorithm.aggregation}"

@@ -55,8 +55,10 @@ def check_coefficients(settings: Settings) -> None:
     try:
         TRIALS[settings.declared.loss](settings, dict(settings.coefficients))
     except (ValueError, TypeError) as error:
-        name = settings.algorithm  # which some losses say themselves
-        raise UserError(f"algorithm {name}: {str(error).removeprefix(f'{name}: ')}") from error
+        sentence = str(error)
+        for said in (settings.algorithm, settings.declared.loss):
+            sentence = sentence.removeprefix(f"{said}: ")
+        raise UserError(f"algorithm {settings.algorithm}: {sentence}") from error
 
 
 def coefficient_defaults(settings: Settings) -> dict[str, Any]:
