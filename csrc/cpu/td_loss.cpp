@@ -45,50 +45,59 @@ T smaller(T a, T b) {
   return std::isnan(a) || a < b ? a : b;
 }
 
-// The largest value, NaN if there is one: four at a time, as a comparison waits for the one before.
+template <class T>
+struct Four {
+  using Vector [[gnu::vector_size(4 * sizeof(T))]] = T;
+};
+
+// The largest value, NaN if there is one: four side by side, as a comparison waits for the one
+// before.
 template <class T>
 T largest(const T* x, int64_t n) {
-  T best[4] = {x[0], x[0], x[0], x[0]};
-  bool known = true;
-  const auto add = [&](int k, T value) {
-    best[k] = value > best[k] ? value : best[k];
-    known &= value == value;
-  };
+  using V = typename Four<T>::Vector;
+  V best = V{} + x[0];
+  auto known = best == best;
   int64_t j = 0;
   for (; j + 4 <= n; j += 4) {
-    for (int k = 0; k < 4; ++k) add(k, x[j + k]);
+    V values;
+    std::memcpy(&values, x + j, sizeof(values));
+    best = values > best ? values : best;
+    known &= values == values;
   }
-  for (; j < n; ++j) add(0, x[j]);
-  for (int k = 1; k < 4; ++k) add(0, best[k]);
-  return known ? best[0] : std::numeric_limits<T>::quiet_NaN();
+  T found = best[0];
+  bool all_known = known[0] && known[1] && known[2] && known[3];
+  const auto add = [&](T value) {
+    found = value > found ? value : found;
+    all_known &= value == value;
+  };
+  for (int k = 1; k < 4; ++k) add(best[k]);
+  for (; j < n; ++j) add(x[j]);
+  return all_known ? found : std::numeric_limits<T>::quiet_NaN();
 }
 
-template <class T>
-T following_value(Bootstrap bootstrap, const TdLossArguments<T>& a, int64_t i) {
+template <Bootstrap bootstrap, class T>
+T following_value(const TdLossArguments<T>& a, int64_t i) {
   const T* next = a.next_q + i * a.actions;
   const T* other = a.other ? a.other + i * a.actions : nullptr;
-  switch (bootstrap) {
-    case Bootstrap::greatest:
-      return largest(next, a.actions);
-    case Bootstrap::of_other:
-      return next[argmax(other, a.actions)];
-    case Bootstrap::taken:
-      return next[a.next_action[i]];
-    case Bootstrap::twin_min: {
-      T best = smaller(next[0], other[0]);
-      for (int64_t j = 1; j < a.actions && !std::isnan(best); ++j) {
-        const T x = smaller(next[j], other[j]);
-        if (x > best || std::isnan(x)) best = x;
-      }
-      return best;
+  if constexpr (bootstrap == Bootstrap::greatest) {
+    return largest(next, a.actions);
+  } else if constexpr (bootstrap == Bootstrap::of_other) {
+    return next[argmax(other, a.actions)];
+  } else if constexpr (bootstrap == Bootstrap::taken) {
+    return next[a.next_action[i]];
+  } else if constexpr (bootstrap == Bootstrap::twin_min) {
+    T best = smaller(next[0], other[0]);
+    for (int64_t j = 1; j < a.actions && !std::isnan(best); ++j) {
+      const T x = smaller(next[j], other[j]);
+      if (x > best || std::isnan(x)) best = x;
     }
-    default: {
-      double sum = 0;
-      for (int64_t j = 0; j < a.actions; ++j) {
-        if (other[j] != 0) sum += double(other[j]) * next[j];
-      }
-      return T(sum);
+    return best;
+  } else {
+    double sum = 0;
+    for (int64_t j = 0; j < a.actions; ++j) {
+      if (other[j] != 0) sum += double(other[j]) * next[j];
     }
+    return T(sum);
   }
 }
 
@@ -103,25 +112,24 @@ void add(ValueSums& sums, double weighted_loss, double value, double target) {
   sums.metric[kValueTargetSquare] += target * target;
 }
 
-template <Penalty penalty, class T>
-void sweep(Bootstrap bootstrap, const TdLossArguments<T>& a, int threads) {
+template <Penalty penalty, Bootstrap bootstrap, class T>
+void sweep(const TdLossArguments<T>& a, int threads) {
   const int64_t rows = std::max<int64_t>(1, kValueBlock / std::max<int64_t>(a.actions, 1));
   std::vector<ValueSums> blocks((a.n + rows - 1) / rows);
   parallel(blocks.size(), kValueBlock, threads, [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
       ValueSums sums = {};
-      const int64_t end = std::min(a.n, (block + 1) * rows);
-      for (int64_t i = block * rows; i < end; ++i) {
-        T* grad = a.grad_q + i * a.actions;
-        std::memset(grad, 0, sizeof(T) * a.actions);
+      const int64_t begin = block * rows, end = std::min(a.n, begin + rows);
+      std::memset(a.grad_q + begin * a.actions, 0, sizeof(T) * (end - begin) * a.actions);
+      for (int64_t i = begin; i < end; ++i) {
         a.error[i] = 0;
         const T weight = a.weight[i];
         if (weight == 0) continue;
         const T value = a.q[i * a.actions + a.action[i]];
-        const T following = a.done[i] ? T(0) : following_value(bootstrap, a, i);
+        const T following = a.done[i] ? T(0) : following_value<bootstrap>(a, i);
         const T target = a.reward[i] + a.discount * following;
         const Penalised<T> term = penalise<penalty>(value - target, a.delta);
-        grad[a.action[i]] = weight * term.slope;
+        a.grad_q[i * a.actions + a.action[i]] = weight * term.slope;
         a.error[i] = target - value;
         add(sums, double(weight) * term.value, value, target);
       }
@@ -129,6 +137,22 @@ void sweep(Bootstrap bootstrap, const TdLossArguments<T>& a, int threads) {
     }
   });
   write_sums(blocks, a.loss, a.metrics);
+}
+
+template <Penalty penalty, class T>
+void sweep(Bootstrap bootstrap, const TdLossArguments<T>& a, int threads) {
+  switch (bootstrap) {
+    case Bootstrap::greatest:
+      return sweep<penalty, Bootstrap::greatest>(a, threads);
+    case Bootstrap::of_other:
+      return sweep<penalty, Bootstrap::of_other>(a, threads);
+    case Bootstrap::twin_min:
+      return sweep<penalty, Bootstrap::twin_min>(a, threads);
+    case Bootstrap::taken:
+      return sweep<penalty, Bootstrap::taken>(a, threads);
+    case Bootstrap::expected:
+      return sweep<penalty, Bootstrap::expected>(a, threads);
+  }
 }
 
 }  // namespace

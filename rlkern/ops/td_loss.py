@@ -5,6 +5,7 @@ import torch
 
 from rlkern.backends import implementation
 from rlkern.ops.library import refuse_double_backward, register
+from rlkern.ops.policy_loss import _scaled as scaled_gradient
 from rlkern.reference.value_loss import VALUE_METRICS
 
 
@@ -33,7 +34,7 @@ def _autograd(ctx, grad_loss, *unused):
     refuse_double_backward("td_loss")
     if grad_loss is None:
         return (None,) * 11
-    return ctx.saved_tensors[0] * grad_loss, *(None,) * 10
+    return scaled_gradient(ctx.saved_tensors[0], grad_loss), *(None,) * 10
 
 
 torch.library.register_autograd("rlkern::td_loss", _autograd, setup_context=_setup_context)
