@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once per instruction set, RLKERN_ISA. Two sweeps of one row; the row stays
-// in the L2 cache between them, so memory sees one read and one write.
+// Compiled once per instruction set, RLKERN_ISA. Two sweeps of one row; the row stays in the L2
+// cache between them, so memory sees one read and one write.
 #include <cmath>
 #include <type_traits>
 

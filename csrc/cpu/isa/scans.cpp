@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once per instruction set, RLKERN_ISA. A vector holds one step of as many
-// segments as it has lanes: tiles of N steps of N segments are transposed on their way in and out.
-// A lane whose segment has ended takes the next one, so segments may differ in length.
+// Compiled once per instruction set, RLKERN_ISA. A vector holds one step of as many segments as it
+// has lanes: tiles of N steps of N segments are transposed on their way in and out. A lane whose
+// segment has ended takes the next one, so segments may differ in length.
 #include <type_traits>
 #include <utility>
 
