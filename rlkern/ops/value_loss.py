@@ -10,7 +10,6 @@ from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor, refuse_double_backward, register, scaled_gradient
 from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._value_arguments import TABLES, constant, known_kind, positive, weights_of
-from rlkern.ops.policy_loss import _scaled as scaled_gradient
 
 
 def _forward_fake(value, *rest):
