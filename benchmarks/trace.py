@@ -2,8 +2,8 @@
 """How many files a step of the trainer enters, and how often it changes file.
 
 `python -m benchmarks.trace` takes a GRPO step with a KL term on the tiny model, counts every call
-of a function of this project with sys.setprofile, and prints the files, the changes from one file to
-another between two calls in a row, and who calls whom most.
+of a function of this project with sys.setprofile, and prints the files, the changes from one file
+to another between two calls in a row, and who calls whom most.
 """
 
 import sys

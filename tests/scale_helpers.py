@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlkern.trainer import loop
-from rlkern.trainer.metrics import is_time
+from rlkern.trainer.show.keys import is_time
 
 # What an optimizer makes of gradients that were added in another order, after a few steps.
 ROUNDING = {"rel": 2e-3, "abs": 2e-5}

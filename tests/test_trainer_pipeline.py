@@ -100,7 +100,9 @@ def test_a_pipeline_killed_in_a_stage_goes_on_from_there_to_the_same_end(tmp_pat
     file = written(tmp_path, {**SFT, "steps": 3}, grpo)
     killed = tmp_path / "runs" / "short"
     hold = {HOLD: f"{killed / '2-grpo' / METRICS}:4:{tmp_path / 'never'}"}
-    child = start("train", "--config", file, "--output.dir", tmp_path / "runs", cwd=tmp_path, **hold)
+    child = start(
+        "train", "--config", file, "--output.dir", tmp_path / "runs", cwd=tmp_path, **hold
+    )
     while len(read_metrics(killed / "2-grpo")) < 4:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.005)

@@ -195,6 +195,6 @@ def addition_task(eval_items=40):
 
 def without_times(lines):
     """Returns metric lines without what two equal runs may differ in."""
-    from rlkern.trainer.metrics import is_time
+    from rlkern.trainer.show.keys import is_time
 
     return [{key: value for key, value in line.items() if not is_time(key)} for line in lines]

@@ -194,7 +194,8 @@ def _recipe(comparison: Comparison, name: str) -> dict[str, Any]:
     values = read(path, "a recipe")
     if values.get("algorithm") != name:
         raise UserError(f"{path}: algorithm must be {name}, got {values.get('algorithm')!r}")
-    return {key: value for key, value in values.items() if key != "sft"}
+    values.pop("sft", None)
+    return values
 
 
 def _pipeline(comparison: Comparison, name: str, file: str, seed: int) -> Planned:

@@ -172,14 +172,21 @@ def begin(
 
 
 def _trained(parts: Parts, run: Path) -> Policy:
-    """Returns the policy that is trained: with adapters or with a score in place of its head, if
-    the settings or the algorithm ask for it.
+    """Returns what is trained: the policy, under adapters if the settings ask for them, or with a
+    score in place of its head."""
+    return _TRAINED[parts.settings.declared.trains](parts, run)
+
+
+def _scorer(parts: Parts, run: Path) -> Policy:
+    return parts.policy if is_scorer(parts.policy) else make_scorer(parts.policy)
+
+
+def _adapted(parts: Parts, run: Path) -> Policy:
+    """Returns the policy under adapters, if the settings ask for them.
 
     A base that is not found under a name, such as one made here, is kept in the run.
     """
     settings, policy = parts.settings, parts.policy
-    if settings.declared.trains == "reward_model":
-        return policy if is_scorer(policy) else make_scorer(policy)
     if settings.lora is None or lora.is_adapted(policy.model):
         return policy
     base = lora.base_name(settings)
@@ -187,6 +194,12 @@ def _trained(parts: Parts, run: Path) -> Policy:
         publish(run / lora.BASE, policy.save)
     model = lora.with_adapters(policy.model, settings.lora, base=base, seed=settings.seed)
     return dataclasses.replace(policy, model=model)
+
+
+_TRAINED: dict[str, Callable[[Parts, Path], Policy]] = {
+    "policy": _adapted,
+    "reward_model": _scorer,
+}
 
 
 def reads_reference(settings: Settings) -> bool:

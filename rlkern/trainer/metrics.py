@@ -62,10 +62,10 @@ METRICS = (
     Metric("eval/accuracy_{mode}", "held-out accuracy of sampled or greedy answers"),
     Metric("eval/pass@{k}", "chance that one of k sampled answers is right"),
     Metric("eval/pair_accuracy", "share of held-out pairs whose chosen answer is ahead"),
-    Metric("eval/pair_accuracy_normalized", "the same by means over tokens"),
-    Metric("eval/pair_margin", "mean lead of the chosen answer on held-out pairs"),
-    Metric("eval/score_mean", "mean score of a reward model on held-out pairs"),
-    Metric("eval/score_std", "spread of these scores"),
+    Metric(
+        "eval/pair_{what}", "the same by means over tokens, and the mean lead of the chosen one"
+    ),
+    Metric("eval/score_{which}", "mean and spread of a reward model's scores of held-out pairs"),
     Metric(
         "reward",
         "mean reward of the rollouts",
@@ -301,28 +301,3 @@ METRICS = (
     Metric("step_time", "seconds of the step"),
     Metric("seconds", "seconds of the run"),
 )
-
-
-def is_time(key: str) -> bool:
-    """Returns True for a metric that two equal runs may differ in: a time."""
-    return key.startswith("time/") or key in ("step_time", "seconds")
-
-
-def of_key(key: str) -> Metric | None:
-    """Returns the metric that a key is, None for a key that is not in the table.
-
-    >>> found = of_key("rewards/task/mean")
-    >>> found and found.meaning
-    'mean reward by one function'
-    """
-    return next((each for each in METRICS if each.pattern.fullmatch(key)), None)
-
-
-def reward_functions(keys: object) -> list[str]:
-    """Returns the names of the reward functions that a run logs, in their order.
-
-    >>> reward_functions(["reward", "rewards/task/mean", "rewards/task/std"])
-    ['task']
-    """
-    pattern = next(each for each in METRICS if each.key == "rewards/{function}/mean").pattern
-    return [found[1] for key in keys if (found := pattern.fullmatch(key))]  # type: ignore[attr-defined]

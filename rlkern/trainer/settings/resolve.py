@@ -71,11 +71,12 @@ def laid(*layers: Layer) -> Resolved:
     declared = _declared(merged, given)
     own = _own(declared, merged)
     everything = laid_over(own, merged)
+    start = everything.get("sft")
     run = Facts(
         declared,
         str(everything.get("task", Settings.model_fields["task"].default)),
         str(_at(everything, "pairs.source") or Settings().pairs.source),
-        everything.get("sft") is not None,
+        start is not None,
     )
     left = set()
     for key in dotted(merged):
@@ -132,9 +133,7 @@ def _own(declared: BaseAlgorithm, merged: dict[str, Any]) -> dict[str, Any]:
         own["correction.kind"] = "mask" if "low" in correction else "truncate"
     if merged.get("model", "tiny") == "tiny":
         # Random weights have to learn from examples first.
-        own["optimizer.lr"] = 5e-4
-        if "sft" not in merged:
-            own["sft.steps"] = Sft().steps
+        own.update({"optimizer.lr": 5e-4, "sft.steps": Sft().steps})
     return normalized(Layer("the algorithm", own))
 
 

@@ -20,8 +20,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from rlkern.trainer.metrics import METRICS, reward_functions
+from rlkern.trainer.metrics import METRICS
 from rlkern.trainer.settings import Settings
+from rlkern.trainer.show.keys import reward_functions
 
 # Columns of the live panel, so that it fits a terminal of 80 characters.
 _COLUMNS = 7

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlkern.trainer.metrics import METRICS, reward_functions
+from rlkern.trainer.metrics import METRICS
+from rlkern.trainer.show.keys import reward_functions
 
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#2f6fb0", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
 # Weight of the newest value in a running average of a long curve; short curves take more.
