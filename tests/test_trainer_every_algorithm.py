@@ -1,34 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every algorithm of the trainer must do, whatever it learns from; none is named here."""
 
-import dataclasses
-
 import pytest
 import torch
 from trainer_helpers import (
     any_algorithm,
+    changed,
     compiled,  # noqa: F401
     without_times,
 )
 
-from rlkern.trainer import train
-from rlkern.trainer.learners import LEARNERS
+from rlkern.algorithms import declarations
+from rlkern.trainer import build, train
 from rlkern.trainer.run.logs import read_metrics
-from rlkern.trainer.settings import known_algorithms
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
-ALGORITHMS = known_algorithms()
+ALGORITHMS = declarations()
 EVERY = pytest.mark.parametrize("name", list(ALGORITHMS))
 
 
 @EVERY
 def test_a_resumed_run_of_any_algorithm_is_the_uninterrupted_one(tmp_path, name):
     config = any_algorithm(tmp_path, name, steps=4, output__save_every=2, eval__items=20)
-    whole, parts = (dataclasses.replace(config, name=x) for x in ("whole", "parts"))
+    whole, parts = (changed(config, name=x) for x in ("whole", "parts"))
     train(whole)
     torch.manual_seed(99)
-    train(dataclasses.replace(parts, steps=2))
+    train(changed(parts, steps=2))
     torch.manual_seed(98)
     train(parts, resume=True)
     runs = [tmp_path / "runs" / part for part in ("whole", "parts")]
@@ -43,4 +41,7 @@ def test_a_resumed_run_of_any_algorithm_is_the_uninterrupted_one(tmp_path, name)
 
 @EVERY
 def test_what_an_algorithm_learns_from_has_a_learner(name):
-    assert (ALGORITHMS[name].learns_from, ALGORITHMS[name].trains) in LEARNERS
+    declared = ALGORITHMS[name]
+    assert declared.trains in build.LOADERS
+    with_pairs = (declared.learns_from, declared.trains) in build.PREFERENCES
+    assert with_pairs != (declared.learns_from in build.WITHOUT_PAIRS)

@@ -9,11 +9,11 @@ from distributed_helpers import spawn
 from scale_helpers import as_one_of_two, assert_same_curve, no_plot
 from trainer_helpers import any_algorithm
 
+from rlkern.algorithms import declarations
 from rlkern.trainer import loop, train
 from rlkern.trainer.run.logs import read_metrics
-from rlkern.trainer.settings import known_algorithms
 
-ALGORITHMS, STEPS, PLACE = list(known_algorithms()), 3, "EVERY_ALGORITHM"
+ALGORITHMS, STEPS, PLACE = list(declarations()), 3, "EVERY_ALGORITHM"
 
 
 def train_all(folder: Path, who: str) -> None:

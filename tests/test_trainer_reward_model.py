@@ -168,8 +168,8 @@ def test_only_the_last_layers_and_the_score_train_where_asked(tmp_path):
     train(config)
     folder = tmp_path / "runs" / "part" / "checkpoint-2"
     state = load_scorer(folder, device=CPU, dtype="float32").model.base_model.state_dict()
-    changed = {name for name in start if not torch.equal(start[name], state[name])}
-    assert changed and all(name.startswith("layers.1.") for name in changed)
+    moved = {name for name in start if not torch.equal(start[name], state[name])}
+    assert moved and all(name.startswith("layers.1.") for name in moved)
     train(changed(config, steps=3), resume=True)
 
 
