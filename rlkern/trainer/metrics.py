@@ -111,8 +111,7 @@ METRICS = (
         healthy="rises from 0; if logps/chosen falls at the same time, lower the learning rate",
         watch="pairs",
     ),
-    Metric("logps/chosen", "mean log-probability of chosen answers"),
-    Metric("logps/rejected", "mean log-probability of rejected answers"),
+    Metric("logps/{which}", "mean log-probability of chosen and of rejected answers"),
     Metric(
         "loss",
         "the objective of the last step",
@@ -146,8 +145,7 @@ METRICS = (
         " (critic.warmup)",
         watch="value",
     ),
-    Metric("critic/vpred_mean", "mean value"),
-    Metric("critic/vf_clipfrac", "share of values where the value clip decides"),
+    Metric("critic/{which}", "mean value, and the share of values where the value clip decides"),
     Metric(
         "kl",
         "divergence from the starting model, nats per token; logged if the model is kept",
@@ -246,8 +244,7 @@ METRICS = (
         healthy="at least half of sampling/groups_sampled; else a batch is mostly copies",
         watch="duplicated groups",
     ),
-    Metric("sampling/groups_trained", "groups of this step"),
-    Metric("sampling/generated_tokens", "tokens sampled so far"),
+    Metric("sampling/{which}", "groups of this step, and tokens sampled so far"),
     Metric("sampling/sampling_logp_difference/{which}", "|log π by trainer − by sampler|"),
     Metric("sampling/importance_sampling_ratio/{which}", "factor of the mismatch's correction"),
     Metric(
