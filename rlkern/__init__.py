@@ -4,6 +4,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# At once, and without torch: later the folder of this name would take the function's place.
+from rlkern.algorithms import algorithms  # noqa: F401
+
 if TYPE_CHECKING:
     from rlkern._exports import *  # noqa: F403
 

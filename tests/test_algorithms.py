@@ -215,25 +215,19 @@ def test_packed_answers_are_padded_answers(backend, name):
 def test_twenty_steps_raise_the_reward(tmp_path, name):
     """Of sampled answers to held-out prompts; of a reward model, its accuracy on held-out pairs."""
     pytest.importorskip("transformers")
-    from trainer_helpers import any_algorithm, mean_reward
-
-    from rlkern.trainer.learners import make_learner
-    from rlkern.trainer.session import build
-    from rlkern.trainer.show.display import Display
+    from trainer_helpers import any_algorithm, begun, mean_reward
 
     with rlkern.use_backend(BACKENDS[-1]):
-        session = build(any_algorithm(tmp_path, name, seed=1), resume_from=None)
-        learner = make_learner(session)
-        learner.prepare(tmp_path, Display())
+        parts, learner, updater = begun(any_algorithm(tmp_path, name, seed=1), tmp_path)
 
         def measured():
-            if session.algorithm.trains == "policy":
-                return mean_reward(session)
+            if parts.settings.declared.trains == "policy":
+                return mean_reward(parts)
             return learner.evaluate()["eval/accuracy"]
 
         before = measured()
         for _ in range(20):
-            values, _ = learner.iterate(lambda sentence: None)
+            values, _ = learner.step(updater, lambda sentence: None)
         assert measured() > before + 0.1
         assert values["skipped_updates"] == 0
-        assert all(p.isfinite().all() for p in session.parameters().values())
+        assert all(p.isfinite().all() for p in parts.parameters().values())

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations in the machinery of PyTorch: ranks, checkpoints, compilers, graphs."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from batch_helpers import each, packed, same_bits
@@ -227,3 +230,13 @@ def test_a_step_is_captured_in_a_cuda_graph_and_replays_to_the_same_bits(
     for _ in range(2):
         graph.replay()
         assert same_bits(got, expected)
+
+
+def test_importing_a_submodule_first_leaves_every_public_name_as_it_is():
+    code = (
+        "import rlkern.algorithms, rlkern.ops.policy_loss, rlkern.sampling, rlkern\n"
+        "assert rlkern.algorithms()['grpo'].name == 'grpo'\n"
+        "assert not [name for name in rlkern.__all__ if not hasattr(rlkern, name)]\n"
+        "assert callable(rlkern.policy_loss) and rlkern.sampling.mixed_groups"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
