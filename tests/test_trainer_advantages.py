@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Advantages that the trainer makes of rewarded answers, against numbers made by hand."""
 
-
 import pytest
 import torch
 from trainer_helpers import settings
