@@ -234,6 +234,8 @@ def test_yaml_takes_1e_3_for_a_number_and_refuses_a_key_that_is_there_twice(tmp_
     assert read(file)["coefficients"] == {"kl_coef": 0.002, "clip_low": 1.5}
     own = resolve(Layer(str(file), read(file)))
     assert own.optimizer.lr == 0.001 and own.kl_coef == 0.002
+    as_text = of(coefficients={"kl_coef": "1e-3", "kl_estimator": "k2"}).coefficients
+    assert (as_text["kl_coef"], as_text["kl_estimator"]) == (0.001, "k2")
     for twice in ("steps: 1\nseed: 2\nsteps: 3\n", "batch:\n  epochs: 1\n  epochs: 1\n"):
         file.write_text(twice)
         with pytest.raises(UserError, match=r"x.yaml .* the key '\w+' is given twice.* line 3$"):

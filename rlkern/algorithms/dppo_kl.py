@@ -6,7 +6,7 @@
     D   = p_old·log(p_old / p) + (1 − p_old)·log((1 − p_old) / (1 − p))        p = π(o_t)
 
 Paper: arXiv 2602.04879; the cap §5.4. D is the divergence of the policies if all other tokens count
-as one. A is the same as in dppo, and the loss is again the mean over answers of token sums. The
+as one. A is the same as in dppo, and again the loss is the mean over answers of token sums. The
 widths bound D, as in verl (`dppo_kl`); verl's 1e-8 inside the second logarithm is here too.
 
 >>> import torch, rlkern
