@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
 from rlkern import advantage, aggregate
+from rlkern.reference.group_advantage import KINDS
 
 NAN = math.nan
 
@@ -172,3 +173,39 @@ def test_bad_input_is_refused_in_one_sentence(function, changed, expected, got):
         function(**{**ROWS, **changed})
     sentence = str(caught.value)
     assert expected in sentence and got in sentence and "\n" not in sentence
+
+
+def test_an_estimator_of_a_name_is_that_kind_of_group_advantage():
+    reward, group, _ = ragged()
+    kinds = [name for name in KINDS if name in advantage.ESTIMATORS]
+    found = [advantage.ESTIMATORS[kind](reward, group) for kind in kinds]
+    for kind, got in zip(kinds, found):
+        assert got.equal(rlkern.group_advantage(reward, group, kind=kind)), kind
+    assert len({tuple(x.tolist()) for x in found}) == len(kinds) >= 5
+
+
+@pytest.mark.parametrize("name,known", (
+    ("gdpo", {"eps": 1e-4, "ddof": 1}), ("batch_normalized", {"eps": 1e-4, "ddof": 1}),
+))  # fmt: skip
+def test_what_is_not_given_is_what_the_docstring_says(name, known):
+    reward, group, _ = ragged()
+    reward = reward * 1e-3  # so that eps counts
+    reward, function = reward[:, None] if name == "gdpo" else reward, getattr(advantage, name)
+    assert function(reward, group).equal(function(reward, group, **known))
+    for other in ({**known, "eps": 2e-4}, {**known, "ddof": 0}):
+        assert not function(reward, group).equal(function(reward, group, **other))
+
+
+@pytest.mark.parametrize("temperature", (0.5, 1.0, 3.0))
+def test_the_optimal_value_is_the_log_of_the_mean_of_exponentials(temperature):
+    reward = torch.tensor([[1.0, 0.0, NAN, 0.3], [0.2, 0.2, 0.2, 0.2]], dtype=torch.float64)
+    mean = sum(math.exp(r / temperature) for r in (1.0, 0.0, 0.3)) / 3
+    got = advantage.optimal_value(reward, temperature=temperature)
+    torch.testing.assert_close(
+        got, torch.tensor([temperature * math.log(mean), 0.2], dtype=torch.float64)
+    )
+
+
+def test_without_a_reward_or_a_greedy_one_remax_has_no_advantage():
+    got = advantage.remax(torch.tensor([NAN, 1.0, 1.0]), torch.tensor([0.5, NAN, 0.25]))
+    assert got.tolist() == [0.0, 0.0, 0.75]

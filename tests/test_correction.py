@@ -67,6 +67,16 @@ def test_bounds_belong_to_what_is_kept():
             assert got.item() == expected
 
 
+def test_bounds_that_are_not_given_are_what_the_docstring_says():
+    got = rlkern.rollout_correction(OLD, ROLLOUT, MASK)
+    expected = [[2.0, 1.0, 0.5], [0.25, 0.5, 0.0]]  # truncated to [0, 2]
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64))
+    old, behind = torch.full((3, 2), -2.0), torch.tensor([[0.4], [0.6], [1.1]])
+    bad, mask = torch.full((3, 2), -1.0), torch.ones(3, 2, dtype=torch.bool)
+    kept = rlkern.off_policy_sequence_mask(old, old + behind, bad, mask)
+    assert kept[:, 0].tolist() == [True, False, False]
+
+
 def divergences(estimator):
     d = (OLD - ROLLOUT).tolist()
     formula = {
@@ -130,19 +140,19 @@ def test_a_normalized_correction_has_mean_one_over_the_counted_tokens():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_each_token_is_multiplied_by_the_bounded_ratio(kind, backend):
     """A token's loss, seen by itself: all the weight is on it."""
-    case = Case("alone", B=2, T=3, V=11)
+    case = Case("alone", B=3, T=3, V=11, mask="full")
     batch = make_batch(case, torch.float32)
-    mask, old = batch.mask, torch.where(batch.mask, batch.old_logprob, NAN)
-    rollout = old - 0.6 * torch.sin(40 * batch.ref_logprob)
-    bounds = {"low": 0.8, "high": 1.3}
+    mask, old = batch.mask, batch.old_logprob
+    rollout = old - torch.tensor([[0.1, 0.1, 0.1], [1.0, 1.0, 1.0], [0.2, -0.1, 0.4]])
+    bounds = {"low": 0.8, "high": 1.5}
     factor = rlkern.rollout_correction(old, rollout, mask, kind=kind, **bounds)
 
     def losses(**options):
         """Returns the loss and the gradient's norm with all the weight on each token in turn."""
         found = []
-        for at in mask.nonzero().tolist():
+        for at in range(3):  # a token of each sequence
             leaf, weight = batch.logits.clone().requires_grad_(), torch.zeros(mask.shape)
-            weight[tuple(at)] = 1.0
+            weight[at, at] = 1.0
             out = rlkern.policy_loss(
                 leaf, batch.token, batch.advantage, mask, old_logprob=old, weight=weight,
                 algorithm="ppo", **options,
@@ -154,8 +164,9 @@ def test_the_loss_of_each_token_is_multiplied_by_the_bounded_ratio(kind, backend
     with rlkern.use_backend(backend):
         plain, corrected = losses(), losses(correction=factor)
     assert (plain[:, 0].abs() > 1e-3).all() and plain[:, 1].any()  # some are clipped
-    torch.testing.assert_close(corrected, plain * factor[mask][:, None], rtol=1e-5, atol=0)
-    assert factor[mask].unique().numel() > 1
+    expected = factor.diagonal()
+    torch.testing.assert_close(corrected, plain * expected[:, None], rtol=1e-5, atol=0)
+    assert expected.unique().numel() > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
