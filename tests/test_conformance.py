@@ -68,7 +68,7 @@ def _by_name(name: str) -> Case:
     return next(case for case in CASES if case.name == name)
 
 
-def _planted(fault, name: str, dtype: torch.dtype, operation: str = "policy_loss"):
+def _planted(fault, name: str, dtype: torch.dtype, operation: str = "token_logprob"):
     """Returns the comparison of eager's results after a fault has changed their gradient."""
     case = _by_name(name)
     want = expected(operation, case, dtype, "cpu")
@@ -87,13 +87,6 @@ def _truncated(grad, oracle, token):
     return bits.view(torch.float32).to(grad.dtype)
 
 
-def _one_element(grad, oracle, token):
-    """Returns the gradient with an error of 10⁻³ in its smallest element."""
-    at = oracle.abs().argmin()
-    grad.view(-1)[at] *= 1 + 1e-3
-    return grad
-
-
 @pytest.mark.parametrize("name", ("characters", "gpt2", "verl_trap", "qwen", "gemma"))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_gradient_of_the_token_only_is_seen(name, dtype):
@@ -104,11 +97,6 @@ def test_a_gradient_of_the_token_only_is_seen(name, dtype):
 @pytest.mark.parametrize("name", ("characters", "gpt2", "gemma", "all_terms"))
 def test_a_store_that_truncates_is_seen(name):
     assert not _planted(_truncated, name, torch.bfloat16).passed
-
-
-@pytest.mark.parametrize("name", ("gpt2", "gemma", "all_terms", "wide"))
-def test_an_error_of_a_thousandth_in_the_smallest_element_is_seen(name):
-    assert not _planted(_one_element, name, torch.float32).passed
 
 
 @pytest.mark.sanitize

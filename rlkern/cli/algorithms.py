@@ -59,7 +59,7 @@ def summary(algorithm: Any) -> str:
     """Returns what the first line of the algorithm's file says it is.
 
     >>> summary(rlkern.algorithms()["sapo"])
-    'SAPO: a sigmoid of the ratio in place of the clip.'
+    'SAPO: a sigmoid of the ratio instead of the clip.'
     """
     module = importlib.import_module(f"rlkern.algorithms.{algorithm.name}")
     return (module.__doc__ or "").strip().split("\n")[0]

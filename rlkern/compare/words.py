@@ -99,8 +99,8 @@ def has_ratio(declared: Declared) -> bool:
 def clips(declared: Declared) -> bool:
     """Returns True if a clip or a mask of the gate can take a token's gradient away.
 
-    >>> clips(Algorithm("x", "p", "gate", "gae", "token_mean", gate_coef=("clip_high",)))
-    True
+    >>> clips(rlkern.algorithms()["grpo"]), clips(rlkern.algorithms()["sapo"])
+    (True, False)
     """
     if getattr(declared, "level", "") in CLIPPING_LEVELS:
         return False
