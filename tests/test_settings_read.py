@@ -39,8 +39,8 @@ MORE = {
 SEVERAL = frozenset(
     "algorithm model task seed steps sft.steps coefficients loss.kind loss.path lora.targets"
     " batch.prompts batch.micro_batches memory.share_prompts rollout.group_size"
-    " rollout.max_new_tokens rollout.temperature reward.kl_coef reward.weights critic.warmup optimizer.lr"
-    " eval.batch pairs.source".split()
+    " rollout.max_new_tokens rollout.temperature reward.kl_coef reward.weights critic.warmup"
+    " optimizer.lr eval.batch pairs.source".split()
 )
 READERS: dict[str, set[str]] = {}
 
