@@ -2,7 +2,7 @@
 """Compares a backend with the float64 reference, element by element, and checks its bias.
 
 No tolerance is chosen by hand. An element of a result may be off by at most
-    2 · eager's error  +  one ulp of the element  +  4 · what rounding in float32 makes of it.
+    2 · eager's error  +  one ulp of the element  +  8 · what rounding in float32 makes of it.
 The last is measured: the float64 reference runs again with every input moved by an ulp of float32.
 Eager's error is the largest of the row, counted in (ulp + what rounding makes) of each element, as
 an element may be right by luck. The mean error in ulps, with its sign, must be what rounding to
