@@ -2,12 +2,13 @@
 """The tool behind `make mutants`, on a toy project: what is planted, and who notices it."""
 
 import ast
+import doctest
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from mutants import covering, plant, run
+from mutants import covering, plant, run, tool
 from mutants.tool import Place, Results, known_alive, sample, table
 
 TOY = '''"""Words."""
@@ -51,6 +52,12 @@ def toy(tmp_path_factory) -> covering.Record:
     assert record.record_all(files, covering.environment_of(tree), 600) == 0
     assert record.record_all(files, covering.environment_of(tree), 0) == 0  # nothing is stale
     return record
+
+
+@pytest.mark.parametrize("module", (plant, covering, tool))
+def test_the_examples_of_a_module_hold(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
 
 
 def planted(text: str) -> list[str]:
