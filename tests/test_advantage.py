@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
 from rlkern import advantage, aggregate
-from rlkern.reference.group_advantage import KINDS
+from rlkern.backends.eager.group_advantage import KINDS
 
 NAN = math.nan
 
