@@ -62,9 +62,13 @@ def kept_sums(
     row_ptr, keep_row, scratch_row, row, softcap, K, V,
     SQUARES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Returns the sums of the token and the kept ids, whose logits it leaves in the scratch."""
+    """Returns the sums of the token and K kept ids, whose logits it leaves in the scratch.
+
+    Of no ids, those of no logits at all.
+    """
     zero = tl.zeros((), tl.float32)
-    top = tl.where(row.token >= 0, temper(row.logit, row, softcap), float("-inf"))
+    present = (row.token >= 0) & (K > 0)
+    top = tl.where(present, temper(row.logit, row, softcap), float("-inf"))
     # 1 for the token alone, 0 if its logit is −inf, NaN if it is NaN.
     total = tl.where(top == float("-inf"), 0.0, 1.0 + (top - top))
     sums = Sums(top, total, zero, total)

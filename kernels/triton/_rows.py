@@ -217,7 +217,7 @@ def row_results(row, softcap, sums):
 def gradient_slopes(row, softcap, results, d_logprob, d_entropy, d_lse):
     """Returns the Slopes of a row, given what the loss is in its logprob, entropy and log-sum-exp.
 
-    dz_j = (p_j·(d_lse − d_logprob − d_entropy·(log p_j + H)) + d_logprob·[j = token]) · scale.
+    In z it is  p_j·(d_lse − d_logprob − d_entropy·(log p_j + H)) + d_logprob·[j = token].
     At the token the first factor of d_logprob is 1 − p, which cancels: expm1 does not.
     """
     logprob, entropy = results.logprob, results.entropy

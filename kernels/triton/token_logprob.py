@@ -78,14 +78,12 @@ def token_logprob_forward(
     - writes five float32 scalars
     - never materialises probabilities; a row that does not count is not read
     """
-    VECTOR: tl.constexpr = LAUNCH.vector
-    BLOCK: tl.constexpr = LAUNCH.block
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, VECTOR)
-    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, VECTOR)
-    sums = absorb_row(row_ptr, row.length, row, softcap, empty_sums(), True, 1, BLOCK)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, LAUNCH.vector)
+    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, LAUNCH.vector)
+    sums = absorb_row(row_ptr, row.length, row, softcap, empty_sums(), True, 1, LAUNCH.block)
     store_scored(scored, i, row, softcap, sums)
 
 
@@ -101,19 +99,18 @@ def kept_token_logprob_forward(
     - writes five float32 scalars
     - never materialises a mask of the vocabulary
     """
-    VECTOR: tl.constexpr = LAUNCH.vector
-    BLOCK: tl.constexpr = LAUNCH.block
     KEPT_BLOCK: tl.constexpr = LAUNCH.kept_block
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, VECTOR)
-    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, VECTOR)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, LAUNCH.vector)
+    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, LAUNCH.vector)
     keep_row = softmax.keep + i * K
-    if kept_length(keep_row, K, counted, KEPT_BLOCK) > 0:
-        sums = kept_sums(row_ptr, keep_row, None, row, softcap, K, V, True, KEPT_BLOCK)
-    else:
-        sums = absorb_row(row_ptr, row.length, row, softcap, empty_sums(), True, 1, BLOCK)
+    # Two loops, of which one is empty: as branches they would need scalar registers gfx942 lacks.
+    kept = kept_length(keep_row, K, counted, KEPT_BLOCK)
+    sums = kept_sums(row_ptr, keep_row, None, row, softcap, kept, V, True, KEPT_BLOCK)
+    end = tl.where(kept > 0, 0, row.length)
+    sums = absorb_row(row_ptr, end, row, softcap, sums, True, 1, LAUNCH.block)
     store_scored(scored, i, row, softcap, sums)
 
 
