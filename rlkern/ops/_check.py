@@ -5,6 +5,7 @@ Checks of values would synchronise with a GPU, so they run only under RLKERN_CHE
 """
 
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -26,6 +27,12 @@ def tensor(op: str, name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> Te
         expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{op}: {name} must be {expected}, got {describe(x)}")
     return x
+
+
+def tensors(op: str, given: Mapping[str, object], dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raises TypeError unless each, by its name, is a tensor of one of the dtypes."""
+    for name, x in given.items():
+        tensor(op, name, x, dtypes)
 
 
 def like(
@@ -108,6 +115,11 @@ def number(op: str, name: str, x: object) -> float:
     if value - value != 0:  # math.isfinite would break the graph of a compiled caller
         raise ValueError(f"{op}: {name} must be finite, got {x}")
     return value
+
+
+def numbers(op: str, given: Mapping[str, object]) -> list[float]:
+    """Returns each, by its name, as a float; raises unless all are finite numbers."""
+    return [number(op, name, x) for name, x in given.items()]
 
 
 def checks_values() -> bool:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from rlkern.backends import on_host
 from rlkern.backends.eager.token_logprob import Softmax, accumulation_dtype
+from rlkern.backends.eager.token_objective import Rows
 from rlkern.ops import _check as check
 
 
@@ -24,9 +25,10 @@ def as_grid(op: str, logits: Tensor) -> Tensor:
         ) from None
 
 
-def row_vector(x: Tensor, grid: Tensor) -> Tensor:
-    """Returns a row vector as a contiguous (B, T) tensor in the logits' accumulation dtype."""
-    return _as_rows(x, grid, accumulation_dtype(grid.dtype))
+def row_vectors(rows: Rows, grid: Tensor) -> Rows:
+    """Returns the rows as contiguous (B, T) tensors in the logits' accumulation dtype."""
+    dtype = accumulation_dtype(grid.dtype)
+    return Rows(*[None if x is None else _as_rows(x, grid, dtype) for x in rows])  # type: ignore
 
 
 def token_vector(token: Tensor, grid: Tensor) -> Tensor:
@@ -120,7 +122,7 @@ def inverse_temperature(
             ) from None
         check.like(op, "temperature", rows, shape, grid, check.FLOATS)
         check.positive_values(op, "temperature", rows, mask)
-        return row_vector(rows, grid).reciprocal()
+        return _as_rows(rows, grid, accumulation_dtype(grid.dtype)).reciprocal()
     temperature = check.number(op, "temperature", temperature)
     if temperature <= 0:
         raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")
