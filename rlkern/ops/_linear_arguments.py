@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from rlkern.backends import autocast_dtype, on_host
+from rlkern.backends import on_host
 from rlkern.backends.eager.token_logprob import Softmax
 from rlkern.ops import _check as check
 from rlkern.ops._linear_head import LEAST_ROWS, Head
@@ -37,6 +37,7 @@ class LinearArguments(NamedTuple):
     hidden: Tensor  # (N, H)
     head: Head
     grid: Tensor  # (B, T, V): the logits there would be, of no memory
+    logit_scale: float
     wave: int
     part: Slice | None  # of the vocabulary, where ranks share it
 
@@ -63,9 +64,10 @@ def _as_layers_take(op: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
                 "ranks: gather it (FSDP2: model.unshard(); else .full_tensor()), or pass "
                 ".to_local() of a weight split by rows together with group="
             )
-    dtype = autocast_dtype(given["weight"].device)
-    if dtype is None:
+    device = given["weight"].device.type
+    if not torch.is_autocast_enabled(device):
         return given
+    dtype = torch.get_autocast_dtype(device)
     return {name: x if x.dtype == torch.float64 else x.to(dtype) for name, x in given.items()}
 
 
@@ -105,12 +107,15 @@ def _checked_tensors(
 
 def checked_head(
     op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None,
-    wave: int | None, group: ProcessGroup | None,
+    logit_scale: float, wave: int | None, group: ProcessGroup | None,
 ) -> LinearArguments:  # fmt: skip
     """Returns the hidden states and the head as the operators take them."""
     given = _checked_tensors(op, hidden, weight, bias, lora)
     hidden, weight = given["hidden"], given["weight"]
-    lora_scale = 1.0 if lora is None else check.number(op, "lora.scale", lora.scale)
+    numbers = {"logit_scale": logit_scale, "lora.scale": 1.0 if lora is None else lora.scale}
+    scale, lora_scale = check.numbers(op, numbers)
+    if scale <= 0:
+        raise ValueError(f"{op}: logit_scale must be greater than 0, got {logit_scale}")
     head = Head(weight, given.get("bias"), given.get("lora.a"), given.get("lora.b"), lora_scale)
     if wave is None:
         wave = default_wave(weight)
@@ -120,25 +125,19 @@ def checked_head(
     rows = shape if len(shape) == 2 else (1, shape.numel())
     grid = weight.detach().new_empty(()).expand(*rows, V)
     part = None if group is None else slice_of(op, grid, group)
-    return LinearArguments(
-        hidden.reshape(-1, H), head, grid if part is None else part.whole, wave, part
-    )
+    grid = grid if part is None else part.whole
+    return LinearArguments(hidden.reshape(-1, H), head, grid, scale, wave, part)
 
 
-def checked_softmax(
-    op, door: LinearArguments, shape, mask, temperature, softcap, keep, logit_scale
-) -> Softmax:
+def checked_softmax(op, door: LinearArguments, shape, mask, temperature, softcap, keep) -> Softmax:
     """Returns the distribution of flat rows, the scale of the logits folded in.
 
     softcap·tanh(scale·x/softcap)/T = softcap′·tanh(x/softcap′)/T′ with softcap′ = softcap/scale and
     T′ = T/scale: no kernel has to know of it.
     """
-    scale = check.number(op, "logit_scale", logit_scale)
-    if scale <= 0:
-        raise ValueError(f"{op}: logit_scale must be greater than 0, got {logit_scale}")
-    if scale != 1:
-        temperature = temperature / scale
-        softcap = None if softcap is None else softcap / scale
+    if door.logit_scale != 1:
+        temperature = temperature / door.logit_scale
+        softcap = None if softcap is None else softcap / door.logit_scale
     inv_temperature, cap, ids = make_softmax(op, door.grid, shape, mask, temperature, softcap, keep)
     return Softmax(
         None if inv_temperature is None else inv_temperature.flatten(),

@@ -17,7 +17,6 @@ from rlkern.backends.eager.token_logprob import accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
-from rlkern.ops._rows import sequence_bounds
 
 ROWS = (
     "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
@@ -56,9 +55,14 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
             raise ValueError(f"{declared.name}: {name} must not be negative, got {number}")
     *gate_coef, kl_coef, entropy_coef = numbers
     unused = [0.0] * (GATE_COEFFICIENTS - len(gate_coef))
-    estimator = str(known["kl_estimator"])
-    gate_coef = (*gate_coef, *unused)
-    return Objective(declared.gate, declared.level, estimator, gate_coef, kl_coef, entropy_coef)
+    return Objective(
+        declared.gate,
+        declared.level,
+        str(known["kl_estimator"]),
+        (*gate_coef, *unused),
+        kl_coef,
+        entropy_coef,
+    )
 
 
 def _expand_advantage(
@@ -126,7 +130,7 @@ def checked_arguments(
     if given.weight is not None:
         check.like(op, "weight", given.weight, shape, scores, check.FLOATS)
         check.finite_values(op, "weight", given.weight, given.mask)
-    bounds = sequence_bounds(op, given.cu_seqlens, shape, scores.device)
+    bounds = check.sequence_bounds(op, given.cu_seqlens, shape, scores.device)
     declared = find_algorithm(given.algorithm)
     objective = make_objective(declared, given.coefficients)
     if declared.level != "token" and bounds is None and len(shape) != 2:

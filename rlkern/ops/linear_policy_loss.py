@@ -34,8 +34,9 @@ class _Loss:
     """One evaluation: the counted rows, what is known of them, and the objective."""
 
     def __init__(self, hidden, head, token, rows, softmax, bounds, objective, wave):
+        flat = [None if x is None else x.reshape(-1) for x in rows]
         self.waves = Waves(head, hidden, token, rows.weight != 0, softmax, wave)
-        self.known = self.waves.take([None if x is None else x.reshape(-1) for x in rows])
+        self.known = self.waves.take(flat)
         self.objective = objective
         self.bounds = None if objective.level == "token" else self._counted_bounds(rows, bounds)
         shape, dtype = (len(Scored._fields), self.waves.count), rows.weight.dtype
@@ -85,8 +86,8 @@ class _Loss:
 
     def gradients(self, wants: list[bool]) -> Gradients:
         """Scores all rows and returns the gradients that are wanted."""
-        into = Gradients(self.waves, wants)
         spans = self.whole_sequences()
+        into = Gradients(self.waves, wants)
         for begin, end in spans or ():
             self.score(begin, end)
             if any(wants):
@@ -152,11 +153,11 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad_loss, *unused):
-    refuse_double_backward("linear_policy_loss")
     others = (None,) * ctx.others
+    made = [x if wanted else None for x, wanted in zip(ctx.saved_tensors, ctx.wants)]
+    refuse_double_backward("linear_policy_loss")
     if grad_loss is None:
         return *(None,) * 5, *others
-    made = [x if wanted else None for x, wanted in zip(ctx.saved_tensors, ctx.wants)]
     return *scaled_gradients(made, grad_loss), *others
 
 
@@ -214,7 +215,7 @@ def linear_policy_loss(
     [[[-1.0]]]
     """
     op = "linear_policy_loss"
-    door = checked_head(op, hidden, head_weight, bias, lora, wave, group)
+    door = checked_head(op, hidden, head_weight, bias, lora, logit_scale, wave, group)
     shape = hidden.shape[:-1]
     given = LossArguments(
         advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
@@ -224,16 +225,17 @@ def linear_policy_loss(
     check.like(op, "token", token, shape, hidden, check.INTEGERS)
     check.token_values(op, token, mask, door.grid.shape[-1])
     token, rows = token_vector(token, door.grid), row_vectors(checked.rows, door.grid)
-    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale)
+    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep)
+    form = checked.operator_form()
     if door.part is not None:
         scored = scored_rows(door, token, rows.weight != 0, softmax)
         logprob, entropy = (x.reshape(token.shape) for x in (scored.logprob, scored.entropy))
-        loss, metrics, _, _ = token_objective(logprob, entropy, *rows, *checked.operator_form())
+        loss, metrics, _, _ = token_objective(logprob, entropy, *rows, *form)
         return LossOutput(loss, metrics.detach())
     sources = (hidden, *door.head[:4])
     recording = torch.is_grad_enabled()
     wants = [recording and x is not None and x.requires_grad for x in sources]
     loss, metrics, *_ = forward(
-        door.hidden, *door.head, token, *rows, *softmax, *checked.operator_form(), door.wave, wants
+        door.hidden, *door.head, token, *rows, *softmax, *form, door.wave, wants
     )
     return LossOutput(loss, metrics.detach())

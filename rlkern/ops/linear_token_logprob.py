@@ -175,13 +175,13 @@ def linear_token_logprob(
     0.8
     """
     op = "linear_token_logprob"
-    door = checked_head(op, hidden, weight, bias, lora, wave, group)
+    door = checked_head(op, hidden, weight, bias, lora, logit_scale, wave, group)
     shape = hidden.shape[:-1]
     check.like(op, "token", token, shape, hidden, check.INTEGERS)
     if mask is not None:
         check.like(op, "mask", mask, shape, hidden, (torch.bool,))
     check.token_values(op, token, mask, door.grid.shape[-1])
-    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale)
+    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep)
     scored = scored_rows(
         door, token_vector(token, door.grid), mask_vector(mask, door.grid), softmax
     )
