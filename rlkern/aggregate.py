@@ -12,7 +12,6 @@ from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.whiten import EPS
 from rlkern.backends.eager.whiten import whiten as definition
 from rlkern.ops import _check as check
-from rlkern.ops._rows import sequence_bounds
 
 MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum")
 
@@ -70,7 +69,7 @@ def token_weight(
     """
     op = "token_weight"
     check.tensor(op, "mask", mask, (torch.bool,))
-    bounds = sequence_bounds(op, cu_seqlens, mask.shape, mask.device)
+    bounds = check.sequence_bounds(op, cu_seqlens, mask.shape, mask.device)
     if mask.ndim != 2 and bounds is None:
         raise ValueError(
             f"{op}: mask must be (B, T), or (N,) with cu_seqlens, got {check.describe(mask)}"

@@ -9,7 +9,7 @@ from trainer_helpers import begun, compiled, small  # noqa: F401
 
 import rlkern
 from rlkern.trainer.online.advantages import Rewarded, with_advantage
-from rlkern.trainer.optimizer import rates
+from rlkern.trainer.update import rates
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

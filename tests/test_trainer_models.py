@@ -16,7 +16,7 @@ from trainer_helpers import (
 
 from rlkern.trainer import UserError, files, train
 from rlkern.trainer.models import smollm2
-from rlkern.trainer.models.policy import check_model_name, load_policy, train_last_layers
+from rlkern.trainer.models.load import check_model_name, load_policy, train_last_layers
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.plot import plot_curves
 

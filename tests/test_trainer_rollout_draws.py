@@ -14,10 +14,10 @@ from trainer_helpers import (
 )
 
 import rlkern
+from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.rollout.sampler import Sampling, draw, next_logprob, random_numbers, sample
 from rlkern.trainer.rollout.text import Prompts, stop_tokens
 from rlkern.trainer.rows import joined
-from rlkern.trainer.scoring import hidden_states
 
 pytestmark = pytest.mark.usefixtures("compiled")
 STOP = torch.tensor([1])

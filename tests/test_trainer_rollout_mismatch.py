@@ -7,7 +7,7 @@ import pytest
 import torch
 from trainer_helpers import compiled, small  # noqa: F401
 
-from rlkern.trainer.rollout.mismatch import correction, mismatch_metrics
+from rlkern.trainer.online.shaping import correction, mismatch_metrics
 from rlkern.trainer.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("compiled")

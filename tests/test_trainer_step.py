@@ -20,16 +20,15 @@ import rlkern
 from rlkern.trainer import losses
 from rlkern.trainer.evaluate import Answers
 from rlkern.trainer.losses import Objective, PolicyLosses
+from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.offline import supervised
 from rlkern.trainer.offline.supervised import right_answers, supervise
 from rlkern.trainer.online.learner import minibatches
-from rlkern.trainer.optimizer import learning_rate, rates
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.text import stop_tokens
 from rlkern.trainer.rows import pieces
-from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.show.report import completion_statistics
-from rlkern.trainer.update import Updater, shares
+from rlkern.trainer.update import Updater, learning_rate, rates, shares
 
 pytestmark = pytest.mark.usefixtures("compiled")
 TERMS = {"kl_coef": 0.1, "entropy_coef": 0.01}

@@ -14,7 +14,7 @@ import rlkern
 from rlkern.algorithms import declarations
 from rlkern.trainer import build, preflight
 from rlkern.trainer.collect import generate, rewarded
-from rlkern.trainer.models.policy import make_policy
+from rlkern.trainer.models.load import make_policy
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
 from rlkern.trainer.rollout.text import encode, stop_tokens

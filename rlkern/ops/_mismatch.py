@@ -15,7 +15,6 @@ from torch import Tensor
 
 from rlkern.backends.eager.levels import Sequences
 from rlkern.ops import _check as check
-from rlkern.ops._rows import sequence_bounds
 
 
 class Mismatch(NamedTuple):
@@ -49,7 +48,7 @@ def checked(
     shape = old_logprob.shape
     check.like(op, "rollout_logprob", rollout_logprob, shape, old_logprob, check.FLOATS)
     check.like(op, "mask", mask, shape, old_logprob, (torch.bool,))
-    bounds = sequence_bounds(op, cu_seqlens, shape, old_logprob.device)
+    bounds = check.sequence_bounds(op, cu_seqlens, shape, old_logprob.device)
     if bounds is None and len(shape) != 2:
         raise ValueError(
             f"{op}: old_logprob must be (B, T), or (N,) with cu_seqlens, "

@@ -21,13 +21,8 @@ from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.files import publish
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora
-from rlkern.trainer.models.policy import (
-    Policy,
-    load_policy,
-    make_policy,
-    recomputing,
-    train_last_layers,
-)
+from rlkern.trainer.models.load import load_policy, make_policy, recomputing, train_last_layers
+from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.offline.pairs import Pairs, given_pairs, kept_pairs, write
 from rlkern.trainer.offline.preferences import FromPairs, Judged, Preferences, Scored, pair_rows
 from rlkern.trainer.offline.sampled import sampled_pairs
