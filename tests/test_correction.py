@@ -80,9 +80,9 @@ def test_bounds_that_are_not_given_are_what_the_docstring_says():
 def divergences(estimator):
     d = (OLD - ROLLOUT).tolist()
     formula = {
-        "k1": lambda x: x,
+        "k1": lambda x: -x,
         "k2": lambda x: x * x / 2,
-        "k3": lambda x: math.exp(-x) - 1 + x,
+        "k3": lambda x: math.exp(x) - 1 - x,
     }[estimator]
     return [[formula(x) for x in row if not math.isnan(x)] for row in d]
 
@@ -113,6 +113,36 @@ def test_rejection_keeps_what_lies_within_the_bounds(over, estimator):
         assert packed.equal(got[MASK])
         kept.add(int(got.sum()))
     assert len(kept) > 1  # some bounds hold and others do not
+
+
+def test_a_token_that_the_trainer_finds_likelier_than_its_sampler_is_the_divergent_one():
+    old, rollout = torch.tensor([[-4.0, -1.0]]), torch.tensor([[-1.0, -4.0]])
+    every = torch.ones(1, 2, dtype=torch.bool)  # exp(d) − 1 − d is 2.05 and 16.1, d = ∓3
+    assert rlkern.rollout_rejection(old, rollout, every, high=5.0).tolist() == [[True, False]]
+    kept = rlkern.rollout_rejection(old, rollout, every, estimator="k1", high=0.0)
+    assert kept.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("estimator", ("k1", "k3"))
+def test_the_mean_estimate_of_tokens_that_the_sampler_drew_is_the_divergence_from_it(estimator):
+    mu, old = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]], dtype=torch.float64)
+    exact = (mu * (mu / old).log()).sum().item()  # KL(μ‖π_old)
+    drawn = mu.log().repeat_interleave(torch.tensor([7, 2, 1]))[None]
+    scored = old.log().repeat_interleave(torch.tensor([7, 2, 1]))[None]
+    for high, kept in ((exact * (1 + 1e-12), 10), (exact * (1 - 1e-12), 0)):
+        options = {"estimator": estimator, "over": "mean", "high": high}
+        assert rlkern.rollout_rejection(scored, drawn, drawn < 0, **options).sum() == kept
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_divergence_from_the_old_policy_is_of_tokens_that_the_old_policy_drew(backend):
+    old = torch.tensor([[-3.0, -1.0]])
+    logprob = old + torch.tensor([[2.0, -2.0]])
+    with rlkern.use_backend(backend):
+        for at, expected in (([0], 4.389), ([1], 1.135), ([0, 1], 2.762)):  # exp(d) − 1 − d
+            rows = logprob[:, at], torch.ones(1), old[:, at] < 0
+            metrics = rlkern.token_objective(*rows, old_logprob=old[:, at]).metrics
+            assert rlkern.metrics_dict(metrics)["old_kl"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_bad_answers_left_behind_are_masked_and_good_ones_stay():

@@ -113,7 +113,7 @@ def store_statistics(
     tl.store(at + 4 * N, first, mask=counted)
     tl.store(at + 5 * N, second, mask=counted)
     tl.store(at + 6 * N, third, mask=counted)
-    old_kl, _ = k3(tokens.log_ratio, tokens.log_ratio)
+    old_kl, _ = k3(-tokens.log_ratio, tokens.log_ratio)  # the old policy drew the token
     tl.store(at + 7 * N, old_kl, mask=counted)
     tl.store(at + 8 * N, tl.exp(gate_ratio), mask=counted)
     tl.store(at + 9 * N, clip_low.to(tl.float32), mask=counted)

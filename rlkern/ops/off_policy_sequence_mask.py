@@ -20,6 +20,7 @@ def off_policy_sequence_mask(
 
         dropped where A < 0 and (1/|o|)·Σ (log μ − log π_old) > threshold
 
+    The sampler μ drew the tokens: the sum is k1's estimate of KL(μ‖π_old) over the answer.
     Paper: DeepSeek-V3.2, arXiv 2512.02556 (off-policy sequence masking). TRL and slime compare μ
     with the policy being trained; here it is the one of the last refresh.
 

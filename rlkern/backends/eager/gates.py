@@ -114,6 +114,7 @@ def dppo_tv(
     """Returns −A·sg(min(r, cap))·log π where the probability moved little, else 0.
 
     Kept are p − p_old ≤ high for A > 0 and p − p_old ≥ −low otherwise: a bound on total variation.
+    It is that of two Bernoulli variables, this token or another: exact, whoever drew the token.
     Paper: arXiv 2602.04879 (Binary-TV); cap 20 as in verl.
     """
     p = logprob.detach().exp()
@@ -127,6 +128,7 @@ def dppo_kl(
 ) -> Gated:  # fmt: skip
     """Returns dppo_tv's loss with the bound on KL(Bernoulli p_old ‖ Bernoulli p) in its direction.
 
+    Of this token or another as two outcomes: exact, whoever drew the token.
     Paper: arXiv 2602.04879 (Binary-KL); the logarithm's 1e-8 and cap 20 as in verl.
     """
     old = (logprob - log_ratio).detach()

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eager definition of the KL estimators of one sampled token, d = log π − log π_ref.
 
+They estimate KL(π‖π_ref) from a token that π drew; importance_k1 and importance_k3 from one that
+π_old drew. For a token that another policy μ drew, swap the roles: k3(log μ, log π) estimates
+KL(μ‖π).
+
 Which of them are unbiased in value is not which have the right gradient: on policy only k2, the
 straight-through and the importance-weighted forms do. No estimator clamps d (verl, OpenRLHF and
 NeMo clamp it to ±20 or ±10; TRL does not).

@@ -68,7 +68,10 @@ def ipo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
 
 
 def exo_pair(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
-    """Returns KL(p‖q), p = (σ(β·Δ), σ(−β·Δ)), q = (1 − ε, ε). Paper: arXiv 2402.00856, eq. 16."""
+    """Returns KL(p‖q), p = (σ(β·Δ), σ(−β·Δ)), q = (1 − ε, ε). Paper: arXiv 2402.00856, eq. 16.
+
+    A sum over both outcomes of the pair: exact, whoever drew the answers.
+    """
     x, flip = c["beta"] * (chosen - rejected), c["label_smoothing"]
     flip = torch.as_tensor(flip, dtype=torch.float64)
     won = torch.sigmoid(x) * (logsigmoid(x) - torch.log1p(-flip))
@@ -196,7 +199,8 @@ class Divergence(NamedTuple):
     defaults: Mapping[str, float] = MappingProxyType({})
 
 
-# Paper: arXiv 2309.16240, table 1 (f-DPO).
+# Paper: arXiv 2309.16240, table 1 (f-DPO). They score answers that anyone may have drawn: nothing is
+# estimated.
 DIVERGENCES = {
     "reverse_kl": Divergence(reverse_kl),
     "forward_kl": Divergence(forward_kl),
