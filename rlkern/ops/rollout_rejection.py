@@ -28,8 +28,9 @@ def rollout_rejection(
         k1 = −d    k2 = d²/2    k3 = exp(d) − 1 − d        d = log π_old − log μ
     The sampler μ drew the tokens, so these estimate KL(μ‖π_old); k1 and k3 have the mean KL.
     over "token" drops single tokens; "sum" and "mean" over an answer's tokens, and "max", their
-    largest, drop whole answers (verl's rollout_rs). Pass the result as the mask of the loss. With
-    the reference's log-probs as rollout_logprob and k2 it is KL-Mask.
+    largest, drop whole answers (verl's rollout_rs). A token of which either log-probability is NaN
+    is left out of these, and dropped only with its answer. Pass the result as the mask of the loss.
+    With the reference's log-probs as rollout_logprob and k2 it is KL-Mask.
 
     Arguments and errors as rollout_correction; returns (B, T) bool.
 
@@ -47,10 +48,9 @@ def rollout_rejection(
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
     x = DIVERGENCES[estimator](found.rollout_logprob, found.old_logprob, -found.log_ratio)
     total = found.sequences.total
+    if over == "token":
+        return mask & (between(x, low, high) | ~found.known)
     if over == "max":
-        return mask & (total((~between(x, low, high) & mask).to(x.dtype)) == 0)
-    if over == "sum":
-        x = total(x)
-    if over == "mean":
-        x = found.mean(x)
-    return mask & between(x, low, high)
+        return mask & (total((~between(x, low, high) & found.known).to(x.dtype)) == 0)
+    x = total(x) if over == "sum" else found.mean(x)
+    return mask & found.answers(between(x, low, high))
