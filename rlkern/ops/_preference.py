@@ -66,7 +66,7 @@ class Rows(NamedTuple):
         if weight is None and self.mask is None:
             return 1.0 / max(self.like.shape[0], 1)
         if weight is None:
-            return aggregate.token_weight(self.counted()[None])[0]
+            return aggregate.token_weight(self.counted()[None], dtype=self.dtype)[0]
         return self.select("weight", weight.detach(), 0.0)
 
 
