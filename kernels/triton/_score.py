@@ -161,11 +161,15 @@ def sum_statistics(
         count += counted.to(tl.float32)
         low = tl.where(counted, tl.minimum(low, x), low)
         high = tl.where(counted, tl.maximum(high, x), high)
-    tl.store(loss_ptr, tl.sum(total, 0), mask=column == 0)
-    tl.store(metrics_ptr + column, tl.sum(total, 0), mask=column > 0)
+    result = tl.sum(total, 0)
+    tl.store(loss_ptr, result, mask=column == 0)
+    tl.store(metrics_ptr + column, result, mask=column > 0)
     tl.store(metrics_ptr, tl.sum(count, 0), mask=column == 0)
-    tl.store(metrics_ptr + COLUMNS, tl.min(low, 0), mask=column == RATIO)
-    tl.store(metrics_ptr + COLUMNS + 1, tl.max(high, 0), mask=column == RATIO)
+    # A GPU's minimum and maximum drop NaN. A sum of ratios, none negative, is NaN only if one is.
+    low = tl.where(result == result, tl.min(low, 0), result)
+    high = tl.where(result == result, tl.max(high, 0), result)
+    tl.store(metrics_ptr + COLUMNS, low, mask=column == RATIO)
+    tl.store(metrics_ptr + COLUMNS + 1, high, mask=column == RATIO)
 
 
 @lru_cache(maxsize=256)
