@@ -42,7 +42,7 @@ def absolute(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
 
 def _with_gradient_of_k2(value: Tensor, logprob: Tensor, ref_logprob: Tensor) -> Tensor:
     gradient = k2(logprob, ref_logprob, logprob)
-    return value.detach() + gradient - gradient.detach()
+    return value.detach() + (gradient - gradient.detach())
 
 
 def k1_straight_through(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
@@ -65,7 +65,14 @@ def importance_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Te
 
     Paper: DeepSeek-V3.2, arXiv 2512.02556. On policy it is k3 with its score-function term.
     """
-    return log_ratio.exp() * k3(logprob, ref_logprob, log_ratio)
+    difference = logprob - ref_logprob
+    far = difference.detach() < -1
+    near = torch.where(far, 0.0, difference)
+    ratio = log_ratio.exp()
+    # There r·exp(−d) = π_ref/π_old is one power, with no gradient in log π: r may be 0 and exp(−d)
+    # infinite.
+    power = (log_ratio - difference).detach().exp()
+    return torch.where(far, power - ratio * (1 - difference), ratio * (torch.expm1(-near) + near))
 
 
 # The position in this table is the number the native kernels know the formula by.
