@@ -143,8 +143,12 @@ def simpo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
 
 
 def _log_odds(logprob: Tensor) -> Tensor:
-    """Returns log(p / (1 − p)) of log p < 0, by expm1 where 1 − p cancels."""
-    return logprob - torch.log(-torch.expm1(logprob))
+    """Returns log(p / (1 − p)) of log p ≤ 0, by expm1 where 1 − p cancels.
+
+    At p = 1, also that of an empty answer, it is that of the largest p below, and has no gradient.
+    """
+    below = torch.where(logprob == 0, -torch.finfo(logprob.dtype).tiny, logprob)
+    return below - torch.log(-torch.expm1(below))
 
 
 def orpo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
