@@ -80,7 +80,7 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   r.metric[kKl1] = x.has_ref ? kl_k1(difference).value : T(0);
   r.metric[kKl2] = x.has_ref ? kl_k2(difference).value : T(0);
   r.metric[kKl3] = x.has_ref ? kl_k3(difference).value : T(0);
-  r.metric[kOldKl] = kl_k3(log_ratio).value;
+  r.metric[kOldKl] = kl_k3(-log_ratio).value;  // the old policy drew the token: KL(π_old‖π)
   r.metric[kRatio] = std::exp(gate_ratio.log_ratio);
   r.metric[kClipLow] = gate.clip_low || gate_ratio.clip_low;
   r.metric[kClipHigh] = gate.clip_high || gate_ratio.clip_high;

@@ -113,7 +113,7 @@ def store_statistics(
     tl.store(at + 4 * N, first, mask=counted)
     tl.store(at + 5 * N, second, mask=counted)
     tl.store(at + 6 * N, third, mask=counted)
-    old_kl, _ = k3(tokens.log_ratio, tokens.log_ratio)
+    old_kl, _ = k3(-tokens.log_ratio, tokens.log_ratio)  # the old policy drew the token
     tl.store(at + 7 * N, old_kl, mask=counted)
     tl.store(at + 8 * N, tl.exp(gate_ratio), mask=counted)
     tl.store(at + 9 * N, clip_low.to(tl.float32), mask=counted)
@@ -161,11 +161,15 @@ def sum_statistics(
         count += counted.to(tl.float32)
         low = tl.where(counted, tl.minimum(low, x), low)
         high = tl.where(counted, tl.maximum(high, x), high)
-    tl.store(loss_ptr, tl.sum(total, 0), mask=column == 0)
-    tl.store(metrics_ptr + column, tl.sum(total, 0), mask=column > 0)
+    result = tl.sum(total, 0)
+    tl.store(loss_ptr, result, mask=column == 0)
+    tl.store(metrics_ptr + column, result, mask=column > 0)
     tl.store(metrics_ptr, tl.sum(count, 0), mask=column == 0)
-    tl.store(metrics_ptr + COLUMNS, tl.min(low, 0), mask=column == RATIO)
-    tl.store(metrics_ptr + COLUMNS + 1, tl.max(high, 0), mask=column == RATIO)
+    # A GPU's minimum and maximum drop NaN. A sum of ratios, none negative, is NaN only if one is.
+    low = tl.where(result == result, tl.min(low, 0), result)
+    high = tl.where(result == result, tl.max(high, 0), result)
+    tl.store(metrics_ptr + COLUMNS, low, mask=column == RATIO)
+    tl.store(metrics_ptr + COLUMNS + 1, high, mask=column == RATIO)
 
 
 @lru_cache(maxsize=256)

@@ -81,8 +81,9 @@ def _expand_advantage(
 
 
 def _weights(
-    op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm, bounds: Tensor | None
-) -> Tensor:
+    op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm, bounds: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     if weight is not None:
         return torch.where(mask, weight, 0.0)
     if mask.ndim == 1 and bounds is None and declared.aggregation != "token_mean":
@@ -91,7 +92,7 @@ def _weights(
             f"or cu_seqlens or weight be given, got {check.describe(mask)}"
         )
     rows = mask.reshape(1, -1) if mask.ndim == 1 and bounds is None else mask
-    weights = aggregate.token_weight(rows, declared.aggregation, cu_seqlens=bounds)
+    weights = aggregate.token_weight(rows, declared.aggregation, cu_seqlens=bounds, dtype=dtype)
     return weights.reshape(mask.shape)
 
 
@@ -140,7 +141,8 @@ def checked_arguments(
         )
     if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
-    weight = _weights(op, given.mask, given.weight, declared, bounds)
+    dtype = accumulation_dtype(scores.dtype)
+    weight = _weights(op, given.mask, given.weight, declared, bounds, dtype)
     advantage = _expand_advantage(op, given.advantage, shape, bounds)
     rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, given.correction)
     for name, x in zip(rows._fields, rows):

@@ -248,6 +248,11 @@ METRICS = (
     Metric("sampling/sampling_logp_difference/{which}", "|log π by trainer − by sampler|"),
     Metric("sampling/importance_sampling_ratio/{which}", "factor of the mismatch's correction"),
     Metric(
+        "sampling/unknown_logprobs",
+        "tokens of this step with a NaN log-probability by sampler or trainer: not corrected",
+        healthy="0",
+    ),
+    Metric(
         "completions/clipped_ratio",
         "share of answers cut off at rollout.max_new_tokens",
         healthy="below 0.1; else allow longer answers or punish them",

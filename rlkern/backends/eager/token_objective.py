@@ -126,7 +126,7 @@ def token_metrics(
         logprob,
         entropy,
         *divergences,
-        k3(logprob, logprob - own, own),
+        k3(-own, torch.zeros_like(own), own),  # the old policy drew the token: KL(π_old‖π)
         ratio,
         gate.clip_low.to(logprob.dtype),
         gate.clip_high.to(logprob.dtype),

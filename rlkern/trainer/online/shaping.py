@@ -77,15 +77,17 @@ def correction(settings: Settings, rows: Rows) -> Tensor | None:
 
 def mismatch_metrics(rows: Rows, factor: Tensor | None = None) -> dict[str, float]:
     """Returns |log π_old − log μ| over the counted tokens and the factors of the correction, if
-    there is one, by the names of TRL; nothing if the trainer did not score the rows.
+    there is one, by the names of TRL, and how many tokens have no difference because one of the two
+    is NaN; nothing if the trainer did not score the rows.
     """
     if rows.old_logprob is None or not rows.mask.any():
         return {}
     difference = (rows.old_logprob - rows.rollout_logprob)[rows.mask].abs()
-    values = {
-        "sampling/sampling_logp_difference/mean": difference.mean().item(),
-        "sampling/sampling_logp_difference/max": difference.max().item(),
-    }
+    known = difference[~difference.isnan()]
+    values = {"sampling/unknown_logprobs": float(difference.numel() - known.numel())}
+    if known.numel():
+        values["sampling/sampling_logp_difference/mean"] = known.mean().item()
+        values["sampling/sampling_logp_difference/max"] = known.max().item()
     if factor is not None:
         counted = factor[rows.mask]
         for name, reduce in (("min", torch.min), ("mean", torch.mean), ("max", torch.max)):
