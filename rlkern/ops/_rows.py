@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends import on_host
+from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.token_logprob import Softmax, accumulation_dtype
 from rlkern.ops import _check as check
 
@@ -63,6 +64,23 @@ def sequence_bounds(
                 + ("…" if len(bounds) > 8 else "")
             )
     return cu_seqlens.to(torch.int64).contiguous()
+
+
+def of_each_token(
+    op: str, name: str, x: Tensor, shape: torch.Size, bounds: Tensor | None
+) -> Tensor:
+    """Returns x (shape) of each token, given that or one number per sequence: (B,) or (B, 1)."""
+    check.tensor(op, name, x, check.FLOATS)
+    if x.shape == shape:
+        return x
+    count = shape[0] if bounds is None else bounds.numel() - 1
+    per_sequence = x.shape in ((count,), (count, 1)) and (bounds is not None or len(shape) > 1)
+    if per_sequence and bounds is not None:
+        return x.reshape(-1)[Sequences(shape, bounds).of_row]
+    if per_sequence:
+        return x.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+    expected = f"{tuple(shape)}, {(count,)} or {(count, 1)}"
+    raise ValueError(f"{op}: {name} must be {expected}, got {check.describe(x)}")
 
 
 def make_softmax(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.ops import _check as check
 from rlkern.ops._mismatch import between, checked
 
 # The others differ from these in their gradients, or weigh with a ratio.
@@ -18,8 +19,8 @@ def rollout_rejection(
     *,
     estimator: str = "k3",
     over: str = "token",
-    low: float = -torch.inf,
-    high: float = torch.inf,
+    low: float | None = None,
+    high: float | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Returns the mask without the tokens or answers whose divergence is out of bounds.
@@ -42,13 +43,14 @@ def rollout_rejection(
         )
     if over not in ("token", "sum", "mean", "max"):
         raise ValueError(f"{op}: over must be one of token, sum, mean, max, got {over!r}")
+    bounds = check.bound(op, "low", low, -torch.inf), check.bound(op, "high", high, torch.inf)
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
     x = DIVERGENCES[estimator](found.old_logprob, found.rollout_logprob, found.log_ratio)
     total = found.sequences.total
     if over == "max":
-        return mask & (total((~between(x, low, high) & mask).to(x.dtype)) == 0)
+        return mask & (total((~between(x, *bounds) & mask).to(x.dtype)) == 0)
     if over == "sum":
         x = total(x)
     if over == "mean":
         x = found.mean(x)
-    return mask & between(x, low, high)
+    return mask & between(x, *bounds)
