@@ -4,6 +4,7 @@
 Checks of values would synchronise with a GPU, so they run only under RLKERN_CHECK_VALUES=1.
 """
 
+import math
 import os
 from collections.abc import Mapping
 
@@ -27,7 +28,9 @@ def tensor(op: str, name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> Te
     """Returns x; raises TypeError unless it is a tensor of one of the dtypes."""
     if not isinstance(x, Tensor) or x.dtype not in dtypes:
         expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{op}: {name} must be {expected}, got {describe(x)}")
+        number = isinstance(x, Tensor) and not (x.is_complex() or x.dtype is torch.bool)
+        hint = f" (compare it: {name} != 0)" if number and dtypes == (torch.bool,) else ""
+        raise TypeError(f"{op}: {name} must be {expected}, got {describe(x)}{hint}")
     return x
 
 
@@ -85,6 +88,15 @@ def sequence_bounds(
     return cu_seqlens.to(torch.int64).contiguous()
 
 
+def overwritable(op: str, logits: Tensor) -> None:
+    """Raises ValueError for a leaf, whose storage would end up as its own gradient."""
+    if logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op}: inplace=True overwrites the logits, so they must be a result that nothing "
+            "else reads, got a leaf that requires a gradient"
+        )
+
+
 def token_values(op: str, token: Tensor, mask: Tensor | None, vocabulary: int) -> None:
     """Raises ValueError if a counted token is outside the vocabulary (a check of values)."""
     if not checks_values():
@@ -131,6 +143,13 @@ def positive_values(op: str, name: str, x: Tensor, mask: Tensor | None) -> None:
     if wrong.numel():
         got = wrong[0].item()
         raise ValueError(f"{op}: {name} must be positive where mask is True, got {got}")
+
+
+def bound(op: str, name: str, x: object, free: float) -> float:
+    """Returns x as a float, free for None; raises unless it is a number, which may be infinite."""
+    if x is None:
+        return free
+    return float(x) if x in (math.inf, -math.inf) else number(op, name, x)  # type: ignore[arg-type]
 
 
 def number(op: str, name: str, x: object) -> float:

@@ -12,11 +12,11 @@ from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.backends.eager.gates import GATE_COEFFICIENTS
 from rlkern.backends.eager.kl import KL_ESTIMATORS
-from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.token_logprob import accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
+from rlkern.ops._rows import of_each_token
 
 ROWS = (
     "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
@@ -65,21 +65,6 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
     )
 
 
-def _expand_advantage(
-    op: str, advantage: Tensor, shape: torch.Size, bounds: Tensor | None
-) -> Tensor:
-    if advantage.shape == shape:
-        return advantage
-    if bounds is not None and advantage.ndim == 1 and advantage.numel() == bounds.numel() - 1:
-        return advantage[Sequences(shape, bounds).of_row]
-    if len(shape) > 1 and advantage.shape == shape[:1]:
-        return advantage.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-    short = tuple(shape[:1]) if bounds is None else (bounds.numel() - 1,)
-    raise ValueError(
-        f"{op}: advantage must be {tuple(shape)} or {short}, got {check.describe(advantage)}"
-    )
-
-
 def _weights(
     op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm, bounds: Tensor | None,
     dtype: torch.dtype,
@@ -106,7 +91,7 @@ class LossArguments(NamedTuple):
     correction: Tensor | None
     cu_seqlens: Tensor | None
     weight: Tensor | None
-    algorithm: str
+    algorithm: str | Algorithm
     coefficients: Mapping[str, float | str]
 
 
@@ -127,7 +112,6 @@ def checked_arguments(
     op: str, scores: Tensor, shape: torch.Size, given: LossArguments
 ) -> CheckedArguments:
     check.like(op, "mask", given.mask, shape, scores, (torch.bool,))
-    check.tensor(op, "advantage", given.advantage, check.FLOATS)
     if given.weight is not None:
         check.like(op, "weight", given.weight, shape, scores, check.FLOATS)
         check.finite_values(op, "weight", given.weight, given.mask)
@@ -141,10 +125,14 @@ def checked_arguments(
         )
     if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
-    dtype = accumulation_dtype(scores.dtype)
-    weight = _weights(op, given.mask, given.weight, declared, bounds, dtype)
-    advantage = _expand_advantage(op, given.advantage, shape, bounds)
-    rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, given.correction)
+    weight = _weights(
+        op, given.mask, given.weight, declared, bounds, accumulation_dtype(scores.dtype)
+    )
+    advantage = of_each_token(op, "advantage", given.advantage, shape, bounds)
+    correction = given.correction
+    if correction is not None:
+        correction = of_each_token(op, "correction", correction, shape, bounds)
+    rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, correction)
     for name, x in zip(rows._fields, rows):
         if x is not None:
             check.like(op, name, x, shape, scores, check.FLOATS)

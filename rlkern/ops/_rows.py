@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.token_logprob import Softmax, accumulation_dtype
 from rlkern.backends.eager.token_objective import Rows
 from rlkern.ops import _check as check
@@ -39,6 +40,23 @@ def token_vector(token: Tensor, grid: Tensor) -> Tensor:
 def mask_vector(mask: Tensor | None, grid: Tensor) -> Tensor | None:
     """Returns a mask as a contiguous (B, T) tensor."""
     return None if mask is None else _as_rows(mask, grid, torch.bool)
+
+
+def of_each_token(
+    op: str, name: str, x: Tensor, shape: torch.Size, bounds: Tensor | None
+) -> Tensor:
+    """Returns x (shape) of each token, given that or one number per sequence: (B,) or (B, 1)."""
+    check.tensor(op, name, x, check.FLOATS)
+    if x.shape == shape:
+        return x
+    count = shape[0] if bounds is None else bounds.numel() - 1
+    per_sequence = x.shape in ((count,), (count, 1)) and (bounds is not None or len(shape) > 1)
+    if per_sequence and bounds is not None:
+        return x.reshape(-1)[Sequences(shape, bounds).of_row]
+    if per_sequence:
+        return x.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+    expected = f"{tuple(shape)}, {(count,)} or {(count, 1)}"
+    raise ValueError(f"{op}: {name} must be {expected}, got {check.describe(x)}")
 
 
 def make_softmax(

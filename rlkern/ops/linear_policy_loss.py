@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from rlkern.algorithms import Algorithm
 from rlkern.backends import implementation
 from rlkern.backends.eager.token_logprob import (
     Scored,
@@ -183,7 +184,7 @@ def linear_policy_loss(
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
     keep: Tensor | None = None,
-    algorithm: str = "grpo",
+    algorithm: str | Algorithm = "grpo",
     weight: Tensor | None = None,
     wave: int | None = None,
     group: ProcessGroup | None = None,

@@ -3,8 +3,8 @@
 
 from torch import Tensor
 
-from rlkern.ops import _check as check
 from rlkern.ops._mismatch import checked
+from rlkern.ops._rows import of_each_token
 
 
 def off_policy_sequence_mask(
@@ -27,7 +27,8 @@ def off_policy_sequence_mask(
     with the policy being trained; here it is the one of the last refresh.
 
     Arguments
-        advantage  (B, T) float; the rest as rollout_correction
+        advantage  (B, T) or (B,) float; with cu_seqlens (N,) or (S,)
+        the rest   as rollout_correction
     Returns
         (B, T) bool
 
@@ -38,7 +39,7 @@ def off_policy_sequence_mask(
     [[True], [False]]
     """
     op = "off_policy_sequence_mask"
-    check.like(op, "advantage", advantage, mask.shape, mask, check.FLOATS)
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
+    advantage = of_each_token(op, "advantage", advantage, mask.shape, found.sequences.cu_seqlens)
     near = found.answers(found.mean(-found.log_ratio) <= threshold)
     return mask & (near | ~(advantage < 0))

@@ -52,7 +52,7 @@ def rollout_correction(
     *,
     kind: str = "truncate",
     low: float = 0.0,
-    high: float = 2.0,
+    high: float | None = 2.0,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Returns what multiplies the policy loss of each token, 0 where mask is False.
@@ -70,7 +70,8 @@ def rollout_correction(
         old_logprob      (B, T) float  log π_old by the trainer; (N,) with cu_seqlens
         rollout_logprob  (B, T) float  log μ as the sampler reported it, NaN where it did not
         mask             (B, T) bool   True counts
-        kind, low, high  which of the five, and its bounds; low is unused where it does not appear
+        kind, low, high  which of the five, and its bounds (None: no bound); low is unused where it
+                         does not appear
         cu_seqlens       (S + 1,) bounds of the answers in flat rows
     Returns
         (B, T) float32 (float64 if an input is)
@@ -86,6 +87,6 @@ def rollout_correction(
     op = "rollout_correction"
     if kind not in CORRECTIONS:
         raise ValueError(f"{op}: kind must be one of {', '.join(CORRECTIONS)}, got {kind!r}")
-    low, high = check.number(op, "low", low), check.number(op, "high", high)
+    bounds = check.bound(op, "low", low, 0.0), check.bound(op, "high", high, torch.inf)
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
-    return torch.where(mask, CORRECTIONS[kind](found, low, high), 0.0)
+    return torch.where(mask, CORRECTIONS[kind](found, *bounds), 0.0)

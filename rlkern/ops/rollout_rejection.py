@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.ops import _check as check
 from rlkern.ops._mismatch import between, checked
 
 # Of the sampler μ, whose tokens these are: KL(μ‖π_old), not KL(π_old‖μ). The other estimators
@@ -19,8 +20,8 @@ def rollout_rejection(
     *,
     estimator: str = "k3",
     over: str = "token",
-    low: float = -torch.inf,
-    high: float = torch.inf,
+    low: float | None = None,
+    high: float | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Returns the mask without the tokens or answers whose divergence is out of bounds.
@@ -45,12 +46,13 @@ def rollout_rejection(
         )
     if over not in ("token", "sum", "mean", "max"):
         raise ValueError(f"{op}: over must be one of token, sum, mean, max, got {over!r}")
+    bounds = check.bound(op, "low", low, -torch.inf), check.bound(op, "high", high, torch.inf)
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
     x = DIVERGENCES[estimator](found.rollout_logprob, found.old_logprob, -found.log_ratio)
     total = found.sequences.total
     if over == "token":
-        return mask & (between(x, low, high) | ~found.known)
+        return mask & (between(x, *bounds) | ~found.known)
     if over == "max":
-        return mask & (total((~between(x, low, high) & found.known).to(x.dtype)) == 0)
+        return mask & (total((~between(x, *bounds) & found.known).to(x.dtype)) == 0)
     x = total(x) if over == "sum" else found.mean(x)
-    return mask & found.answers(between(x, low, high))
+    return mask & found.answers(between(x, *bounds))
