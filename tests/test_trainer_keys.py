@@ -5,7 +5,7 @@ schedule, the split of a rollout, the critic, and what is trained at all."""
 import pytest
 import torch
 from keys_helpers import HELD, calls, holds, norm, run_of, step, steps, weights_of
-from trainer_helpers import begun, compiled, loaded, small  # noqa: F401
+from trainer_helpers import begun, compiled, loaded, settings, small  # noqa: F401
 
 import rlkern
 from rlkern.trainer import build
@@ -230,6 +230,18 @@ def test_the_first_step_after_the_critics_warmup_has_the_first_rate_of_the_sched
     assert rates(run.parts.settings, 2)["policy"] == 0.25
 
 
+def test_the_schedule_of_the_policy_falls_over_the_steps_that_its_critic_leaves_it():
+    given = settings(
+        algorithm="a2c",
+        steps=6,
+        critic__warmup=2,
+        optimizer__decay={"kind": "linear", "floor": 0.4},
+    )
+    found = [rates(given, update) for update in range(6)]
+    assert [r["policy"] for r in found[2:]] == pytest.approx([1, 0.85, 0.7, 0.55])
+    assert [r["critic"] for r in found] == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5])
+
+
 @holds("critic.clip")
 def test_the_critics_loss_is_clipped_around_what_it_said_before_the_first_update(
     tmp_path, monkeypatch
@@ -248,6 +260,9 @@ def test_the_critics_loss_is_clipped_around_what_it_said_before_the_first_update
     error = torch.maximum((value - target).square(), (held - target).square())
     assert second[2].loss.item() == pytest.approx(0.5 * error[mask].mean().item(), rel=1e-5)
     assert (value.detach()[mask].abs() > 0.01).any() and values["critic/vf_clipfrac"] > 0
+    losses = [found.loss.item() for *_, found in seen]
+    assert values["critic/vf_loss"] == pytest.approx(sum(losses) / 2)
+    assert values["critic/vf_explained_var"] < 1 and values["critic/vpred_mean"] != 0
 
 
 @holds("sft.steps", "sft.lr", "sft.batch")
@@ -276,6 +291,7 @@ def test_the_supervised_start_has_its_own_steps_rate_and_batch(tmp_path, monkeyp
 
 def test_a_step_on_right_answers_takes_as_many_as_the_settings_ask_for(tmp_path):
     run = run_of(tmp_path, algorithm="sft", batch__prompts=3, optimizer__lr=2e-3)
+    run.learner.step(run.updater, pytest.fail)  # nothing to warn of
     (first, second) = steps(run, 2)
     assert len(first.rows.token) == 3 and first.rates == {"policy": 2e-3}
     decode = run.parts.policy.tokenizer.decode

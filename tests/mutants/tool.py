@@ -21,12 +21,15 @@ from .run import Outcome, copied, tried
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".mutants"
 KNOWN = Path(__file__).with_name("alive.txt")
-# Faults there change words, what only tests read, or what only a GPU or an interpreter runs.
+# Faults there change words and drawings, what only tests read, or what only a GPU or an interpreter
+# runs.
 LEFT_OUT = (
     "rlkern/doctor.py",
     "rlkern/__main__.py",
     "rlkern/testing",
     "rlkern/compare/pages",
+    "rlkern/compare/figures.py",
+    "rlkern/trainer/show/plot.py",
     "rlkern/cuda",
     "rlkern/kernels",
     "rlkern/backends/cuda",
