@@ -113,6 +113,7 @@ def test_a_folder_is_published_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
     files.publish(tmp_path / "target", lambda folder: (folder / "a").write_text("a"))
     assert (tmp_path / "target" / "a").read_text() == "a"
+    assert (tmp_path / "target").stat().st_mode & 0o777 == 0o755  # everybody may read it
 
 
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):

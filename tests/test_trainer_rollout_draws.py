@@ -88,6 +88,11 @@ def test_top_k_comes_before_top_p_and_equally_likely_tokens_by_their_ids():
     torch.testing.assert_close(kept, torch.tensor([[1, 1, 0, 0, 0]]) / 2)
 
 
+def test_top_p_stops_at_the_token_that_reaches_it():
+    kept = next_logprob(torch.zeros(1, 4), Sampling(1, STOP, top_p=0.5)).exp()
+    assert kept.tolist() == [[0.5, 0.5, 0, 0]]
+
+
 def test_temperature_comes_before_top_p():
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
     hot = next_logprob(logits, Sampling(1, STOP, temperature=100.0, top_p=0.6))

@@ -210,9 +210,9 @@ def _reference(parts: Parts, run: Path) -> Policy:
     folder, policy = run / REFERENCE, parts.policy
     if lora.is_adapted(policy.model):
         return policy.without_adapters()
-    if parts.world.is_main and not folder.is_dir():
-        publish(folder, policy.save)
     if parts.progress.step == 0:
+        if parts.world.is_main and not folder.is_dir():
+            publish(folder, policy.save)
         model = copy.deepcopy(policy.model).requires_grad_(False)
         return Policy(model, policy.tokenizer, policy.device, policy.mixed)
     found = load_policy(folder, device=policy.device, dtype=parts.settings.dtype)
