@@ -73,20 +73,26 @@ def load_tokens(i, weight, logprob, entropy, rows):
 
 
 @triton.jit
+def scaled_term(factor, x):
+    """Returns factor·x, and 0 for a factor of 0 also where x is infinite or NaN."""
+    return tl.where(factor == 0, 0.0, factor * x)
+
+
+@triton.jit
 def score_tokens(tokens, gate_ratio, objective, HAS_REF: tl.constexpr):
     """Returns the Score of tokens; gate_ratio is what the level makes of their log ratios."""
     gate_coef, weight, correction = objective.gate_coef, tokens.weight, tokens.correction
     loss, slope, ratio_slope, clip_low, clip_high = objective.gate(
         tokens.logprob, gate_ratio, tokens.advantage, *gate_coef
     )
-    loss = correction * loss - objective.entropy_coef * tokens.entropy
-    slope = correction * slope
+    loss = scaled_term(correction, loss) - objective.entropy_coef * tokens.entropy
+    slope = scaled_term(correction, slope)
     kl = tl.zeros_like(tokens.logprob)
     if HAS_REF:
         kl, kl_slope = objective.kl(tokens.logprob - tokens.ref_logprob, tokens.log_ratio)
-        loss += objective.kl_coef * kl
-        slope += objective.kl_coef * kl_slope
-    d_ratio = weight * correction * ratio_slope
+        loss += scaled_term(objective.kl_coef, kl)
+        slope += scaled_term(objective.kl_coef, kl_slope)
+    d_ratio = weight * scaled_term(correction, ratio_slope)
     d_entropy = -weight * objective.entropy_coef
     return Score(weight * loss, weight * slope, d_ratio, d_entropy, kl, clip_low, clip_high)
 
