@@ -15,8 +15,8 @@ from trainer_helpers import begun, compiled  # noqa: F401
 import rlkern
 from rlkern.algorithms import declarations
 from rlkern.trainer import UserError
-from rlkern.trainer.run import checkpoint
 from rlkern.trainer.models.policy import token_logprob
+from rlkern.trainer.run import checkpoint
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
