@@ -107,7 +107,7 @@ def test_a_store_that_truncates_is_seen(name):
     assert not _planted(_truncated, name, torch.bfloat16).passed
 
 
-# Of token_logprob the smallest is what p·(a + b·log p) leaves by cancelling, which eager gets wrong.
+# The smallest of token_logprob is what cancels in p·(a + b·log p), which eager gets wrong, too.
 @pytest.mark.parametrize("name", ("characters", "qwen", "gemma", "wide"))
 def test_an_error_of_a_thousandth_in_the_smallest_element_is_seen(name):
     assert not _planted(_one_element, name, torch.float32, "policy_loss").passed
