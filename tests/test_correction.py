@@ -158,7 +158,6 @@ def test_bad_answers_left_behind_are_masked_and_good_ones_stay():
     assert packed.equal(got.flatten())
 
 
-# Answers of (w = 4, unknown, w = 1/2) and (unknown, w = 1/4) and (unknown).
 UNKNOWN = {
     "truncate": ((0.0, 2.0), [[2.0, 1.0, 0.5], [1.0, 0.25, 0.0], [1.0, 0.0, 0.0]]),
     "mask": ((2.0, 5.0), [[4.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
