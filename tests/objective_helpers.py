@@ -30,15 +30,16 @@ LOGPROBS = (0.0, -1e-6, -1.5, -40.0)
 ADVANTAGES = (-2.0, 0.0, 0.7)
 # These gates and estimators stop gradients: their derivative is not that of their value.
 STOPPED = ("cispo", "dppo_tv", "dppo_kl", "vespo", "topr")
+# On none of the differences: there the sides of a rounding would decide.
+CLAMPS = {"log_ratio_min": -1.1, "log_ratio_max": 0.05, "kl_max": 0.7}
 EVERY_GATE = pytest.mark.parametrize("gate", GATES)
 EVERY_LEVEL = pytest.mark.parametrize("level", LEVELS)
 EVERY_KL = pytest.mark.parametrize("kl", KL_ESTIMATORS)
 
 
-def objective_of(gate, level="token", kl="k3", kl_coef=0.3, entropy_coef=0.2):
-    return Objective(
-        gate, level, kl, COEFFICIENTS.get(gate, (LOW, HIGH, 0, 0)), kl_coef, entropy_coef
-    )
+def objective_of(gate, level="token", kl="k3", kl_coef=0.3, entropy_coef=0.2, **clamps):
+    coefficients = COEFFICIENTS.get(gate, (LOW, HIGH, 0, 0))
+    return Objective(gate, level, kl, coefficients, kl_coef, entropy_coef, **clamps)
 
 
 def grid(dtype, from_refs=(0.5,)):

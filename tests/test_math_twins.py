@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from objective_helpers import (
+    CLAMPS,
     COEFFICIENTS,
     DIFFERENCES,
     EVERY_GATE,
@@ -129,6 +130,23 @@ def test_values_and_derivatives_of_a_kl_estimator_in_cpp_are_the_references(kl, 
 @EVERY_GATE
 def test_values_and_derivatives_of_a_level_in_cpp_are_the_references(gate, level, dtype):
     assert_twins(sequences(dtype), objective_of(gate, level))
+
+
+@needs_native
+@EVERY_DTYPE
+@EVERY_GATE
+def test_values_and_derivatives_of_a_clamped_ratio_in_cpp_are_the_references(gate, dtype):
+    assert_twins(grid(dtype), objective_of(gate, **CLAMPS))
+    for level in LEVELS:
+        assert_twins(sequences(dtype), objective_of(gate, level, **CLAMPS))
+
+
+@needs_native
+@EVERY_DTYPE
+@EVERY_KL
+def test_values_and_derivatives_of_a_clamped_kl_in_cpp_are_the_references(kl, dtype):
+    logprob, entropy, rows = grid(dtype, (-2.0, -0.1, 0.0, 0.1, 2.0))
+    assert_twins((logprob, entropy, rows), objective_of("ppo_clip", kl=kl, **CLAMPS))
 
 
 @needs_native

@@ -11,7 +11,7 @@ from rlkern.backends import _load
 from rlkern.testing.cases import Case, make_batch
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
-NUMBERS = torch.tensor([0.2, 0.28, 0.0, 0.0, 0.3, 0.2], dtype=torch.float64)
+NUMBERS = torch.tensor([0.2, 0.28, 0.0, 0.0, 0.3, 0.2, -0.5, 0.4, 0.1], dtype=torch.float64)
 
 
 def logits_calls(keep, packed, level):

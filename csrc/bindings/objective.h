@@ -15,11 +15,13 @@ struct NumberedObjective {
   Level level;
   Kl kl;
   std::array<double, kGateCoefficients> gate_coef;
-  double kl_coef, entropy_coef;
+  double kl_coef, entropy_coef, log_ratio_min, log_ratio_max, kl_max;
 
   template <class T>
   Objective<T> of() const {
-    Objective<T> made{gate, level, kl, {}, T(kl_coef), T(entropy_coef)};
+    Objective<T> made{gate,          level,           kl,
+                      {},            T(kl_coef),      T(entropy_coef),
+                      T(log_ratio_min), T(log_ratio_max), T(kl_max)};
     std::copy_n(gate_coef.begin(), kGateCoefficients, made.gate_coef);
     return made;
   }

@@ -31,7 +31,7 @@ struct PolicyLoss {
   const float *advantage, *weight, *old_logprob, *ref_logprob, *correction;  // the last: or null
   float *statistics, *loss, *metrics;  // statistics: kSummedMetrics columns of all rows
   int64_t gate, kl;
-  double coefficients[6];
+  double coefficients[9];  // Objective.numbers of the reference
 };
 
 struct TokenLogprob {

@@ -78,4 +78,13 @@ RLKERN_HD Dual<T> kl_divergence(Kl kind, T d, T log_ratio) {
   return {};
 }
 
+// Within ±bound: beyond it the slope is 0, unless it is another estimator's (straight through).
+template <class T>
+RLKERN_HD Dual<T> kl_term(Kl kind, T d, T log_ratio, T bound) {
+  const Dual<T> kl = kl_divergence(kind, d, log_ratio);
+  if (!(std::fabs(kl.value) > bound)) return kl;
+  const bool straight = kind == Kl::k1_straight_through || kind == Kl::k3_straight_through;
+  return {kl.value > 0 ? bound : -bound, straight ? kl.slope : T(0)};
+}
+
 }  // namespace rlkern

@@ -19,7 +19,7 @@ struct Objective {
   Level level;
   Kl kl;
   T gate_coef[kGateCoefficients];
-  T kl_coef, entropy_coef;
+  T kl_coef, entropy_coef, log_ratio_min, log_ratio_max, kl_max;
 };
 
 // One counted token. Without an old policy old_logprob is logprob itself, without a reference
@@ -51,7 +51,7 @@ enum Metric : int {
 };
 constexpr int kSummedMetrics = 12, kMetrics = 14;
 
-// All weighted but the metrics. grad_ratio is the derivative in the log ratio that the gate saw;
+// All weighted but the metrics. grad_ratio is the derivative in the log ratio that the level made;
 // whose log π that depends on is the level's to say.
 template <class T>
 struct TokenResult {
@@ -64,14 +64,15 @@ template <class T>
 RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
                                      const OwnRatio<T>& gate_ratio) {
   const T log_ratio = x.log_ratio(), difference = x.logprob - x.ref_logprob;
-  const Gated<T> gate =
-      apply_gate(o.gate, o.gate_coef, x.logprob, gate_ratio.log_ratio, x.advantage);
-  const Dual<T> kl = x.has_ref ? kl_divergence(o.kl, difference, log_ratio) : Dual<T>{0, 0};
+  const T seen = clamped(gate_ratio.log_ratio, o.log_ratio_min, o.log_ratio_max);
+  const bool beyond = seen < gate_ratio.log_ratio || seen > gate_ratio.log_ratio;
+  const Gated<T> gate = apply_gate(o.gate, o.gate_coef, x.logprob, seen, x.advantage);
+  const Dual<T> kl = x.has_ref ? kl_term(o.kl, difference, log_ratio, o.kl_max) : Dual<T>{0, 0};
   TokenResult<T> r;
   r.loss =
       x.weight * (x.correction * gate.loss + o.kl_coef * kl.value - o.entropy_coef * x.entropy);
   r.grad_logprob = x.weight * (x.correction * gate.slope + o.kl_coef * kl.slope);
-  r.grad_ratio = x.weight * x.correction * gate.ratio_slope;
+  r.grad_ratio = beyond ? T(0) : x.weight * x.correction * gate.ratio_slope;
   r.grad_entropy = -x.weight * o.entropy_coef;
   r.metric[kCount] = 1;
   r.metric[kLogprob] = x.logprob;
@@ -81,7 +82,7 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   r.metric[kKl2] = x.has_ref ? kl_k2(difference).value : T(0);
   r.metric[kKl3] = x.has_ref ? kl_k3(difference).value : T(0);
   r.metric[kOldKl] = kl_k3(log_ratio).value;
-  r.metric[kRatio] = std::exp(gate_ratio.log_ratio);
+  r.metric[kRatio] = std::exp(seen);
   r.metric[kClipLow] = gate.clip_low || gate_ratio.clip_low;
   r.metric[kClipHigh] = gate.clip_high || gate_ratio.clip_high;
   r.metric[kCorrection] = x.correction;

@@ -4,6 +4,8 @@
 d = log π − log π_ref; log_ratio = log π − log π_old of the token.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -66,6 +68,23 @@ def importance_k3(d, log_ratio):
     """Returns r·k3 and its derivative."""
     value, slope = k3(d, log_ratio)
     return importance_weighted(log_ratio, value, slope)
+
+
+class Kl(NamedTuple):
+    """An estimator as kernels take it, and whether its slope is another's: straight through."""
+
+    estimator: Any
+    straight_through: Any
+
+
+@triton.jit
+def kl_term(kl, d, log_ratio, bound):
+    """Returns an estimator within ±bound and its derivative, 0 beyond unless straight through."""
+    value, slope = kl.estimator(d, log_ratio)
+    beyond = tl.abs(value) > bound
+    if not kl.straight_through:
+        slope = tl.where(beyond, 0.0, slope)
+    return tl.where(beyond, tl.where(value > 0, bound, -bound), value), slope
 
 
 # In the order of the reference's table.

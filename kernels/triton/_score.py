@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.kl import STRAIGHT_THROUGH
 from rlkern.backends.eager.token_objective import SUMMED_METRICS, Objective
 from rlkern.backends.triton._gates import GATES
-from rlkern.backends.triton._kl import KL_ESTIMATORS, k1, k2, k3
+from rlkern.backends.triton._kl import KL_ESTIMATORS, Kl, k1, k2, k3, kl_term
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import row_scalar
 
@@ -37,13 +38,14 @@ class Tokens(NamedTuple):
 
 
 class Score(NamedTuple):
-    """The weighted loss of tokens with its derivatives, their KL, and which clips hold."""
+    """The weighted loss of tokens with its derivatives; the KL, log ratio and clips it saw."""
 
     loss: Any
     d_logprob: Any
     d_ratio: Any
     d_entropy: Any
     kl: Any
+    log_ratio: Any
     clip_low: Any
     clip_high: Any
 
@@ -73,27 +75,41 @@ def load_tokens(i, weight, logprob, entropy, rows):
 
 
 @triton.jit
+def clamped(log_ratio, objective):
+    """Returns a log ratio as its gate sees it: within its bounds. A NaN is on neither side."""
+    low, high = objective.log_ratio_min, objective.log_ratio_max
+    return tl.where(log_ratio < low, low, tl.where(log_ratio > high, high, log_ratio))
+
+
+@triton.jit
 def score_tokens(tokens, gate_ratio, objective, HAS_REF: tl.constexpr):
-    """Returns the Score of tokens; gate_ratio is what the level makes of their log ratios."""
+    """Returns the Score of tokens; gate_ratio is what the level makes of their log ratios.
+
+    d_ratio is the derivative in it.
+    """
     gate_coef, weight, correction = objective.gate_coef, tokens.weight, tokens.correction
+    seen = clamped(gate_ratio, objective)
     loss, slope, ratio_slope, clip_low, clip_high = objective.gate(
-        tokens.logprob, gate_ratio, tokens.advantage, *gate_coef
+        tokens.logprob, seen, tokens.advantage, *gate_coef
     )
     loss = correction * loss - objective.entropy_coef * tokens.entropy
     slope = correction * slope
     kl = tl.zeros_like(tokens.logprob)
     if HAS_REF:
-        kl, kl_slope = objective.kl(tokens.logprob - tokens.ref_logprob, tokens.log_ratio)
+        kl, kl_slope = kl_term(
+            objective.kl, tokens.logprob - tokens.ref_logprob, tokens.log_ratio, objective.kl_max
+        )
         loss += objective.kl_coef * kl
         slope += objective.kl_coef * kl_slope
-    d_ratio = weight * correction * ratio_slope
+    beyond = (seen < gate_ratio) | (seen > gate_ratio)
+    d_ratio = tl.where(beyond, 0.0, weight * correction * ratio_slope)
     d_entropy = -weight * objective.entropy_coef
-    return Score(weight * loss, weight * slope, d_ratio, d_entropy, kl, clip_low, clip_high)
+    return Score(weight * loss, weight * slope, d_ratio, d_entropy, kl, seen, clip_low, clip_high)
 
 
 @triton.jit
 def store_statistics(
-    statistics_ptr, i, N, tokens, gate_ratio, score, clip_low, clip_high, HAS_REF: tl.constexpr
+    statistics_ptr, i, N, tokens, score, clip_low, clip_high, HAS_REF: tl.constexpr
 ):
     """Writes the statistics of counted tokens, in the order of the reference's METRICS."""
     counted = tokens.weight != 0
@@ -115,7 +131,7 @@ def store_statistics(
     tl.store(at + 6 * N, third, mask=counted)
     old_kl, _ = k3(tokens.log_ratio, tokens.log_ratio)
     tl.store(at + 7 * N, old_kl, mask=counted)
-    tl.store(at + 8 * N, tl.exp(gate_ratio), mask=counted)
+    tl.store(at + 8 * N, tl.exp(score.log_ratio), mask=counted)
     tl.store(at + 9 * N, clip_low.to(tl.float32), mask=counted)
     tl.store(at + 10 * N, clip_high.to(tl.float32), mask=counted)
     tl.store(at + 11 * N, tokens.correction, mask=counted)
@@ -132,7 +148,7 @@ def score_rows(i, N, weight, logprob, entropy, rows, objective, statistics_ptr):
     tokens = load_tokens(i, weight, logprob, entropy, rows)
     score = score_tokens(tokens, tokens.log_ratio, objective, HAS_REF)
     clips = score.clip_low, score.clip_high
-    store_statistics(statistics_ptr, i, N, tokens, tokens.log_ratio, score, *clips, HAS_REF)
+    store_statistics(statistics_ptr, i, N, tokens, score, *clips, HAS_REF)
     d_logprob = tl.where(counted, score.d_logprob + score.d_ratio, 0.0)
     return d_logprob, tl.where(counted, score.d_entropy, 0.0)
 
@@ -174,14 +190,9 @@ def formulas(objective: Objective) -> Objective:
 
     An int among the numbers would compile a variant of its own.
     """
-    return Objective(
-        gate=GATES[objective.gate],
-        level=tl.constexpr(objective.level),
-        kl=KL_ESTIMATORS[objective.kl],
-        gate_coef=tuple(float(x) for x in objective.gate_coef),
-        kl_coef=float(objective.kl_coef),
-        entropy_coef=float(objective.entropy_coef),
-    )
+    numbers = map(float, objective.numbers)
+    kl = Kl(KL_ESTIMATORS[objective.kl], tl.constexpr(objective.kl in STRAIGHT_THROUGH))
+    return Objective.of(GATES[objective.gate], tl.constexpr(objective.level), kl, tuple(numbers))
 
 
 def new_statistics(rows: Tensor) -> Tensor:

@@ -100,14 +100,26 @@ def positive_values(op: str, name: str, x: Tensor, mask: Tensor | None) -> None:
 
 def number(op: str, name: str, x: object) -> float:
     """Returns x as a float; raises unless it is a finite number."""
-    try:
-        value = float(x)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        got = describe(x) if isinstance(x, Tensor) else repr(x)
-        raise TypeError(f"{op}: {name} must be a number, got {got}") from None
+    value = _as_float(op, name, x)
     if value - value != 0:  # math.isfinite would break the graph of a compiled caller
         raise ValueError(f"{op}: {name} must be finite, got {x}")
     return value
+
+
+def bound(op: str, name: str, x: object) -> float:
+    """Returns x as a float, which may be infinite; raises unless it is a number."""
+    value = _as_float(op, name, x)
+    if value != value:
+        raise ValueError(f"{op}: {name} must be a number, got {x}")
+    return value
+
+
+def _as_float(op: str, name: str, x: object) -> float:
+    try:
+        return float(x)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        got = describe(x) if isinstance(x, Tensor) else repr(x)
+        raise TypeError(f"{op}: {name} must be a number, got {got}") from None
 
 
 def checks_values() -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy losses' shared arguments: an algorithm's declaration, coefficients and weights."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -23,9 +24,11 @@ ROWS = (
     "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
 )
 SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
-# coefficients (6,) float64 on the CPU: a float argument would make torch.compile compile anew for
-# every value. Their order is Objective.numbers.
+# coefficients float64 on the CPU: a float argument would make torch.compile compile anew for every
+# value. Their order is Objective.numbers.
 OBJECTIVE = "Tensor? cu_seqlens, str gate, str level, str kl, Tensor coefficients"
+# Off by default, whatever the algorithm.
+CLAMPS = {"log_ratio_min": -math.inf, "log_ratio_max": math.inf, "kl_max": math.inf}
 
 
 def scalars(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,9 +37,14 @@ def scalars(like: Tensor) -> tuple[Tensor, Tensor]:
     return like.new_empty((), dtype=dtype), like.new_empty((len(METRICS),), dtype=dtype)
 
 
+def coefficient_defaults(declared: Algorithm) -> dict[str, float | str]:
+    """Returns every coefficient that an algorithm's loss takes with its default."""
+    return {**declared.defaults, "kl_estimator": declared.kl_estimator, **CLAMPS}
+
+
 def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str]) -> Objective:
     """Returns the token objective of an algorithm, the coefficients laid over its defaults."""
-    known: dict[str, float | str] = {**declared.defaults, "kl_estimator": declared.kl_estimator}
+    known = coefficient_defaults(declared)
     for name in coefficients:
         if name not in known:
             raise TypeError(
@@ -50,8 +58,12 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
         )
 
     def value(name: str) -> float:
-        number = check.number(declared.name, name, known[name])
-        if name != "entropy_coef" and number < 0:
+        read = check.bound if name in CLAMPS else check.number
+        number = read(declared.name, name, known[name])
+        if name == "log_ratio_min":
+            if number > 0:
+                raise ValueError(f"{declared.name}: {name} must not be positive, got {number}")
+        elif name != "entropy_coef" and number < 0:
             raise ValueError(f"{declared.name}: {name} must not be negative, got {number}")
         return number
 
@@ -64,6 +76,7 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
         (*gate_coef, *unused),
         value("kl_coef"),
         value("entropy_coef"),
+        *map(value, CLAMPS),
     )
 
 

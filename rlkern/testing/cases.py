@@ -88,10 +88,16 @@ _SOFTMAXES = (
          coefficients={"entropy_coef": 0.1}),
 )  # fmt: skip
 _KL = {"kl_coef": 0.04, "entropy_coef": 0.01}
+_CLAMPS = {"log_ratio_min": -0.2, "log_ratio_max": 0.1, "kl_max": 0.2}
 _PACKED: dict[str, Any] = {"B": 1, "T": 11, "mask": "holes", "packed": True}
 _OBJECTIVES = (
     *(Case(f"kl_{name}", V=130, coefficients={"kl_coef": 0.04, "kl_estimator": name})
       for name in KL_ESTIMATORS),
+    *(Case(f"clamped_{name}", V=130, algorithm="cispo" if name == "k1" else "grpo",
+           coefficients={**_KL, **_CLAMPS, "kl_estimator": name})
+      for name in ("k1", "k1+", "k3", "k3+")),
+    *(Case(f"clamped_{name}", B=3, T=4, V=130, algorithm=name, coefficients=_CLAMPS)
+      for name in ("gspo", "gspo_token")),
     Case("correction", V=130, correction=True, coefficients=_KL),
     Case("sequence_without_tokens", B=3, T=4, V=130, mask="empty_sequence", coefficients=_KL),
     Case("packed", V=130, **_PACKED, correction=True, coefficients=_KL),

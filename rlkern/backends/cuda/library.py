@@ -54,7 +54,7 @@ class PolicyLoss(Structure):
         *_fields(c_void_p, "advantage weight old_logprob ref_logprob correction"),
         *_fields(c_void_p, "statistics loss metrics"),
         *_fields(c_int64, "gate kl"),
-        ("coefficients", c_double * 6),
+        ("coefficients", c_double * 9),
     ]
 
 

@@ -42,7 +42,7 @@ def policy_loss(
             "policy_loss",
             PolicyLoss(
                 arguments, *map(address, rows), *map(address, out), GATE_INDEX[objective.gate],
-                KL_INDEX[objective.kl], (ctypes.c_double * 6)(*objective.numbers),
+                KL_INDEX[objective.kl], (ctypes.c_double * 9)(*objective.numbers),
             ),
         )  # fmt: skip
     return out[1], out[2]

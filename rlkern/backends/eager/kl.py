@@ -2,11 +2,13 @@
 """Eager definition of the KL estimators of one sampled token, d = log π − log π_ref.
 
 Which of them are unbiased in value is not which have the right gradient: on policy only k2, the
-straight-through and the importance-weighted forms do. No estimator clamps d (verl, OpenRLHF and
-NeMo clamp it to ±20 or ±10; TRL does not).
+straight-through and the importance-weighted forms do. No estimator clamps d (verl and NeMo clamp
+it to ±20, and k3 to ±10; OpenRLHF ±10; TRL neither): kl_term clamps the value. With kl_max = 10 it
+is verl's low_var_kl, since k3 is beyond 10 wherever d is beyond ±20.
 Twins: csrc/math/kl.h and kernels/triton/_kl.py; a test holds the three together.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -76,3 +78,24 @@ KL_ESTIMATORS: dict[str, Estimator] = {
     "importance_k3": importance_k3,
 }
 KL_INDEX = {name: i for i, name in enumerate(KL_ESTIMATORS)}
+STRAIGHT_THROUGH = ("k1+", "k3+")
+
+
+def kl_term(
+    name: str, bound: float, logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor
+) -> Tensor:
+    """Returns an estimator within ±bound; beyond it a constant, on it itself with its gradient.
+
+    A straight-through estimator keeps its gradient beyond the bound, as in verl: that is k2's, and
+    does not belong to the value.
+    """
+    estimator = KL_ESTIMATORS[name]
+    if bound == math.inf:
+        return estimator(logprob, ref_logprob, log_ratio)
+    value = estimator(logprob, ref_logprob, log_ratio).detach()
+    beyond, held = value.abs() > bound, value.clamp(-bound, bound)
+    if name in STRAIGHT_THROUGH:
+        held = _with_gradient_of_k2(held, logprob, ref_logprob)
+    # The inputs are held too: where exp overflows, a derivative of 0·inf would be NaN.
+    free = (torch.where(beyond, x.detach(), x) for x in (logprob, ref_logprob, log_ratio))
+    return torch.where(beyond, held, estimator(*free))

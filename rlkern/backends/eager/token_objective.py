@@ -4,8 +4,10 @@
 ℓ = correction · gate(log π, log r, A) + kl_coef · KL(log π, log π_ref) − entropy_coef · H
 
 The gates are in gates.py, the levels that make log r in levels.py, the KL estimators in kl.py.
+log r is clamped to [log_ratio_min, log_ratio_max], the KL to ±kl_max.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,8 +16,8 @@ from torch import Tensor
 
 from rlkern.backends.eager.autograd import recording
 from rlkern.backends.eager.gates import GATE_COEFFICIENTS, GATES, Gated
-from rlkern.backends.eager.kl import KL_ESTIMATORS, k1, k2, k3
-from rlkern.backends.eager.levels import LEVELS, Sequences
+from rlkern.backends.eager.kl import k1, k2, k3, kl_term
+from rlkern.backends.eager.levels import LEVELS, Sequences, clamped
 
 # Sums over the counted tokens, then the smallest and the largest ratio.
 SUMMED_METRICS = (
@@ -44,17 +46,20 @@ class Objective(NamedTuple):
     gate_coef: tuple[float, ...]
     kl_coef: float
     entropy_coef: float
+    log_ratio_min: float = -math.inf
+    log_ratio_max: float = math.inf
+    kl_max: float = math.inf
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """Returns all coefficients in one row: of the gate, of the KL, of the entropy."""
-        return (*self.gate_coef, self.kl_coef, self.entropy_coef)
+        """Returns all coefficients in one row: those of the gate, then the fields after them."""
+        return (*self.gate_coef, *self[4:])
 
     @staticmethod
     def of(gate: str, level: str, kl: str, numbers) -> "Objective":
         """Returns the objective whose numbers these are."""
-        *gate_coef, kl_coef, entropy_coef = numbers
-        return Objective(gate, level, kl, tuple(gate_coef), kl_coef, entropy_coef)
+        gate_coef = tuple(numbers[:GATE_COEFFICIENTS])
+        return Objective(gate, level, kl, gate_coef, *numbers[GATE_COEFFICIENTS:])
 
 
 class Rows(NamedTuple):
@@ -88,9 +93,10 @@ def gated(logprob: Tensor, rows: Rows, objective: Objective, sequences: Sequence
     level = LEVELS[objective.level](
         own, rows.advantage, rows.weight != 0, sequences, *objective.gate_coef
     )
-    gate = GATES[objective.gate](logprob, level.log_ratio, rows.advantage, *objective.gate_coef)
+    seen = clamped(level.log_ratio, objective.log_ratio_min, objective.log_ratio_max)
+    gate = GATES[objective.gate](logprob, seen, rows.advantage, *objective.gate_coef)
     low, high = gate.clip_low | level.clip_low, gate.clip_high | level.clip_high
-    return Gated(gate.loss, low, high), level.log_ratio, own
+    return Gated(gate.loss, low, high), seen, own
 
 
 def token_loss(
@@ -104,7 +110,7 @@ def token_loss(
     gate, _, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
     loss = gate.loss if rows.correction is None else rows.correction * gate.loss
     if rows.ref_logprob is not None:
-        divergence = KL_ESTIMATORS[objective.kl](logprob, rows.ref_logprob, own)
+        divergence = kl_term(objective.kl, objective.kl_max, logprob, rows.ref_logprob, own)
         loss = loss + objective.kl_coef * divergence
     return loss - objective.entropy_coef * entropy
 
@@ -112,14 +118,14 @@ def token_loss(
 def token_metrics(
     logprob: Tensor, entropy: Tensor, rows: Rows, objective: Objective, cu_seqlens: Tensor | None
 ) -> Tensor:
-    """Returns the METRICS of the counted tokens; ratio and clips are those the gate saw."""
+    """Returns the METRICS of the counted tokens; ratio, clips and kl are those the loss saw."""
     counted = rows.weight != 0
     gate, log_ratio, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
     ratio = log_ratio.exp()
     divergences = [torch.zeros_like(logprob)] * 4
     if (ref := rows.ref_logprob) is not None:
-        estimators = (KL_ESTIMATORS[objective.kl], k1, k2, k3)
-        divergences = [estimator(logprob, ref, own) for estimator in estimators]
+        divergences = [estimator(logprob, ref, own) for estimator in (k1, k2, k3)]
+        divergences.insert(0, kl_term(objective.kl, objective.kl_max, logprob, ref, own))
     one = torch.ones_like(logprob)
     sums = [
         one,
