@@ -49,7 +49,8 @@ def grid(dtype, from_refs=(0.5,)):
     logprob, advantage, from_old, from_ref = (x.contiguous() for x in columns)
     weight = 0.5 + torch.arange(logprob.numel(), dtype=dtype).remainder(3)[:, None]
     weight[::7] = 0
-    rows = Rows(advantage, weight, logprob - from_old, logprob - from_ref, weight.flip(0) / 2)
+    terms = weight.flip(0) / 2, weight.roll(1) / 8, weight.roll(2), weight.roll(3) / 4
+    rows = Rows(advantage, weight, logprob - from_old, logprob - from_ref, *terms)
     return logprob, 0.1 - logprob, rows
 
 
@@ -66,5 +67,6 @@ def sequences(dtype, S=30, T=5):
     weight = torch.where(torch.arange(T) < lengths, 1.0 / lengths, 0.0).double()
     weight[2] = 0
     x = [logprob, 0.1 - logprob, advantage, weight, logprob - sizes * d, logprob + ref, d.exp()]
+    x += [(logprob > -0.5) * 0.3, weight + 0.1, (logprob > -0.3) * 0.2]
     logprob, entropy, *rest = (y.to(dtype) for y in x)
     return logprob, entropy, Rows(*rest)

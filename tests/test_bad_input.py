@@ -126,6 +126,9 @@ OBJECTIVE = {
     "old_logprob": OPTIONAL_VECTOR,
     "ref_logprob": OPTIONAL_VECTOR,
     "correction": OPTIONAL_VECTOR,
+    "penalty": [*OPTIONAL_VECTOR, (-one, ValueError, "not be negative where mask", "-1.0")],
+    "entropy_weight": OPTIONAL_VECTOR,
+    "nll_weight": OPTIONAL_VECTOR,
     "weight": OPTIONAL_VECTOR,
     "cu_seqlens": [
         (torch.tensor([0, 3, 6]), ValueError, "beside flat (N,) rows", "rows (2, 3)"),

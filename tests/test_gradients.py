@@ -104,8 +104,9 @@ def plain_loss(batch, logits, name, **options):
     objective = make_objective(declared, options)
     logprob, entropy, *_ = plain_scores(logits, batch)
     weight = token_weight(batch.mask, declared.aggregation, cu_seqlens=batch.cu_seqlens).double()
-    rows = Rows(batch.advantage, weight, batch.old_logprob, batch.ref_logprob, batch.correction)
-    return (weight * token_loss(logprob, entropy, rows, objective, batch.cu_seqlens)).sum()
+    others = [getattr(batch, name) for name in Rows._fields[2:]]
+    rows = Rows(batch.advantage, weight, *others)
+    return token_loss(logprob, entropy, rows, objective, batch.cu_seqlens).sum()
 
 
 def assert_gradient_is_autograds(options, name, **terms):
@@ -119,6 +120,13 @@ def assert_gradient_is_autograds(options, name, **terms):
     loss.backward()
     expected.backward()
     torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ("grpo", "gspo", "gspo_token"))
+def test_the_gradient_of_the_optional_terms_and_clamps_is_autograds(name):
+    options = {"log_ratio_min": -0.1, "log_ratio_max": 0.1, "kl_max": 0.1}
+    shape = {"B": 3, "T": 4, "terms": True}
+    assert_gradient_is_autograds(shape, name, **TERMS, **options, kl_estimator="level_k3")
 
 
 @pytest.mark.parametrize("off_policy", (True, False), ids=("off policy", "on policy"))

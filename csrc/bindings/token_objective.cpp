@@ -13,7 +13,7 @@ NumberedObjective numbered(int gate, int level, int kl,
                            double kl_max) {
   return {enumerator("gate", gate, Gate::regression),
           enumerator("level", level, Level::clipped_sequence),
-          enumerator("kl", kl, Kl::importance_k3),
+          enumerator("kl", kl, Kl::level_k3),
           gate_coef,
           kl_coef,
           entropy_coef,

@@ -23,10 +23,11 @@ struct Objective {
 };
 
 // One counted token. Without an old policy old_logprob is logprob itself, without a reference
-// has_ref is false, without a correction it is 1.
+// has_ref is false, without a correction it is 1, without an entropy_weight it is the weight.
 template <class T>
 struct Token {
   T logprob, entropy, advantage, weight, old_logprob, ref_logprob, correction;
+  T penalty, entropy_weight, nll_weight;
   bool has_ref;
 
   RLKERN_HD T log_ratio() const { return logprob - old_logprob; }
@@ -67,13 +68,20 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   const T seen = clamped(gate_ratio.log_ratio, o.log_ratio_min, o.log_ratio_max);
   const bool beyond = seen < gate_ratio.log_ratio || seen > gate_ratio.log_ratio;
   const Gated<T> gate = apply_gate(o.gate, o.gate_coef, x.logprob, seen, x.advantage);
-  const Dual<T> kl = x.has_ref ? kl_term(o.kl, difference, log_ratio, o.kl_max) : Dual<T>{0, 0};
+  const KlTerm<T> kl =
+      x.has_ref ? kl_term(o.kl, difference, log_ratio, seen, o.kl_max) : KlTerm<T>{0, 0, 0};
+  // Where there is no weight, an infinite factor is 0 too.
+  const T penalty = x.penalty != 0 ? x.penalty * std::fabs(log_ratio) : T(0);
+  const T penalty_slope = x.penalty * (T(log_ratio > 0) - T(log_ratio < 0));
+  const T nll = x.nll_weight != 0 ? x.nll_weight * x.logprob : T(0);
   TokenResult<T> r;
-  r.loss =
-      x.weight * (x.correction * gate.loss + o.kl_coef * kl.value - o.entropy_coef * x.entropy);
-  r.grad_logprob = x.weight * (x.correction * gate.slope + o.kl_coef * kl.slope);
-  r.grad_ratio = beyond ? T(0) : x.weight * x.correction * gate.ratio_slope;
-  r.grad_entropy = -x.weight * o.entropy_coef;
+  r.loss = x.weight * (x.correction * gate.loss + o.kl_coef * kl.value + penalty) -
+           o.entropy_coef * x.entropy_weight * x.entropy - nll;
+  r.grad_logprob =
+      x.weight * (x.correction * gate.slope + o.kl_coef * kl.slope + penalty_slope) - x.nll_weight;
+  const T ratio_slope = x.correction * gate.ratio_slope + o.kl_coef * kl.ratio_slope;
+  r.grad_ratio = beyond ? T(0) : x.weight * ratio_slope;
+  r.grad_entropy = -o.entropy_coef * x.entropy_weight;
   r.metric[kCount] = 1;
   r.metric[kLogprob] = x.logprob;
   r.metric[kEntropy] = x.entropy;

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.backends.eager.kl import STRAIGHT_THROUGH
+from rlkern.backends.eager.kl import OF_LEVEL, STRAIGHT_THROUGH
 from rlkern.backends.eager.token_objective import SUMMED_METRICS, Objective
 from rlkern.backends.triton._gates import GATES
 from rlkern.backends.triton._kl import KL_ESTIMATORS, Kl, k1, k2, k3, kl_term
@@ -35,6 +35,9 @@ class Tokens(NamedTuple):
     log_ratio: Any
     ref_logprob: Any
     correction: Any
+    penalty: Any
+    entropy_weight: Any
+    nll_weight: Any
 
 
 class Score(NamedTuple):
@@ -71,6 +74,9 @@ def load_tokens(i, weight, logprob, entropy, rows):
         log_ratio=own_log_ratio(logprob, rows.old_logprob, i, counted),
         ref_logprob=tl.zeros_like(logprob) + row_scalar(rows.ref_logprob, i, counted, 0.0),
         correction=tl.zeros_like(logprob) + row_scalar(rows.correction, i, counted, 1.0),
+        penalty=tl.zeros_like(logprob) + row_scalar(rows.penalty, i, counted, 0.0),
+        entropy_weight=row_scalar(rows.entropy_weight, i, counted, weight),
+        nll_weight=tl.zeros_like(logprob) + row_scalar(rows.nll_weight, i, counted, 0.0),
     )
 
 
@@ -82,29 +88,45 @@ def clamped(log_ratio, objective):
 
 
 @triton.jit
+def penalized(tokens):
+    """Returns penalty·|log r| of tokens and its derivative: 0 without one, however far they are."""
+    far = tl.abs(tokens.log_ratio)
+    sign = tl.where(tokens.log_ratio > 0, 1.0, tl.where(tokens.log_ratio < 0, -1.0, 0.0))
+    return tl.where(tokens.penalty != 0, tokens.penalty * far, 0.0), tokens.penalty * sign
+
+
+@triton.jit
 def score_tokens(tokens, gate_ratio, objective, HAS_REF: tl.constexpr):
     """Returns the Score of tokens; gate_ratio is what the level makes of their log ratios.
 
     d_ratio is the derivative in it.
     """
-    gate_coef, weight, correction = objective.gate_coef, tokens.weight, tokens.correction
+    weight, correction = tokens.weight, tokens.correction
     seen = clamped(gate_ratio, objective)
     loss, slope, ratio_slope, clip_low, clip_high = objective.gate(
-        tokens.logprob, seen, tokens.advantage, *gate_coef
+        tokens.logprob, seen, tokens.advantage, *objective.gate_coef
     )
-    loss = correction * loss - objective.entropy_coef * tokens.entropy
+    loss = correction * loss
     slope = correction * slope
+    ratio_slope = correction * ratio_slope
     kl = tl.zeros_like(tokens.logprob)
     if HAS_REF:
-        kl, kl_slope = kl_term(
-            objective.kl, tokens.logprob - tokens.ref_logprob, tokens.log_ratio, objective.kl_max
+        distance = tokens.logprob - tokens.ref_logprob
+        kl, kl_slope, kl_ratio_slope = kl_term(
+            objective.kl, distance, tokens.log_ratio, seen, objective.kl_max
         )
         loss += objective.kl_coef * kl
         slope += objective.kl_coef * kl_slope
+        ratio_slope += objective.kl_coef * kl_ratio_slope
+    penalty, penalty_slope = penalized(tokens)
+    loss = weight * (loss + penalty)
+    d_entropy = -objective.entropy_coef * tokens.entropy_weight
+    nll = tl.where(tokens.nll_weight != 0, tokens.nll_weight * tokens.logprob, 0.0)
+    loss += d_entropy * tokens.entropy - nll
+    d_logprob = weight * (slope + penalty_slope) - tokens.nll_weight
     beyond = (seen < gate_ratio) | (seen > gate_ratio)
-    d_ratio = tl.where(beyond, 0.0, weight * correction * ratio_slope)
-    d_entropy = -weight * objective.entropy_coef
-    return Score(weight * loss, weight * slope, d_ratio, d_entropy, kl, seen, clip_low, clip_high)
+    d_ratio = tl.where(beyond, 0.0, weight * ratio_slope)
+    return Score(loss, d_logprob, d_ratio, d_entropy, kl, seen, clip_low, clip_high)
 
 
 @triton.jit
@@ -191,7 +213,8 @@ def formulas(objective: Objective) -> Objective:
     An int among the numbers would compile a variant of its own.
     """
     numbers = map(float, objective.numbers)
-    kl = Kl(KL_ESTIMATORS[objective.kl], tl.constexpr(objective.kl in STRAIGHT_THROUGH))
+    facts = (tl.constexpr(objective.kl in names) for names in (STRAIGHT_THROUGH, OF_LEVEL))
+    kl = Kl(KL_ESTIMATORS[objective.kl], *facts)
     return Objective.of(GATES[objective.gate], tl.constexpr(objective.level), kl, tuple(numbers))
 
 

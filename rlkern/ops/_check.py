@@ -98,6 +98,26 @@ def positive_values(op: str, name: str, x: Tensor, mask: Tensor | None) -> None:
         raise ValueError(f"{op}: {name} must be positive where mask is True, got {got}")
 
 
+def not_negative_values(op: str, name: str, x: Tensor | None, mask: Tensor) -> None:
+    """Raises ValueError if a counted element is below 0; under RLKERN_CHECK_VALUES=1."""
+    if x is not None and checks_values() and (x[mask] < 0).any():
+        got = x[mask].min().item()
+        raise ValueError(f"{op}: {name} must not be negative where mask is True, got {got}")
+
+
+def unread_values(op: str, name: str, x: Tensor | None, weight: Tensor) -> None:
+    """Raises ValueError if x asks something of a token of weight 0; under RLKERN_CHECK_VALUES=1.
+
+    Such tokens are not read, and so is x there. NaN and infinity ask nothing: paddings hold them.
+    """
+    if x is None or not checks_values():
+        return
+    lost = x[(weight == 0) & x.isfinite() & (x != 0)]
+    if lost.numel():
+        got = lost[0].item()
+        raise ValueError(f"{op}: {name} must be 0 where weight is 0, as no row is read, got {got}")
+
+
 def number(op: str, name: str, x: object) -> float:
     """Returns x as a float; raises unless it is a finite number."""
     value = _as_float(op, name, x)

@@ -11,17 +11,17 @@ from torch import Tensor
 from rlkern import aggregate
 from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
-from rlkern.backends.eager.gates import GATE_COEFFICIENTS
+from rlkern.backends.eager.gates import GATE_COEFFICIENTS, TOKEN_GATES
 from rlkern.backends.eager.kl import KL_ESTIMATORS
-from rlkern.backends.eager.levels import Sequences
+from rlkern.backends.eager.levels import LEVELS, Sequences
 from rlkern.backends.eager.token_logprob import accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
 from rlkern.ops._rows import sequence_bounds
 
-ROWS = (
-    "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
+ROWS = ", ".join(
+    f"Tensor{'?' if name in Rows._field_defaults else ''} {name}" for name in Rows._fields
 )
 SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
 # coefficients float64 on the CPU: a float argument would make torch.compile compile anew for every
@@ -39,7 +39,31 @@ def scalars(like: Tensor) -> tuple[Tensor, Tensor]:
 
 def coefficient_defaults(declared: Algorithm) -> dict[str, float | str]:
     """Returns every coefficient that an algorithm's loss takes with its default."""
-    return {**declared.defaults, "kl_estimator": declared.kl_estimator, **CLAMPS}
+    names = {"kl_estimator": declared.kl_estimator, "level": declared.level}
+    return {**declared.defaults, **names, **CLAMPS}
+
+
+def _named(declared: Algorithm, key: str, name: object, table: Mapping[str, object]) -> str:
+    if name not in tuple(table):
+        expected = ", ".join(table)
+        raise ValueError(f"{declared.name}: {key} must be one of {expected}, got {name!r}")
+    return str(name)
+
+
+def _check_level(declared: Algorithm, level: str) -> None:
+    """Raises ValueError if the gate of an algorithm makes nothing of the ratio of a level."""
+    if level == declared.level:
+        return
+    if declared.gate in TOKEN_GATES:
+        raise ValueError(
+            f"{declared.name}: level must be token, as its gate {declared.gate} looks at no ratio "
+            f"of a sequence, got {level!r}"
+        )
+    if "clipped_sequence" in (level, declared.level):
+        raise ValueError(
+            f"{declared.name}: level must be {declared.level}, as clipped_sequence takes the clip "
+            f"widths that other levels leave to the gate, got {level!r}"
+        )
 
 
 def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str]) -> Objective:
@@ -51,11 +75,9 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
                 f"{declared.name}: unknown coefficient {name!r}, expected one of {', '.join(known)}"
             )
     known.update(coefficients)
-    if known["kl_estimator"] not in tuple(KL_ESTIMATORS):
-        raise ValueError(
-            f"{declared.name}: kl_estimator must be one of {', '.join(KL_ESTIMATORS)}, "
-            f"got {known['kl_estimator']!r}"
-        )
+    kl = _named(declared, "kl_estimator", known["kl_estimator"], KL_ESTIMATORS)
+    level = _named(declared, "level", known["level"], LEVELS)
+    _check_level(declared, level)
 
     def value(name: str) -> float:
         read = check.bound if name in CLAMPS else check.number
@@ -71,8 +93,8 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
     unused = [0.0] * (GATE_COEFFICIENTS - len(gate_coef))
     return Objective(
         declared.gate,
-        declared.level,
-        str(known["kl_estimator"]),
+        level,
+        kl,
         (*gate_coef, *unused),
         value("kl_coef"),
         value("entropy_coef"),
@@ -121,6 +143,9 @@ class LossArguments(NamedTuple):
     old_logprob: Tensor | None
     ref_logprob: Tensor | None
     correction: Tensor | None
+    penalty: Tensor | None
+    entropy_weight: Tensor | None
+    nll_weight: Tensor | None
     cu_seqlens: Tensor | None
     weight: Tensor | None
     algorithm: str
@@ -147,7 +172,7 @@ def checked_arguments(
     bounds = sequence_bounds(op, given.cu_seqlens, shape, scores.device)
     declared = find_algorithm(given.algorithm)
     objective = make_objective(declared, given.coefficients)
-    if declared.level != "token" and bounds is None and len(shape) != 2:
+    if objective.level != "token" and bounds is None and len(shape) != 2:
         raise ValueError(
             f"{op}: {declared.name} compares whole sequences, so rows must be (B, T), "
             f"or (N,) with cu_seqlens, got {tuple(shape)}"
@@ -156,9 +181,13 @@ def checked_arguments(
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
     weight = _weights(op, given.mask, given.weight, declared, bounds)
     advantage = _expand_advantage(op, given.advantage, shape, bounds)
-    rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, given.correction)
+    others = [getattr(given, name) for name in Rows._fields[2:]]
+    rows = Rows(advantage, weight, *others)
     for name, x in zip(rows._fields, rows):
         if x is not None:
             check.like(op, name, x, shape, scores, check.FLOATS)
             check.finite_values(op, name, x, given.mask)
+    check.not_negative_values(op, "penalty", rows.penalty, given.mask)
+    check.unread_values(op, "entropy_weight", rows.entropy_weight, weight)
+    check.unread_values(op, "nll_weight", rows.nll_weight, weight)
     return CheckedArguments(rows, bounds, objective)

@@ -201,3 +201,5 @@ GATES: dict[str, Gate] = {
 }
 GATE_INDEX = {name: i for i, name in enumerate(GATES)}
 GATE_COEFFICIENTS = 4
+# They take no ratio, or probabilities that the token's own ratio alone gives.
+TOKEN_GATES = ("reinforce", "dppo_tv", "dppo_kl")

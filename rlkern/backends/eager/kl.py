@@ -40,7 +40,7 @@ def absolute(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
 
 def _with_gradient_of_k2(value: Tensor, logprob: Tensor, ref_logprob: Tensor) -> Tensor:
     gradient = k2(logprob, ref_logprob, logprob)
-    return value.detach() + gradient - gradient.detach()
+    return value.detach() + (gradient - gradient.detach())  # 0: no digit of the value is lost
 
 
 def k1_straight_through(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
@@ -66,6 +66,15 @@ def importance_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Te
     return log_ratio.exp() * k3(logprob, ref_logprob, log_ratio)
 
 
+def level_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
+    """Returns r·k3 with r the ratio that the gate sees, differentiable in both.
+
+    TRL's use_bias_correction_kl: at the level of sequences all tokens of an answer share r. At
+    level token it is importance_k3 with the clamped ratio.
+    """
+    return log_ratio.exp() * k3(logprob, ref_logprob, log_ratio)
+
+
 # The position in this table is the number the native kernels know the formula by.
 KL_ESTIMATORS: dict[str, Estimator] = {
     "k1": k1,
@@ -76,20 +85,24 @@ KL_ESTIMATORS: dict[str, Estimator] = {
     "k3+": k3_straight_through,
     "importance_k1": importance_k1,
     "importance_k3": importance_k3,
+    "level_k3": level_k3,
 }
 KL_INDEX = {name: i for i, name in enumerate(KL_ESTIMATORS)}
 STRAIGHT_THROUGH = ("k1+", "k3+")
+# Weighted with the ratio that the gate sees, not with the token's own.
+OF_LEVEL = ("level_k3",)
 
 
 def kl_term(
-    name: str, bound: float, logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor
+    name: str, bound: float, logprob: Tensor, ref_logprob: Tensor, own: Tensor, seen: Tensor
 ) -> Tensor:
     """Returns an estimator within ±bound; beyond it a constant, on it itself with its gradient.
 
+    own is the token's log ratio, seen the one that its gate sees.
     A straight-through estimator keeps its gradient beyond the bound, as in verl: that is k2's, and
     does not belong to the value.
     """
-    estimator = KL_ESTIMATORS[name]
+    estimator, log_ratio = KL_ESTIMATORS[name], seen if name in OF_LEVEL else own
     if bound == math.inf:
         return estimator(logprob, ref_logprob, log_ratio)
     value = estimator(logprob, ref_logprob, log_ratio).detach()

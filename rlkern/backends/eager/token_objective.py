@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eager definition of the token objective: surrogate, KL and entropy terms of one token.
 
-ℓ = correction · gate(log π, log r, A) + kl_coef · KL(log π, log π_ref) − entropy_coef · H
+    Σ weight·(correction·gate(log π, log r, A) + kl_coef·KL(log π, log π_ref)
+              + penalty·|log π − log π_old|)
+    − entropy_coef·Σ entropy_weight·H − Σ nll_weight·log π
 
 The gates are in gates.py, the levels that make log r in levels.py, the KL estimators in kl.py.
 log r is clamped to [log_ratio_min, log_ratio_max], the KL to ±kl_max.
@@ -66,7 +68,9 @@ class Rows(NamedTuple):
     """What is known of each token beside its distribution; all of the same shape.
 
     Tokens of weight 0 do not count and are not read. Without old_logprob the batch is on policy:
-    the ratio is 1 and its gradient that of log π. correction multiplies the gate's loss.
+    the ratio is 1 and its gradient that of log π. correction multiplies the gate's loss, penalty
+    the distance |log π − log π_old| of the token. entropy_weight stands in for weight in the
+    entropy term; nll_weight adds negative log-likelihood.
     """
 
     advantage: Tensor
@@ -74,6 +78,9 @@ class Rows(NamedTuple):
     old_logprob: Tensor | None = None
     ref_logprob: Tensor | None = None
     correction: Tensor | None = None
+    penalty: Tensor | None = None
+    entropy_weight: Tensor | None = None
+    nll_weight: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
         """Returns the rows with every vector that is there changed."""
@@ -106,13 +113,20 @@ def token_loss(
     objective: Objective,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """Returns the loss of each token, differentiable in logprob and entropy."""
-    gate, _, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
+    """Returns the weighted loss of each token, differentiable in logprob and entropy."""
+    gate, seen, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
     loss = gate.loss if rows.correction is None else rows.correction * gate.loss
-    if rows.ref_logprob is not None:
-        divergence = kl_term(objective.kl, objective.kl_max, logprob, rows.ref_logprob, own)
+    if (ref := rows.ref_logprob) is not None:
+        divergence = kl_term(objective.kl, objective.kl_max, logprob, ref, own, seen)
         loss = loss + objective.kl_coef * divergence
-    return loss - objective.entropy_coef * entropy
+    # Selected: where there is no weight, an infinite factor is 0 too.
+    if (penalty := rows.penalty) is not None:
+        loss = loss + torch.where(penalty != 0, penalty * own.abs(), 0.0)
+    of_entropy = rows.weight if rows.entropy_weight is None else rows.entropy_weight
+    loss = rows.weight * loss - objective.entropy_coef * of_entropy * entropy
+    if (nll := rows.nll_weight) is not None:
+        loss = loss - torch.where(nll != 0, nll * logprob, 0.0)
+    return loss
 
 
 def token_metrics(
@@ -120,12 +134,12 @@ def token_metrics(
 ) -> Tensor:
     """Returns the METRICS of the counted tokens; ratio, clips and kl are those the loss saw."""
     counted = rows.weight != 0
-    gate, log_ratio, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
-    ratio = log_ratio.exp()
+    gate, seen, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
+    ratio = seen.exp()
     divergences = [torch.zeros_like(logprob)] * 4
     if (ref := rows.ref_logprob) is not None:
         divergences = [estimator(logprob, ref, own) for estimator in (k1, k2, k3)]
-        divergences.insert(0, kl_term(objective.kl, objective.kl_max, logprob, ref, own))
+        divergences.insert(0, kl_term(objective.kl, objective.kl_max, logprob, ref, own, seen))
     one = torch.ones_like(logprob)
     sums = [
         one,
@@ -153,7 +167,7 @@ def token_objective(
     cu_seqlens: Tensor | None,
     objective: Objective,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns (loss, metrics, grad_logprob, grad_entropy) of loss = Σ weight·ℓ, of (B, T) tokens.
+    """Returns (loss, metrics, grad_logprob, grad_entropy) of the loss of (B, T) tokens.
 
     A sequence is a row, or what cu_seqlens says of the flattened rows.
     """
@@ -164,8 +178,8 @@ def token_objective(
     with recording():
         logprob = logprob.requires_grad_()
         entropy = entropy.requires_grad_()
-        row_loss = token_loss(logprob, entropy, rows, objective, cu_seqlens)
-        loss = torch.where(counted, rows.weight * row_loss, 0.0).sum()
+        loss = token_loss(logprob, entropy, rows, objective, cu_seqlens)
+        loss = torch.where(counted, loss, 0.0).sum()
         grad_logprob, grad_entropy = torch.autograd.grad(loss, (logprob, entropy))
     with torch.no_grad():
         metrics = token_metrics(logprob, entropy, rows, objective, cu_seqlens)
