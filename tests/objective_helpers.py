@@ -22,6 +22,8 @@ COEFFICIENTS = {
     "dro": (0.1, 0.0, 0.0, 0.0),
     "vespo": (2.0, 3.0, 3.0, 2.0),
     "regression": (0.5, 0.0, 0.0, 0.0),
+    "prime_ipo": (0.1, 0.1, 0.05, 0.0),
+    "cfpo": (0.2, 0.0, 0.0, 0.0),
 }
 # Far apart, near, almost equal and equal; the last are on the edges of the clip.
 DIFFERENCES = (-100.0, -20.0, -2.0, -0.1, -1e-4, -1e-9, 0.0, 1e-9, 1e-4, 0.1, 2.0, 20.0, 100.0)
@@ -29,7 +31,7 @@ EDGES = (math.log(1 - LOW), math.log(1 + HIGH))
 LOGPROBS = (0.0, -1e-6, -1.5, -40.0)
 ADVANTAGES = (-2.0, 0.0, 0.7)
 # These gates and estimators stop gradients: their derivative is not that of their value.
-STOPPED = ("cispo", "dppo_tv", "dppo_kl", "vespo", "topr")
+STOPPED = ("cispo", "dppo_tv", "dppo_kl", "vespo", "topr", "dft")
 # On none of the differences: there the sides of a rounding would decide.
 CLAMPS = {"log_ratio_min": -1.1, "log_ratio_max": 0.05, "kl_max": 0.7}
 EVERY_GATE = pytest.mark.parametrize("gate", GATES)

@@ -59,7 +59,7 @@ def lose(**changed):
         (lose, {"rows": Rows(X, "weight")}, "weight must be a tensor or None"),
         (lose, {"grad_logits": LOGITS.double()}, "grad_logits must be of the logits' shape"),
         (lose, {"metrics": torch.empty(13)}, "metrics must be 14 contiguous elements"),
-        (lose, {"gate": 12}, r"gate must be in \[0, 11\], got 12"),
+        (lose, {"gate": 15}, r"gate must be in \[0, 14\], got 15"),
     ),
 )  # fmt: skip
 def test_a_wrong_argument_is_named(call, changed, sentence):

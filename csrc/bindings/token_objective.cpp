@@ -11,7 +11,7 @@ NumberedObjective numbered(int gate, int level, int kl,
                            const std::array<double, kGateCoefficients>& gate_coef, double kl_coef,
                            double entropy_coef, double log_ratio_min, double log_ratio_max,
                            double kl_max) {
-  return {enumerator("gate", gate, Gate::regression),
+  return {enumerator("gate", gate, Gate::dft),
           enumerator("level", level, Level::clipped_sequence),
           enumerator("kl", kl, Kl::level_k3),
           gate_coef,

@@ -100,6 +100,7 @@ _OBJECTIVES = (
       for name in ("k1", "k1+", "k3", "k3+")),
     *(Case(f"clamped_{name}", B=3, T=4, V=130, algorithm=name, coefficients=_CLAMPS)
       for name in ("gspo", "gspo_token")),
+    Case("dft", V=130, algorithm="dft", correction=True, coefficients=_KL, about="objective"),
     Case("correction", V=130, correction=True, coefficients=_KL),
     Case("terms", B=3, T=4, V=130, terms=True, correction=True, coefficients=_KL),
     Case("terms_on_policy", V=130, terms=True, off_policy=False, coefficients=_KL),
