@@ -113,8 +113,13 @@ class Algorithm(BaseAlgorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineAlgorithm(BaseAlgorithm):
-    """One algorithm that learns from given answers, not from its own; fields of BaseAlgorithm."""
+    """One algorithm that learns from given answers, not from its own.
 
+    gate          where the loss is policy_loss, the surrogate; the advantage of an answer is then 1
+    the others    as in BaseAlgorithm
+    """
+
+    gate: str = ""
     advantage: str = field(default="", init=False)
     sampling: str = field(default="all", init=False)
     reward_terms: tuple[str, ...] = field(default=(), init=False)
@@ -127,6 +132,7 @@ class OfflineAlgorithm(BaseAlgorithm):
 
 _FOUND: dict[str, Algorithm] = {}
 _OFFLINE: dict[str, OfflineAlgorithm] = {}
+_OF_ANSWERS: dict[str, Algorithm] = {}  # as policy_loss takes those that learn from answers
 
 
 def scan(package: str, path: Iterable[str]) -> None:
@@ -135,6 +141,20 @@ def scan(package: str, path: Iterable[str]) -> None:
     declared = [m.ALGORITHM for m in modules if hasattr(m, "ALGORITHM")]
     for found in sorted(declared, key=lambda a: a.name):
         (_FOUND if isinstance(found, Algorithm) else _OFFLINE)[found.name] = found
+        if isinstance(found, OfflineAlgorithm) and found.gate:
+            _OF_ANSWERS[found.name] = _of_answers(found)
+
+
+def _of_answers(declared: OfflineAlgorithm) -> Algorithm:
+    """Returns an algorithm of right answers as policy_loss takes it."""
+    return Algorithm(
+        declared.name,
+        declared.paper,
+        gate=declared.gate,
+        advantage="reward",
+        aggregation="token_mean",
+        defaults={"kl_coef": 0.0, "entropy_coef": 0.0},
+    )
 
 
 def algorithms() -> dict[str, Algorithm]:
@@ -165,7 +185,8 @@ def declarations() -> dict[str, BaseAlgorithm]:
 
 
 def algorithm(name: str | Algorithm) -> Algorithm:
-    """Returns the algorithm of this name; a declaration, of the registry or one's own, is returned.
+    """Returns the algorithm of this name as policy_loss takes it; a declaration, of the registry or
+    one's own, is returned as it is.
 
     >>> from dataclasses import replace
     >>> algorithm(replace(algorithm("grpo"), gate="cispo")).gate
@@ -180,6 +201,8 @@ def algorithm(name: str | Algorithm) -> Algorithm:
         name = name.name
     if not isinstance(name, str):
         raise TypeError(f"algorithm must be a name or an Algorithm, got {name!r}")
+    if name in _OF_ANSWERS:
+        return _OF_ANSWERS[name]
     if name in _OFFLINE:
         known = _OFFLINE[name]
         raise ValueError(

@@ -37,7 +37,7 @@ LEVELS = {
     "clipped_sequence": "answer, tokens clipped first",
 }
 # Gates whose loss has no importance ratio, and levels that clip, so that their gate does not.
-WITHOUT_RATIO = frozenset({"reinforce"})
+WITHOUT_RATIO = frozenset({"", "reinforce", "dft"})
 CLIPPING_LEVELS = frozenset({"clipped_sequence"})
 AGGREGATIONS = {
     "token_mean": "tokens of the batch",
@@ -93,7 +93,7 @@ def needs_groups(declared: Declared) -> bool:
 
 def has_ratio(declared: Declared) -> bool:
     """Returns True where the loss holds an importance ratio."""
-    return getattr(declared, "gate", None) not in {None, *WITHOUT_RATIO}
+    return getattr(declared, "gate", "") not in WITHOUT_RATIO
 
 
 def clips(declared: Declared) -> bool:

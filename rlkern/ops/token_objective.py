@@ -59,6 +59,9 @@ def token_objective(
     old_logprob: Tensor | None = None,
     ref_logprob: Tensor | None = None,
     correction: Tensor | None = None,
+    penalty: Tensor | None = None,
+    entropy_weight: Tensor | None = None,
+    nll_weight: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     algorithm: str | Algorithm = "grpo",
     weight: Tensor | None = None,
@@ -84,8 +87,8 @@ def token_objective(
     if entropy is not None:
         check.like(op, "entropy", entropy, shape, logprob, (logprob.dtype,))
     given = LossArguments(
-        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
-        coefficients,
+        advantage, mask, old_logprob, ref_logprob, correction, penalty, entropy_weight, nll_weight,
+        cu_seqlens, weight, algorithm, coefficients,
     )  # fmt: skip
     checked = checked_arguments(op, logprob, shape, given)
     check.finite_values(op, "logprob", logprob, mask)

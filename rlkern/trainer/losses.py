@@ -66,9 +66,9 @@ class Objective:
         )
 
     @classmethod
-    def likelihood(cls, settings: Settings) -> Objective:
-        """Returns maximum likelihood: REINFORCE whose advantage is 1 for given answers."""
-        return cls(settings.loss.path)
+    def likelihood(cls, settings: Settings, algorithm: str = "sft") -> Objective:
+        """Returns the objective of given answers, whose advantage is 1."""
+        return cls(settings.loss.path, algorithm)
 
     def arguments(self, rows: Rows) -> dict[str, Any]:
         """Returns what rlkern.policy_loss takes in addition to the scores."""

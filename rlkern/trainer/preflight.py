@@ -13,6 +13,7 @@ import torch
 import rlkern
 from rlkern.algorithms import Algorithm
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
+from rlkern.ops._objective import coefficient_defaults as policy_coefficients
 from rlkern.ops._objective import make_objective
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.load import check_model_name
@@ -68,9 +69,7 @@ def coefficient_defaults(settings: Settings) -> dict[str, Any]:
     if declared.loss == rlkern.preference_loss.__name__:
         kind = PREFERENCE_KINDS.get(settings.loss.kind)
         return {**(kind.defaults if kind else {}), **found}
-    if isinstance(declared, Algorithm):
-        found["kl_estimator"] = declared.kl_estimator
-    return found
+    return policy_coefficients(declared) if isinstance(declared, Algorithm) else found
 
 
 def check_task(settings: Settings, task: Task) -> None:
