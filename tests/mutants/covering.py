@@ -162,15 +162,30 @@ def reached(source: str, line: int) -> list[set[int]]:
 
 
 def tests_of(record: Record, test_files: list[str], path: str, line: int) -> dict[str, float]:
-    """Returns the tests that execute a line of a source and how long each takes, quickest first."""
-    source = (record.tree / path).read_text()
-    for lines in reached(source, line):
-        found: dict[str, float] = {}
-        for name in test_files:
-            seconds, contexts = record.seconds(name), record.lines(name, path)
-            hit = {c for number in lines for c in contexts.get(number, ())} - {""}
-            whole = {c for c in hit if "::" not in c}
-            found |= {t: s for t, s in seconds.items() if t in hit or whole & {t.split("::")[0]}}
-        if found:
-            return dict(sorted(found.items(), key=lambda x: x[1]))
-    return {}
+    """Returns the tests that execute a line of a source and how long each takes, quickest first.
+
+    If none does, as where a table is made at import, those that execute anything of the source, and
+    after them the others of their files, which may read the table: first of the file of which the
+    largest share executes the source.
+    """
+    levels = reached((record.tree / path).read_text(), line)
+    for lines in levels:
+        found = {name: executing(record, name, path, lines) for name in test_files}
+        if any(found.values()):
+            break
+    tests = dict(sorted((x for each in found.values() for x in each.items()), key=lambda x: x[1]))
+    if lines is levels[-1]:
+        share = {
+            name: len(found[name]) / len(record.seconds(name)) for name in found if found[name]
+        }
+        for name in sorted(share, key=lambda name: -share[name]):
+            tests |= {t: s for t, s in record.seconds(name).items() if t not in tests}
+    return tests
+
+
+def executing(record: Record, test_file: str, path: str, lines: set[int]) -> dict[str, float]:
+    """Returns the tests of a file that execute any of some lines, and how long each takes."""
+    seconds, contexts = record.seconds(test_file), record.lines(test_file, path)
+    hit = {c for number in lines for c in contexts.get(number, ())} - {""}
+    whole = test_file in hit  # what a fixture of the file runs
+    return {t: s for t, s in seconds.items() if whole or t in hit}
