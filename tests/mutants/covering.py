@@ -143,11 +143,13 @@ def same_lines(old: str, new: str) -> list[tuple[int, int]]:
 def reached(source: str, line: int) -> list[set[int]]:
     """Returns lines that tell, best first, whether a test would notice a fault in this line.
 
-    The lines of its own statement; those of the function that it is a default of; the whole file.
+    Of a statement in a function: its own, those of the function, the whole file. What an import
+    executes is executed by whichever test imports first, which says nothing: of a default, the
+    lines of its function, and of anything else outside functions, the whole file.
     """
     tree = ast.parse(source)
     everything = set(range(1, len(source.splitlines()) + 1))
-    statement, body = {line}, everything
+    statement, body, inside = {line}, everything, False
     for node in ast.walk(tree):
         if not isinstance(node, ast.stmt) or not node.lineno <= line <= (node.end_lineno or 0):
             continue
@@ -156,9 +158,10 @@ def reached(source: str, line: int) -> list[set[int]]:
         last = own[0].lineno - 1 if own else node.end_lineno or node.lineno
         if line <= max(last, node.lineno):
             statement = set(range(node.lineno, max(last, node.lineno) + 1))
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, ast.FunctionDef):
             body = set(range(node.body[0].lineno, (node.end_lineno or 0) + 1))
-    return [statement, body, everything]
+            inside = inside or line in body
+    return ([statement] if inside else []) + ([body] if body != everything else []) + [everything]
 
 
 def tests_of(record: Record, test_files: list[str], path: str, line: int) -> dict[str, float]:
