@@ -16,7 +16,7 @@ LAYERS = (
     {"backends.cpu", "backends.cuda", "backends.triton"},
     {"backends"},
     {"aggregate", "ops"},
-    {"advantage", "integrations.fused_head", "sampling"},
+    {"advantage", "integrations.fused_head", "sampling", "statistics"},
     {"_exports"},
     {"testing"},
     {"trainer.errors", "trainer.files"},

@@ -54,7 +54,7 @@ def test_every_coefficient_has_a_default_and_every_default_a_source(name):
     declared = rlkern.algorithms()[name]
     assert set(declared.sources) == {*declared.defaults, *declared.settings}
     assert all(text.strip() for text in declared.sources.values())
-    assert {c for c in declared.gate_coef if c} <= set(declared.defaults)
+    assert {*declared.gate_coef, *declared.statistic_coef} <= set(declared.defaults)
     assert all(math.isfinite(x) for x in declared.defaults.values())
 
 
@@ -118,7 +118,11 @@ def test_coefficients_bear_the_names_of_the_formula_and_one_name_everywhere(name
 
     takes = {named(GATES[declared.gate], 3), named(LEVELS[declared.level], 4)} - {()}
     assert takes == ({declared.gate_coef} if declared.gate_coef else set())
-    assert set(declared.defaults) == {*declared.gate_coef, "kl_coef", "entropy_coef"}
+    own = {*declared.gate_coef, *declared.statistic_coef}
+    assert set(declared.defaults) == {*own, "kl_coef", "entropy_coef"}
+    if declared.statistic:
+        taken = inspect.signature(rlkern.statistics.STATISTICS[declared.statistic]).parameters
+        assert tuple(taken)[1:] == declared.statistic_coef
 
 
 @pytest.mark.parametrize(
@@ -136,6 +140,7 @@ def test_every_gate_and_every_level_is_of_some_algorithm():
     declared = rlkern.algorithms().values()
     assert {a.gate for a in declared} == set(GATES)
     assert {a.level for a in declared} == set(LEVELS)
+    assert {a.statistic for a in declared} - {""} == set(rlkern.statistics.STATISTICS)
     assert {a.sampling for a in declared} == set(registry.SAMPLING)
     assert {x for a in declared for x in a.needs} == set(registry.NEEDS)
     assert {x for a in declared for x in a.reward_terms} == set(registry.REWARD_TERMS)

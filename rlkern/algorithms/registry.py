@@ -44,6 +44,9 @@ class BaseAlgorithm:
                   (rlkern.sampling.overlong_penalty)
     anchor        whose log-probabilities are old_logprob: those of the "old" policy, which
                   sampled, or of the "reference"
+    statistic     a key of rlkern.statistics.STATISTICS, which makes the correction of the tokens
+                  of a whole step; "" where the tokens do not depend on each other
+    statistic_coef  names of the coefficients that the statistic takes
 
     Raises ValueError if a word is none of these.
     """
@@ -62,6 +65,8 @@ class BaseAlgorithm:
     sampling: str = "all"
     reward_terms: tuple[str, ...] = ()
     anchor: str = "old"
+    statistic: str = ""
+    statistic_coef: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check("learns_from", [self.learns_from], LEARNS_FROM)
@@ -119,6 +124,8 @@ class OfflineAlgorithm(BaseAlgorithm):
     sampling: str = field(default="all", init=False)
     reward_terms: tuple[str, ...] = field(default=(), init=False)
     anchor: str = field(default="old", init=False)
+    statistic: str = field(default="", init=False)
+    statistic_coef: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,6 +73,7 @@ def _facts(algorithm: Any) -> list[tuple[str, str]]:
     made = (
         f"advantage {algorithm.advantage}, gate {algorithm.gate} by {algorithm.level},"
         f" mean by {algorithm.aggregation}"
+        + (f", tokens weighted by statistic {algorithm.statistic}" if algorithm.statistic else "")
         if algorithm.online
         else f"loss {algorithm.loss}, trains {algorithm.trains}"
     )

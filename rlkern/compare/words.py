@@ -62,6 +62,13 @@ NEEDS = {
     "greedy": "a greedy answer to each prompt",
     "several_rewards": "rewards kept apart, each normalised on its own",
 }
+STATISTICS = {
+    "m2po": "the second moment of the log ratios: the furthest tokens are dropped",
+    "clip_cov": "the covariance of advantage and log-probability: a few high ones are dropped",
+    "entropy_quantile": "a quantile of the entropies: the tokens below it are dropped",
+    "fipo": "the discounted log ratios of what follows a token",
+    "ess": "the effective sample size of the ratios, which caps them",
+}
 REWARD_TERMS = {
     "kl": "the KL to the starting model, inside the reward (`reward_kl_coef`)",
     "overlong": "a punishment of answers close to the longest (`overlong_cache`)",
@@ -92,8 +99,8 @@ def needs_groups(declared: Declared) -> bool:
 
 
 def has_ratio(declared: Declared) -> bool:
-    """Returns True where the loss holds an importance ratio."""
-    return getattr(declared, "gate", None) not in {None, *WITHOUT_RATIO}
+    """Returns True where the loss holds an importance ratio, in its gate or in a statistic."""
+    return getattr(declared, "gate", None) not in {None, *WITHOUT_RATIO} or bool(declared.statistic)
 
 
 def clips(declared: Declared) -> bool:
@@ -154,6 +161,8 @@ def asks(declared: Declared) -> list[str]:
         found.append(f"groups: {SAMPLING.get(declared.sampling, declared.sampling)}")
         found.append(f"advantage against {normalised(declared)}")
         found.append(f"importance ratio: {ratio(declared)}")
+        if declared.statistic:
+            found.append(f"tokens weighted by {STATISTICS[declared.statistic]}")
         found.append(f"loss: mean over {averaged(declared)}")
     if declared.defaults.get("kl_coef"):
         found.append("the starting model, frozen, for the KL in the loss")

@@ -37,6 +37,13 @@ def scalars(like: Tensor) -> tuple[Tensor, Tensor]:
 def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str]) -> Objective:
     """Returns the token objective of an algorithm, the coefficients laid over its defaults."""
     known: dict[str, float | str] = {**declared.defaults, "kl_estimator": declared.kl_estimator}
+    for name in declared.statistic_coef:
+        del known[name]
+        if name in coefficients:
+            raise TypeError(
+                f"{declared.name}: {name} is a coefficient of rlkern.statistics.factor, which makes"
+                " the correction"
+            )
     for name in coefficients:
         if name not in known:
             raise TypeError(
@@ -67,9 +74,10 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
     )
 
 
-def _expand_advantage(
+def expand_advantage(
     op: str, advantage: Tensor, shape: torch.Size, bounds: Tensor | None
 ) -> Tensor:
+    """Returns the advantage of each token, from that of each token or of each sequence."""
     check.tensor(op, "advantage", advantage, check.FLOATS)
     if advantage.shape == shape:
         return advantage
@@ -139,10 +147,16 @@ def checked_arguments(
             f"{op}: {declared.name} compares whole sequences, so rows must be (B, T), "
             f"or (N,) with cu_seqlens, got {tuple(shape)}"
         )
+    if declared.statistic and given.correction is None:
+        raise ValueError(
+            f"{op}: {declared.name} weighs tokens by a statistic of the whole batch, so correction"
+            " must be given: rlkern.statistics.factor(logprob, old_logprob, advantage, mask,"
+            f" algorithm={declared.name!r}) makes it"
+        )
     if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
     weight = _weights(op, given.mask, given.weight, declared, bounds)
-    advantage = _expand_advantage(op, given.advantage, shape, bounds)
+    advantage = expand_advantage(op, given.advantage, shape, bounds)
     rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, given.correction)
     for name, x in zip(rows._fields, rows):
         if x is not None:

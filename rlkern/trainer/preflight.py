@@ -14,6 +14,7 @@ import rlkern
 from rlkern.algorithms import Algorithm
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.ops._objective import make_objective
+from rlkern.statistics import statistic_coefficients
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import check_model_name
 from rlkern.trainer.offline.pairs import check_source
@@ -107,8 +108,13 @@ def _check_sorted(settings: Settings, world: World) -> None:
 
 
 def _try_policy(settings: Settings, coefficients: dict[str, Any]) -> None:
-    if isinstance(settings.declared, Algorithm):
-        make_objective(settings.declared, coefficients)
+    declared = settings.declared
+    if not isinstance(declared, Algorithm):
+        return
+    names = declared.statistic_coef
+    if declared.statistic:
+        statistic_coefficients(declared, {k: x for k, x in coefficients.items() if k in names})
+    make_objective(declared, {k: x for k, x in coefficients.items() if k not in names})
 
 
 def _try_preference(settings: Settings, coefficients: dict[str, Any]) -> None:

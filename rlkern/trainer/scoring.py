@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import rlkern
+from rlkern import TokenLogprob
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.sampler import positions
@@ -71,6 +72,11 @@ def _shared(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
 def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:
     """Returns the log-probabilities (B, T) of the tokens of rows under a policy, at the temperature
     and over the ids that they were sampled by."""
+    return token_scores(policy, rows, settings).logprob
+
+
+def token_scores(policy: Policy, rows: Rows, settings: Settings) -> TokenLogprob:
+    """Returns the same with the entropy and what else comes with it."""
     hidden = hidden_states(policy, rows, share_prompts=settings.memory.share_prompts)
     head = policy.head.parameters()
     with policy.precision():
@@ -82,7 +88,7 @@ def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:
             mask=rows.mask,
             keep=rows.keep,
             **head,
-        ).logprob
+        )
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from rlkern.trainer.losses import Losses, Objective, PolicyLosses
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.online import shaping
 from rlkern.trainer.online.advantages import Rewarded, with_advantage
+from rlkern.trainer.online.statistic import with_statistic
 from rlkern.trainer.optimizer import rates
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.functions import reward_statistics
@@ -130,6 +131,9 @@ class Online:
             if len(chosen) < prompts:
                 part = rows.take(chosen.to(device))
                 counted = None if copies is None else copies.view(prompts, -1)[chosen].flatten()
+            if parts.settings.declared.statistic:
+                with updater.gathered():
+                    part = with_statistic(parts, part)
             yield self._update(self._weighted(part, counted), updater)
 
     def _weighted(self, rows: Rows, copies: Tensor | None) -> Rows:
