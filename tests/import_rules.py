@@ -16,6 +16,7 @@ LAYERS = (
     {"backends.cpu", "backends.cuda", "backends.triton"},
     {"backends"},
     {"aggregate", "ops"},
+    {"token_advantage"},
     {"advantage", "integrations.fused_head", "sampling", "statistics"},
     {"_exports"},
     {"testing"},

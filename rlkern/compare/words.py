@@ -14,6 +14,7 @@ NORMALISED = {
     "leave_one_out": "mean of the others of the group",
     "length_weighted": "mean of the group, answers weighted by length",
     "max_rl": "mean of the group, divided by it",
+    "win_rate": "share of the group that is beaten",
     "gpg": "mean of the group, times all groups / useful ones",
     "gdpo": "each reward by its group, then the batch",
     "batch_normalized": "mean of the group, std of the batch",
@@ -26,8 +27,8 @@ NORMALISED = {
     "reward": "nothing",
 }
 COMPARED_IN_GROUPS = frozenset(
-    "normalized centered leave_one_out length_weighted max_rl gpg gdpo batch_normalized"
-    " reinforce_plus_plus_baseline".split()
+    "normalized centered leave_one_out length_weighted max_rl gpg gdpo win_rate"
+    " batch_normalized reinforce_plus_plus_baseline".split()
 )
 LEVELS = {
     "token": "token",
