@@ -8,6 +8,7 @@ import pkgutil
 import re
 
 import pytest
+from trainer_helpers import asked
 
 import rlkern
 from rlkern.algorithms import registry
@@ -26,13 +27,14 @@ ESTIMATORS = {
     if x.__module__ == rlkern.advantage.__name__
 }
 # All functions there are advantages but optimal_value, which is the baseline of one.
-ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal"} - {"optimal_value"}
+ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal", "teacher"} - {"optimal_value"}
 # What an advantage or an anchor takes that a declaration must ask for.
 ASKS = {
     "gae": "value",
     "remax": "greedy",
     "gdpo": "several_rewards",
     "optimal": "reference_samples",
+    "teacher": "teacher",
 }
 NAMES = list(rlkern.algorithms())
 EVERY = pytest.mark.parametrize("name", NAMES)
@@ -60,8 +62,7 @@ def test_every_coefficient_has_a_default_and_every_default_a_source(name):
 
 def own_settings(name):
     """Returns the settings of a run by an algorithm that says nothing else."""
-    several = "several_rewards" in rlkern.algorithms()[name].needs
-    return of(algorithm=name, **{"reward.functions": "a,b" if several else None})
+    return of(algorithm=name, **asked(name))
 
 
 @EVERY
@@ -75,7 +76,8 @@ def test_every_setting_is_a_key_of_a_run_which_has_it_unless_it_is_given(name):
     for key, value in declared.settings.items():
         other = not value if isinstance(value, bool) else value / 2 or 0.5
         other = 1 if isinstance(value, int) and not isinstance(value, bool) else other
-        assert value != other == dotted(dump(of(algorithm=name, **{key: other})))[key]
+        given = of(algorithm=name, **asked(name), **{key: other})
+        assert value != other == dotted(dump(given))[key]
 
 
 @EVERY

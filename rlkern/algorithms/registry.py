@@ -10,7 +10,7 @@ from typing import Any
 LEARNS_FROM = ("rollouts", "answers", "pairs", "judged")
 TRAINS = ("policy", "reward_model")
 SAMPLING = ("all", "dynamic", "duplicate")
-NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards")
+NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards", "teacher")
 REWARD_TERMS = ("kl", "overlong")
 ANCHORS = ("old", "reference")
 
@@ -31,12 +31,14 @@ class BaseAlgorithm:
     sources       where each default and each setting comes from
     needs         beside what it learns from: "value" (a value function), "reference" (the starting
                   model), "reference_samples" (answers of it to each prompt), "greedy" (a greedy
-                  answer to each prompt), "several_rewards" (each normalized on its own)
+                  answer to each prompt), "several_rewards" (each normalized on its own), "teacher"
+                  (another model, which scores the tokens)
 
     and of rollouts:
 
     advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
-                  "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po); "" elsewhere
+                  "reward" (the reward as it is), "optimal" (R − V*, see a_star_po) or "teacher"
+                  (log π_teacher − log π of each token); "" elsewhere
     sampling      "all" trains on every group; "dynamic" samples on until the batch is full of
                   groups whose rewards differ (rlkern.sampling.mixed_groups); "duplicate" puts
                   copies of these in the places of the others (refill_multiplicity)

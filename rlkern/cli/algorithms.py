@@ -20,6 +20,7 @@ _NEEDS = {
     "reference_samples": "answers of the starting model",
     "greedy": "a greedy answer to each prompt",
     "several_rewards": "each reward on its own",
+    "teacher": "a teacher",
     "kl": "KL in the reward",
     "overlong": "overlong punishment",
     "dynamic": "dynamic sampling",

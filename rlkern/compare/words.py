@@ -25,6 +25,7 @@ NORMALISED = {
     "optimal": "V* from answers of the starting model",
     "gae": "value function, by GAE",
     "reward": "nothing",
+    "teacher": "no reward: the teacher's log-probability of each token",
 }
 COMPARED_IN_GROUPS = frozenset(
     "normalized centered leave_one_out length_weighted max_rl gpg gdpo win_rate"
@@ -62,6 +63,7 @@ NEEDS = {
     "reference_samples": "answers of the starting model to each prompt, for V*",
     "greedy": "a greedy answer to each prompt",
     "several_rewards": "rewards kept apart, each normalised on its own",
+    "teacher": "another model with the same tokenizer (`teacher`), which scores the tokens",
 }
 STATISTICS = {
     "m2po": "the second moment of the log ratios: the furthest tokens are dropped",

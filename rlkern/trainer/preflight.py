@@ -34,6 +34,8 @@ def check(settings: Settings, world: World) -> None:
     """Raises UserError for settings with which a run would end later."""
     check_coefficients(settings)
     check_model_name(settings.model)
+    if settings.teacher is not None:
+        check_model_name(settings.teacher)
     check_engine(settings)
     check_parallel(settings, world)
     _check_sorted(settings, world)

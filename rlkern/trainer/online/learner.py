@@ -90,6 +90,7 @@ class Online:
         """Returns the rows with the scores that something reads, and with no others."""
         parts, settings = self.parts, self.parts.settings
         reads_old = settings.updates > 1 or settings.reward.kl_coef or settings.correction
+        reads_old = reads_old or parts.teacher is not None
         by_share = partial(
             without_gradient, rows=rows, world=parts.world, parts=settings.batch.micro_batches
         )
@@ -102,6 +103,8 @@ class Online:
             found["old_logprob"] = by_share(logprob(parts.policy))
         if parts.reference is not None:
             found["ref_logprob"] = by_share(logprob(parts.reference))
+        if parts.teacher is not None:
+            found["teacher_logprob"] = by_share(logprob(parts.teacher))
         if (critic := parts.critic) is not None:
             found["value"] = by_share(lambda part: critic.values(parts.policy, part))
         return dataclasses.replace(rows, **found)
