@@ -16,8 +16,7 @@ from rlkern.aggregate import masked_mean
 from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.ops import _check as check
-from rlkern.ops._objective import expand_advantage
-from rlkern.ops._rows import sequence_bounds
+from rlkern.ops._rows import of_each_token
 from rlkern.ops.reverse_scan import reverse_scan
 
 
@@ -181,7 +180,7 @@ def factor(
     advantage: Tensor,
     mask: Tensor,
     *,
-    algorithm: str,
+    algorithm: str | Algorithm,
     entropy: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -197,9 +196,9 @@ def factor(
         logprob       (B, T) float  log π of the policy that the step is about to move; (N,) with
                       cu_seqlens
         old_logprob   (B, T) float  log π_old, of the policy that sampled
-        advantage     (B, T) or (B,) float; with cu_seqlens (N,) or (S,)
+        advantage     (B, T), (B,) or (B, 1) float; with cu_seqlens (N,), (S,) or (S, 1)
         mask          (B, T) bool   True counts; what other tokens hold is not read
-        algorithm     an algorithm that declares a statistic
+        algorithm     an algorithm that declares a statistic, by its name or itself
         entropy       (B, T) float  of each token's distribution, if the statistic sorts by it
         cu_seqlens    (S + 1,) bounds of the answers in flat rows
         generator     where random numbers come from, if the statistic draws tokens
@@ -223,13 +222,13 @@ def factor(
     numbers = statistic_coefficients(declared, coefficients)
     check.tensor(op, "logprob", logprob, check.FLOATS)
     shape = logprob.shape
-    bounds = sequence_bounds(op, cu_seqlens, shape, logprob.device)
+    bounds = check.sequence_bounds(op, cu_seqlens, shape, logprob.device)
     if bounds is None and len(shape) != 2:
         raise ValueError(
             f"{op}: logprob must be (B, T), or (N,) with cu_seqlens, got {check.describe(logprob)}"
         )
     check.like(op, "mask", mask, shape, logprob, (torch.bool,))
-    spread = expand_advantage(op, advantage, shape, bounds)
+    spread = of_each_token(op, "advantage", advantage, shape, bounds)
     given = {"logprob": logprob, "old_logprob": old_logprob, "advantage": spread}
     if entropy is not None:
         given["entropy"] = entropy
@@ -258,7 +257,7 @@ def statistic_coefficients(declared: Algorithm, given: dict[str, float]) -> dict
                 f"{declared.name}: unknown coefficient {name!r} of its statistic, expected one of"
                 f" {expected}"
             )
-    numbers = {k: check.number(declared.name, k, x) for k, x in {**known, **given}.items()}
+    numbers = dict(zip(known, check.numbers(declared.name, {**known, **given})))
     for name, number in numbers.items():
         if number < 0:
             raise ValueError(f"{declared.name}: {name} must not be negative, got {number}")

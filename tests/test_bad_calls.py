@@ -52,7 +52,7 @@ def test_bounds_that_do_not_cover_the_rows_are_refused_and_nothing_is_written(bo
 def test_an_advantage_for_another_number_of_sequences_is_refused():
     rows, bounds = flat(), torch.tensor([0, 2, 6])
     policy_loss(**{**rows, "advantage": torch.ones(2)}, cu_seqlens=bounds)
-    with pytest.raises(ValueError, match=r"advantage must be \(6,\) or \(2,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"must be \(6,\), \(2,\) or \(2, 1\), got \(3,\)"):
         policy_loss(**{**rows, "advantage": torch.ones(3)}, cu_seqlens=bounds)
 
 

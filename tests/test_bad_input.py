@@ -100,7 +100,7 @@ KEPT = {
 }
 MASK = {
     "mask": [
-        (integers, TypeError, "bool", "(2, 3) int64"),
+        (integers, TypeError, "bool", "(2, 3) int64 on cpu (compare it: mask != 0)"),
         (one, TypeError, "bool", "(2, 3) float32"),
         (yes[:1], ValueError, "(2, 3) on cpu", "(1, 3) bool"),
         (yes.to("meta"), ValueError, "(2, 3) on cpu", "on meta"),
@@ -114,25 +114,29 @@ OPTIONAL_VECTOR = [
     (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
     (-math.inf * one, ValueError, "finite where mask is True", "NaN or inf"),
 ]
+WRONG_ROWS = (one[:1], ValueError, "(2, 3), (2,) or (2, 1)", "(1, 3)")
 OBJECTIVE = {
     "advantage": [
         (integers, TypeError, FLOATS, "int64"),
-        (one[:, :2], ValueError, "(2, 3) or (2,)", "(2, 2) float32"),
-        (one[0], ValueError, "(2, 3) or (2,)", "(3,) float32"),
-        (one[..., None], ValueError, "(2, 3) or (2,)", "(2, 3, 1)"),
+        (one[:, :2], ValueError, "(2, 3), (2,) or (2, 1)", "(2, 2) float32"),
+        (one[0], ValueError, "(2, 3), (2,) or (2, 1)", "(3,) float32"),
+        (one[..., None], ValueError, "(2, 3), (2,) or (2, 1)", "(2, 3, 1)"),
         (elsewhere, ValueError, "(2, 3) on cpu", "on meta"),
         (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
     ],
     "old_logprob": OPTIONAL_VECTOR,
     "ref_logprob": OPTIONAL_VECTOR,
-    "correction": OPTIONAL_VECTOR,
+    "correction": [*OPTIONAL_VECTOR[:2], WRONG_ROWS, *OPTIONAL_VECTOR[3:]],
     "weight": OPTIONAL_VECTOR,
     "cu_seqlens": [
         (torch.tensor([0, 3, 6]), ValueError, "beside flat (N,) rows", "rows (2, 3)"),
         ([0, 6], TypeError, "int64 or int32", "list"),
         (torch.tensor([0.0, 6.0]), TypeError, "int64 or int32", "float32"),
     ],
-    "algorithm": [("gpro", ValueError, "one of ", "'gpro'")],
+    "algorithm": [
+        ("gpro", ValueError, "one of ", "'gpro'"),
+        (["grpo"], TypeError, "a name or an Algorithm", "['grpo']"),
+    ],
     "kl_estimator": [("k4", ValueError, "one of k1, k2, k3", "'k4'"),
                      (["k3"], ValueError, "one of k1, k2, k3", "['k3']")],
     "clip_low": [("wide", TypeError, "a number", "'wide'"), (NAN, ValueError, "finite", "nan")],

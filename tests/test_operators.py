@@ -198,11 +198,14 @@ def test_a_slice_of_the_logits_gets_the_gradient_of_its_copy_and_the_rest_none(s
 
 
 @SCORERS
-def test_a_leaf_written_over_in_place_gets_its_gradient(scorer):
+def test_a_leaf_is_not_written_over_for_its_storage_would_become_its_gradient(scorer):
     batch, leaf = batch_and_leaf()
-    expected = gradient(scorer, batch, leaf)
-    scored(scorer, batch, leaf, inplace=True).backward()
-    assert leaf.grad.equal(expected)
+    before = leaf.detach().clone()
+    with pytest.raises(ValueError, match="inplace=True overwrites .*, got a leaf that requires"):
+        scored(scorer, batch, leaf, inplace=True)
+    assert leaf.detach().equal(before)
+    with torch.no_grad():  # nothing is written
+        scored(scorer, batch, leaf, inplace=True)
 
 
 @SCORERS

@@ -256,7 +256,10 @@ def test_low_precision_gives_float32_and_float64_stays():
         ({"algorithm": "high_entropy", "entropy": None}, "entropy_quantile: entropy must be given"),
         ({"second_moment": -1.0}, "m2po: second_moment must not be negative, got -1.0"),
         ({"mask": torch.ones(2, 2)}, "factor: mask must be bool, got"),
-        ({"advantage": torch.zeros(3)}, r"factor: advantage must be \(2, 2\) or \(2,\), got"),
+        (
+            {"advantage": torch.zeros(3)},
+            r"factor: advantage must be \(2, 2\), \(2,\) or",
+        ),
         ({"old_logprob": torch.zeros(2, 3)}, r"factor: old_logprob must be \(2, 2\) on cpu, got"),
         ({"logprob": torch.zeros(4)}, r"factor: logprob must be \(B, T\), or \(N,\) with cu_seql"),
         ({"share": 0.1}, "m2po: unknown coefficient 'share' of its statistic, expected one of sec"),

@@ -15,9 +15,9 @@ from trainer_helpers import (
 
 import rlkern
 from rlkern.trainer import UserError, pipeline
-from rlkern.trainer.models.policy import load_policy
+from rlkern.trainer.models.load import load_policy
+from rlkern.trainer.models.policy import token_logprob
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.scoring import token_logprob
 from rlkern.trainer.settings import Layer, resolve
 
 pytestmark = pytest.mark.usefixtures("compiled")

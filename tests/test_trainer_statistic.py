@@ -10,10 +10,10 @@ from trainer_helpers import begun, compiled, ragged_rollout, small, tiny_policy 
 import rlkern
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.losses import Objective, PolicyLosses
+from rlkern.trainer.models.policy import token_scores
 from rlkern.trainer.online.statistic import with_statistic
 from rlkern.trainer.preflight import check_coefficients
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.scoring import token_scores
 from rlkern.trainer.update import Updater
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -173,13 +173,22 @@ def declarations() -> dict[str, BaseAlgorithm]:
     return {**_FOUND, **_OFFLINE}
 
 
-def algorithm(name: str) -> Algorithm:
-    """Returns the algorithm of this name.
+def algorithm(name: str | Algorithm) -> Algorithm:
+    """Returns the algorithm of this name; a declaration, of the registry or one's own, is returned.
 
+    >>> from dataclasses import replace
+    >>> algorithm(replace(algorithm("grpo"), gate="cispo")).gate
+    'cispo'
     >>> algorithm("gpro")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: algorithm must be one of a2c, ..., vespo, got 'gpro'
     """
+    if isinstance(name, Algorithm):
+        return name
+    if isinstance(name, OfflineAlgorithm):
+        name = name.name
+    if not isinstance(name, str):
+        raise TypeError(f"algorithm must be a name or an Algorithm, got {name!r}")
     if name in _OFFLINE:
         known = _OFFLINE[name]
         raise ValueError(

@@ -4,10 +4,14 @@
 Checks of values would synchronise with a GPU, so they run only under RLKERN_CHECK_VALUES=1.
 """
 
+import math
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from rlkern.backends import on_host
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int64, torch.int32)
@@ -24,8 +28,16 @@ def tensor(op: str, name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> Te
     """Returns x; raises TypeError unless it is a tensor of one of the dtypes."""
     if not isinstance(x, Tensor) or x.dtype not in dtypes:
         expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{op}: {name} must be {expected}, got {describe(x)}")
+        number = isinstance(x, Tensor) and not (x.is_complex() or x.dtype is torch.bool)
+        hint = f" (compare it: {name} != 0)" if number and dtypes == (torch.bool,) else ""
+        raise TypeError(f"{op}: {name} must be {expected}, got {describe(x)}{hint}")
     return x
+
+
+def tensors(op: str, given: Mapping[str, object], dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raises TypeError unless each, by its name, is a tensor of one of the dtypes."""
+    for name, x in given.items():
+        tensor(op, name, x, dtypes)
 
 
 def like(
@@ -47,6 +59,41 @@ def logits(op: str, x: object) -> None:
         raise ValueError(
             f"{op}: logits must be contiguous in their last dimension (call .contiguous() "
             f"if a copy is what you want), got strides {found.stride()}"
+        )
+
+
+def sequence_bounds(
+    op: str, cu_seqlens: Tensor | None, shape: torch.Size, device: torch.device
+) -> Tensor | None:
+    """Returns cu_seqlens as a checked int64 tensor: where each sequence of the flat rows begins.
+
+    Whether they cover the rows is looked at where that costs no synchronisation.
+    """
+    if cu_seqlens is None:
+        return None
+    tensor(op, "cu_seqlens", cu_seqlens, INTEGERS)
+    if len(shape) != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != device:
+        raise ValueError(
+            f"{op}: cu_seqlens must be (S + 1,) on {device} beside flat (N,) rows, "
+            f"got {describe(cu_seqlens)} and rows {tuple(shape)}"
+        )
+    if not torch.compiler.is_compiling() and (on_host(device) or checks_values()):
+        bounds, rows = cu_seqlens.tolist(), shape[0]
+        ends = bounds[:1] + bounds[-1:]
+        if ends != [0, rows] or bounds != sorted(bounds):
+            raise ValueError(
+                f"{op}: cu_seqlens must rise from 0 to the number of rows {rows}, got {bounds[:8]}"
+                + ("…" if len(bounds) > 8 else "")
+            )
+    return cu_seqlens.to(torch.int64).contiguous()
+
+
+def overwritable(op: str, logits: Tensor) -> None:
+    """Raises ValueError for a leaf, whose storage would end up as its own gradient."""
+    if logits.is_leaf and logits.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{op}: inplace=True overwrites the logits, so they must be a result that nothing "
+            "else reads, got a leaf that requires a gradient"
         )
 
 
@@ -98,6 +145,13 @@ def positive_values(op: str, name: str, x: Tensor, mask: Tensor | None) -> None:
         raise ValueError(f"{op}: {name} must be positive where mask is True, got {got}")
 
 
+def bound(op: str, name: str, x: object, free: float) -> float:
+    """Returns x as a float, free for None; raises unless it is a number, which may be infinite."""
+    if x is None:
+        return free
+    return float(x) if x in (math.inf, -math.inf) else number(op, name, x)  # type: ignore[arg-type]
+
+
 def number(op: str, name: str, x: object) -> float:
     """Returns x as a float; raises unless it is a finite number."""
     try:
@@ -108,6 +162,11 @@ def number(op: str, name: str, x: object) -> float:
     if value - value != 0:  # math.isfinite would break the graph of a compiled caller
         raise ValueError(f"{op}: {name} must be finite, got {x}")
     return value
+
+
+def numbers(op: str, given: Mapping[str, object]) -> list[float]:
+    """Returns each, by its name, as a float; raises unless all are finite numbers."""
+    return [number(op, name, x) for name, x in given.items()]
 
 
 def checks_values() -> bool:

@@ -12,12 +12,11 @@ from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.backends.eager.gates import GATE_COEFFICIENTS
 from rlkern.backends.eager.kl import KL_ESTIMATORS
-from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.token_logprob import accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
-from rlkern.ops._rows import sequence_bounds
+from rlkern.ops._rows import of_each_token
 
 ROWS = (
     "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
@@ -56,47 +55,28 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
             f"got {known['kl_estimator']!r}"
         )
 
-    def value(name: str) -> float:
-        number = check.number(declared.name, name, known[name])
-        if name != "entropy_coef" and number < 0:
+    names = (*declared.gate_coef, "kl_coef", "entropy_coef")
+    numbers = check.numbers(declared.name, {name: known[name] for name in names})
+    for name, number in zip(names[:-1], numbers):
+        if number < 0:
             raise ValueError(f"{declared.name}: {name} must not be negative, got {number}")
-        return number
-
-    gate_coef = [value(name) for name in declared.gate_coef]
+    *gate_coef, kl_coef, entropy_coef = numbers
     unused = [0.0] * (GATE_COEFFICIENTS - len(gate_coef))
     return Objective(
         declared.gate,
         declared.level,
         str(known["kl_estimator"]),
         (*gate_coef, *unused),
-        value("kl_coef"),
-        value("entropy_coef"),
-    )
-
-
-def expand_advantage(
-    op: str, advantage: Tensor, shape: torch.Size, bounds: Tensor | None
-) -> Tensor:
-    """Returns the advantage of each token, from that of each token or of each sequence."""
-    check.tensor(op, "advantage", advantage, check.FLOATS)
-    if advantage.shape == shape:
-        return advantage
-    if bounds is not None and advantage.ndim == 1 and advantage.numel() == bounds.numel() - 1:
-        return advantage[Sequences(shape, bounds).of_row]
-    if len(shape) > 1 and advantage.shape == shape[:1]:
-        return advantage.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
-    short = tuple(shape[:1]) if bounds is None else (bounds.numel() - 1,)
-    raise ValueError(
-        f"{op}: advantage must be {tuple(shape)} or {short}, got {check.describe(advantage)}"
+        kl_coef,
+        entropy_coef,
     )
 
 
 def _weights(
-    op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm, bounds: Tensor | None
-) -> Tensor:
+    op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm, bounds: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     if weight is not None:
-        check.like(op, "weight", weight, mask.shape, mask, check.FLOATS)
-        check.finite_values(op, "weight", weight, mask)
         return torch.where(mask, weight, 0.0)
     if mask.ndim == 1 and bounds is None and declared.aggregation != "token_mean":
         raise ValueError(
@@ -104,7 +84,7 @@ def _weights(
             f"or cu_seqlens or weight be given, got {check.describe(mask)}"
         )
     rows = mask.reshape(1, -1) if mask.ndim == 1 and bounds is None else mask
-    weights = aggregate.token_weight(rows, declared.aggregation, cu_seqlens=bounds)
+    weights = aggregate.token_weight(rows, declared.aggregation, cu_seqlens=bounds, dtype=dtype)
     return weights.reshape(mask.shape)
 
 
@@ -118,7 +98,7 @@ class LossArguments(NamedTuple):
     correction: Tensor | None
     cu_seqlens: Tensor | None
     weight: Tensor | None
-    algorithm: str
+    algorithm: str | Algorithm
     coefficients: Mapping[str, float | str]
 
 
@@ -139,7 +119,10 @@ def checked_arguments(
     op: str, scores: Tensor, shape: torch.Size, given: LossArguments
 ) -> CheckedArguments:
     check.like(op, "mask", given.mask, shape, scores, (torch.bool,))
-    bounds = sequence_bounds(op, given.cu_seqlens, shape, scores.device)
+    if given.weight is not None:
+        check.like(op, "weight", given.weight, shape, scores, check.FLOATS)
+        check.finite_values(op, "weight", given.weight, given.mask)
+    bounds = check.sequence_bounds(op, given.cu_seqlens, shape, scores.device)
     declared = find_algorithm(given.algorithm)
     objective = make_objective(declared, given.coefficients)
     if declared.level != "token" and bounds is None and len(shape) != 2:
@@ -155,9 +138,14 @@ def checked_arguments(
         )
     if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
-    weight = _weights(op, given.mask, given.weight, declared, bounds)
-    advantage = expand_advantage(op, given.advantage, shape, bounds)
-    rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, given.correction)
+    weight = _weights(
+        op, given.mask, given.weight, declared, bounds, accumulation_dtype(scores.dtype)
+    )
+    advantage = of_each_token(op, "advantage", given.advantage, shape, bounds)
+    correction = given.correction
+    if correction is not None:
+        correction = of_each_token(op, "correction", correction, shape, bounds)
+    rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, correction)
     for name, x in zip(rows._fields, rows):
         if x is not None:
             check.like(op, name, x, shape, scores, check.FLOATS)

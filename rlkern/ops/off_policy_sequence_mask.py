@@ -3,8 +3,8 @@
 
 from torch import Tensor
 
-from rlkern.ops import _check as check
 from rlkern.ops._mismatch import checked
+from rlkern.ops._rows import of_each_token
 
 
 def off_policy_sequence_mask(
@@ -20,11 +20,15 @@ def off_policy_sequence_mask(
 
         dropped where A < 0 and (1/|o|)·Σ (log μ − log π_old) > threshold
 
+    The sampler μ drew the tokens: the mean is k1's estimate of KL(μ‖π_old). Tokens of which either
+    log-probability is NaN are left out of it.
+
     Paper: DeepSeek-V3.2, arXiv 2512.02556 (off-policy sequence masking). TRL and slime compare μ
     with the policy being trained; here it is the one of the last refresh.
 
     Arguments
-        advantage  (B, T) float; the rest as rollout_correction
+        advantage  (B, T) or (B,) float; with cu_seqlens (N,) or (S,)
+        the rest   as rollout_correction
     Returns
         (B, T) bool
 
@@ -35,7 +39,7 @@ def off_policy_sequence_mask(
     [[True], [False]]
     """
     op = "off_policy_sequence_mask"
-    check.like(op, "advantage", advantage, mask.shape, mask, check.FLOATS)
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
-    behind = found.mean(-found.log_ratio) > threshold
-    return mask & ~(behind & (advantage < 0))
+    advantage = of_each_token(op, "advantage", advantage, mask.shape, found.sequences.cu_seqlens)
+    near = found.answers(found.mean(-found.log_ratio) <= threshold)
+    return mask & (near | ~(advantage < 0))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from rlkern.algorithms import Algorithm
 from rlkern.backends import implementation
 from rlkern.backends.eager.token_logprob import Softmax, Upstream
 from rlkern.backends.eager.token_objective import Objective, Rows
@@ -31,7 +32,7 @@ from rlkern.ops._objective import (
     checked_arguments,
     scalars,
 )
-from rlkern.ops._rows import as_grid, make_softmax, row_vector, token_vector
+from rlkern.ops._rows import as_grid, make_softmax, row_vectors, token_vector
 from rlkern.ops.token_objective import forward as token_objective
 
 
@@ -145,7 +146,7 @@ def policy_loss(
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
     keep: Tensor | None = None,
-    algorithm: str = "grpo",
+    algorithm: str | Algorithm = "grpo",
     weight: Tensor | None = None,
     inplace: bool = False,
     group: ProcessGroup | None = None,
@@ -164,18 +165,21 @@ def policy_loss(
     Arguments
         logits        (B, T, V) or (N, V) float of any width, the last dimension contiguous
         token         (B, T) int64 or int32; any value where mask is False
-        advantage     (B, T) or (B,) float; with cu_seqlens (N,) or (S,)
+        advantage     (B, T), or one per answer, (B,) or (B, 1), float; with cu_seqlens (N,) or (S,)
         mask          (B, T) bool, True counts; other rows are not read, whatever they hold
         old_logprob   (B, T) log π_old, of the policy that sampled (or of the last refresh)
         ref_logprob   (B, T) log π_ref; needed when kl_coef is not 0
-        correction    (B, T) factor of the gate's loss, from rlkern.rollout_correction
+        correction    factor of the gate's loss, from rlkern.rollout_correction; advantage's shapes
         cu_seqlens    (S + 1,) int32 or int64: sequence i is the flat rows cu_seqlens[i] to
                       cu_seqlens[i + 1]; without it a sequence is a row of (B, T)
         temperature   a number > 0, or a float tensor that broadcasts to (B, T)
         softcap, keep  as in rlkern.token_logprob
         weight        (B, T) weight of each token; by default aggregate.token_weight(mask) with
                       the algorithm's mode. Give it when the batch is split: it has the counts
-        inplace       write the gradient over the logits (they must not be used afterwards)
+        algorithm     a name that `rlkern algorithms` lists, or an rlkern.Algorithm, also one that
+                      dataclasses.replace has made of another
+        inplace       write the gradient over the logits, which must not be used afterwards and be
+                      no leaf
         group         as in rlkern.token_logprob: the ranks hold slices of the vocabulary, and each
                       gets the loss of the whole and its slice's gradient, made by the backward
         coefficients  kl_coef, kl_estimator, entropy_coef, and the algorithm's own, such as
@@ -198,23 +202,23 @@ def policy_loss(
     """
     op = "policy_loss"
     check.logits(op, logits)
+    if inplace:
+        check.overwritable(op, logits)
     shape = logits.shape[:-1]
-    check.like(op, "token", token, shape, logits, check.INTEGERS)
     given = LossArguments(
         advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
         coefficients,
     )  # fmt: skip
     checked = checked_arguments(op, logits, shape, given)
+    check.like(op, "token", token, shape, logits, check.INTEGERS)
     grid = as_grid(op, logits)
     part = None if group is None else sharded.slice_of(op, grid, group)
     whole = grid if part is None else part.whole
     check.token_values(op, token, mask, whole.shape[-1])
-    token = token_vector(token, grid)
-    rows = [None if x is None else row_vector(x, grid) for x in checked.rows]
+    token, rows = token_vector(token, grid), row_vectors(checked.rows, grid)
     softmax = make_softmax(op, whole, shape, mask, temperature, softcap, keep)
     if part is not None:
-        counted = row_vector(checked.rows.weight, grid) != 0
-        scored = sharded.score(part, grid, token, counted, softmax, inplace)
+        scored = sharded.score(part, grid, token, rows.weight != 0, softmax, inplace)
         loss, metrics, _, _ = token_objective(
             scored.logprob, scored.entropy, *rows, *checked.operator_form()
         )

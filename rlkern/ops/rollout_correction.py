@@ -13,26 +13,27 @@ Ratios = Callable[[Mismatch, float, float], Tensor]
 
 
 def _truncate(m: Mismatch, low: float, high: float) -> Tensor:
-    return m.log_ratio.exp().clamp(max=high)
+    return torch.where(m.known, m.log_ratio.exp().clamp(max=high), 1.0)
 
 
 def _mask(m: Mismatch, low: float, high: float) -> Tensor:
     w = m.log_ratio.exp()
-    return torch.where(between(w, low, high), w, 0.0)
+    return torch.where(m.known & ~between(w, low, high), 0.0, w)
 
 
 def _sequence_truncate(m: Mismatch, low: float, high: float) -> Tensor:
-    return m.sequences.total(m.log_ratio).exp().clamp(max=high)
+    return torch.where(m.known, m.sequences.total(m.log_ratio).exp().clamp(max=high), 1.0)
 
 
 def _sequence_mask(m: Mismatch, low: float, high: float) -> Tensor:
-    w = m.sequences.total(m.log_ratio).exp()
-    return torch.where(between(w, low, high), w, 0.0)
+    product = m.sequences.total(m.log_ratio).exp()
+    w = torch.where(m.known, product, 1.0)
+    return torch.where(m.answers(between(product, low, high)), w, 0.0)
 
 
 def _geometric_mask(m: Mismatch, low: float, high: float) -> Tensor:
     d = m.log_ratio
-    return torch.where(between(m.mean(d).exp(), low, high), d.exp(), 0.0)
+    return torch.where(m.answers(between(m.mean(d).exp(), low, high)), d.exp(), 0.0)
 
 
 CORRECTIONS: dict[str, Ratios] = {
@@ -51,7 +52,7 @@ def rollout_correction(
     *,
     kind: str = "truncate",
     low: float = 0.0,
-    high: float = 2.0,
+    high: float | None = 2.0,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Returns what multiplies the policy loss of each token, 0 where mask is False.
@@ -62,13 +63,15 @@ def rollout_correction(
         sequence_truncate  min(S, high)                verl's rollout_is=sequence
         sequence_mask      S if low ≤ S ≤ high         TRL's default, high = 3
         geometric_mask     w_t if low ≤ s ≤ high       seq-mask-TIS; 0.999 and 1.002
-    and 0 where a condition fails.
+    and 0 where a condition fails. A token of which either log-probability is NaN gets no
+    correction: its factor is 1, 0 if its answer is dropped, and S, s and |o| leave it out.
 
     Arguments
         old_logprob      (B, T) float  log π_old by the trainer; (N,) with cu_seqlens
-        rollout_logprob  (B, T) float  log μ as the sampler reported it
+        rollout_logprob  (B, T) float  log μ as the sampler reported it, NaN where it did not
         mask             (B, T) bool   True counts
-        kind, low, high  which of the five, and its bounds; low is unused where it does not appear
+        kind, low, high  which of the five, and its bounds (None: no bound); low is unused where it
+                         does not appear
         cu_seqlens       (S + 1,) bounds of the answers in flat rows
     Returns
         (B, T) float32 (float64 if an input is)
@@ -84,6 +87,6 @@ def rollout_correction(
     op = "rollout_correction"
     if kind not in CORRECTIONS:
         raise ValueError(f"{op}: kind must be one of {', '.join(CORRECTIONS)}, got {kind!r}")
-    low, high = check.number(op, "low", low), check.number(op, "high", high)
+    bounds = check.bound(op, "low", low, 0.0), check.bound(op, "high", high, torch.inf)
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
-    return torch.where(mask, CORRECTIONS[kind](found, low, high), 0.0)
+    return torch.where(mask, CORRECTIONS[kind](found, *bounds), 0.0)

@@ -182,6 +182,8 @@ def token_logprob(
     """
     op = "token_logprob"
     check.logits(op, logits)
+    if inplace:
+        check.overwritable(op, logits)
     shape = logits.shape[:-1]
     check.like(op, "token", token, shape, logits, check.INTEGERS)
     if mask is not None:

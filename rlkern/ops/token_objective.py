@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from rlkern.algorithms import Algorithm
 from rlkern.backends import implementation
 from rlkern.backends.eager.token_objective import Objective, Rows
 from rlkern.ops import _check as check
@@ -59,7 +60,7 @@ def token_objective(
     ref_logprob: Tensor | None = None,
     correction: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    algorithm: str = "grpo",
+    algorithm: str | Algorithm = "grpo",
     weight: Tensor | None = None,
     **coefficients: float | str,
 ) -> LossOutput:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import rlkern
+from rlkern.trainer.models.policy import token_scores, without_gradient
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.scoring import token_scores, without_gradient
 
 
 def with_statistic(parts: Parts, rows: Rows) -> Rows:
