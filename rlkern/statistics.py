@@ -143,17 +143,18 @@ def ess(step: Step) -> Tensor:
     return torch.where(step.counted, torch.minimum(log_ratio.exp(), share), 0.0)
 
 
-def kl_cov(step: Step, *, share: float) -> Tensor:
-    """Returns 1 for the few tokens whose covariance is highest, else 0: those that KL-Cov holds.
+def kl_cov(step: Step, *, share: float, penalty_coef: float) -> Tensor:
+    """Returns penalty_coef for the few tokens whose covariance is highest, else 0.
 
         held  the max(1, ⌊share·N⌋) largest (A − mean of A)·(log π − mean of log π) of N tokens
 
-    Paper: KL-Cov, arXiv 2505.22617. It adds κ·|log r| to the loss of these tokens, so this is no
-    factor of the loss, and no algorithm has it for its statistic.
+    Paper: KL-Cov, arXiv 2505.22617. It weighs |log r| in a term that is added to the loss of these
+    tokens, so it is no factor of the loss, and no algorithm has it for its statistic. verl has a
+    share of 2e-4 and a weight of 1.
     """
     negative = torch.where(step.counted, -step.covariance, torch.inf)
     count = (share * step.number).floor().clamp(min=1)
-    return step.kept(negative <= _smallest(negative, count))
+    return penalty_coef * step.kept(negative <= _smallest(negative, count))
 
 
 def _smallest(x: Tensor, count: Tensor) -> Tensor:
