@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `import rlkern` offers; rlkern/__init__.py takes its names from here."""
 
-from rlkern import advantage, aggregate, sampling
+from rlkern import advantage, aggregate, sampling, statistics
 from rlkern.algorithms import Algorithm, OfflineAlgorithm, algorithms, offline_algorithms
 from rlkern.backends import BackendUnavailable, backend_name, explain, use_backend
 from rlkern.integrations.fused_head import fused_head
@@ -86,6 +86,7 @@ __all__ = [
     "rollout_rejection",
     "sampling",
     "sequence_logprob",
+    "statistics",
     "td_loss",
     "token_logprob",
     "token_objective",

@@ -196,8 +196,15 @@ def test_twenty_rollouts_raise_the_expected_reward(name):
         from_start = torch.full_like(old, math.log(1 / 4))
         anchor = {"old": old, "reference": from_start}[rlkern.algorithms()[name].anchor]
         for _ in range(2):
+            advantage, logits = reward - reward.mean(), policy.expand(64, 3, 4)
+            correction = None
+            if rlkern.algorithms()[name].statistic:
+                now = rlkern.token_logprob(logits, token)
+                correction = rlkern.statistics.factor(
+                    now.logprob, anchor, advantage, mask, entropy=now.entropy, algorithm=name
+                )
             loss = rlkern.policy_loss(
-                policy.expand(64, 3, 4), token, reward - reward.mean(), mask,
+                logits, token, advantage, mask, correction=correction,
                 old_logprob=anchor, ref_logprob=from_start, algorithm=name,
             ).loss  # fmt: skip
             optimizer.zero_grad()

@@ -10,7 +10,7 @@ from typing import Any
 LEARNS_FROM = ("rollouts", "answers", "pairs", "judged")
 TRAINS = ("policy", "reward_model")
 SAMPLING = ("all", "dynamic", "duplicate")
-NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards")
+NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards", "teacher")
 REWARD_TERMS = ("kl", "overlong")
 ANCHORS = ("old", "reference")
 
@@ -31,12 +31,14 @@ class BaseAlgorithm:
     sources       where each default and each setting comes from
     needs         beside what it learns from: "value" (a value function), "reference" (the starting
                   model), "reference_samples" (answers of it to each prompt), "greedy" (a greedy
-                  answer to each prompt), "several_rewards" (each normalized on its own)
+                  answer to each prompt), "several_rewards" (each normalized on its own), "teacher"
+                  (another model, which scores the tokens)
 
     and of rollouts:
 
     advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
-                  "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po); "" elsewhere
+                  "reward" (the reward as it is), "optimal" (R − V*, see a_star_po) or "teacher"
+                  (log π_teacher − log π of each token); "" elsewhere
     sampling      "all" trains on every group; "dynamic" samples on until the batch is full of
                   groups whose rewards differ (rlkern.sampling.mixed_groups); "duplicate" puts
                   copies of these in the places of the others (refill_multiplicity)
@@ -44,6 +46,9 @@ class BaseAlgorithm:
                   (rlkern.sampling.overlong_penalty)
     anchor        whose log-probabilities are old_logprob: those of the "old" policy, which
                   sampled, or of the "reference"
+    statistic     a key of rlkern.statistics.STATISTICS, which makes the correction of the tokens
+                  of a whole step; "" where the tokens do not depend on each other
+    statistic_coef  names of the coefficients that the statistic takes
 
     Raises ValueError if a word is none of these.
     """
@@ -62,6 +67,8 @@ class BaseAlgorithm:
     sampling: str = "all"
     reward_terms: tuple[str, ...] = ()
     anchor: str = "old"
+    statistic: str = ""
+    statistic_coef: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check("learns_from", [self.learns_from], LEARNS_FROM)
@@ -124,6 +131,8 @@ class OfflineAlgorithm(BaseAlgorithm):
     sampling: str = field(default="all", init=False)
     reward_terms: tuple[str, ...] = field(default=(), init=False)
     anchor: str = field(default="old", init=False)
+    statistic: str = field(default="", init=False)
+    statistic_coef: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

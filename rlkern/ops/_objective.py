@@ -69,6 +69,13 @@ def _check_level(declared: Algorithm, level: str) -> None:
 def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str]) -> Objective:
     """Returns the token objective of an algorithm, the coefficients laid over its defaults."""
     known = coefficient_defaults(declared)
+    for name in declared.statistic_coef:
+        del known[name]
+        if name in coefficients:
+            raise TypeError(
+                f"{declared.name}: {name} is a coefficient of rlkern.statistics.factor, which makes"
+                " the correction"
+            )
     for name in coefficients:
         if name not in known:
             raise TypeError(
@@ -161,6 +168,12 @@ def checked_arguments(
         raise ValueError(
             f"{op}: {declared.name} compares whole sequences, so rows must be (B, T), "
             f"or (N,) with cu_seqlens, got {tuple(shape)}"
+        )
+    if declared.statistic and given.correction is None:
+        raise ValueError(
+            f"{op}: {declared.name} weighs tokens by a statistic of the whole batch, so correction"
+            " must be given: rlkern.statistics.factor(logprob, old_logprob, advantage, mask,"
+            f" algorithm={declared.name!r}) makes it"
         )
     if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")

@@ -129,7 +129,9 @@ def _of_algorithm(declared: Algorithm) -> list[Case]:
 
 
 # Algorithms that differ in their advantages or defaults alone are one formula here.
-_FORMULAS = {(a.gate, a.level): a for a in reversed(algorithms().values())}
+# What a statistic makes is a correction here.
+_DECLARED = sorted(algorithms().values(), key=lambda a: bool(a.statistic))
+_FORMULAS = {(a.gate, a.level): a for a in reversed(_DECLARED)}
 CASES = (
     *_SHAPES,
     *(replace(case, about="softmax") for case in _SOFTMAXES),

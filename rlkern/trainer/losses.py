@@ -57,11 +57,12 @@ class Objective:
     @classmethod
     def of(cls, settings: Settings) -> Objective:
         """Returns the objective of the algorithm of a run."""
+        of_statistic = settings.declared.statistic_coef
         return cls(
             settings.loss.path,
             settings.algorithm,
             settings.rollout.temperature,
-            settings.coefficients,
+            {k: x for k, x in settings.coefficients.items() if k not in of_statistic},
             settings.loss.compare,
         )
 

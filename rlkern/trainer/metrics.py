@@ -215,7 +215,7 @@ METRICS = (
         watch="clip of answers",
     ),
     Metric("ratio/{which}", "mean, least and greatest ratio to the policy that sampled"),
-    Metric("correction", "mean factor of the mismatch's correction in the loss"),
+    Metric("correction", "mean factor of the loss: the mismatch's correction, times a statistic's"),
     Metric(
         "frac_reward_zero_std",
         "share of groups whose answers all have the same reward and teach nothing",

@@ -15,6 +15,7 @@ from rlkern.algorithms import Algorithm
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.ops._objective import coefficient_defaults as policy_coefficients
 from rlkern.ops._objective import make_objective
+from rlkern.statistics import statistic_coefficients
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.load import check_model_name
 from rlkern.trainer.offline.pairs import check_source
@@ -34,6 +35,8 @@ def check(settings: Settings, world: World) -> None:
     """Raises UserError for settings with which a run would end later."""
     check_coefficients(settings)
     check_model_name(settings.model)
+    if settings.teacher is not None:
+        check_model_name(settings.teacher)
     check_engine(settings)
     check_parallel(settings, world)
     _check_sorted(settings, world)
@@ -106,8 +109,13 @@ def _check_sorted(settings: Settings, world: World) -> None:
 
 
 def _try_policy(settings: Settings, coefficients: dict[str, Any]) -> None:
-    if isinstance(settings.declared, Algorithm):
-        make_objective(settings.declared, coefficients)
+    declared = settings.declared
+    if not isinstance(declared, Algorithm):
+        return
+    names = declared.statistic_coef
+    if declared.statistic:
+        statistic_coefficients(declared, {k: x for k, x in coefficients.items() if k in names})
+    make_objective(declared, {k: x for k, x in coefficients.items() if k not in names})
 
 
 def _try_preference(settings: Settings, coefficients: dict[str, Any]) -> None:

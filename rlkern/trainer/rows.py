@@ -48,6 +48,7 @@ class Rows:
     shaped_reward    (B,) float32, the reward with punishments of length
     old_logprob      (B, T) of the policy that sampled, by the trainer
     ref_logprob      (B, T) of the starting model
+    teacher_logprob  (B, T) of the teacher
     value            (B, T) the critic's estimate before each token
     baseline         (B,) the reward that an answer is compared with: of a greedy answer, or V*
     anchor_logprob   (B, T) what the loss takes the ratio to; None is the policy itself, ratio 1
@@ -76,6 +77,7 @@ class Rows:
     shaped_reward: Tensor | None = _rows("answer", default=None)
     old_logprob: Tensor | None = _rows("answer", fill=0, default=None)
     ref_logprob: Tensor | None = _rows("answer", fill=0, default=None)
+    teacher_logprob: Tensor | None = _rows("answer", fill=0, default=None)
     value: Tensor | None = _rows("answer", fill=0, default=None)
     baseline: Tensor | None = _rows("answer", default=None)
     anchor_logprob: Tensor | None = _rows("answer", fill=0, default=None)

@@ -79,6 +79,13 @@ def _reward(given: Rewarded) -> Estimate:
     return given.sequence_reward().nan_to_num(nan=0.0), None
 
 
+def _teacher(given: Rewarded) -> Estimate:
+    """Returns log π_teacher − log π_old of each token; no reward is looked at."""
+    old, teacher = given.rows.old_logprob, given.rows.teacher_logprob
+    assert old is not None and teacher is not None  # scored because there is a teacher
+    return torch.where(given.rows.mask, teacher - old, 0.0), None
+
+
 def _beyond_baseline(given: Rewarded) -> Estimate:
     """Returns reward − baseline: of a greedy answer, whose own KL is left out as in verl, or V*."""
     assert given.rows.baseline is not None
@@ -123,6 +130,7 @@ TABLE: dict[str, Callable[[Rewarded], Estimate]] = {
     **{name: partial(_of_groups, formula) for name, formula in formulas.ESTIMATORS.items()},
     "length_weighted": _length_weighted,
     "reward": _reward,
+    "teacher": _teacher,
     "remax": _beyond_baseline,
     "optimal": _beyond_baseline,
     "gdpo": _gdpo,
