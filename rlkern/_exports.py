@@ -14,6 +14,7 @@ from rlkern.ops.gae import Gae, gae
 from rlkern.ops.group_advantage import group_advantage
 from rlkern.ops.kto_loss import kto_loss
 from rlkern.ops.lambda_return import lambda_return
+from rlkern.ops.last_counted import last_counted
 from rlkern.ops.length_adaptive_lambda import length_adaptive_lambda
 from rlkern.ops.linear_policy_loss import linear_policy_loss
 from rlkern.ops.linear_token_logprob import linear_token_logprob
@@ -36,8 +37,10 @@ from rlkern.ops.rollout_correction import rollout_correction
 from rlkern.ops.rollout_rejection import rollout_rejection
 from rlkern.ops.sequence_logprob import mean_sequence_logprob, sequence_logprob
 from rlkern.ops.td_loss import TdLossOutput, td_loss
+from rlkern.ops.token_kl import token_kl
 from rlkern.ops.token_logprob import TokenLogprob, token_logprob
 from rlkern.ops.token_objective import token_objective
+from rlkern.ops.token_reward import token_reward
 from rlkern.ops.value_loss import value_loss
 from rlkern.ops.vtrace import Vtrace, vtrace
 
@@ -65,6 +68,7 @@ __all__ = [
     "group_advantage",
     "kto_loss",
     "lambda_return",
+    "last_counted",
     "length_adaptive_lambda",
     "linear_policy_loss",
     "linear_token_logprob",
@@ -87,8 +91,10 @@ __all__ = [
     "sampling",
     "sequence_logprob",
     "td_loss",
+    "token_kl",
     "token_logprob",
     "token_objective",
+    "token_reward",
     "use_backend",
     "value_loss",
     "value_metrics_dict",

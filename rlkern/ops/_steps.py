@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.reverse_scan import at_steps, following, sequence_of_step
+from rlkern.backends.eager.reverse_scan import at_steps, following, last_counted_steps
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
 from rlkern.ops._rows import sequence_bounds
@@ -85,17 +85,10 @@ class Steps(NamedTuple):
         bias = torch.where(self.mask, bias, 0.0)
         if bootstrap is not None:
             # At the last counted step, not the last of all: padding then changes no bit.
-            bias = torch.where(self._last_counted(), bias + decay * self.after(bootstrap), bias)
+            last = last_counted_steps(self.mask, self.cu_seqlens)
+            bias = torch.where(last, bias + decay * self.after(bootstrap), bias)
         x = reverse_scan(bias, decay, cu_seqlens=self.cu_seqlens)
         return torch.where(self.mask, x, 0.0)
-
-    def _last_counted(self) -> Tensor:
-        counted = self.mask.cumsum(-1)
-        if self.cu_seqlens is None:
-            return self.mask & (counted == self.mask.sum(-1, keepdim=True))
-        of_step = sequence_of_step(self.cu_seqlens, counted.shape[0])
-        ends = torch.nn.functional.pad(counted, (1, 0))[self.cu_seqlens[1:]]
-        return self.mask & (counted == ends[of_step])
 
     def following(self, x: Tensor, after: Tensor) -> Tensor:
         """Returns x of the next counted step."""
