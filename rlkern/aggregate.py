@@ -5,12 +5,14 @@ Whatever an algorithm divides by (tokens, sequences, a constant; of a micro-batc
 window or all ranks) is in the weight before any kernel runs. No loss divides by a count.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from rlkern.backends.eager import whiten as definition
 from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.whiten import EPS
-from rlkern.backends.eager.whiten import whiten as definition
 from rlkern.ops import _check as check
 from rlkern.ops._rows import sequence_bounds
 
@@ -103,6 +105,12 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def _all_reduced(sums: Tensor, group) -> Tensor:
+    if group is not None:
+        torch.distributed.all_reduce(sums, group=group)
+    return sums
+
+
 def whiten(x: Tensor, mask: Tensor, *, eps: float = EPS, ddof: int = 1, group=None) -> Tensor:
     """Returns x with mean 0 and variance 1 over the counted elements; 0 elsewhere.
 
@@ -115,10 +123,17 @@ def whiten(x: Tensor, mask: Tensor, *, eps: float = EPS, ddof: int = 1, group=No
     >>> whiten(torch.tensor([1.0, 3.0, 5.0, torch.nan]), mask).round(decimals=4).tolist()
     [-1.0, 0.0, 1.0, 0.0]
     """
+    check.ddof("whiten", ddof)
+    return definition.whiten(x, mask, eps=eps, ddof=ddof, reduce=partial(_all_reduced, group=group))
 
-    def all_reduced(sums: Tensor) -> Tensor:
-        if group is not None:
-            torch.distributed.all_reduce(sums, group=group)
-        return sums
 
-    return definition(x, mask, eps=eps, ddof=ddof, reduce=all_reduced)
+def center(x: Tensor, mask: Tensor, *, group=None) -> Tensor:
+    """Returns x less its mean over the counted elements; 0 elsewhere.
+
+    whiten without its division: OpenRLHF's no_std_norm. With a process group the mean is that of
+    all its ranks.
+
+    >>> center(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([True, True, False])).tolist()
+    [-1.0, 1.0, 0.0]
+    """
+    return definition.center(x, mask, reduce=partial(_all_reduced, group=group))[0]

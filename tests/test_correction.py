@@ -136,6 +136,23 @@ def test_a_normalized_correction_has_mean_one_over_the_counted_tokens():
     assert nothing.tolist() == [[0.0, 0.0, 0.0]]
 
 
+def test_a_correction_can_be_normalized_by_answers_instead_of_tokens():
+    first, second = sum((4.0, 1.0, 0.5)) / 3, sum((0.25, 0.5)) / 2
+    expected = torch.where(MASK, W, 0.0) / ((first + second) / 2)
+    got = rlkern.batch_normalized(W, MASK, over="sequence")
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    rows, bounds = flat(W)  # with an answer that has no token
+    packed = rlkern.batch_normalized(rows, rows == rows, over="sequence", cu_seqlens=bounds)
+    torch.testing.assert_close(packed, expected[MASK], rtol=1e-12, atol=0)
+    for over in ("token", "sequence"):
+        for mask in (MASK, torch.zeros_like(MASK)):
+            assert not rlkern.batch_normalized(torch.zeros_like(W), mask, over=over).any()
+    with pytest.raises(ValueError, match="batch_normalized: over must be token or sequence, got"):
+        rlkern.batch_normalized(W, MASK, over="answer")
+    with pytest.raises(ValueError, match=r"correction must be \(B, T\), got \(3,\)"):
+        rlkern.batch_normalized(W[0], MASK[0], over="sequence")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_each_token_is_multiplied_by_the_bounded_ratio(kind, backend):

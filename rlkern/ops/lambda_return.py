@@ -48,4 +48,4 @@ def lambda_return(
         rows.per_sequence("bootstrap", bootstrap),
         rows.cu_seqlens,
     )
-    return gae(*arguments, False)[1].reshape(rows.shape)
+    return gae(*arguments, None)[1].reshape(rows.shape)

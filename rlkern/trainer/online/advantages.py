@@ -48,8 +48,10 @@ class Rewarded:
         """Returns the reward (B, T) of each token: the answer's at its last counted token, and
         minus reward.kl_coef·(log π_old − log π_ref) at each. The last is NaN if the answer has
         no reward."""
-        kl = {"kl": self.token_kl(), "kl_coef": self.kl_coef} if self.kl_coef else {}
-        return rlkern.token_reward(self.reward, self.rows.mask, **kl)
+        if not self.kl_coef:
+            return rlkern.token_reward(self.reward, self.rows.mask)
+        kl, coef = self.token_kl(), self.kl_coef
+        return rlkern.token_reward(self.reward, self.rows.mask, kl=kl, kl_coef=coef)
 
     def sequence_reward(self) -> Tensor:
         """Returns the reward (B,) of each answer, minus reward.kl_coef·Σ(log π_old − log π_ref)."""
