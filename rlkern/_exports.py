@@ -26,6 +26,7 @@ from rlkern.ops.metrics_dict import (
 )
 from rlkern.ops.mismatched_kl import mismatched_kl
 from rlkern.ops.n_step_return import n_step_return
+from rlkern.ops.off_policy_metrics import off_policy_metrics
 from rlkern.ops.off_policy_sequence_mask import off_policy_sequence_mask
 from rlkern.ops.policy_loss import policy_loss
 from rlkern.ops.preference_loss import preference_loss
@@ -77,6 +78,7 @@ __all__ = [
     "metrics_dict",
     "mismatched_kl",
     "n_step_return",
+    "off_policy_metrics",
     "off_policy_sequence_mask",
     "offline_algorithms",
     "policy_loss",

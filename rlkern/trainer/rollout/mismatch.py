@@ -29,7 +29,8 @@ def correction(settings: Settings, rows: Rows) -> Tensor | None:
 
 def mismatch_metrics(rows: Rows, factor: Tensor | None = None) -> dict[str, float]:
     """Returns |log π_old − log μ| over the counted tokens and the factors of the correction, if
-    there is one, by the names of TRL; nothing if the trainer did not score the rows.
+    there is one, by the names of TRL, and rlkern.off_policy_metrics by those of verl; nothing if
+    the trainer did not score the rows.
     """
     if rows.old_logprob is None or not rows.mask.any():
         return {}
@@ -42,4 +43,7 @@ def mismatch_metrics(rows: Rows, factor: Tensor | None = None) -> dict[str, floa
         counted = factor[rows.mask]
         for name, reduce in (("min", torch.min), ("mean", torch.mean), ("max", torch.max)):
             values[f"sampling/importance_sampling_ratio/{name}"] = reduce(counted).item()
+    distance = rlkern.off_policy_metrics(rows.old_logprob, rows.rollout_logprob, rows.mask)
+    numbers = torch.stack(list(distance.values())).tolist()
+    values.update({f"rollout_corr/{k}": x for k, x in zip(distance, numbers, strict=True)})
     return values
