@@ -16,7 +16,7 @@ from rlkern.backends.eager.whiten import EPS
 from rlkern.ops import _check as check
 from rlkern.ops._rows import sequence_bounds
 
-MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum")
+MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum", "token_sum")
 
 
 def _lengths(mask: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -46,6 +46,7 @@ def token_weight(
     *,
     count: float | Tensor | None = None,
     constant: float | None = None,
+    dp_size: int = 1,
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Returns the weight of each token in the loss; 0 where mask is False.
@@ -53,13 +54,17 @@ def token_weight(
         token_mean           1 / count                      count: tokens       DAPO
         sequence_token_mean  1 / (tokens of its row·count)  count: sequences    GRPO
         sequence_token_sum   1 / (constant·count)           count: sequences    Dr. GRPO
+        token_sum            1                              no count            verl's token-sum
 
     Arguments
         mask      (B, T) bool, True counts; (N,) with cu_seqlens
-        mode      one of the three
+        mode      one of the four
         count     tokens or sequences of the whole batch (all micro-batches, all ranks), a number
                   or a tensor; by default those of this mask, rows without a token not counted
         constant  divisor of sequence_token_sum, such as the longest allowed answer; 1 by default
+        dp_size   multiplies the weights: with a count of all ranks, the number of ranks whose
+                  gradients DDP or FSDP averages (verl's and OpenRLHF's dp_size); 1 where they are
+                  added, or where the count is the rank's own
         cu_seqlens  (S + 1,) bounds of the sequences in flat rows
     Returns
         (B, T) float32, or (N,); all zeros for a mask without a True
@@ -83,6 +88,12 @@ def token_weight(
         raise ValueError(f"{op}: constant belongs to mode 'sequence_token_sum', got mode {mode!r}")
     if constant is not None and not check.number(op, "constant", constant) > 0:
         raise ValueError(f"{op}: constant must be greater than 0, got {constant}")
+    if not isinstance(dp_size, int) or isinstance(dp_size, bool) or dp_size < 1:
+        raise ValueError(f"{op}: dp_size must be an integer of at least 1, got {dp_size!r}")
+    if mode == "token_sum":
+        if count is not None:
+            raise ValueError(f"{op}: count must be None with mode 'token_sum', which divides by 1")
+        return mask.to(torch.float32) * dp_size
     lengths, length_of_token = _lengths(mask, bounds)
     if count is not None:
         total = _given_count(op, count, mask)
@@ -93,7 +104,7 @@ def token_weight(
         divisor = divisor * length_of_token
     elif mode == "sequence_token_sum" and constant is not None:
         divisor = divisor * constant
-    return torch.where(mask, 1.0 / divisor.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+    return torch.where(mask, dp_size / divisor.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -109,6 +109,18 @@ def token_loss(
     return loss - objective.entropy_coef * entropy
 
 
+def token_terms(
+    logprob: Tensor,
+    entropy: Tensor,
+    rows: Rows,
+    objective: Objective,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Returns weight·ℓ of each token, whose sum is the loss; 0 where the weight is."""
+    loss = token_loss(logprob, entropy, rows, objective, cu_seqlens)
+    return torch.where(rows.weight != 0, rows.weight * loss, 0.0)
+
+
 def token_metrics(
     logprob: Tensor, entropy: Tensor, rows: Rows, objective: Objective, cu_seqlens: Tensor | None
 ) -> Tensor:
@@ -158,8 +170,7 @@ def token_objective(
     with recording():
         logprob = logprob.requires_grad_()
         entropy = entropy.requires_grad_()
-        row_loss = token_loss(logprob, entropy, rows, objective, cu_seqlens)
-        loss = torch.where(counted, rows.weight * row_loss, 0.0).sum()
+        loss = token_terms(logprob, entropy, rows, objective, cu_seqlens).sum()
         grad_logprob, grad_entropy = torch.autograd.grad(loss, (logprob, entropy))
     with torch.no_grad():
         metrics = token_metrics(logprob, entropy, rows, objective, cu_seqlens)
