@@ -36,7 +36,11 @@ from rlkern.ops.reward_model_loss import reward_model_loss
 from rlkern.ops.reward_to_go import reward_to_go
 from rlkern.ops.rollout_correction import rollout_correction
 from rlkern.ops.rollout_rejection import rollout_rejection
-from rlkern.ops.sequence_logprob import mean_sequence_logprob, sequence_logprob
+from rlkern.ops.sequence_logprob import (
+    ld_sequence_logprob,
+    mean_sequence_logprob,
+    sequence_logprob,
+)
 from rlkern.ops.td_loss import TdLossOutput, td_loss
 from rlkern.ops.token_kl import token_kl
 from rlkern.ops.token_logprob import TokenLogprob, token_logprob
@@ -44,6 +48,7 @@ from rlkern.ops.token_objective import token_objective
 from rlkern.ops.token_reward import token_reward
 from rlkern.ops.value_loss import value_loss
 from rlkern.ops.vtrace import Vtrace, vtrace
+from rlkern.ops.wpo_weight import wpo_weight
 
 __all__ = [
     "AdaptiveKl",
@@ -70,6 +75,7 @@ __all__ = [
     "kto_loss",
     "lambda_return",
     "last_counted",
+    "ld_sequence_logprob",
     "length_adaptive_lambda",
     "linear_policy_loss",
     "linear_token_logprob",
@@ -101,4 +107,5 @@ __all__ = [
     "value_loss",
     "value_metrics_dict",
     "vtrace",
+    "wpo_weight",
 ]
