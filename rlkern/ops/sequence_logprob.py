@@ -106,8 +106,8 @@ def ld_sequence_logprob(
     the pair, and the loss is DPO's of such sums, under the policy and under the reference. 1 is
     sequence_logprob, and 0 looks at the first l tokens alone.
 
-    Paper: LD-DPO, arXiv 2409.06411. TRL's ld_alpha counts places rather than tokens, the same
-    where an answer has no holes.
+    Paper: LD-DPO, arXiv 2409.06411. As TRL's ld_alpha; its versions of 2025 counted places instead
+    of tokens, the same where an answer has no holes.
 
     Arguments
         logprob, mask, cu_seqlens  as of sequence_logprob

@@ -16,9 +16,9 @@ def wpo_weight(
         w = exp((1/|o|)·Σ_t (log π(o_t) − log Σ_v π(v)²))
 
     Σ_v π(v)² is the expected probability of a token that the policy draws, so that an answer of its
-    own weighs about 1. The weight of a pair in preference_loss is that of both answers, divided by
-    the number of pairs: `(chosen * rejected).clamp(max=1) / pairs`. The clamp is the authors' and
-    TRL's (use_weighting).
+    own weighs about 1. The weight of a pair in preference_loss is the product of both answers',
+    divided by the number of pairs: `chosen * rejected / pairs`. As TRL's use_weighting; its
+    versions of 2025 held the product at 1 at most, `(chosen * rejected).clamp(max=1)`.
 
     Paper: WPO, arXiv 2406.11827, eq. 2 with sampled alignment.
 

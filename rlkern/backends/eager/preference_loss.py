@@ -146,7 +146,8 @@ def alpha_po(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
     """Returns simpo's loss with (1 − p^−α)/α in place of log p, p = exp(average of log π).
 
     Paper: AlphaPO, arXiv 2501.03884, here as TRL has it (alpha of its CPO trainer, whose 0 is
-    simpo). α > 0 makes the reward of likely answers flatter, α < 0 steeper. 0.25 is our default.
+    simpo). α > 0 makes the reward of likely answers flatter, α < 0 steeper. The paper's table 3 has
+    α 0.25, margin 0.1 and β 2.5 for Mistral.
     """
     return simpo(alpha(chosen, c), alpha(rejected, c), c)
 
@@ -260,7 +261,7 @@ PREFERENCE_KINDS = {
     "cpo": PreferenceKind(cpo, {"nll_coef": 1.0, **_NO_FLIPS}, reference=False),
     "simpo": PreferenceKind(simpo, {"margin": 0.5, **_NO_FLIPS}, reference=False, average=True),
     "alpha_po": PreferenceKind(
-        alpha_po, {"margin": 0.5, "alpha": 0.25, **_NO_FLIPS}, reference=False, average=True
+        alpha_po, {"margin": 0.1, "alpha": 0.25, **_NO_FLIPS}, reference=False, average=True
     ),
     "orpo": PreferenceKind(orpo, reference=False, average=True),
 }
