@@ -196,12 +196,17 @@ WEIGHT = {
         (torch.ones(3), ValueError, "one number", "(3,) float32"),
     ],
     "constant": [(3, ValueError, "'sequence_token_sum'", "'token_mean'")],
+    "dp_size": [
+        (0, ValueError, "an integer of at least 1", "0"),
+        (2.0, ValueError, "an integer of at least 1", "2.0"),
+    ],
 }
 LOGPROB = {
     "logprob": [
         (one.bfloat16(), TypeError, "float32 or float64", "bfloat16"),
         (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
     ],
+    "reduction": [("mean", ValueError, "sum or none", "'mean'")],
     "entropy": [(one.double(), TypeError, "float32", "float64"),
                 (one[:1], ValueError, "(2, 3) on cpu", "(1, 3)")],
 }  # fmt: skip

@@ -50,7 +50,7 @@ def other_calls():
     scan = [torch.rand(2, 4).requires_grad_() for _ in range(2)]
     rates = torch.tensor([0.9, 0.8], dtype=torch.float64)
     return {
-        "gae": (*torch.rand(2, 2, 4), torch.ones(2, 4) > 0, rates, None, None, True),
+        "gae": (*torch.rand(2, 2, 4), torch.ones(2, 4) > 0, rates, None, None, 1),
         "scale_": (torch.rand(2, 3), torch.tensor(0.3)),
         "reverse_scan": tuple(scan),
     }

@@ -7,7 +7,7 @@ from trainer_helpers import asked, settings
 
 import rlkern
 from rlkern.trainer.online.advantages import TABLE, Rewarded, with_advantage
-from rlkern.trainer.rows import Rows, last_counted
+from rlkern.trainer.rows import Rows
 
 NAN = float("nan")
 EVERY = pytest.mark.parametrize("name", sorted(TABLE))
@@ -80,11 +80,6 @@ def sequence_reward(rows, kl_coef=0.0):
 
 def close(found, expected):
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
-
-
-def test_the_last_counted_token_is_found_behind_holes_and_in_empty_rows():
-    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]]).bool()
-    assert last_counted(mask).nonzero().tolist() == [[0, 1], [1, 3]]
 
 
 def test_a_token_reward_has_the_answer_at_its_last_token_and_the_kl_at_each():

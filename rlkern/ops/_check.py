@@ -195,6 +195,12 @@ def _as_float(op: str, name: str, x: object) -> float:
     raise TypeError(f"{op}: {name} must be a number, got {got}")
 
 
+def ddof(op: str, x: object) -> None:
+    """Raises ValueError unless x is what a variance's count is lessened by: 0 or 1."""
+    if x not in (0, 1):
+        raise ValueError(f"{op}: ddof must be 0 or 1, got {x}")
+
+
 def checks_values() -> bool:
     """Returns whether checks of values are on."""
     return os.environ.get("RLKERN_CHECK_VALUES") == "1" and not torch.compiler.is_compiling()

@@ -165,7 +165,8 @@ def policy_loss(
     Gate, ratio level and coefficients are the algorithm's (rlkern.algorithms). logits[b, t] scores
     token[b, t]: nothing is shifted here. Without old_logprob the batch is on policy, ratio 1.
     Token-level objectives read the logits once and write their gradient once; where the ratio is a
-    sequence's (GSPO) or the vocabulary is split (group), the logits are read twice.
+    sequence's (GSPO) or the vocabulary is split (group), the logits are read twice. The loss is
+    always the sum: token_logprob and then token_objective(reduction="none") give its terms.
 
     Arguments
         logits        (B, T, V) or (N, V) float of any width, the last dimension contiguous

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+import rlkern
 from rlkern.trainer.tasks.task import Item
 
 
@@ -194,15 +195,6 @@ def pieces(count: int, parts: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if a < b]
 
 
-def last_counted(mask: Tensor) -> Tensor:
-    """Returns where the last counted token (B, T) of each row is; masks may have holes.
-
-    >>> last_counted(torch.tensor([[True, False, True, False]])).tolist()
-    [[False, False, True, False]]
-    """
-    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
-
-
 def finished(rows: Rows, stop: Tensor) -> Tensor:
     """Returns which answers (B,) ended by themselves: with one of the stop tokens."""
-    return (torch.isin(rows.token, stop) & last_counted(rows.mask)).any(-1)
+    return (torch.isin(rows.token, stop) & rlkern.last_counted(rows.mask)).any(-1)

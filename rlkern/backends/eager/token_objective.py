@@ -137,6 +137,18 @@ def token_loss(
     return loss
 
 
+def token_terms(
+    logprob: Tensor,
+    entropy: Tensor,
+    rows: Rows,
+    objective: Objective,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Returns the terms whose sum is the loss, one of each token; 0 where the weight is."""
+    loss = token_loss(logprob, entropy, rows, objective, cu_seqlens)
+    return torch.where(rows.weight != 0, loss, 0.0)
+
+
 def token_metrics(
     logprob: Tensor, entropy: Tensor, rows: Rows, objective: Objective, cu_seqlens: Tensor | None
 ) -> Tensor:
@@ -186,8 +198,7 @@ def token_objective(
     with recording():
         logprob = logprob.requires_grad_()
         entropy = entropy.requires_grad_()
-        loss = token_loss(logprob, entropy, rows, objective, cu_seqlens)
-        loss = torch.where(counted, loss, 0.0).sum()
+        loss = token_terms(logprob, entropy, rows, objective, cu_seqlens).sum()
         grad_logprob, grad_entropy = torch.autograd.grad(loss, (logprob, entropy))
     with torch.no_grad():
         metrics = token_metrics(logprob, entropy, rows, objective, cu_seqlens)
