@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ def with_statistic(parts: Parts, rows: Rows) -> Rows:
         return torch.stack([found.logprob, found.entropy], -1)
 
     pieces = settings.batch.micro_batches
+    coefficients: dict[str, Any] = {
+        name: settings.coefficients[name] for name in declared.statistic_coef
+    }
     logprob, entropy = without_gradient(scored, rows, world=parts.world, parts=pieces).unbind(-1)
     factor = rlkern.statistics.factor(
         logprob,
@@ -38,7 +42,7 @@ def with_statistic(parts: Parts, rows: Rows) -> Rows:
         algorithm=declared.name,
         entropy=entropy,
         generator=parts.generator,
-        **{name: settings.coefficients[name] for name in declared.statistic_coef},
+        **coefficients,
     )
     correction = factor if rows.correction is None else rows.correction * factor
     return dataclasses.replace(rows, correction=correction)
