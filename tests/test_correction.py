@@ -11,7 +11,6 @@ from rlkern.backends import BACKENDS as TABLE
 from rlkern.backends import _load
 from rlkern.ops.rollout_correction import CORRECTIONS
 from rlkern.ops.rollout_rejection import DIVERGENCES
-from rlkern.testing.cases import Case, make_batch
 
 NAN = math.nan
 KINDS = tuple(CORRECTIONS)
@@ -159,60 +158,6 @@ def test_bad_answers_left_behind_are_masked_and_good_ones_stay():
     rows = [x.flatten() for x in (old, rollout, advantage, mask)]
     packed = rlkern.off_policy_sequence_mask(*rows, threshold=0.5, cu_seqlens=bounds)
     assert packed.equal(got.flatten())
-
-
-UNKNOWN = {
-    "truncate": ((0.0, 2.0), [[2.0, 1.0, 0.5], [1.0, 0.25, 0.0], [1.0, 0.0, 0.0]]),
-    "mask": ((2.0, 5.0), [[4.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
-    "sequence_truncate": ((0.0, 1.5), [[1.5, 1.0, 1.5], [1.0, 0.25, 0.0], [1.0, 0.0, 0.0]]),
-    "sequence_mask": ((1.5, 3.0), [[2.0, 1.0, 2.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
-    "geometric_mask": ((1.4, 1.5), [[4.0, 1.0, 0.5], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
-}
-
-
-def unknown_batch(unknown):
-    """Returns (old, rollout, mask) whose unknown tokens are NaN by the sampler, trainer or both."""
-    w = torch.tensor([[4.0, NAN, 0.5], [NAN, 0.25, 1.0], [NAN, 1.0, 1.0]], dtype=torch.float64)
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]]).bool()
-    old = torch.full_like(w, -1.0)
-    rollout = old - w.log()
-    if unknown != "sampler":
-        old = torch.where(w.isnan(), NAN, old)
-    if unknown == "trainer":
-        rollout = rollout.nan_to_num(-1.0)
-    return old, rollout, mask
-
-
-@pytest.mark.parametrize("unknown", ("sampler", "trainer", "both"))
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_unknown_token_is_not_corrected_and_judges_no_answer(kind, unknown):
-    (low, high), expected = UNKNOWN[kind]
-    got = rlkern.rollout_correction(*unknown_batch(unknown), kind=kind, low=low, high=high)
-    expected = torch.tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("unknown", ("sampler", "trainer", "both"))
-@pytest.mark.parametrize("over", ("token", "sum", "mean", "max"))
-def test_an_unknown_token_is_dropped_only_with_its_answer(over, unknown):
-    rows = unknown_batch(unknown)  # k1 = −log w: −1.39, ?, 0.69; ?, 1.39; ?
-    options = {"estimator": "k1", "over": over}
-    got = rlkern.rollout_rejection(*rows, low=0.5, high=1.5, **options).tolist()
-    inside = {"token": [[False, True, True], [True, True, False]],
-              "max": [[False] * 3, [True, True, False]],
-              "sum": [[False] * 3, [True, True, False]],
-              "mean": [[False] * 3, [True, True, False]]}[over]  # fmt: skip
-    assert got == [*inside, [True, False, False]]
-    got = rlkern.rollout_rejection(*rows, low=-1.5, high=1.0, **options).tolist()
-    last = [True, False, False] if over == "token" else [False] * 3
-    assert got == [[True] * 3, last, [True, False, False]]
-
-
-def test_an_unknown_token_leaves_its_answers_distance_as_it_is():
-    old, rollout, mask = unknown_batch("sampler")  # −log w on average: −0.35, 1.39, nothing
-    bad = -torch.ones_like(old)
-    kept = rlkern.off_policy_sequence_mask(old, rollout, bad, mask, threshold=0.7)
-    assert kept.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
 
 
 def test_a_normalized_correction_has_mean_one_over_the_counted_tokens():
