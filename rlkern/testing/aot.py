@@ -25,8 +25,9 @@ from triton.runtime.jit import JITFunction
 
 from rlkern.backends import triton as kernels  # type: ignore[attr-defined]  # lies in kernels/
 from rlkern.backends.eager.group_advantage import KINDS
+from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream
-from rlkern.backends.eager.token_objective import GATES, KL_ESTIMATORS, LEVELS, Objective, Rows
+from rlkern.backends.eager.token_objective import GATES, LEVELS, Objective, Rows
 from rlkern.backends.eager.value_loss import VALUE_KINDS
 
 TARGETS = {
