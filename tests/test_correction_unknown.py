@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens that the sampler or the trainer reports no probability of: not corrected, not judged by."""
+"""Tokens whose probability sampler or trainer does not know: no correction, no verdict by them."""
 
 import math
 
