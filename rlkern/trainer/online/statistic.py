@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ def with_statistic(parts: Parts, rows: Rows) -> Rows:
     """
     settings = parts.settings
     declared = settings.declared
+    coefficients: dict[str, Any] = {k: settings.coefficients[k] for k in declared.statistic_coef}
     assert rows.advantage is not None
 
     def scored(part: Rows) -> Tensor:
@@ -38,7 +40,7 @@ def with_statistic(parts: Parts, rows: Rows) -> Rows:
         algorithm=declared.name,
         entropy=entropy,
         generator=parts.generator,
-        **{name: settings.coefficients[name] for name in declared.statistic_coef},
+        **coefficients,
     )
     correction = factor if rows.correction is None else rows.correction * factor
     return dataclasses.replace(rows, correction=correction)
