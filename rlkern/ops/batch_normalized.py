@@ -8,9 +8,10 @@ from rlkern import aggregate
 
 
 def batch_normalized(correction: Tensor, mask: Tensor) -> Tensor:
-    """Returns the correction divided by its mean over the counted tokens (verl's option).
+    """Returns the correction divided by its mean over the counted tokens.
 
-    rlkern.advantage.batch_normalized is another function: it makes advantages of rewards.
+    As verl's rollout_is_batch_normalize for corrections of tokens; for those of answers verl's mean
+    is over answers. rlkern.advantage.batch_normalized is another function: it makes advantages.
 
     >>> batch_normalized(torch.tensor([[1.0, 3.0]]), torch.tensor([[True, True]])).tolist()
     [[0.5, 1.5]]

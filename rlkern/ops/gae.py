@@ -44,10 +44,10 @@ def gae(
         target_t = A_t + V_t
 
     Paper: arXiv 1506.02438, eq. 16. t + 1 is the next counted token: masked tokens, such as a
-    tool's answer inside a dialogue, are stepped over (as in verl; TRL and OpenRLHF instead multiply
-    by the mask). After the last counted token comes `bootstrap`: 0 where the episode terminated,
-    the value of the state it was cut off in where it was truncated. A row that holds several
-    episodes is several sequences of cu_seqlens.
+    tool's answer inside a dialogue, are stepped over (as in verl; in OpenRLHF they are steps of
+    reward 0 and value 0). After the last counted token comes `bootstrap`: 0 where the episode
+    terminated, the value of the state it was cut off in where it was truncated. A row that holds
+    several episodes is several sequences of cu_seqlens.
 
     Whitening is (A − mean) / √(variance + 1e-8) over all counted tokens, with ddof = 1 (TRL, verl;
     OpenRLHF has ddof = 0); the target keeps its scale. Two λ, one for the policy and one for the
