@@ -12,7 +12,6 @@ from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.whiten import EPS
 from rlkern.backends.eager.whiten import whiten as definition
 from rlkern.ops import _check as check
-from rlkern.ops._rows import sequence_bounds
 
 MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum")
 
@@ -45,6 +44,7 @@ def token_weight(
     count: float | Tensor | None = None,
     constant: float | None = None,
     cu_seqlens: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Returns the weight of each token in the loss; 0 where mask is False.
 
@@ -59,8 +59,10 @@ def token_weight(
                   or a tensor; by default those of this mask, rows without a token not counted
         constant  divisor of sequence_token_sum, such as the longest allowed answer; 1 by default
         cu_seqlens  (S + 1,) bounds of the sequences in flat rows
+        dtype     of the result, float32 or float64: a float64 loss has no more digits than its
+                  weights
     Returns
-        (B, T) float32, or (N,); all zeros for a mask without a True
+        (B, T) of that dtype, or (N,); all zeros for a mask without a True
     Raises
         TypeError, ValueError  for a mask that is not (B, T) bool, or an unknown mode
 
@@ -70,7 +72,7 @@ def token_weight(
     """
     op = "token_weight"
     check.tensor(op, "mask", mask, (torch.bool,))
-    bounds = sequence_bounds(op, cu_seqlens, mask.shape, mask.device)
+    bounds = check.sequence_bounds(op, cu_seqlens, mask.shape, mask.device)
     if mask.ndim != 2 and bounds is None:
         raise ValueError(
             f"{op}: mask must be (B, T), or (N,) with cu_seqlens, got {check.describe(mask)}"
@@ -86,12 +88,12 @@ def token_weight(
         total = _given_count(op, count, mask)
     else:
         total = mask.sum() if mode == "token_mean" else (lengths > 0).sum()
-    divisor = total.to(mask.device, torch.float32).expand(length_of_token.shape)
+    divisor = total.to(mask.device, dtype).expand(length_of_token.shape)
     if mode == "sequence_token_mean":
         divisor = divisor * length_of_token
     elif mode == "sequence_token_sum" and constant is not None:
         divisor = divisor * constant
-    return torch.where(mask, 1.0 / divisor.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+    return torch.where(mask, 1.0 / divisor.clamp(min=torch.finfo(dtype).tiny), 0.0)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

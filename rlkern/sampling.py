@@ -189,6 +189,7 @@ def multiplicity_weight(
     *,
     count: float | Tensor | None = None,
     constant: float | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Returns the weight of each token where each sample counts as often as its multiplicity says.
 
@@ -201,9 +202,9 @@ def multiplicity_weight(
         multiplicity  (B,) int64 or int32, ≥ 0, as from refill_multiplicity
         mode          as in rlkern.aggregate.token_weight
         count         tokens or sequences of the whole batch, copies included; by default of this
-        constant      as in rlkern.aggregate.token_weight
+        constant, dtype  as in rlkern.aggregate.token_weight
     Returns
-        (B, T) float32; 0 where mask is False or the multiplicity is 0
+        (B, T) of that dtype; 0 where mask is False or the multiplicity is 0
     Raises
         TypeError, ValueError  for an argument of the wrong dtype, shape or device
 
@@ -221,7 +222,7 @@ def multiplicity_weight(
         counted = mask if mode == "token_mean" else mask.any(-1, keepdim=True)
         count = (counted * copies).sum()
     kept = mask & (copies > 0)
-    return token_weight(kept, mode, count=count, constant=constant) * copies
+    return token_weight(kept, mode, count=count, constant=constant, dtype=dtype) * copies
 
 
 def overlong_penalty(length: Tensor, *, max_length: int, cache: int) -> Tensor:

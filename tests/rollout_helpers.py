@@ -3,8 +3,8 @@
 
 from trainer_helpers import settings
 
+from rlkern.trainer.models.policy import token_logprob, without_gradient
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.scoring import token_logprob, without_gradient
 
 
 def score(policy, rows, *, share=True, temperature=1.0, parts=3):

@@ -80,9 +80,9 @@ def test_bounds_that_are_not_given_are_what_the_docstring_says():
 def divergences(estimator):
     d = (OLD - ROLLOUT).tolist()
     formula = {
-        "k1": lambda x: x,
+        "k1": lambda x: -x,
         "k2": lambda x: x * x / 2,
-        "k3": lambda x: math.exp(-x) - 1 + x,
+        "k3": lambda x: math.exp(x) - 1 - x,
     }[estimator]
     return [[formula(x) for x in row if not math.isnan(x)] for row in d]
 
@@ -115,6 +115,36 @@ def test_rejection_keeps_what_lies_within_the_bounds(over, estimator):
     assert len(kept) > 1  # some bounds hold and others do not
 
 
+def test_a_token_that_the_trainer_finds_likelier_than_its_sampler_is_the_divergent_one():
+    old, rollout = torch.tensor([[-4.0, -1.0]]), torch.tensor([[-1.0, -4.0]])
+    every = torch.ones(1, 2, dtype=torch.bool)  # exp(d) − 1 − d is 2.05 and 16.1, d = ∓3
+    assert rlkern.rollout_rejection(old, rollout, every, high=5.0).tolist() == [[True, False]]
+    kept = rlkern.rollout_rejection(old, rollout, every, estimator="k1", high=0.0)
+    assert kept.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("estimator", ("k1", "k3"))
+def test_the_mean_estimate_of_tokens_that_the_sampler_drew_is_the_divergence_from_it(estimator):
+    mu, old = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3]], dtype=torch.float64)
+    exact = (mu * (mu / old).log()).sum().item()  # KL(μ‖π_old)
+    drawn = mu.log().repeat_interleave(torch.tensor([7, 2, 1]))[None]
+    scored = old.log().repeat_interleave(torch.tensor([7, 2, 1]))[None]
+    for high, kept in ((exact * (1 + 1e-12), 10), (exact * (1 - 1e-12), 0)):
+        options = {"estimator": estimator, "over": "mean", "high": high}
+        assert rlkern.rollout_rejection(scored, drawn, drawn < 0, **options).sum() == kept
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_divergence_from_the_old_policy_is_of_tokens_that_the_old_policy_drew(backend):
+    old = torch.tensor([[-3.0, -1.0]])
+    logprob = old + torch.tensor([[2.0, -2.0]])
+    with rlkern.use_backend(backend):
+        for at, expected in (([0], 4.389), ([1], 1.135), ([0, 1], 2.762)):  # exp(d) − 1 − d
+            rows = logprob[:, at], torch.ones(1), old[:, at] < 0
+            metrics = rlkern.token_objective(*rows, old_logprob=old[:, at]).metrics
+            assert rlkern.metrics_dict(metrics)["old_kl"] == pytest.approx(expected, abs=1e-3)
+
+
 def test_bad_answers_left_behind_are_masked_and_good_ones_stay():
     old, rollout = torch.full((4, 2), -2.0), torch.full((4, 2), -1.0)
     rollout[3] = -1.6  # behind by 0.4 on average
@@ -126,6 +156,60 @@ def test_bad_answers_left_behind_are_masked_and_good_ones_stay():
     rows = [x.flatten() for x in (old, rollout, advantage, mask)]
     packed = rlkern.off_policy_sequence_mask(*rows, threshold=0.5, cu_seqlens=bounds)
     assert packed.equal(got.flatten())
+
+
+UNKNOWN = {
+    "truncate": ((0.0, 2.0), [[2.0, 1.0, 0.5], [1.0, 0.25, 0.0], [1.0, 0.0, 0.0]]),
+    "mask": ((2.0, 5.0), [[4.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
+    "sequence_truncate": ((0.0, 1.5), [[1.5, 1.0, 1.5], [1.0, 0.25, 0.0], [1.0, 0.0, 0.0]]),
+    "sequence_mask": ((1.5, 3.0), [[2.0, 1.0, 2.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
+    "geometric_mask": ((1.4, 1.5), [[4.0, 1.0, 0.5], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]),
+}
+
+
+def unknown_batch(unknown):
+    """Returns (old, rollout, mask) whose unknown tokens are NaN by the sampler, trainer or both."""
+    w = torch.tensor([[4.0, NAN, 0.5], [NAN, 0.25, 1.0], [NAN, 1.0, 1.0]], dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]]).bool()
+    old = torch.full_like(w, -1.0)
+    rollout = old - w.log()
+    if unknown != "sampler":
+        old = torch.where(w.isnan(), NAN, old)
+    if unknown == "trainer":
+        rollout = rollout.nan_to_num(-1.0)
+    return old, rollout, mask
+
+
+@pytest.mark.parametrize("unknown", ("sampler", "trainer", "both"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unknown_token_is_not_corrected_and_judges_no_answer(kind, unknown):
+    (low, high), expected = UNKNOWN[kind]
+    got = rlkern.rollout_correction(*unknown_batch(unknown), kind=kind, low=low, high=high)
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("unknown", ("sampler", "trainer", "both"))
+@pytest.mark.parametrize("over", ("token", "sum", "mean", "max"))
+def test_an_unknown_token_is_dropped_only_with_its_answer(over, unknown):
+    rows = unknown_batch(unknown)  # k1 = −log w: −1.39, ?, 0.69; ?, 1.39; ?
+    options = {"estimator": "k1", "over": over}
+    got = rlkern.rollout_rejection(*rows, low=0.5, high=1.5, **options).tolist()
+    inside = {"token": [[False, True, True], [True, True, False]],
+              "max": [[False] * 3, [True, True, False]],
+              "sum": [[False] * 3, [True, True, False]],
+              "mean": [[False] * 3, [True, True, False]]}[over]  # fmt: skip
+    assert got == [*inside, [True, False, False]]
+    got = rlkern.rollout_rejection(*rows, low=-1.5, high=1.0, **options).tolist()
+    last = [True, False, False] if over == "token" else [False] * 3
+    assert got == [[True] * 3, last, [True, False, False]]
+
+
+def test_an_unknown_token_leaves_its_answers_distance_as_it_is():
+    old, rollout, mask = unknown_batch("sampler")  # −log w on average: −0.35, 1.39, nothing
+    bad = -torch.ones_like(old)
+    kept = rlkern.off_policy_sequence_mask(old, rollout, bad, mask, threshold=0.7)
+    assert kept.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
 
 
 def test_a_normalized_correction_has_mean_one_over_the_counted_tokens():
@@ -207,7 +291,7 @@ def test_bad_log_probabilities_are_refused_by_name(name):
     good = {"old_logprob": OLD, "rollout_logprob": ROLLOUT, "mask": MASK}
     for value, error, sentence in (
         (OLD.long(), TypeError, "must be float16 or bfloat16 or float32 or float64, got"),
-        (OLD * NAN, ValueError, "must be finite where mask is True, got NaN or inf"),
+        (OLD * math.inf, ValueError, "must be finite where mask is True, got NaN or inf"),
         (OLD[:1], ValueError, r"must be \(\d, 3\) on cpu, got"),
     ):
         with pytest.raises(error, match=sentence):

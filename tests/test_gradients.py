@@ -103,7 +103,9 @@ def plain_loss(batch, logits, name, **options):
     declared = rlkern.algorithms()[name]
     objective = make_objective(declared, options)
     logprob, entropy, *_ = plain_scores(logits, batch)
-    weight = token_weight(batch.mask, declared.aggregation, cu_seqlens=batch.cu_seqlens).double()
+    weight = token_weight(
+        batch.mask, declared.aggregation, cu_seqlens=batch.cu_seqlens, dtype=torch.float64
+    )
     rows = Rows(batch.advantage, weight, batch.old_logprob, batch.ref_logprob, batch.correction)
     return (weight * token_loss(logprob, entropy, rows, objective, batch.cu_seqlens)).sum()
 
@@ -115,10 +117,10 @@ def assert_gradient_is_autograds(options, name, **terms):
         loss_of(batch, leaf, algorithm=name, **terms),
         plain_loss(batch, plain, name, **terms),
     )
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # float32 weights
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     loss.backward()
     expected.backward()
-    torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("off_policy", (True, False), ids=("off policy", "on policy"))

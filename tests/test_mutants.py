@@ -48,13 +48,20 @@ def toy(tmp_path_factory) -> covering.Record:
         (tree / name).write_text(text)
     (tree / "tests/mutants").symlink_to(Path(plant.__file__).parent)
     record = covering.Record(tree / "record", tree)
-    files = ["tests/test_toy.py", "tests/test_broken.py"]
-    assert record.record_all(files, covering.environment_of(tree), 600) == 0
-    assert record.record_all(files, covering.environment_of(tree), 0) == 0  # nothing is stale
+    for name in ("tests/test_toy.py", "tests/test_broken.py"):
+        assert not record.is_fresh(name)
+        assert elsewhere(record.record, name, 600)
+        assert record.is_fresh(name)
     return record
 
 
-@pytest.mark.parametrize("module", (plant, covering, tool))
+def elsewhere(call, *arguments):
+    """Returns what a call returns in a process that has not imported rlkern."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(call, *arguments).result()
+
+
+@pytest.mark.parametrize("module", (plant, covering, run, tool))
 def test_the_examples_of_a_module_hold(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
@@ -118,16 +125,20 @@ def test_lines_that_moved_are_still_covered(toy):
         covering.Record.lines.cache_clear()
 
 
+def test_a_source_that_moved_is_still_covered(toy):
+    moved = toy.tree / "rlkern/moved.py"
+    moved.write_text(TOY.replace('"""Words."""', '"""Other words."""'))
+    try:
+        number = TOY.splitlines().index("    if low > high:") + 1
+        assert toy.lines("tests/test_toy.py", "rlkern/moved.py")[number]
+    finally:
+        moved.unlink()
+
+
 def outcome_of(toy, what: str) -> run.Outcome:
     mutant = next(m for m in plant.mutants(TOY) if m.what == what)
     tests = covering.tests_of(toy, ["tests/test_toy.py"], "rlkern/toy.py", mutant.line)
-    return tried_elsewhere(toy.tree, "rlkern/toy.py", mutant, tests, 1.0)
-
-
-def tried_elsewhere(*arguments) -> run.Outcome:
-    """Returns what run.tried returns in a process that has not imported rlkern."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(run.tried, *arguments).result()
+    return elsewhere(run.tried, toy.tree, "rlkern/toy.py", mutant, tests)
 
 
 def test_a_fault_that_a_test_notices_is_killed_by_it(toy):
@@ -142,8 +153,8 @@ def test_a_fault_that_no_test_notices_lives(toy):
 
 def test_a_fault_that_breaks_the_import_is_killed(toy):
     mutant = plant.Mutant(2, (0, 0), "typo", "", "1 / 0\n")
-    tests = ["tests/test_toy.py::test_bounds"]
-    outcome = tried_elsewhere(toy.tree, "rlkern/toy.py", mutant, tests, 1.0)
+    tests = {"tests/test_toy.py::test_bounds": 1.0}
+    outcome = elsewhere(run.tried, toy.tree, "rlkern/toy.py", mutant, tests)
     assert outcome.killed and "import" in outcome.by
 
 

@@ -98,7 +98,7 @@ def test_every_kind_is_the_equation_of_its_paper(kind):
     terms = [EQUATIONS[kind](c, r, 0.6) for c, r in zip(*(x.tolist() for x in h))]
     expected = sum(w * x for w, x in zip(weight.tolist(), terms))
     loss = lost(kind, logprob, length, weight=weight).loss
-    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", SORTING)
@@ -114,10 +114,10 @@ def test_the_kinds_that_sort_compare_quantiles(kind):
         flip = 0.0
     delta = [0.6 * (x - y) for x, y in zip(sorted(first), sorted(second))]
     expected = sum((1 - flip) * dpo(x) + flip * dpo(-x) for x in delta) / B
-    assert lost(kind, logprob, length).loss.item() == pytest.approx(expected, rel=1e-6)
+    assert lost(kind, logprob, length).loss.item() == pytest.approx(expected, rel=1e-12)
     shuffled = [logprob[0], logprob[1].flip(0), logprob[2], logprob[3].flip(0)]
     if kind == "aot_unpaired":  # which rejected answer belongs to which chosen one does not matter
-        assert lost(kind, shuffled, length).loss.item() == pytest.approx(expected, rel=1e-6)
+        assert lost(kind, shuffled, length).loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_every_kind_is_tested():
@@ -132,7 +132,7 @@ def test_every_divergence_is_the_derivative_of_its_f(divergence):
     score = SCORES[divergence]
     expected = sum(dpo(0.6 * (score(c) - score(r))) for c, r in zip(*(x.tolist() for x in h))) / B
     loss = lost("sigmoid", logprob, length, divergence=divergence, **option).loss
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", PREFERENCE_KINDS)
@@ -156,7 +156,7 @@ def test_masked_pairs_leak_neither_into_the_loss_nor_into_gradients(kind):
     length = [torch.where(mask, n, 0) for n in length]
     out = lost(kind, (*leaves, *spoiled[2:]), length, mask=mask)
     out.loss.backward()
-    torch.testing.assert_close(out.loss, expected.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(out.loss, expected.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(out.metrics, expected.metrics)
     for leaf in leaves:
         assert leaf.grad[~mask].eq(0).all() and leaf.grad.isfinite().all()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which groups a step is made of: sampled until they differ, refilled by copies, with baselines."""
 
+import re
+
 import pytest
 import torch
 from trainer_helpers import (
@@ -59,6 +61,14 @@ def test_a_batch_that_cannot_be_filled_is_said_and_taken_as_it_is(tmp_path):
     values, _ = learner.step(updater, said.append)
     assert 0 < values["sampling/groups_trained"] < 8
     assert "groups had rewards that differ after 1 rounds" in said[0]
+
+
+def test_short_batches_are_said_the_first_time_and_every_fiftieth(tmp_path):
+    parts, _, _ = run_of(tmp_path, "grpo")
+    said = []
+    for _ in range(101):
+        collect._note_short(parts, 3, 1, said.append)
+    assert [re.search(r"\((\d+) such", sentence)[1] for sentence in said] == ["1", "50", "100"]
 
 
 def test_one_step_on_copies_is_one_step_on_weights(tmp_path):

@@ -16,9 +16,8 @@ import rlkern
 from rlkern.trainer import UserError
 from rlkern.trainer.critic import CRITICS, make_critic
 from rlkern.trainer.losses import Objective, PolicyLosses
-from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.policy import Policy, hidden_states, without_gradient
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.scoring import hidden_states, without_gradient
 
 pytestmark = pytest.mark.usefixtures("compiled")
 EVERY = pytest.mark.parametrize("form", sorted(CRITICS))

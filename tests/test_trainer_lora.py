@@ -11,15 +11,15 @@ from trainer_helpers import ragged_rollout, settings, small, tiny_policy, withou
 from rlkern.cli import main
 from rlkern.trainer import UserError, loop, train
 from rlkern.trainer.models import lora
-from rlkern.trainer.models.policy import (
+from rlkern.trainer.models.load import (
     check_model_name,
     export_merged,
     load_policy,
     make_policy,
     recomputing,
 )
+from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.run.logs import read_metrics
-from rlkern.trainer.scoring import hidden_states
 
 pytest.importorskip("peft")
 

@@ -16,7 +16,7 @@ from trainer_helpers import (
 
 from rlkern.trainer import UserError, files, train
 from rlkern.trainer.models import smollm2
-from rlkern.trainer.models.policy import check_model_name, load_policy, train_last_layers
+from rlkern.trainer.models.load import check_model_name, load_policy, train_last_layers
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.plot import plot_curves
 
@@ -113,6 +113,7 @@ def test_a_folder_is_published_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == []
     files.publish(tmp_path / "target", lambda folder: (folder / "a").write_text("a"))
     assert (tmp_path / "target" / "a").read_text() == "a"
+    assert (tmp_path / "target").stat().st_mode & 0o777 == 0o755  # everybody may read it
 
 
 def test_a_failed_write_leaves_the_old_text(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, LlamaForSequenceCla
 
 import rlkern
 from rlkern.trainer import UserError, train
-from rlkern.trainer.models.policy import load_policy
+from rlkern.trainer.models.load import load_policy
 from rlkern.trainer.reward.model import (
     RewardModel,
     check_scorer,

@@ -14,10 +14,10 @@ from trainer_helpers import (
 )
 
 import rlkern
+from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.rollout.sampler import Sampling, draw, next_logprob, random_numbers, sample
 from rlkern.trainer.rollout.text import Prompts, stop_tokens
 from rlkern.trainer.rows import joined
-from rlkern.trainer.scoring import hidden_states
 
 pytestmark = pytest.mark.usefixtures("compiled")
 STOP = torch.tensor([1])
@@ -86,6 +86,11 @@ def test_top_k_comes_before_top_p_and_equally_likely_tokens_by_their_ids():
     # Of the three thirds, two reach 0.6; of five fifths, three would.
     kept = next_logprob(logits, Sampling(1, STOP, top_k=3, top_p=0.6)).exp()
     torch.testing.assert_close(kept, torch.tensor([[1, 1, 0, 0, 0]]) / 2)
+
+
+def test_top_p_stops_at_the_token_that_reaches_it():
+    kept = next_logprob(torch.zeros(1, 4), Sampling(1, STOP, top_p=0.5)).exp()
+    assert kept.tolist() == [[0.5, 0.5, 0, 0]]
 
 
 def test_temperature_comes_before_top_p():

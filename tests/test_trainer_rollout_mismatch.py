@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far the sampler is from the trainer, in the loss and in the log."""
 
+import dataclasses
 import json
+import math
 
 import pytest
 import torch
 from trainer_helpers import compiled, small  # noqa: F401
 
-from rlkern.trainer.rollout.mismatch import correction, mismatch_metrics
+from rlkern.trainer.online.shaping import correction, mismatch_metrics
 from rlkern.trainer.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -56,6 +58,23 @@ def test_the_metrics_count_the_tokens_of_the_mask_alone(tmp_path):
     name = "sampling/importance_sampling_ratio"
     ratios = [found[f"{name}/{reduced}"] for reduced in ("min", "mean", "max")]
     assert ratios == pytest.approx([0.5, 3.5 / 3, 2.0])
+
+
+def test_a_token_that_the_sampler_did_not_score_is_counted_and_not_corrected(tmp_path):
+    given = dataclasses.replace(rows(), rollout_logprob=SAMPLED.clone())
+    assert mismatch_metrics(given)["sampling/unknown_logprobs"] == 0
+    given.rollout_logprob[0, 0] = math.nan
+    factor = correction(small(tmp_path, correction__kind="truncate"), given)
+    torch.testing.assert_close(factor, torch.tensor([[1.0, 0.5], [1.0, 0.0]]))
+    found = mismatch_metrics(given, factor)
+    assert found["sampling/unknown_logprobs"] == 1
+    name = "sampling/sampling_logp_difference"
+    assert found[f"{name}/max"] == pytest.approx(math.log(2), rel=1e-5)
+    assert found[f"{name}/mean"] == pytest.approx(math.log(2) / 2, rel=1e-5)
+    assert found["sampling/importance_sampling_ratio/max"] == 1
+    given.rollout_logprob[:] = math.nan
+    found = mismatch_metrics(given)
+    assert found == {"sampling/unknown_logprobs": 3}
 
 
 def test_what_was_not_scored_has_no_metrics():

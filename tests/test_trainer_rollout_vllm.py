@@ -189,7 +189,7 @@ def test_the_same_numbers_give_the_same_answers_in_one_piece_and_in_two(engine):
 
 
 def test_greedy_answers_are_the_models_own(engine):
-    from rlkern.trainer.rollout.engines import ModelEngine
+    from rlkern.trainer.rollout.sampler import ModelEngine
 
     sampling = Sampling(6, stop(engine.policy), temperature=0.0)
     prompts = ragged_prompts(engine.policy)

@@ -20,16 +20,15 @@ import rlkern
 from rlkern.trainer import losses
 from rlkern.trainer.evaluate import Answers
 from rlkern.trainer.losses import Objective, PolicyLosses
+from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.offline import supervised
 from rlkern.trainer.offline.supervised import right_answers, supervise
 from rlkern.trainer.online.learner import minibatches
-from rlkern.trainer.optimizer import learning_rate, rates
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.text import stop_tokens
 from rlkern.trainer.rows import pieces
-from rlkern.trainer.scoring import hidden_states
-from rlkern.trainer.show.report import completion_statistics
-from rlkern.trainer.update import Updater, shares
+from rlkern.trainer.show.report import Stopwatch, completion_statistics
+from rlkern.trainer.update import Updater, learning_rate, rates, shares
 
 pytestmark = pytest.mark.usefixtures("compiled")
 TERMS = {"kl_coef": 0.1, "entropy_coef": 0.01}
@@ -110,6 +109,24 @@ def test_hidden_states_that_are_not_finite_skip_the_step_and_leave_the_weights_a
     result = updater.step(batch, {"policy": 1.0})
     assert not result.skipped
     assert any(not torch.equal(before[name], p) for name, p in policy.parameters().items())
+
+
+def test_steps_that_are_skipped_are_counted_and_said(tmp_path, monkeypatch):
+    parts, learner, updater = begun(small(tmp_path, sft=None, batch__epochs=2), tmp_path)
+    monkeypatch.setattr(losses, "hidden_states", lambda *a, **k: hidden_states(*a, **k) * torch.nan)
+    said = []
+    values, _ = learner.step(updater, said.append)
+    assert values["skipped_updates"] == 2
+    assert said == ["step 1: loss or gradient was not finite, 2 of 2 updates skipped (2 so far)"]
+
+
+def test_a_stopwatch_splits_the_time_and_adds_up_what_has_one_name(monkeypatch):
+    now = iter((1.0, 3.0, 7.0, 15.0))
+    monkeypatch.setattr("rlkern.trainer.show.report.time.perf_counter", lambda: next(now))
+    watch = Stopwatch(torch.device("cpu"))
+    for name in ("a", "b", "a"):
+        watch.lap(name)
+    assert watch.seconds == {"time/a": 10.0, "time/b": 4.0}
 
 
 def test_pieces_cover_every_prompt_once():

@@ -14,8 +14,7 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.loop import train
 from rlkern.trainer.offline.supervised import right_answers
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.rollout.engines import ModelEngine
-from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
+from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers, sample
 from rlkern.trainer.rollout.text import Prompts, stop_tokens, texts
 from rlkern.trainer.rollout.turns import converse, most_turns
 from rlkern.trainer.run.logs import read_metrics

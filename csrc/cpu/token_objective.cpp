@@ -54,8 +54,9 @@ void sum_results(const std::vector<TokenResult<T>>& results, T* loss, T* metrics
   for (const TokenResult<T>& r : results) {
     total += r.loss;
     for (int m = 0; m < kSummedMetrics; ++m) sums[m] += r.metric[m];
-    smallest = std::min(smallest, r.metric[kRatio]);
-    largest = std::max(largest, r.metric[kRatio]);
+    const T ratio = r.metric[kRatio];
+    if (ratio < smallest || ratio != ratio) smallest = ratio;  // once NaN, no ratio is smaller
+    if (ratio > largest || ratio != ratio) largest = ratio;
   }
   *loss = T(total);
   for (int m = 0; m < kSummedMetrics; ++m) metrics[m] = T(sums[m]);

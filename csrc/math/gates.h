@@ -40,14 +40,20 @@ RLKERN_HD Gated<T> weighted_logprob(T weight, T logprob, T advantage, bool low, 
   return {-weight * advantage * logprob, -weight * advantage, T(0), low, high};
 }
 
+// r·A, and 0 for A = 0 also where r has overflowed.
+template <class T>
+RLKERN_HD T surrogate(T ratio, T advantage) {
+  return advantage == 0 && std::isinf(ratio) ? T(0) : ratio * advantage;
+}
+
 // −min(r·A, clip(r, 1 − low, 1 + high)·A): where the clip is the smaller, the slope is 0.
 template <class T>
 RLKERN_HD Gated<T> ppo_clip(T ratio, T advantage, T low, T high) {
   const T clipped = ratio < 1 - low ? 1 - low : (ratio > 1 + high ? 1 + high : ratio);
-  const T surrogate = ratio * advantage, bound = clipped * advantage;
+  const T free = surrogate(ratio, advantage), bound = clipped * advantage;
   const bool is_low = ratio < 1 - low && advantage < 0, is_high = ratio > 1 + high && advantage > 0;
-  if (bound < surrogate) return {-bound, T(0), T(0), is_low, is_high};
-  return {-surrogate, T(0), -surrogate, is_low, is_high};
+  if (bound < free) return {-bound, T(0), T(0), is_low, is_high};
+  return {-free, T(0), -free, is_low, is_high};
 }
 
 template <class T>
@@ -70,8 +76,9 @@ template <class T>
 RLKERN_HD Gated<T> sapo(T ratio, T advantage, T tau_positive, T tau_negative) {
   const T tau = advantage > 0 ? tau_positive : tau_negative;
   const T sigmoid = 1 / (1 + std::exp(-tau * (ratio - 1)));
-  // r·σ·(1 − σ) with r = inf is 0·inf: the gate is flat there.
-  const T flank = sigmoid * (1 - sigmoid);
+  // σ(−x) and not 1 − σ(x), which has no digits left where σ(x) is almost 1.
+  const T flank = sigmoid / (1 + std::exp(tau * (ratio - 1)));
+  // r·σ(x)·σ(−x) with r = inf is 0·inf: the gate is flat there.
   return {-advantage * (4 / tau) * sigmoid, T(0),
           flank == 0 ? T(0) : -advantage * 4 * ratio * flank, false, false};
 }
@@ -111,7 +118,7 @@ RLKERN_HD Gated<T> apply_gate(Gate gate, const T* c, T logprob, T log_ratio, T a
     case Gate::reinforce:
       return weighted_logprob(T(1), logprob, advantage, false, false);
     case Gate::importance:
-      return {-ratio * advantage, T(0), -ratio * advantage, false, false};
+      return {-surrogate(ratio, advantage), T(0), -surrogate(ratio, advantage), false, false};
     case Gate::ppo_clip:
       return ppo_clip(ratio, advantage, c[0], c[1]);
     case Gate::dual_clip:

@@ -44,14 +44,19 @@ RLKERN_HD Dual<T> kl_k3(T d) {
 
 // r·d: both factors depend on log π.
 template <class T>
-RLKERN_HD Dual<T> kl_importance_k1(T ratio, T d) {
+RLKERN_HD Dual<T> kl_importance_k1(T log_ratio, T d) {
+  const T ratio = std::exp(log_ratio);
   return {ratio * d, ratio * (d + 1)};
 }
 
 // r·k3 has the slope r·(k3 + 1 − exp(−d)) = r·d: added up, the exponentials would take d with them.
+// Far below the reference r and exp(−d) are multiplied as one power: r may be 0 and k3 infinite.
 template <class T>
-RLKERN_HD Dual<T> kl_importance_k3(T ratio, T d) {
-  return {ratio * kl_k3(d).value, ratio * d};
+RLKERN_HD Dual<T> kl_importance_k3(T log_ratio, T d) {
+  const T ratio = std::exp(log_ratio);
+  const T value =
+      d < -1 ? std::exp(log_ratio - d) - ratio * (1 - d) : ratio * kl_k3(d).value;
+  return {value, ratio * d};
 }
 
 // d = log π − log π_ref, log_ratio = log π − log π_old.
@@ -71,9 +76,9 @@ RLKERN_HD Dual<T> kl_divergence(Kl kind, T d, T log_ratio) {
     case Kl::k3_straight_through:
       return {kl_k3(d).value, d};
     case Kl::importance_k1:
-      return kl_importance_k1(std::exp(log_ratio), d);
+      return kl_importance_k1(log_ratio, d);
     case Kl::importance_k3:
-      return kl_importance_k3(std::exp(log_ratio), d);
+      return kl_importance_k3(log_ratio, d);
   }
   return {};
 }

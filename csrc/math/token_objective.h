@@ -59,6 +59,12 @@ struct TokenResult {
   T metric[kSummedMetrics];
 };
 
+// factor·x, and 0 for a factor of 0 also where x is infinite or NaN: it drops the term.
+template <class T>
+RLKERN_HD T scaled_term(T factor, T x) {
+  return factor == 0 ? T(0) : factor * x;
+}
+
 // gate_ratio: the log ratio that the level makes of this token's, or of its sequence's.
 template <class T>
 RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
@@ -68,10 +74,11 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
       apply_gate(o.gate, o.gate_coef, x.logprob, gate_ratio.log_ratio, x.advantage);
   const Dual<T> kl = x.has_ref ? kl_divergence(o.kl, difference, log_ratio) : Dual<T>{0, 0};
   TokenResult<T> r;
-  r.loss =
-      x.weight * (x.correction * gate.loss + o.kl_coef * kl.value - o.entropy_coef * x.entropy);
-  r.grad_logprob = x.weight * (x.correction * gate.slope + o.kl_coef * kl.slope);
-  r.grad_ratio = x.weight * x.correction * gate.ratio_slope;
+  r.loss = x.weight * (scaled_term(x.correction, gate.loss) + scaled_term(o.kl_coef, kl.value) -
+                       o.entropy_coef * x.entropy);
+  r.grad_logprob =
+      x.weight * (scaled_term(x.correction, gate.slope) + scaled_term(o.kl_coef, kl.slope));
+  r.grad_ratio = x.weight * scaled_term(x.correction, gate.ratio_slope);
   r.grad_entropy = -x.weight * o.entropy_coef;
   r.metric[kCount] = 1;
   r.metric[kLogprob] = x.logprob;
@@ -80,7 +87,7 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   r.metric[kKl1] = x.has_ref ? kl_k1(difference).value : T(0);
   r.metric[kKl2] = x.has_ref ? kl_k2(difference).value : T(0);
   r.metric[kKl3] = x.has_ref ? kl_k3(difference).value : T(0);
-  r.metric[kOldKl] = kl_k3(log_ratio).value;
+  r.metric[kOldKl] = kl_k3(-log_ratio).value;  // the old policy drew the token: KL(π_old‖π)
   r.metric[kRatio] = std::exp(gate_ratio.log_ratio);
   r.metric[kClipLow] = gate.clip_low || gate_ratio.clip_low;
   r.metric[kClipHigh] = gate.clip_high || gate_ratio.clip_high;

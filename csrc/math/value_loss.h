@@ -67,16 +67,17 @@ RLKERN_HD Penalised<V> penalise(V error, T delta) {
   return {beyond ? line : half_square, beyond ? tangent : error};
 }
 
-// The value brought to within clip of the old one.
+// The value brought to within clip of the old one; NaN if either is.
 template <class V, class T>
 RLKERN_HD V near_old(V value, V old_value, T clip) {
   const V low = old_value - clip, high = old_value + clip;
   const V raised = value < low ? low : value;
-  return raised > high ? high : raised;
+  const V near = raised > high ? high : raised;
+  return old_value == old_value ? near : old_value;
 }
 
 // What is lost, by the penalties of the value and of the value near the old one, and where the clip
-// decides. `moved` is where the two values differ.
+// decides. `moved` is where the two values differ, false where one is NaN: that shows in both.
 template <ClipRule rule, class V, class Where>
 RLKERN_HD Penalised<V> chosen_term(Penalised<V> free, Penalised<V> held, Where moved,
                                    Where* clipped) {
@@ -84,7 +85,9 @@ RLKERN_HD Penalised<V> chosen_term(Penalised<V> free, Penalised<V> held, Where m
   // Larger only where the clip moved the estimate, so that the slope there is 0.
   *clipped = rule == ClipRule::clipped ? moved : held.value > free.value;
   if (rule == ClipRule::clipped) return {held.value, moved ? zero : held.slope};
-  return {*clipped ? held.value : free.value, *clipped ? zero : free.slope};
+  const auto real = held.value == held.value;
+  const V slope = real ? free.slope : held.slope;
+  return {*clipped ? held.value : real ? free.value : held.value, *clipped ? zero : slope};
 }
 
 // The order is that of VALUE_METRICS in the reference.

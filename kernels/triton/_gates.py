@@ -27,6 +27,12 @@ def unclipped(loss, slope, ratio_slope):
 
 
 @triton.jit
+def surrogate(ratio, advantage):
+    """Returns r·A, and 0 for A = 0 also where r has overflowed."""
+    return tl.where((advantage == 0) & (ratio == float("inf")), 0.0, ratio * advantage)
+
+
+@triton.jit
 def reinforce(logprob, log_ratio, advantage, c0, c1, c2, c3):
     """Returns −A·log π."""
     return unclipped(-advantage * logprob, -advantage, tl.zeros_like(logprob))
@@ -35,7 +41,7 @@ def reinforce(logprob, log_ratio, advantage, c0, c1, c2, c3):
 @triton.jit
 def importance(logprob, log_ratio, advantage, c0, c1, c2, c3):
     """Returns −r·A."""
-    loss = -tl.exp(log_ratio) * advantage
+    loss = -surrogate(tl.exp(log_ratio), advantage)
     return unclipped(loss, tl.zeros_like(logprob), loss)
 
 
@@ -43,7 +49,7 @@ def importance(logprob, log_ratio, advantage, c0, c1, c2, c3):
 def ppo_clip(logprob, log_ratio, advantage, low, high, c2, c3):
     """Returns −min(r·A, clip(r, 1 − low, 1 + high)·A)."""
     ratio = tl.exp(log_ratio)
-    free = ratio * advantage
+    free = surrogate(ratio, advantage)
     held = tl.minimum(tl.maximum(ratio, 1.0 - low), 1.0 + high) * advantage
     clipped = held < free  # false for NaN, so that a NaN ratio shows in the loss
     is_low = (ratio < 1.0 - low) & (advantage < 0)
@@ -80,8 +86,9 @@ def sapo(logprob, log_ratio, advantage, tau_positive, tau_negative, c2, c3):
     ratio = tl.exp(log_ratio)
     tau = tl.where(advantage > 0, tau_positive, tau_negative)
     sigmoid = 1.0 / (1.0 + tl.exp(-tau * (ratio - 1.0)))
-    # r·σ·(1 − σ) with r = inf is 0·inf: the gate is flat there.
-    flank = sigmoid * (1.0 - sigmoid)
+    # σ(−x) and not 1 − σ(x), which has no digits left where σ(x) is almost 1.
+    flank = sigmoid / (1.0 + tl.exp(tau * (ratio - 1.0)))
+    # r·σ(x)·σ(−x) with r = inf is 0·inf: the gate is flat there.
     ratio_slope = tl.where(flank == 0, 0.0, -advantage * 4.0 * ratio * flank)
     return unclipped(-advantage * (4.0 / tau) * sigmoid, tl.zeros_like(logprob), ratio_slope)
 

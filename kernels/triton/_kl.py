@@ -48,24 +48,22 @@ def k3_straight_through(d, log_ratio):
 
 
 @triton.jit
-def importance_weighted(log_ratio, value, slope):
-    """Returns r·x and its derivative: both factors depend on log π."""
-    ratio = tl.exp(log_ratio)
-    return ratio * value, ratio * (value + slope)
-
-
-@triton.jit
 def importance_k1(d, log_ratio):
-    """Returns r·d and its derivative."""
-    value, slope = k1(d, log_ratio)
-    return importance_weighted(log_ratio, value, slope)
+    """Returns r·d and its derivative: both factors depend on log π."""
+    ratio = tl.exp(log_ratio)
+    return ratio * d, ratio * (d + 1.0)
 
 
 @triton.jit
 def importance_k3(d, log_ratio):
-    """Returns r·k3 and its derivative."""
-    value, slope = k3(d, log_ratio)
-    return importance_weighted(log_ratio, value, slope)
+    """Returns r·k3 and its derivative r·d, in which the exponentials of k3 and of its slope cancel.
+
+    Far below the reference r and exp(−d) are multiplied as one power: r may be 0 and k3 infinite.
+    """
+    ratio = tl.exp(log_ratio)
+    value, _ = k3(d, log_ratio)
+    far = tl.exp(log_ratio - d) - ratio * (1.0 - d)
+    return tl.where(d < -1.0, far, ratio * value), ratio * d
 
 
 # In the order of the reference's table.

@@ -5,6 +5,19 @@ import triton
 import triton.language as tl
 
 
+# A GPU's own minimum and maximum drop NaN unless they are told to hand it on.
+@triton.jit
+def smaller(x, y):
+    """Returns the smaller of two numbers; NaN if either is."""
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def larger(x, y):
+    """Returns the larger of two numbers; NaN if either is."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
 @triton.jit
 def exp_rest(x):
     """Returns exp(x) − 1 − x to a few ulp: near 0, where all of it cancels, by a Taylor sum."""

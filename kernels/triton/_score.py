@@ -73,20 +73,26 @@ def load_tokens(i, weight, logprob, entropy, rows):
 
 
 @triton.jit
+def scaled_term(factor, x):
+    """Returns factor·x, and 0 for a factor of 0 also where x is infinite or NaN."""
+    return tl.where(factor == 0, 0.0, factor * x)
+
+
+@triton.jit
 def score_tokens(tokens, gate_ratio, objective, HAS_REF: tl.constexpr):
     """Returns the Score of tokens; gate_ratio is what the level makes of their log ratios."""
     gate_coef, weight, correction = objective.gate_coef, tokens.weight, tokens.correction
     loss, slope, ratio_slope, clip_low, clip_high = objective.gate(
         tokens.logprob, gate_ratio, tokens.advantage, *gate_coef
     )
-    loss = correction * loss - objective.entropy_coef * tokens.entropy
-    slope = correction * slope
+    loss = scaled_term(correction, loss) - objective.entropy_coef * tokens.entropy
+    slope = scaled_term(correction, slope)
     kl = tl.zeros_like(tokens.logprob)
     if HAS_REF:
         kl, kl_slope = objective.kl(tokens.logprob - tokens.ref_logprob, tokens.log_ratio)
-        loss += objective.kl_coef * kl
-        slope += objective.kl_coef * kl_slope
-    d_ratio = weight * correction * ratio_slope
+        loss += scaled_term(objective.kl_coef, kl)
+        slope += scaled_term(objective.kl_coef, kl_slope)
+    d_ratio = weight * scaled_term(correction, ratio_slope)
     d_entropy = -weight * objective.entropy_coef
     return Score(weight * loss, weight * slope, d_ratio, d_entropy, kl, clip_low, clip_high)
 
@@ -113,7 +119,7 @@ def store_statistics(
     tl.store(at + 4 * N, first, mask=counted)
     tl.store(at + 5 * N, second, mask=counted)
     tl.store(at + 6 * N, third, mask=counted)
-    old_kl, _ = k3(tokens.log_ratio, tokens.log_ratio)
+    old_kl, _ = k3(-tokens.log_ratio, tokens.log_ratio)  # the old policy drew the token
     tl.store(at + 7 * N, old_kl, mask=counted)
     tl.store(at + 8 * N, tl.exp(gate_ratio), mask=counted)
     tl.store(at + 9 * N, clip_low.to(tl.float32), mask=counted)
@@ -161,11 +167,15 @@ def sum_statistics(
         count += counted.to(tl.float32)
         low = tl.where(counted, tl.minimum(low, x), low)
         high = tl.where(counted, tl.maximum(high, x), high)
-    tl.store(loss_ptr, tl.sum(total, 0), mask=column == 0)
-    tl.store(metrics_ptr + column, tl.sum(total, 0), mask=column > 0)
+    result = tl.sum(total, 0)
+    tl.store(loss_ptr, result, mask=column == 0)
+    tl.store(metrics_ptr + column, result, mask=column > 0)
     tl.store(metrics_ptr, tl.sum(count, 0), mask=column == 0)
-    tl.store(metrics_ptr + COLUMNS, tl.min(low, 0), mask=column == RATIO)
-    tl.store(metrics_ptr + COLUMNS + 1, tl.max(high, 0), mask=column == RATIO)
+    # A GPU's minimum and maximum drop NaN. A sum of ratios, none negative, is NaN only if one is.
+    low = tl.where(result == result, tl.min(low, 0), result)
+    high = tl.where(result == result, tl.max(high, 0), result)
+    tl.store(metrics_ptr + COLUMNS, low, mask=column == RATIO)
+    tl.store(metrics_ptr + COLUMNS + 1, high, mask=column == RATIO)
 
 
 @lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlkern.backends.eager.value_loss import VALUE_KINDS
 from rlkern.backends.triton._launch import aligned, kernel
+from rlkern.backends.triton._math import larger, smaller
 from rlkern.backends.triton._rows import row_scalar
 
 # Columns of the buffer of block sums: the weighted loss, then VALUE_METRICS of the reference.
@@ -58,14 +59,14 @@ def value_term(
     clipped = value != value
     if RULE == "free":
         return free, slope, clipped & False
-    near = tl.minimum(tl.maximum(value, old_value - clip), old_value + clip)
-    near = tl.where(value != value, value, near)
+    near = smaller(larger(value, old_value - clip), old_value + clip)
     held, held_slope = penalised(near - target, delta, PENALTY)
     if RULE == "clipped":
-        moved = near != value
-        return held, tl.where(moved & (value == value), 0.0, held_slope), moved
-    clipped = held > free  # false for NaN, which shows in the loss
-    return tl.where(clipped, held, free), tl.where(clipped, 0.0, slope), clipped
+        moved = (near < value) | (near > value)  # false for NaN, which shows in the slope
+        return held, tl.where(moved, 0.0, held_slope), moved
+    clipped = held > free
+    slope = tl.where(held == held, slope, held_slope)  # NaN shows in loss and slope
+    return larger(held, free), tl.where(clipped, 0.0, slope), clipped
 
 
 @triton.jit

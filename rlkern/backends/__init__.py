@@ -139,16 +139,6 @@ def on_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Returns the dtype that matrix products take there now, None where autocast is off.
-
-    >>> autocast_dtype(torch.device("cpu"))
-    """
-    if not torch.is_autocast_enabled(device.type):
-        return None
-    return torch.get_autocast_dtype(device.type)
-
-
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Makes one backend serve every operation inside the with block; it raises where it cannot.

@@ -101,7 +101,7 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
 
     from rlkern.trainer.device import resolve_device
     from rlkern.trainer.evaluate import answer, in_mode, samples_in
-    from rlkern.trainer.models.policy import check_model_name, make_policy
+    from rlkern.trainer.models.load import check_model_name, make_policy
     from rlkern.trainer.rollout.text import stop_tokens
     from rlkern.trainer.rollout.turns import sampling_of
     from rlkern.trainer.tasks.registry import make_task

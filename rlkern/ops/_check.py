@@ -6,9 +6,12 @@ Checks of values would synchronise with a GPU, so they run only under RLKERN_CHE
 
 import math
 import os
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from rlkern.backends import on_host
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int64, torch.int32)
@@ -31,6 +34,12 @@ def tensor(op: str, name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> Te
     return x
 
 
+def tensors(op: str, given: Mapping[str, object], dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raises TypeError unless each, by its name, is a tensor of one of the dtypes."""
+    for name, x in given.items():
+        tensor(op, name, x, dtypes)
+
+
 def like(
     op: str, name: str, x: object, shape: torch.Size, other: Tensor, dtypes: tuple[torch.dtype, ...]
 ) -> None:
@@ -51,6 +60,32 @@ def logits(op: str, x: object) -> None:
             f"{op}: logits must be contiguous in their last dimension (call .contiguous() "
             f"if a copy is what you want), got strides {found.stride()}"
         )
+
+
+def sequence_bounds(
+    op: str, cu_seqlens: Tensor | None, shape: torch.Size, device: torch.device
+) -> Tensor | None:
+    """Returns cu_seqlens as a checked int64 tensor: where each sequence of the flat rows begins.
+
+    Whether they cover the rows is looked at where that costs no synchronisation.
+    """
+    if cu_seqlens is None:
+        return None
+    tensor(op, "cu_seqlens", cu_seqlens, INTEGERS)
+    if len(shape) != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != device:
+        raise ValueError(
+            f"{op}: cu_seqlens must be (S + 1,) on {device} beside flat (N,) rows, "
+            f"got {describe(cu_seqlens)} and rows {tuple(shape)}"
+        )
+    if not torch.compiler.is_compiling() and (on_host(device) or checks_values()):
+        bounds, rows = cu_seqlens.tolist(), shape[0]
+        ends = bounds[:1] + bounds[-1:]
+        if ends != [0, rows] or bounds != sorted(bounds):
+            raise ValueError(
+                f"{op}: cu_seqlens must rise from 0 to the number of rows {rows}, got {bounds[:8]}"
+                + ("…" if len(bounds) > 8 else "")
+            )
+    return cu_seqlens.to(torch.int64).contiguous()
 
 
 def overwritable(op: str, logits: Tensor) -> None:
@@ -127,6 +162,11 @@ def number(op: str, name: str, x: object) -> float:
     if value - value != 0:  # math.isfinite would break the graph of a compiled caller
         raise ValueError(f"{op}: {name} must be finite, got {x}")
     return value
+
+
+def numbers(op: str, given: Mapping[str, object]) -> list[float]:
+    """Returns each, by its name, as a float; raises unless all are finite numbers."""
+    return [number(op, name, x) for name, x in given.items()]
 
 
 def checks_values() -> bool:

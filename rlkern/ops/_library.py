@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dispatcher library that every rlkern operation is registered in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,6 +70,11 @@ def scaled_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     if type(factor) is not Tensor or torch.compiler.is_compiling():
         return (grad * factor).to(grad.dtype)  # traced: inductor fuses this
     return implementation("scaled", grad)(grad, factor)
+
+
+def scaled_gradients(grads: Iterable[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    """Returns grad · factor of those that are there."""
+    return [None if grad is None else scaled_gradient(grad, factor) for grad in grads]
 
 
 def upstream_of_scores(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:

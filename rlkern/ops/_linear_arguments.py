@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from rlkern.backends import autocast_dtype
+from rlkern.backends import on_host
 from rlkern.backends.eager.token_logprob import Softmax
 from rlkern.ops import _check as check
-from rlkern.ops._linear_head import Head, default_wave
+from rlkern.ops._linear_head import LEAST_ROWS, Head
 from rlkern.ops._rows import make_softmax
 from rlkern.ops._sharded import Slice, slice_of
+
+# Bytes of logits held at a time, enough that a product is limited by arithmetic.
+WAVE_BYTES_ON_HOST = 320 << 20
+WAVE_BYTES_ON_DEVICE = 512 << 20
 
 
 class Lora(NamedTuple):
@@ -33,51 +37,54 @@ class LinearArguments(NamedTuple):
     hidden: Tensor  # (N, H)
     head: Head
     grid: Tensor  # (B, T, V): the logits there would be, of no memory
+    logit_scale: float
     wave: int
     part: Slice | None  # of the vocabulary, where ranks share it
 
 
-def _as_layers_take(x: Tensor) -> Tensor:
-    """Returns x as a linear layer would take it: under autocast in its dtype."""
-    dtype = autocast_dtype(x.device)
-    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
+def default_wave(weight: Tensor) -> int:
+    """Returns how many rows of logits of a head to hold at a time.
+
+    >>> default_wave(torch.empty(151936, 1, dtype=torch.bfloat16))
+    1104
+    """
+    budget = WAVE_BYTES_ON_HOST if on_host(weight.device) else WAVE_BYTES_ON_DEVICE
+    rows = budget // (weight.shape[0] * weight.element_size())
+    return max(LEAST_ROWS, rows // LEAST_ROWS * LEAST_ROWS)
 
 
-def _is_spread(x: Tensor) -> bool:
-    """Returns whether x is a DTensor."""
+def _as_layers_take(op: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns plain tensors as a linear layer would take them: under autocast in its dtype."""
     # Who has one has imported this; doing it here would make `import rlkern` eight times as long.
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
+    for name, x in given.items():
+        if module is not None and isinstance(x, module.DTensor):
+            raise TypeError(
+                f"{op}: {name} must be a plain tensor, got a DTensor {tuple(x.shape)} spread over "
+                "ranks: gather it (FSDP2: model.unshard(); else .full_tensor()), or pass "
+                ".to_local() of a weight split by rows together with group="
+            )
+    device = given["weight"].device.type
+    if not torch.is_autocast_enabled(device):
+        return given
+    dtype = torch.get_autocast_dtype(device)
+    return {name: x if x.dtype == torch.float64 else x.to(dtype) for name, x in given.items()}
 
 
-def _plain(op: str, name: str, x: object) -> Tensor:
-    found = check.tensor(op, name, x, check.FLOATS)
-    if _is_spread(found):
-        raise TypeError(
-            f"{op}: {name} must be a plain tensor, got a DTensor {tuple(found.shape)} spread over "
-            "ranks: gather it (FSDP2: model.unshard(); else .full_tensor()), or pass "
-            ".to_local() of a weight split by rows together with group="
-        )
-    return _as_layers_take(found)
-
-
-def _lora(op: str, lora: Lora | None, weight: Tensor) -> tuple[Tensor | None, Tensor | None, float]:
-    if lora is None:
-        return None, None, 1.0
-    if not isinstance(lora, Lora):
+def _checked_tensors(
+    op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None
+) -> dict[str, Tensor]:
+    """Returns the tensors that are there, by the names that messages have for them."""
+    if lora is not None and not isinstance(lora, Lora):
         raise TypeError(f"{op}: lora must be Lora(a, b, scale), got {check.describe(lora)}")
-    a, b = _plain(op, "lora.a", lora.a), _plain(op, "lora.b", lora.b)
-    (V, H), rank = weight.shape, b.shape[-1:]
-    check.like(op, "lora.b", b, torch.Size((V, *rank)), weight, (weight.dtype,))
-    check.like(op, "lora.a", a, torch.Size((*rank, H)), weight, (weight.dtype,))
-    return a, b, check.number(op, "lora.scale", lora.scale)
-
-
-def checked_head(
-    op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None,
-    wave: int | None, group: ProcessGroup | None,
-) -> LinearArguments:  # fmt: skip
-    hidden, weight = _plain(op, "hidden", hidden), _plain(op, "weight", weight)
+    given = {"hidden": hidden, "weight": weight}
+    if bias is not None:
+        given["bias"] = bias
+    if lora is not None:
+        given |= {"lora.a": lora.a, "lora.b": lora.b}
+    check.tensors(op, given, check.FLOATS)
+    given = _as_layers_take(op, given)
+    hidden, weight = given["hidden"], given["weight"]
     if weight.ndim != 2 or weight.shape[0] == 0:
         raise ValueError(f"{op}: weight must be (V, H) with V > 0, got {check.describe(weight)}")
     V, H = weight.shape
@@ -90,38 +97,50 @@ def checked_head(
         raise TypeError(
             f"{op}: hidden must be {weight.dtype} like weight, or narrower, got {hidden.dtype}"
         )
-    if bias is not None:
-        bias = _plain(op, "bias", bias)
-        check.like(op, "bias", bias, torch.Size((V,)), weight, (weight.dtype,))
-    head = Head(weight, bias, *_lora(op, lora, weight))
+    rank = given["lora.b"].shape[-1:] if lora is not None else ()
+    shapes = {"bias": (V,), "lora.b": (V, *rank), "lora.a": (*rank, H)}
+    for name, shape in shapes.items():
+        if name in given:
+            check.like(op, name, given[name], torch.Size(shape), weight, (weight.dtype,))
+    return given
+
+
+def checked_head(
+    op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, lora: Lora | None,
+    logit_scale: float, wave: int | None, group: ProcessGroup | None,
+) -> LinearArguments:  # fmt: skip
+    """Returns the hidden states and the head as the operators take them."""
+    given = _checked_tensors(op, hidden, weight, bias, lora)
+    hidden, weight = given["hidden"], given["weight"]
+    numbers = {"logit_scale": logit_scale, "lora.scale": 1.0 if lora is None else lora.scale}
+    scale, lora_scale = check.numbers(op, numbers)
+    if scale <= 0:
+        raise ValueError(f"{op}: logit_scale must be greater than 0, got {logit_scale}")
+    head = Head(weight, given.get("bias"), given.get("lora.a"), given.get("lora.b"), lora_scale)
     if wave is None:
         wave = default_wave(weight)
     if not isinstance(wave, int) or wave < 1:
         raise ValueError(f"{op}: wave must be at least 1 row, got {wave!r}")
-    shape = hidden.shape[:-1]
+    (V, H), shape = weight.shape, hidden.shape[:-1]
     rows = shape if len(shape) == 2 else (1, shape.numel())
     grid = weight.detach().new_empty(()).expand(*rows, V)
     part = None if group is None else slice_of(op, grid, group)
-    return LinearArguments(
-        hidden.reshape(-1, H), head, grid if part is None else part.whole, wave, part
-    )
+    grid = grid if part is None else part.whole
+    return LinearArguments(hidden.reshape(-1, H), head, grid, scale, wave, part)
 
 
-def checked_softmax(
-    op, door: LinearArguments, shape, mask, temperature, softcap, keep, logit_scale
-) -> Softmax:
-    """Returns the distribution of rows, the scale of the logits folded in.
+def checked_softmax(op, door: LinearArguments, shape, mask, temperature, softcap, keep) -> Softmax:
+    """Returns the distribution of flat rows, the scale of the logits folded in.
 
     softcap·tanh(scale·x/softcap)/T = softcap′·tanh(x/softcap′)/T′ with softcap′ = softcap/scale and
     T′ = T/scale: no kernel has to know of it.
     """
-    scale = check.number(op, "logit_scale", logit_scale)
-    if scale <= 0:
-        raise ValueError(f"{op}: logit_scale must be greater than 0, got {logit_scale}")
-    if scale != 1:
-        temperature = temperature / scale
-        softcap = None if softcap is None else softcap / scale
-    softmax = make_softmax(op, door.grid, shape, mask, temperature, softcap, keep)
-    flat = (None if x is None else x.flatten(0, 1) for x in (softmax.inv_temperature, softmax.keep))
-    inv_temperature, ids = flat
-    return Softmax(inv_temperature, softmax.softcap, ids)
+    if door.logit_scale != 1:
+        temperature = temperature / door.logit_scale
+        softcap = None if softcap is None else softcap / door.logit_scale
+    inv_temperature, cap, ids = make_softmax(op, door.grid, shape, mask, temperature, softcap, keep)
+    return Softmax(
+        None if inv_temperature is None else inv_temperature.flatten(),
+        cap,
+        None if ids is None else ids.flatten(0, 1),
+    )

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A linear head whose logits exist for a wave of rows at a time: library products, and their waves.
+"""A linear head whose logits exist for a wave of rows at a time: made, scored, and differentiated.
 
 The size of a wave is the only memory knob. All waves share one buffer, in which the gradient takes
 the place of the logits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlkern.backends import on_host
+from rlkern.backends import implementation, on_host
+from rlkern.backends.eager.token_logprob import Scored, Softmax, Statistics, Upstream
 from rlkern.backends.memory import announce, fresh
 
-# Bytes of logits held at a time, enough that a product is limited by arithmetic.
-WAVE_BYTES_ON_HOST = 320 << 20
-WAVE_BYTES_ON_DEVICE = 512 << 20
 # Below this many rows a library takes another kernel, whose last bits differ.
 LEAST_ROWS = 16
 # Columns of a 16-bit gradient that are widened at a time.
@@ -45,38 +43,36 @@ class Head(NamedTuple):
             out.addmm_(hidden @ self.lora_a.t(), self.lora_b.t(), alpha=self.lora_scale)
 
 
-def default_wave(weight: Tensor) -> int:
-    """Returns how many rows of logits of a head to hold at a time.
-
-    >>> default_wave(torch.empty(151936, 1, dtype=torch.bfloat16))
-    1104
-    """
-    budget = WAVE_BYTES_ON_HOST if on_host(weight.device) else WAVE_BYTES_ON_DEVICE
-    rows = budget // (weight.shape[0] * weight.element_size())
-    return max(LEAST_ROWS, rows // LEAST_ROWS * LEAST_ROWS)
-
-
 class Waves:
     """The counted rows of hidden states in waves, and the buffer their logits take turns in.
 
     Rows that do not count never reach a product: the others are copied together where there are
-    any. How many there are is data, so with a mask a GPU is waited for.
+    any. How many there are is data, so with a mask a GPU is waited for. token and softmax are of
+    all rows, flat.
     """
 
-    def __init__(self, head: Head, hidden: Tensor, mask: Tensor | None, wave: int):
+    def __init__(
+        self, head: Head, hidden: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax,
+        wave: int,
+    ):  # fmt: skip
         self.head, self.wave = head, wave
         self.rows = None if mask is None else mask.reshape(-1).nonzero().flatten()
         if self.rows is not None and self.rows.numel() == hidden.shape[0]:
             self.rows = None
-        self.hidden = self.take(hidden)
+        self.hidden, self.token, inv_temperature, keep = self.take(
+            (hidden, token, softmax.inv_temperature, softmax.keep)
+        )
+        self.softmax = Softmax(inv_temperature, softmax.softcap, keep)
         self.count = self.hidden.shape[0]
         room = max(LEAST_ROWS, min(wave, self.count))
         self._buffer = fresh((room, head.weight.shape[0]), head.weight)
         self._held: tuple[int, int] | None = None
 
-    def take(self, x: Tensor) -> Tensor:
-        """Returns the counted rows of (N, ...)."""
-        return x if self.rows is None else x.index_select(0, self.rows)
+    def take(self, each: Iterable[Tensor | None]) -> list:
+        """Returns the counted rows of each (N, ...)."""
+        if self.rows is None:
+            return list(each)
+        return [None if x is None else x.index_select(0, self.rows) for x in each]
 
     def put(self, into: Tensor, x: Tensor) -> None:
         """Writes one row of x for each counted row into (N, ...)."""
@@ -85,16 +81,37 @@ class Waves:
         else:
             into.index_copy_(0, self.rows, x.to(into.dtype))
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Yields (begin, end) of each wave."""
-        for begin in range(0, self.count, self.wave):
-            yield begin, min(begin + self.wave, self.count)
+    def spans(self) -> list[tuple[int, int]]:
+        """Returns (begin, end) of each wave."""
+        begins = range(0, self.count, self.wave)
+        return [(begin, min(begin + self.wave, self.count)) for begin in begins]
+
+    def score(self, begin: int, end: int) -> Scored:
+        """Returns what is left of the rows of a wave, each (1, n)."""
+        logits = self._logits(begin, end).unsqueeze(0)
+        return implementation("token_logprob", logits)(logits, *self._given(begin, end))
+
+    def overwrite(self, begin: int, end: int, statistics: Statistics, upstream: Upstream) -> Tensor:
+        """Returns the gradient (n, V) of a wave's logits, written over them."""
+        logits = self._logits(begin, end).unsqueeze(0)
+        self._held = None
+        implementation("token_logprob_backward", logits)(
+            logits, *self._given(begin, end), statistics, upstream, logits
+        )
+        return logits[0]
 
     def states(self, begin: int, end: int) -> Tensor:
         """Returns the hidden states of a wave in the dtype of the head."""
         return self.hidden[begin:end].to(self.head.weight.dtype)
 
-    def logits(self, begin: int, end: int) -> Tensor:
+    def room(self, count: int) -> Tensor:
+        """Returns the rows of the buffer that a wave of so many rows is multiplied as.
+
+        At least LEAST_ROWS: those after the first count are of no use to anybody.
+        """
+        return self._buffer[: max(count, LEAST_ROWS)]
+
+    def _logits(self, begin: int, end: int) -> Tensor:
         """Returns the logits (end − begin, V) of a wave, in the shared buffer."""
         if self._held != (begin, end):
             states, room = self.states(begin, end), self.room(end - begin)
@@ -105,16 +122,17 @@ class Waves:
             self._held = begin, end
         return self._buffer[: end - begin]
 
-    def room(self, count: int) -> Tensor:
-        """Returns the rows of the buffer that a wave of so many rows is multiplied as.
+    def _given(self, begin: int, end: int) -> tuple[Tensor, None, Softmax]:
+        """Returns (token, mask, softmax) of a wave as one row of (B, T)."""
+        token, inv_temperature, keep = one_row(
+            (self.token, self.softmax.inv_temperature, self.softmax.keep), begin, end
+        )
+        return token, None, Softmax(inv_temperature, self.softmax.softcap, keep)
 
-        At least LEAST_ROWS: those after the first count are of no use to anybody.
-        """
-        return self._buffer[: max(count, LEAST_ROWS)]
 
-    def overwritten(self) -> None:
-        """Says that the buffer holds something else than logits now."""
-        self._held = None
+def one_row(each: Iterable[Tensor | None], begin: int, end: int) -> list:
+    """Returns rows begin to end − 1 of each (N, ...) as one row of (B, T)."""
+    return [None if x is None else x[begin:end].unsqueeze(0) for x in each]
 
 
 class _Sum:
@@ -198,7 +216,7 @@ class Gradients:
 
     def results(self, hidden: Tensor) -> list[Tensor]:
         """Returns the five, empty where they are not wanted; rows that do not count are 0."""
-        sums = (self.sums.get(name) for name in _NAMES)
+        sums = [self.sums.get(name) for name in _NAMES]
         of_head = [hidden.new_empty(0) if x is None else x.result(x.source.dtype) for x in sums]
         if self.hidden is None:
             return [hidden.new_empty(0), *of_head]

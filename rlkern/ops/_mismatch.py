@@ -6,6 +6,10 @@ policy (old_logprob): other kernels, other precision, stale weights. Both are co
 so a correction is too: made once, used in every epoch, multiplied into the gate's loss by
 policy_loss(correction=…) and never into the KL or entropy term (as in TRL). Whatever an answer's
 masked tokens hold is not read. Nothing here has a gradient.
+
+A log-probability may be NaN: vLLM sends such. A token whose log w is NaN is unknown, and gets no
+correction: its factor is 1, it is kept, and its answer's sum, mean and maximum leave it out. It is
+dropped only with its answer, which the other tokens judge; an answer of unknown tokens is kept.
 """
 
 from typing import NamedTuple
@@ -15,15 +19,17 @@ from torch import Tensor
 
 from rlkern.backends.eager.levels import Sequences
 from rlkern.ops import _check as check
-from rlkern.ops._rows import sequence_bounds
 
 
 class Mismatch(NamedTuple):
-    """What two models said of the counted tokens, 0 elsewhere, and their sequences."""
+    """What two models said of the counted tokens, 0 elsewhere, and their sequences.
+
+    known is where a token counts and both said a number.
+    """
 
     old_logprob: Tensor
     rollout_logprob: Tensor
-    counted: Tensor
+    known: Tensor
     sequences: Sequences
 
     @property
@@ -32,8 +38,12 @@ class Mismatch(NamedTuple):
         return self.old_logprob - self.rollout_logprob
 
     def mean(self, x: Tensor) -> Tensor:
-        """Returns the mean of x over the answer of each token."""
-        return self.sequences.mean(x, self.counted)
+        """Returns the mean of x over the known tokens of each token's answer."""
+        return self.sequences.mean(x, self.known)
+
+    def answers(self, inside: Tensor) -> Tensor:
+        """Returns where an answer is inside its bounds, or has no known token to judge it by."""
+        return inside | (self.sequences.total(self.known.to(self.log_ratio.dtype)) == 0)
 
 
 def between(x: Tensor, low: float, high: float) -> Tensor:
@@ -49,16 +59,19 @@ def checked(
     shape = old_logprob.shape
     check.like(op, "rollout_logprob", rollout_logprob, shape, old_logprob, check.FLOATS)
     check.like(op, "mask", mask, shape, old_logprob, (torch.bool,))
-    bounds = sequence_bounds(op, cu_seqlens, shape, old_logprob.device)
+    bounds = check.sequence_bounds(op, cu_seqlens, shape, old_logprob.device)
     if bounds is None and len(shape) != 2:
         raise ValueError(
             f"{op}: old_logprob must be (B, T), or (N,) with cu_seqlens, "
             f"got {check.describe(old_logprob)}"
         )
-    check.finite_values(op, "old_logprob", old_logprob, mask)
-    check.finite_values(op, "rollout_logprob", rollout_logprob, mask)
-    dtype = torch.promote_types(old_logprob.dtype, torch.float32)
-    old, rollout = (
-        torch.where(mask, x.detach().to(dtype), 0.0) for x in (old_logprob, rollout_logprob)
+    known = mask & ~(old_logprob - rollout_logprob).isnan()
+    check.finite_values(op, "old_logprob", old_logprob, known)
+    check.finite_values(op, "rollout_logprob", rollout_logprob, known)
+    dtype = torch.promote_types(
+        torch.promote_types(old_logprob.dtype, rollout_logprob.dtype), torch.float32
     )
-    return Mismatch(old, rollout, mask, Sequences(shape, bounds))
+    old, rollout = (
+        torch.where(known, x.detach().to(dtype), 0.0) for x in (old_logprob, rollout_logprob)
+    )
+    return Mismatch(old, rollout, known, Sequences(shape, bounds))

@@ -16,7 +16,7 @@ from rlkern.backends.eager.token_logprob import accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
-from rlkern.ops._rows import of_each_token, sequence_bounds
+from rlkern.ops._rows import of_each_token
 
 ROWS = (
     "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
@@ -48,30 +48,28 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
             f"got {known['kl_estimator']!r}"
         )
 
-    def value(name: str) -> float:
-        number = check.number(declared.name, name, known[name])
-        if name != "entropy_coef" and number < 0:
+    names = (*declared.gate_coef, "kl_coef", "entropy_coef")
+    numbers = check.numbers(declared.name, {name: known[name] for name in names})
+    for name, number in zip(names[:-1], numbers):
+        if number < 0:
             raise ValueError(f"{declared.name}: {name} must not be negative, got {number}")
-        return number
-
-    gate_coef = [value(name) for name in declared.gate_coef]
+    *gate_coef, kl_coef, entropy_coef = numbers
     unused = [0.0] * (GATE_COEFFICIENTS - len(gate_coef))
     return Objective(
         declared.gate,
         declared.level,
         str(known["kl_estimator"]),
         (*gate_coef, *unused),
-        value("kl_coef"),
-        value("entropy_coef"),
+        kl_coef,
+        entropy_coef,
     )
 
 
 def _weights(
-    op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm, bounds: Tensor | None
-) -> Tensor:
+    op: str, mask: Tensor, weight: Tensor | None, declared: Algorithm, bounds: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     if weight is not None:
-        check.like(op, "weight", weight, mask.shape, mask, check.FLOATS)
-        check.finite_values(op, "weight", weight, mask)
         return torch.where(mask, weight, 0.0)
     if mask.ndim == 1 and bounds is None and declared.aggregation != "token_mean":
         raise ValueError(
@@ -79,7 +77,7 @@ def _weights(
             f"or cu_seqlens or weight be given, got {check.describe(mask)}"
         )
     rows = mask.reshape(1, -1) if mask.ndim == 1 and bounds is None else mask
-    weights = aggregate.token_weight(rows, declared.aggregation, cu_seqlens=bounds)
+    weights = aggregate.token_weight(rows, declared.aggregation, cu_seqlens=bounds, dtype=dtype)
     return weights.reshape(mask.shape)
 
 
@@ -114,7 +112,10 @@ def checked_arguments(
     op: str, scores: Tensor, shape: torch.Size, given: LossArguments
 ) -> CheckedArguments:
     check.like(op, "mask", given.mask, shape, scores, (torch.bool,))
-    bounds = sequence_bounds(op, given.cu_seqlens, shape, scores.device)
+    if given.weight is not None:
+        check.like(op, "weight", given.weight, shape, scores, check.FLOATS)
+        check.finite_values(op, "weight", given.weight, given.mask)
+    bounds = check.sequence_bounds(op, given.cu_seqlens, shape, scores.device)
     declared = find_algorithm(given.algorithm)
     objective = make_objective(declared, given.coefficients)
     if declared.level != "token" and bounds is None and len(shape) != 2:
@@ -124,7 +125,9 @@ def checked_arguments(
         )
     if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
-    weight = _weights(op, given.mask, given.weight, declared, bounds)
+    weight = _weights(
+        op, given.mask, given.weight, declared, bounds, accumulation_dtype(scores.dtype)
+    )
     advantage = of_each_token(op, "advantage", given.advantage, shape, bounds)
     correction = given.correction
     if correction is not None:

@@ -56,17 +56,24 @@ class Rows(NamedTuple):
 
     def lengths(self, named: Mapping[str, Tensor]) -> list[Tensor]:
         """Returns numbers of tokens as floats, 1 where masked."""
+        found = []
         for name, x in named.items():
             check.tensor(self.op, name, x, (*check.INTEGERS, *check.FLOATS))
-            check.positive_values(self.op, name, x, self.mask)
-        return [self.select(name, x.to(self.dtype), 1.0) for name, x in named.items()]
+            length = self.select(name, x.to(self.dtype), 1.0)
+            if check.checks_values() and (length < 0).any():
+                raise ValueError(
+                    f"{self.op}: {name} must be at least 0 where mask is True, "
+                    f"got {length.min().item()}"
+                )
+            found.append(length)
+        return found
 
     def weights(self, weight: Tensor | None) -> float | Tensor:
         """Returns the weight of each row: the mean over the counted ones by default."""
         if weight is None and self.mask is None:
             return 1.0 / max(self.like.shape[0], 1)
         if weight is None:
-            return aggregate.token_weight(self.counted()[None])[0]
+            return aggregate.token_weight(self.counted()[None], dtype=self.dtype)[0]
         return self.select("weight", weight.detach(), 0.0)
 
 

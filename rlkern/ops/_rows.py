@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor
 
-from rlkern.backends import on_host
 from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.token_logprob import Softmax, accumulation_dtype
+from rlkern.backends.eager.token_objective import Rows
 from rlkern.ops import _check as check
 
 
@@ -25,9 +25,11 @@ def as_grid(op: str, logits: Tensor) -> Tensor:
         ) from None
 
 
-def row_vector(x: Tensor, grid: Tensor) -> Tensor:
-    """Returns a row vector as a contiguous (B, T) tensor in the logits' accumulation dtype."""
-    return _as_rows(x, grid, accumulation_dtype(grid.dtype))
+def row_vectors(rows: Rows, grid: Tensor) -> Rows:
+    """Returns the rows as contiguous (B, T) tensors in the logits' accumulation dtype."""
+    dtype = accumulation_dtype(grid.dtype)
+    vectors = [None if x is None else _as_rows(x, grid, dtype) for x in rows]
+    return Rows(*vectors)  # type: ignore[arg-type]
 
 
 def token_vector(token: Tensor, grid: Tensor) -> Tensor:
@@ -38,32 +40,6 @@ def token_vector(token: Tensor, grid: Tensor) -> Tensor:
 def mask_vector(mask: Tensor | None, grid: Tensor) -> Tensor | None:
     """Returns a mask as a contiguous (B, T) tensor."""
     return None if mask is None else _as_rows(mask, grid, torch.bool)
-
-
-def sequence_bounds(
-    op: str, cu_seqlens: Tensor | None, shape: torch.Size, device: torch.device
-) -> Tensor | None:
-    """Returns cu_seqlens as a checked int64 tensor: where each sequence of the flat rows begins.
-
-    Whether they cover the rows is looked at where that costs no synchronisation.
-    """
-    if cu_seqlens is None:
-        return None
-    check.tensor(op, "cu_seqlens", cu_seqlens, check.INTEGERS)
-    if len(shape) != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != device:
-        raise ValueError(
-            f"{op}: cu_seqlens must be (S + 1,) on {device} beside flat (N,) rows, "
-            f"got {check.describe(cu_seqlens)} and rows {tuple(shape)}"
-        )
-    if not torch.compiler.is_compiling() and (on_host(device) or check.checks_values()):
-        bounds, rows = cu_seqlens.tolist(), shape[0]
-        ends = bounds[:1] + bounds[-1:]
-        if ends != [0, rows] or bounds != sorted(bounds):
-            raise ValueError(
-                f"{op}: cu_seqlens must rise from 0 to the number of rows {rows}, got {bounds[:8]}"
-                + ("…" if len(bounds) > 8 else "")
-            )
-    return cu_seqlens.to(torch.int64).contiguous()
 
 
 def of_each_token(
@@ -138,7 +114,7 @@ def inverse_temperature(
             ) from None
         check.like(op, "temperature", rows, shape, grid, check.FLOATS)
         check.positive_values(op, "temperature", rows, mask)
-        return row_vector(rows, grid).reciprocal()
+        return _as_rows(rows, grid, accumulation_dtype(grid.dtype)).reciprocal()
     temperature = check.number(op, "temperature", temperature)
     if temperature <= 0:
         raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")

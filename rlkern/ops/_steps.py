@@ -13,7 +13,6 @@ from torch import Tensor
 from rlkern.backends.eager.reverse_scan import at_steps, following, sequence_of_step
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
-from rlkern.ops._rows import sequence_bounds
 from rlkern.ops.reverse_scan import reverse_scan
 
 FLOATS = (torch.float32, torch.float64)
@@ -123,7 +122,7 @@ def steps(op: str, reward: object, mask: object, cu_seqlens: Tensor | None) -> S
         raise ValueError(f"{op}: reward must have a time dimension, got a scalar")
     shape = rows = found.shape
     if cu_seqlens is not None:
-        cu_seqlens = sequence_bounds(op, cu_seqlens, shape, found.device)
+        cu_seqlens = check.sequence_bounds(op, cu_seqlens, shape, found.device)
     elif len(shape) != 2:
         rows = torch.Size([shape[:-1].numel(), shape[-1]])
     reward, mask = _flat(found, rows), _flat(mask, rows)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ def weights_of(op: str, mask: Tensor, weight: Tensor | None, like: Tensor) -> Te
     """Returns the weight of each element: the mean over the counted ones by default."""
     if weight is None:
         rows = mask.reshape(1, -1)  # a mean over elements, however they are arranged
-        weight = aggregate.token_weight(rows).reshape(mask.shape)
+        weight = aggregate.token_weight(rows, dtype=like.dtype).reshape(mask.shape)
     else:
         check.like(op, "weight", weight, mask.shape, mask, check.FLOATS)
         check.finite_values(op, "weight", weight, mask)

@@ -34,7 +34,8 @@ class AdaptiveKl:
         coef ← coef · (1 + clip(kl/target − 1, −0.2, 0.2) · count/horizon)
 
     Paper: arXiv 1909.08593, §2.2, where count and horizon are in answers; verl and OpenRLHF count
-    the same. kl is the mean over the answers of the sum over tokens.
+    the same. kl is the mean over the answers of the sum over tokens; π drew them if it estimates
+    KL(π‖π_ref) by Σ log π − log π_ref.
 
     >>> controller = AdaptiveKl(0.1, target=6.0, horizon=100)
     >>> controller.update(kl=60.0, count=50)

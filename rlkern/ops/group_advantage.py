@@ -138,6 +138,6 @@ def group_advantage(
             f"{op}: length belongs to kind 'length_weighted', got {given} for {kind!r}"
         )
     weight = None if length is None else length.to(reward.dtype).contiguous()
-    order, offset = group_segments(group)
+    order, offset = _segments(group.to(torch.int64).contiguous())
     rows = (reward.detach().contiguous(), order, offset)
     return _advantage(*rows, kind, number_tensor([eps]), ddof, weight)

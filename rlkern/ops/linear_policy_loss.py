@@ -12,23 +12,22 @@ from torch.distributed import ProcessGroup
 
 from rlkern.algorithms import Algorithm
 from rlkern.backends import implementation
-from rlkern.backends.eager.token_logprob import Scored, Softmax, Upstream, accumulation_dtype
+from rlkern.backends.eager.token_logprob import (
+    Scored,
+    Softmax,
+    Statistics,
+    Upstream,
+    accumulation_dtype,
+)
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
-from rlkern.ops._library import refuse_double_backward, register, scaled_gradient
+from rlkern.ops._library import refuse_double_backward, register, scaled_gradients
 from rlkern.ops._linear_arguments import Lora, checked_head, checked_softmax
-from rlkern.ops._linear_head import Gradients, Head, Waves
+from rlkern.ops._linear_head import Gradients, Head, Waves, one_row
 from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._objective import SOFTMAX, LossArguments, checked_arguments
-from rlkern.ops._rows import row_vector, token_vector
-from rlkern.ops.linear_token_logprob import (
-    HEAD,
-    WaveRows,
-    gradients_fake,
-    overwrite_wave,
-    score_wave,
-    scored_rows,
-)
+from rlkern.ops._rows import row_vectors, token_vector
+from rlkern.ops.linear_token_logprob import HEAD, gradients_fake, scored_rows
 from rlkern.ops.token_objective import forward as token_objective
 
 
@@ -36,13 +35,13 @@ class _Loss:
     """One evaluation: the counted rows, what is known of them, and the objective."""
 
     def __init__(self, hidden, head, token, rows, softmax, bounds, objective, wave):
-        self.waves = Waves(head, hidden, rows.weight.reshape(-1) != 0, wave)
-        self.rows = WaveRows(self.waves, token, softmax)
+        flat = [None if x is None else x.reshape(-1) for x in rows]
+        self.waves = Waves(head, hidden, token, rows.weight != 0, softmax, wave)
+        self.known = self.waves.take(flat)
         self.objective = objective
-        self.known = rows.each(lambda x: self.waves.take(x.reshape(-1)))
         self.bounds = None if objective.level == "token" else self._counted_bounds(rows, bounds)
-        dtype = accumulation_dtype(head.weight.dtype)
-        self.scored = hidden.new_zeros((len(Scored._fields), self.waves.count), dtype=dtype)
+        shape, dtype = (len(Scored._fields), self.waves.count), rows.weight.dtype
+        self.scored = hidden.new_zeros(shape, dtype=dtype)
 
     def _counted_bounds(self, rows: Rows, bounds: Tensor | None) -> Tensor:
         """Returns where each sequence begins and the last ends among the counted rows."""
@@ -55,7 +54,7 @@ class _Loss:
     def whole_sequences(self) -> list[tuple[int, int]] | None:
         """Returns waves of whole sequences, or None where one is longer than a wave."""
         if self.bounds is None:
-            return list(self.waves.spans())
+            return self.waves.spans()
         spans: list[tuple[int, int]] = []
         begin = last = 0
         for end in self.bounds.tolist()[1:]:
@@ -69,29 +68,27 @@ class _Loss:
 
     def score(self, begin: int, end: int) -> None:
         """Keeps what is left of the rows of a wave."""
-        self.scored[:, begin:end] = torch.cat(score_wave(self.waves, self.rows, begin, end))
+        self.scored[:, begin:end] = torch.cat(self.waves.score(begin, end))
 
     def upstream(self, begin: int, end: int) -> Upstream:
         """Returns the gradients in log π and entropy of rows that are whole sequences."""
-        known = self.known.each(lambda x: x[begin:end].unsqueeze(0))
-        logprob, entropy = (x[begin:end].unsqueeze(0) for x in self.scored[:2])
+        logprob, entropy, *known = one_row((*self.scored[:2], *self.known), begin, end)
         bounds = None
         if self.bounds is not None:
             inside = (self.bounds >= begin) & (self.bounds <= end)
             bounds = self.bounds[inside] - begin
         objective = implementation("token_objective", logprob)
-        return Upstream(*objective(logprob, entropy, known, bounds, self.objective)[2:])
+        return Upstream(*objective(logprob, entropy, Rows(*known), bounds, self.objective)[2:])
 
     def differentiate(self, begin: int, end: int, upstream: Upstream, into: Gradients) -> None:
         """Adds the gradients of a wave."""
-        scored = Scored(*(x[begin:end].unsqueeze(0) for x in self.scored))
-        span = (begin, end)
-        into.add(*span, overwrite_wave(self.waves, self.rows, span, scored.statistics, upstream))
+        statistics = Statistics(*one_row(self.scored[1:4], begin, end))
+        into.add(begin, end, self.waves.overwrite(begin, end, statistics, upstream))
 
     def gradients(self, wants: list[bool]) -> Gradients:
         """Scores all rows and returns the gradients that are wanted."""
-        into = Gradients(self.waves, wants)
         spans = self.whole_sequences()
+        into = Gradients(self.waves, wants)
         for begin, end in spans or ():
             self.score(begin, end)
             if any(wants):
@@ -125,7 +122,7 @@ def _forward(hidden, *rest):
     everywhere = torch.zeros(2, hidden.shape[0], dtype=loss.scored.dtype, device=hidden.device)
     for into, x in zip(everywhere, loss.scored):
         loss.waves.put(into, x)
-    logprob, entropy = (x.reshape(token.shape) for x in everywhere)
+    logprob, entropy = everywhere.reshape(2, *token.shape)
     value, metrics, _, _ = implementation("token_objective", logprob)(
         logprob, entropy, rows, bounds, objective
     )
@@ -157,12 +154,12 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad_loss, *unused):
-    refuse_double_backward("linear_policy_loss")
     others = (None,) * ctx.others
+    made = [x if wanted else None for x, wanted in zip(ctx.saved_tensors, ctx.wants)]
+    refuse_double_backward("linear_policy_loss")
     if grad_loss is None:
         return *(None,) * 5, *others
-    made = zip(ctx.saved_tensors, ctx.wants)
-    return *(scaled_gradient(x, grad_loss) if wanted else None for x, wanted in made), *others
+    return *scaled_gradients(made, grad_loss), *others
 
 
 torch.library.register_autograd(
@@ -219,28 +216,27 @@ def linear_policy_loss(
     [[[-1.0]]]
     """
     op = "linear_policy_loss"
-    door = checked_head(op, hidden, head_weight, bias, lora, wave, group)
+    door = checked_head(op, hidden, head_weight, bias, lora, logit_scale, wave, group)
     shape = hidden.shape[:-1]
-    check.like(op, "token", token, shape, hidden, check.INTEGERS)
     given = LossArguments(
         advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
         coefficients,
     )  # fmt: skip
     checked = checked_arguments(op, hidden, shape, given)
+    check.like(op, "token", token, shape, hidden, check.INTEGERS)
     check.token_values(op, token, mask, door.grid.shape[-1])
-    rows = [None if x is None else row_vector(x, door.grid) for x in checked.rows]
-    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale)
-    token = token_vector(token, door.grid)
+    token, rows = token_vector(token, door.grid), row_vectors(checked.rows, door.grid)
+    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep)
+    form = checked.operator_form()
     if door.part is not None:
-        counted = row_vector(checked.rows.weight, door.grid) != 0
-        scored = scored_rows(door, token, counted, softmax)
+        scored = scored_rows(door, token, rows.weight != 0, softmax)
         logprob, entropy = (x.reshape(token.shape) for x in (scored.logprob, scored.entropy))
-        loss, metrics, _, _ = token_objective(logprob, entropy, *rows, *checked.operator_form())
+        loss, metrics, _, _ = token_objective(logprob, entropy, *rows, *form)
         return LossOutput(loss, metrics.detach())
     sources = (hidden, *door.head[:4])
     recording = torch.is_grad_enabled()
     wants = [recording and x is not None and x.requires_grad for x in sources]
     loss, metrics, *_ = forward(
-        door.hidden, *door.head, token, *rows, *softmax, *checked.operator_form(), door.wave, wants
+        door.hidden, *door.head, token, *rows, *softmax, *form, door.wave, wants
     )
     return LossOutput(loss, metrics.detach())

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from rlkern.backends import implementation
 from rlkern.backends.eager.token_logprob import (
     Scored,
     Softmax,
@@ -21,7 +20,7 @@ from rlkern.ops import _check as check
 from rlkern.ops import _linear_sharded as linear_sharded
 from rlkern.ops._library import refuse_double_backward, register, upstream_of_scores
 from rlkern.ops._linear_arguments import LinearArguments, Lora, checked_head, checked_softmax
-from rlkern.ops._linear_head import Gradients, Head, Waves
+from rlkern.ops._linear_head import Gradients, Head, Waves, one_row
 from rlkern.ops._rows import mask_vector, token_vector
 from rlkern.ops.token_logprob import TokenLogprob
 
@@ -29,59 +28,17 @@ HEAD = "Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, float lora_
 SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
 
 
-class WaveRows:
-    """What the row kernels need beside the logits, for a wave of the counted rows at a time."""
-
-    def __init__(self, waves: Waves, token: Tensor, softmax: Softmax):
-        self.token = waves.take(token)
-        self.inv_temperature, self.keep = (
-            None if x is None else waves.take(x) for x in (softmax.inv_temperature, softmax.keep)
-        )
-        self.softcap = softmax.softcap
-
-    def of(self, begin: int, end: int) -> tuple[Tensor, None, Softmax]:
-        """Returns (token, mask, softmax) of a wave as one row of (B, T)."""
-        inv_temperature, keep = (
-            None if x is None else x[begin:end].unsqueeze(0)
-            for x in (self.inv_temperature, self.keep)
-        )
-        return (
-            self.token[begin:end].unsqueeze(0),
-            None,
-            Softmax(inv_temperature, self.softcap, keep),
-        )
-
-
-def score_wave(waves: Waves, rows: WaveRows, begin: int, end: int) -> Scored:
-    """Returns what is left of the rows of a wave, each (1, n)."""
-    logits = waves.logits(begin, end).unsqueeze(0)
-    return implementation("token_logprob", logits)(logits, *rows.of(begin, end))
-
-
-def overwrite_wave(
-    waves: Waves, rows: WaveRows, span: tuple[int, int], statistics: Statistics, upstream: Upstream
-) -> Tensor:
-    """Returns the gradient (n, V) of a wave's logits, written over them."""
-    logits = waves.logits(*span).unsqueeze(0)
-    implementation("token_logprob_backward", logits)(
-        logits, *rows.of(*span), statistics, upstream, logits
-    )
-    waves.overwritten()
-    return logits[0]
-
-
 def _forward(hidden, *rest):
     head, token, mask, softmax, wave = Head(*rest[:5]), *rest[5:7], Softmax(*rest[7:10]), rest[10]
-    waves = Waves(head, hidden, mask, wave)
-    rows = WaveRows(waves, token, softmax)
+    waves = Waves(head, hidden, token, mask, softmax, wave)
     dtype = accumulation_dtype(head.weight.dtype)
     found = hidden.new_empty((len(Scored._fields), waves.count), dtype=dtype)
     for begin, end in waves.spans():
-        found[:, begin:end] = torch.cat(score_wave(waves, rows, begin, end))
+        found[:, begin:end] = torch.cat(waves.score(begin, end))
     results = hidden.new_zeros((len(Scored._fields), hidden.shape[0]), dtype=dtype)
     for into, x in zip(results, found):
         waves.put(into, x)
-    return tuple(x.clone() for x in results)
+    return tuple([x.clone() for x in results])
 
 
 def _forward_fake(hidden, weight, *rest):
@@ -91,17 +48,12 @@ def _forward_fake(hidden, weight, *rest):
 
 def _backward(hidden, *rest):
     head, token, mask, softmax, wave = Head(*rest[:5]), *rest[5:7], Softmax(*rest[7:10]), rest[10]
-    wants = rest[-1]
-    waves = Waves(head, hidden, mask, wave)
-    rows = WaveRows(waves, token, softmax)
-    statistics = [waves.take(x).unsqueeze(0) for x in rest[11:14]]
-    upstream = [None if x is None else waves.take(x).unsqueeze(0) for x in rest[14:17]]
-    gradients = Gradients(waves, wants)
-    for begin, end in waves.spans():
-        known = Statistics(*(x[:, begin:end] for x in statistics))
-        arriving = Upstream(*(None if x is None else x[:, begin:end] for x in upstream))
-        grad_logits = overwrite_wave(waves, rows, (begin, end), known, arriving)
-        gradients.add(begin, end, grad_logits)
+    waves = Waves(head, hidden, token, mask, softmax, wave)
+    statistics, upstream = waves.take(rest[11:14]), waves.take(rest[14:17])
+    gradients = Gradients(waves, rest[-1])
+    for span in waves.spans():
+        known, arriving = Statistics(*one_row(statistics, *span)), one_row(upstream, *span)
+        gradients.add(*span, waves.overwrite(*span, known, Upstream(*arriving)))
     return tuple(gradients.results(hidden))
 
 
@@ -223,13 +175,13 @@ def linear_token_logprob(
     0.8
     """
     op = "linear_token_logprob"
-    door = checked_head(op, hidden, weight, bias, lora, wave, group)
+    door = checked_head(op, hidden, weight, bias, lora, logit_scale, wave, group)
     shape = hidden.shape[:-1]
     check.like(op, "token", token, shape, hidden, check.INTEGERS)
     if mask is not None:
         check.like(op, "mask", mask, shape, hidden, (torch.bool,))
     check.token_values(op, token, mask, door.grid.shape[-1])
-    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep, logit_scale)
+    softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep)
     scored = scored_rows(
         door, token_vector(token, door.grid), mask_vector(mask, door.grid), softmax
     )

@@ -13,9 +13,11 @@ from rlkern.ops import _check as check
 def metrics_dict(metrics: Tensor) -> dict[str, float]:
     """Returns the metrics by name, means over the counted tokens. Reads the vector: synchronises.
 
-    logprob, entropy; kl to the reference by the loss's estimator, and by k1, k2, k3; old_kl (k3 to
-    the old policy); ratio/{mean,min,max}, as the gate saw it; the share of tokens a clip holds,
-    clip_ratio/{low,high,region}_mean; correction, the mean factor of the rollout correction.
+    logprob, entropy; kl to the reference by the loss's estimator, and by k1, k2, k3, estimates of
+    KL(π‖π_ref) as if π had drawn the tokens; old_kl = exp(d) − 1 − d with d = log π − log π_old,
+    k3's estimate of KL(π_old‖π), whose tokens they are; ratio/{mean,min,max}, as the gate saw it;
+    the share of tokens a clip holds, clip_ratio/{low,high,region}_mean; correction, the mean factor
+    of the rollout correction.
 
     >>> values = [2.0, -3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 1.0, 0.0, 2.0, 0.9, 1.1]
     >>> metrics_dict(torch.tensor(values))["logprob"]

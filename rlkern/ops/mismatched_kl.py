@@ -12,6 +12,7 @@ def mismatched_kl(logprob: Tensor, ref_logprob: Tensor, *, mask: Tensor | None =
 
     Of answers that belong to other prompts: TRL and the paper's authors shift the answers of a
     batch by one. The mean is of this batch; with several ranks give each the mean of all of them.
+    Whoever wrote the data set drew these answers, not π: it is a zero point, no unbiased estimate.
 
     Paper: arXiv 2402.01306, §4.2.
 

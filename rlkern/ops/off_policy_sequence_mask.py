@@ -20,6 +20,9 @@ def off_policy_sequence_mask(
 
         dropped where A < 0 and (1/|o|)·Σ (log μ − log π_old) > threshold
 
+    The sampler μ drew the tokens: the mean is k1's estimate of KL(μ‖π_old). Tokens of which either
+    log-probability is NaN are left out of it.
+
     Paper: DeepSeek-V3.2, arXiv 2512.02556 (off-policy sequence masking). TRL and slime compare μ
     with the policy being trained; here it is the one of the last refresh.
 
@@ -38,5 +41,5 @@ def off_policy_sequence_mask(
     op = "off_policy_sequence_mask"
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
     advantage = of_each_token(op, "advantage", advantage, mask.shape, found.sequences.cu_seqlens)
-    behind = found.mean(-found.log_ratio) > threshold
-    return mask & ~(behind & (advantage < 0))
+    near = found.answers(found.mean(-found.log_ratio) <= threshold)
+    return mask & (near | ~(advantage < 0))

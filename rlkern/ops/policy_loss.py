@@ -32,7 +32,7 @@ from rlkern.ops._objective import (
     checked_arguments,
     scalars,
 )
-from rlkern.ops._rows import as_grid, make_softmax, row_vector, token_vector
+from rlkern.ops._rows import as_grid, make_softmax, row_vectors, token_vector
 from rlkern.ops.token_objective import forward as token_objective
 
 
@@ -205,22 +205,20 @@ def policy_loss(
     if inplace:
         check.overwritable(op, logits)
     shape = logits.shape[:-1]
-    check.like(op, "token", token, shape, logits, check.INTEGERS)
     given = LossArguments(
         advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
         coefficients,
     )  # fmt: skip
     checked = checked_arguments(op, logits, shape, given)
+    check.like(op, "token", token, shape, logits, check.INTEGERS)
     grid = as_grid(op, logits)
     part = None if group is None else sharded.slice_of(op, grid, group)
     whole = grid if part is None else part.whole
     check.token_values(op, token, mask, whole.shape[-1])
-    token = token_vector(token, grid)
-    rows = [None if x is None else row_vector(x, grid) for x in checked.rows]
+    token, rows = token_vector(token, grid), row_vectors(checked.rows, grid)
     softmax = make_softmax(op, whole, shape, mask, temperature, softcap, keep)
     if part is not None:
-        counted = row_vector(checked.rows.weight, grid) != 0
-        scored = sharded.score(part, grid, token, counted, softmax, inplace)
+        scored = sharded.score(part, grid, token, rows.weight != 0, softmax, inplace)
         loss, metrics, _, _ = token_objective(
             scored.logprob, scored.entropy, *rows, *checked.operator_form()
         )

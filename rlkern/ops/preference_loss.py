@@ -46,6 +46,12 @@ def _wanted(
     return {name: x for name, x in named.items() if x is not None}
 
 
+def _mean(total: Tensor, tokens: Tensor) -> Tensor:
+    """Returns total / tokens, and 0 with gradient 0 for an answer without a token."""
+    empty = tokens == 0
+    return torch.where(empty, 0.0, total / torch.where(empty, 1.0, tokens))
+
+
 def _in_order(x: Tensor, mask: Tensor) -> Tensor:
     """Returns the counted elements in ascending order, then zeros."""
     found = torch.where(mask, x, torch.inf).sort().values
@@ -103,7 +109,8 @@ def preference_loss(
                          SPPO and 0.01 for NCA, BCO and AOT
         divergence       reverse_kl, forward_kl, js or alpha (f-DPO), for kinds of Δ alone
         chosen_length, rejected_length  (B,) int or float, tokens of the answers, for the kinds
-                         that average: sigmoid_norm, ipo, simpo, orpo
+                         that average: sigmoid_norm, ipo, simpo, orpo. The mean of an answer of
+                         length 0 is 0, and so is its gradient
         mask             (B,) bool, True counts; all by default
         weight           (B,) weight of each pair, by default 1 / (number of counted pairs). The
                          kinds that sort the batch, aot and aot_unpaired, take none
@@ -140,7 +147,7 @@ def preference_loss(
     ]
     tokens = rows.lengths(_wanted(op, kind, declared.average, lengths))
     h = [x - y for x, y in zip(logprob, ref, strict=True)] if ref else logprob
-    h = [x / n for x, n in zip(h, tokens, strict=True)] if tokens else h
+    h = [_mean(x, n) for x, n in zip(h, tokens, strict=True)] if tokens else h
     with torch.no_grad():
         metrics = pair_metrics(rows, [c["beta"] * x for x in h], logprob)
     if declared.sorted_by:

@@ -8,7 +8,6 @@ from rlkern.backends import implementation
 from rlkern.backends.eager.reverse_scan import last_steps
 from rlkern.ops import _check as check
 from rlkern.ops._library import refuse_double_backward, register
-from rlkern.ops._rows import sequence_bounds
 
 _scan = register(
     "reverse_scan(Tensor bias, Tensor decay, Tensor? cu_seqlens=None) -> Tensor",
@@ -72,7 +71,7 @@ def reverse_scan(bias: Tensor, decay: Tensor, *, cu_seqlens: Tensor | None = Non
     if bias.ndim == 0:
         raise ValueError(f"{op}: bias must have a time dimension, got a scalar")
     if cu_seqlens is not None:
-        bounds = sequence_bounds(op, cu_seqlens, bias.shape, bias.device)
+        bounds = check.sequence_bounds(op, cu_seqlens, bias.shape, bias.device)
         return _scan(bias.contiguous(), decay.contiguous(), bounds)
     length = bias.shape[-1]
     rows = bias.numel() // length if length else 0

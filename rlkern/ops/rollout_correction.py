@@ -13,26 +13,27 @@ Ratios = Callable[[Mismatch, float, float], Tensor]
 
 
 def _truncate(m: Mismatch, low: float, high: float) -> Tensor:
-    return m.log_ratio.exp().clamp(max=high)
+    return torch.where(m.known, m.log_ratio.exp().clamp(max=high), 1.0)
 
 
 def _mask(m: Mismatch, low: float, high: float) -> Tensor:
     w = m.log_ratio.exp()
-    return torch.where(between(w, low, high), w, 0.0)
+    return torch.where(m.known & ~between(w, low, high), 0.0, w)
 
 
 def _sequence_truncate(m: Mismatch, low: float, high: float) -> Tensor:
-    return m.sequences.total(m.log_ratio).exp().clamp(max=high)
+    return torch.where(m.known, m.sequences.total(m.log_ratio).exp().clamp(max=high), 1.0)
 
 
 def _sequence_mask(m: Mismatch, low: float, high: float) -> Tensor:
-    w = m.sequences.total(m.log_ratio).exp()
-    return torch.where(between(w, low, high), w, 0.0)
+    product = m.sequences.total(m.log_ratio).exp()
+    w = torch.where(m.known, product, 1.0)
+    return torch.where(m.answers(between(product, low, high)), w, 0.0)
 
 
 def _geometric_mask(m: Mismatch, low: float, high: float) -> Tensor:
     d = m.log_ratio
-    return torch.where(between(m.mean(d).exp(), low, high), d.exp(), 0.0)
+    return torch.where(m.answers(between(m.mean(d).exp(), low, high)), d.exp(), 0.0)
 
 
 CORRECTIONS: dict[str, Ratios] = {
@@ -62,11 +63,12 @@ def rollout_correction(
         sequence_truncate  min(S, high)                verl's rollout_is=sequence
         sequence_mask      S if low ≤ S ≤ high         TRL's default, high = 3
         geometric_mask     w_t if low ≤ s ≤ high       seq-mask-TIS; 0.999 and 1.002
-    and 0 where a condition fails.
+    and 0 where a condition fails. A token of which either log-probability is NaN gets no
+    correction: its factor is 1, 0 if its answer is dropped, and S, s and |o| leave it out.
 
     Arguments
         old_logprob      (B, T) float  log π_old by the trainer; (N,) with cu_seqlens
-        rollout_logprob  (B, T) float  log μ as the sampler reported it
+        rollout_logprob  (B, T) float  log μ as the sampler reported it, NaN where it did not
         mask             (B, T) bool   True counts
         kind, low, high  which of the five, and its bounds (None: no bound); low is unused where it
                          does not appear

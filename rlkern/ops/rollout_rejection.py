@@ -8,7 +8,8 @@ from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.ops import _check as check
 from rlkern.ops._mismatch import between, checked
 
-# The others differ from these in their gradients, or weigh with a ratio.
+# Of the sampler μ, whose tokens these are: KL(μ‖π_old), not KL(π_old‖μ). The other estimators
+# differ from these in their gradients, or weigh with a ratio.
 DIVERGENCES = {name: KL_ESTIMATORS[name] for name in ("k1", "k2", "k3")}
 
 
@@ -25,10 +26,12 @@ def rollout_rejection(
 ) -> Tensor:
     """Returns the mask without the tokens or answers whose divergence is out of bounds.
 
-        k1 = d    k2 = d²/2    k3 = exp(−d) − 1 + d        d = log π_old − log μ
+        k1 = −d    k2 = d²/2    k3 = exp(d) − 1 − d        d = log π_old − log μ
+    The sampler μ drew the tokens, so these estimate KL(μ‖π_old); k1 and k3 have the mean KL.
     over "token" drops single tokens; "sum" and "mean" over an answer's tokens, and "max", their
-    largest, drop whole answers (verl's rollout_rs). Pass the result as the mask of the loss. With
-    the reference's log-probs as rollout_logprob and k2 it is KL-Mask.
+    largest, drop whole answers (verl's rollout_rs). A token of which either log-probability is NaN
+    is left out of these, and dropped only with its answer. Pass the result as the mask of the loss.
+    With the reference's log-probs as rollout_logprob and k2 it is KL-Mask.
 
     Arguments and errors as rollout_correction; returns (B, T) bool.
 
@@ -45,12 +48,11 @@ def rollout_rejection(
         raise ValueError(f"{op}: over must be one of token, sum, mean, max, got {over!r}")
     bounds = check.bound(op, "low", low, -torch.inf), check.bound(op, "high", high, torch.inf)
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
-    x = DIVERGENCES[estimator](found.old_logprob, found.rollout_logprob, found.log_ratio)
+    x = DIVERGENCES[estimator](found.rollout_logprob, found.old_logprob, -found.log_ratio)
     total = found.sequences.total
+    if over == "token":
+        return mask & (between(x, *bounds) | ~found.known)
     if over == "max":
-        return mask & (total((~between(x, *bounds) & mask).to(x.dtype)) == 0)
-    if over == "sum":
-        x = total(x)
-    if over == "mean":
-        x = found.mean(x)
-    return mask & between(x, *bounds)
+        return mask & (total((~between(x, *bounds) & found.known).to(x.dtype)) == 0)
+    x = total(x) if over == "sum" else found.mean(x)
+    return mask & found.answers(between(x, *bounds))

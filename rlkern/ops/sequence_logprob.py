@@ -6,7 +6,6 @@ from torch import Tensor
 
 from rlkern.ops import _check as check
 from rlkern.ops._library import refuse_double_backward
-from rlkern.ops._rows import sequence_bounds
 
 # Elements that are added at once. Blocks are counted from a sequence's beginning and added one
 # after the other, so that neither padding nor neighbours change the order of a sum.
@@ -58,7 +57,7 @@ def _checked(
     """Returns log-probabilities in the dtype of the result, and the bounds of packed sequences."""
     check.tensor(op, "logprob", logprob, check.FLOATS)
     check.like(op, "mask", mask, logprob.shape, logprob, (torch.bool,))
-    bounds = sequence_bounds(op, cu_seqlens, logprob.shape, logprob.device)
+    bounds = check.sequence_bounds(op, cu_seqlens, logprob.shape, logprob.device)
     if bounds is None and logprob.ndim != 2:
         raise ValueError(f"{op}: logprob must be (B, T), got {check.describe(logprob)}")
     check.finite_values(op, "logprob", logprob, mask)

@@ -21,13 +21,8 @@ from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.files import publish
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora
-from rlkern.trainer.models.policy import (
-    Policy,
-    load_policy,
-    make_policy,
-    recomputing,
-    train_last_layers,
-)
+from rlkern.trainer.models.load import load_policy, make_policy, recomputing, train_last_layers
+from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.offline.pairs import Pairs, given_pairs, kept_pairs, write
 from rlkern.trainer.offline.preferences import FromPairs, Judged, Preferences, Scored, pair_rows
 from rlkern.trainer.offline.sampled import sampled_pairs
@@ -215,9 +210,9 @@ def _reference(parts: Parts, run: Path) -> Policy:
     folder, policy = run / REFERENCE, parts.policy
     if lora.is_adapted(policy.model):
         return policy.without_adapters()
-    if parts.world.is_main and not folder.is_dir():
-        publish(folder, policy.save)
     if parts.progress.step == 0:
+        if parts.world.is_main and not folder.is_dir():
+            publish(folder, policy.save)
         model = copy.deepcopy(policy.model).requires_grad_(False)
         return Policy(model, policy.tokenizer, policy.device, policy.mixed)
     found = load_policy(folder, device=policy.device, dtype=parts.settings.dtype)

@@ -13,8 +13,7 @@ import rlkern
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.functions import score_completions
-from rlkern.trainer.rollout.engines import ModelEngine
-from rlkern.trainer.rollout.sampler import Sampling, random_numbers
+from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers
 from rlkern.trainer.rollout.text import texts
 from rlkern.trainer.rollout.turns import converse
 from rlkern.trainer.rows import Rows, joined

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 import rlkern
 from rlkern.integrations.fused_head import find_head
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.policy import Policy, hidden_states
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.settings import Settings
 
 _FILE = "critic.safetensors"

@@ -13,9 +13,8 @@ from torch import Tensor
 import rlkern
 from rlkern import LossOutput
 from rlkern.trainer.critic import Critic
-from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.policy import Policy, hidden_states
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.settings import Settings
 
 

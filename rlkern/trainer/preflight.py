@@ -15,7 +15,7 @@ from rlkern.algorithms import Algorithm
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.ops._objective import make_objective
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.models.policy import check_model_name
+from rlkern.trainer.models.load import check_model_name
 from rlkern.trainer.offline.pairs import check_source
 from rlkern.trainer.online.shaping import check_overlong
 from rlkern.trainer.processes.parallel import check_parallel

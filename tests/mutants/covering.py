@@ -6,11 +6,13 @@ import difflib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from functools import cache
 from pathlib import Path
+
+from .process import PYTEST, forked
 
 SETTINGS = """[run]
 parallel = true
@@ -42,20 +44,29 @@ class Record:
         mark = self._stem(test_file).with_suffix(".digest")
         return mark.exists() and mark.read_text() == digest(self.tree / test_file)
 
-    def record(self, test_file: str, environment: dict[str, str], limit: float) -> bool:
-        """Runs a test file under coverage; returns False if it did not end within the limit."""
+    def record(self, test_file: str, limit: float) -> bool:
+        """Runs a test file under coverage in a child; returns False if it did not end within the
+        limit of seconds."""
         stem = self._stem(test_file)
         data, times = stem.with_suffix(".coverage"), stem.with_suffix(".json")
         settings = stem.with_suffix(".ini")
         settings.write_text(SETTINGS.format(source=self.tree / "rlkern", data=data))
-        command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest",
-                   "-q", "--no-summary", "-p", "no:cacheprovider", "-p", "mutants.recorder",
-                   test_file]  # fmt: skip
-        told = {"COVERAGE_PROCESS_START": str(settings), "MUTANTS_TIMES": str(times)}
-        try:
-            subprocess.run(command, cwd=self.tree, env={**environment, **told}, timeout=limit,
-                           capture_output=True)  # fmt: skip
-        except subprocess.TimeoutExpired:
+        for old in (times, *self.folder.glob(f"{data.name}*")):
+            old.unlink(missing_ok=True)
+
+        def covered() -> int:
+            import coverage
+            import pytest
+
+            os.environ |= {"COVERAGE_PROCESS_START": str(settings), "MUTANTS_TIMES": str(times)}
+            running = coverage.Coverage(config_file=str(settings))
+            running.start()
+            code = int(pytest.main([*PYTEST, "-p", "mutants.recorder", test_file]))
+            running.stop()
+            running.save()
+            return code
+
+        if forked(self.tree, covered, stem.with_suffix(".log"), limit) == -signal.SIGKILL:
             return False
         if not times.exists():
             times.write_text("{}")  # nothing could be collected
@@ -67,17 +78,6 @@ class Record:
         stem.with_suffix(".digest").write_text(digest(self.tree / test_file))
         return True
 
-    def record_all(self, test_files: list[str], environment: dict[str, str], budget: float) -> int:
-        """Records what is not fresh within a budget of seconds; returns how many are left."""
-        stale = [name for name in test_files if not self.is_fresh(name)]
-        end = time.monotonic() + budget
-        for i, name in enumerate(stale):
-            print(f"recording {name} ({i + 1} of {len(stale)})", flush=True)
-            left = end - time.monotonic()
-            if left <= 0 or not self.record(name, environment, left):
-                return len(stale) - i
-        return 0
-
     @cache  # noqa: B019
     def seconds(self, test_file: str) -> dict[str, float]:
         """Returns how long each test of a file took, of those that passed."""
@@ -85,18 +85,45 @@ class Record:
         return json.loads(path.read_text()) if path.exists() else {}
 
     @cache  # noqa: B019
+    def _sources(self, test_file: str) -> dict[str, str]:
+        """Returns {path: text} of what there was to execute when a test file was recorded."""
+        return json.loads(self._stem(test_file).with_suffix(".sources").read_text())
+
+    @cache  # noqa: B019
     def lines(self, test_file: str, path: str) -> dict[int, list[str]]:
         """Returns {line of a source as it is now: contexts that execute it}."""
         import coverage
 
+        now = (self.tree / path).read_text()
+        former = former_path(self._sources(test_file), path, now)
         data = coverage.CoverageData(str(self._stem(test_file).with_suffix(".coverage")))
         data.read()
-        names = [name for name in data.measured_files() if name.endswith(path)]
+        names = [name for name in data.measured_files() if former and name.endswith(former)]
         if not names:
             return {}
-        old = json.loads(self._stem(test_file).with_suffix(".sources").read_text()).get(path, "")
-        contexts, now = data.contexts_by_lineno(names[0]), (self.tree / path).read_text()
-        return {moved: contexts[line] for line, moved in same_lines(old, now) if line in contexts}
+        contexts = data.contexts_by_lineno(names[0])
+        pairs = same_lines(self._sources(test_file)[former], now)
+        return {moved: contexts[line] for line, moved in pairs if line in contexts}
+
+
+def former_path(sources: dict[str, str], path: str, now: str) -> str | None:
+    """Returns where a source was when {path: text} were recorded: there, or where the text that
+    shares most of its lines was, None if that is less than half of them.
+
+    >>> former_path({"a.py": "x\\ny\\nz", "b.py": "x"}, "c.py", "x\\ny")
+    'a.py'
+    >>> former_path({"a.py": "x"}, "c.py", "p\\nq")
+    """
+    if path in sources:
+        return path
+    lines = set(now.splitlines())
+
+    def shared(old: str) -> float:
+        theirs = set(sources[old].splitlines())
+        return len(lines & theirs) / max(1, len(lines | theirs))
+
+    best = max(sources, key=shared, default=None)
+    return best if best is not None and shared(best) >= 0.5 else None
 
 
 def same_lines(old: str, new: str) -> list[tuple[int, int]]:
@@ -134,8 +161,8 @@ def reached(source: str, line: int) -> list[set[int]]:
     return [statement, body, everything]
 
 
-def tests_of(record: Record, test_files: list[str], path: str, line: int) -> list[str]:
-    """Returns the tests that execute a line of a source, quickest first."""
+def tests_of(record: Record, test_files: list[str], path: str, line: int) -> dict[str, float]:
+    """Returns the tests that execute a line of a source and how long each takes, quickest first."""
     source = (record.tree / path).read_text()
     for lines in reached(source, line):
         found: dict[str, float] = {}
@@ -145,20 +172,5 @@ def tests_of(record: Record, test_files: list[str], path: str, line: int) -> lis
             whole = {c for c in hit if "::" not in c}
             found |= {t: s for t, s in seconds.items() if t in hit or whole & {t.split("::")[0]}}
         if found:
-            return sorted(found, key=lambda test: found[test])
-    return []
-
-
-def environment_of(tree: Path) -> dict[str, str]:
-    """Returns the environment in which Python finds the rlkern of a tree before any other.
-
-    Without Triton's interpreter: it takes most of the time, and no fault is planted in its kernels.
-    """
-    path = os.pathsep.join([str(tree), str(tree / "tests"), os.environ.get("PYTHONPATH", "")])
-    return {
-        **os.environ,
-        "PYTHONPATH": path.rstrip(os.pathsep),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        "TRITON_INTERPRET": "0",
-    }
+            return dict(sorted(found.items(), key=lambda x: x[1]))
+    return {}

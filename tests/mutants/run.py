@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs tests on a copy of the tree in which one fault is planted, in a process that is forked."""
 
-import os
 import resource
 import shutil
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from .covering import environment_of
 from .plant import Mutant
+from .process import PYTEST, forked
 
 LEFT_OUT = (".git", ".venv*", "build", "dist", "runs", "__pycache__", ".*_cache", ".mutants",
             "*.egg-info", ".hypothesis")  # fmt: skip
+
+
+ROUNDS = (2.0, 10.0)  # seconds of tests after which a round ends
 
 
 class Outcome(NamedTuple):
@@ -46,51 +46,47 @@ class _First:
             self.path.write_text(report.nodeid)
 
 
-def _child(tree: Path, tests: list[str], by: Path, cpu_seconds: float) -> None:
-    """Runs the tests; ends this process with pytest's exit code."""
-    os.setsid()
-    os.chdir(tree)
-    os.environ.update(environment_of(tree))
-    sys.dont_write_bytecode = True
-    sys.path[:0] = [str(tree), str(tree / "tests")]
+def rounds(seconds: dict[str, float]) -> list[list[str]]:
+    """Returns tests, quickest first, in rounds that take ever longer: most faults die in the first,
+    which then need not import the files of the others.
+
+    >>> rounds({"a": 0.5, "b": 1.0, "c": 1.0, "d": 30.0})
+    [['a', 'b'], ['c'], ['d']]
+    """
+    found: dict[int, list[str]] = {}
+    total = 0.0
+    for test in sorted(seconds, key=lambda test: seconds[test]):
+        total += seconds[test]
+        found.setdefault(sum(total > end for end in ROUNDS), []).append(test)
+    return list(found.values())
+
+
+def _tested(tree: Path, seconds: dict[str, float], by: Path, cpu_seconds: float) -> int:
+    """Runs the tests; returns pytest's exit code."""
+    import pytest
+
     used = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + int(cpu_seconds),) * 2)
-    out = os.open(by.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    code = 70
-    try:
-        import pytest
-
+    for tests in rounds(seconds):
         (tree / "mutants-tests.txt").write_text("\n".join(tests))
-        options = ["-x", "-q", "--no-header", "--no-summary", "-p", "no:cacheprovider"]
-        code = int(pytest.main([*options, "@mutants-tests.txt"], plugins=[_First(by)]))
-    finally:
-        os._exit(code)
+        if code := int(pytest.main([*PYTEST, "-x", "@mutants-tests.txt"], plugins=[_First(by)])):
+            return code
+    return 0
 
 
-def run(tree: Path, tests: list[str], expected_seconds: float) -> Outcome:
+def run(tree: Path, seconds: dict[str, float]) -> Outcome:
     """Returns what tests say of a tree; they may take five times as long as they once did."""
     # Imports and collection come on top. Processor time does not depend on the machine's load; what
     # waits without working is given up on after ten times as long.
-    cpu_seconds = 5 * expected_seconds + 60
+    cpu_seconds = 5 * sum(seconds.values()) + 60
     by, start = tree.parent / f"{tree.name}.killed", time.monotonic()
     by.unlink(missing_ok=True)
-    child = os.fork()
-    if child == 0:
-        _child(tree, tests, by, cpu_seconds)
-    status = None
-    try:
-        while status is None:
-            found, code = os.waitpid(child, os.WNOHANG)
-            if found:
-                status = os.waitstatus_to_exitcode(code)
-            elif time.monotonic() - start > 10 * cpu_seconds:
-                os.killpg(child, signal.SIGKILL)
-            time.sleep(0.02)
-    finally:
-        if status is None:
-            os.killpg(child, signal.SIGKILL)
+    status = forked(
+        tree,
+        lambda: _tested(tree, seconds, by, cpu_seconds),
+        by.with_suffix(".log"),
+        10 * cpu_seconds,
+    )
     spent = time.monotonic() - start
     if status == 0:
         return Outcome(False, "", spent)
@@ -98,12 +94,13 @@ def run(tree: Path, tests: list[str], expected_seconds: float) -> Outcome:
     return Outcome(True, by.read_text() if by.exists() else reason, spent)
 
 
-def tried(tree: Path, path: str, mutant: Mutant, tests: list[str], seconds: float) -> Outcome:
-    """Returns what the tests say of a mutant; the copy is whole again afterwards."""
+def tried(tree: Path, path: str, mutant: Mutant, seconds: dict[str, float]) -> Outcome:
+    """Returns what tests, each with the seconds that it takes, say of a mutant; the copy is whole
+    again afterwards."""
     file = tree / path
     source = file.read_text()
     file.write_text(mutant.planted(source))
     try:
-        return run(tree, tests, seconds)
+        return run(tree, seconds)
     finally:
         file.write_text(source)

@@ -4,7 +4,6 @@
 import argparse
 import json
 import multiprocessing
-import os
 import random
 import signal
 import sys
@@ -14,19 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .covering import Record, digest, environment_of, tests_of
+from .covering import Record, digest, tests_of
 from .plant import Mutant, mutants
+from .process import warm
 from .run import Outcome, copied, tried
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".mutants"
 KNOWN = Path(__file__).with_name("alive.txt")
-# Faults there change words, what only tests read, or what only a GPU or an interpreter runs.
+# Faults there change words and drawings, what only tests read, or what only a GPU or an interpreter
+# runs.
 LEFT_OUT = (
     "rlkern/doctor.py",
     "rlkern/__main__.py",
     "rlkern/testing",
     "rlkern/compare/pages",
+    "rlkern/compare/figures.py",
+    "rlkern/trainer/show/plot.py",
     "rlkern/cuda",
     "rlkern/kernels",
     "rlkern/backends/cuda",
@@ -105,16 +108,14 @@ class Results:
             out.write(json.dumps(line) + "\n")
 
 
-def _selected(record: Record, files: list[str], place: Place, limit: float):
-    """Returns the tests of a mutant that fit a limit of seconds, and how long they took."""
-    seconds = {t: s for name in files for t, s in record.seconds(name).items()}
-    chosen, total = [], 0.0
-    for test in tests_of(record, files, place.path, place.mutant.line):
-        total += seconds[test]
-        if chosen and total > limit:
+def _selected(record: Record, files: list[str], place: Place, limit: float) -> dict[str, float]:
+    """Returns the tests of a mutant that fit a limit of seconds, and how long each takes."""
+    chosen: dict[str, float] = {}
+    for test, seconds in tests_of(record, files, place.path, place.mutant.line).items():
+        if chosen and sum(chosen.values()) + seconds > limit:
             break
-        chosen.append(test)
-    return chosen, min(total, limit)
+        chosen[test] = seconds
+    return chosen
 
 
 _worker: dict = {}
@@ -127,20 +128,21 @@ def _prepare(counter, folder: str, files: list[str], limit: float) -> None:
         counter.value += 1
         tree = Path(folder) / str(counter.value)
     copied(ROOT, tree)
-    os.environ.update(environment_of(tree))
-    import hypothesis  # noqa: F401  what every child would import
-    import pytest  # noqa: F401
-    import torch  # noqa: F401
-
+    warm(tree)
     _worker.update(tree=tree, record=Record(KEPT / "record", tree), files=files, limit=limit)
+
+
+def _record(name: str) -> str | None:
+    """Records a test file; returns its name if it did not end within the limit."""
+    return None if _worker["record"].record(name, _worker["limit"]) else name
 
 
 def _try(place: Place) -> Outcome:
     tree, record = _worker["tree"], _worker["record"]
-    tests, seconds = _selected(record, _worker["files"], place, _worker["limit"])
-    if not tests:
+    seconds = _selected(record, _worker["files"], place, _worker["limit"])
+    if not seconds:
         return Outcome(False, "no test executes it", 0.0)
-    return tried(tree, place.path, place.mutant, tests, seconds)
+    return tried(tree, place.path, place.mutant, seconds)
 
 
 def _line(place: Place, outcome: Outcome, reason: str | None) -> str:
@@ -178,26 +180,43 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _within(budget: float, jobs: int, files: list[str], limit: float, work, things: list):
+    """Yields (thing, work(thing)) of processes with trees of their own until the budget of seconds
+    is spent."""
+    end = time.monotonic() + budget
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="rlkern-mutants-") as folder:
+        given = (context.Value("i", 0), folder, files, limit)
+        with context.Pool(jobs if things else 1, _prepare, given) as pool:
+            for thing, outcome in zip(things, pool.imap(work, things)):
+                yield thing, outcome
+                if time.monotonic() > end:
+                    break
+
+
+def _recorded(asked: argparse.Namespace, files: list[str]) -> None:
+    """Records what is not fresh; Raises SystemExit if something is left."""
+    record = Record(KEPT / "record", ROOT)
+    stale = [name for name in files if not record.is_fresh(name)]
+    left = set(stale)
+    for number, (name, slow) in enumerate(
+        _within(asked.record_budget, asked.jobs, files, asked.record_budget, _record, stale), 1
+    ):
+        print(f"recorded {name} ({number} of {len(stale)})", flush=True)
+        left -= {name} - {slow}
+    if left:
+        raise SystemExit(f"{len(left)} test files are not recorded yet: run this again")
+
+
 def main() -> None:
     """Records which tests execute what, tries mutants until the budget is spent, prints a table."""
     asked = _arguments()
     files = asked.tests or sorted(f"tests/{p.name}" for p in (ROOT / "tests").glob("test_*.py"))
-    with tempfile.TemporaryDirectory(prefix="rlkern-mutants-") as folder:
-        tree = copied(ROOT, Path(folder) / "record")
-        record = Record(KEPT / "record", tree)
-        left = record.record_all(files, environment_of(tree), asked.record_budget)
-        if left:
-            raise SystemExit(f"{left} test files are not recorded yet: run this again")
-        places = sample(ROOT, asked.paths, asked.count, asked.seed)
-        results = Results(KEPT / "results.jsonl", digest(*(ROOT / f for f in files)))
-        todo = [x for x in places if x.key(ROOT) not in results.by_key]
-        end = time.monotonic() + asked.budget
-        context = multiprocessing.get_context("spawn")
-        given = (context.Value("i", 0), folder, files, asked.limit)
-        with context.Pool(asked.jobs, _prepare, given) as pool:
-            for place, outcome in zip(todo, pool.imap(_try, todo)):
-                results.add(place.key(ROOT), outcome)
-                print(_line(place, outcome, None), flush=True)
-                if time.monotonic() > end:
-                    break
+    _recorded(asked, files)
+    places = sample(ROOT, asked.paths, asked.count, asked.seed)
+    results = Results(KEPT / "results.jsonl", digest(*(ROOT / f for f in files)))
+    todo = [x for x in places if x.key(ROOT) not in results.by_key]
+    for place, outcome in _within(asked.budget, asked.jobs, files, asked.limit, _try, todo):
+        results.add(place.key(ROOT), outcome)
+        print(_line(place, outcome, None), flush=True)
     print(f"\n{table(places, results.by_key)}")

@@ -68,8 +68,8 @@ RLKERN_INLINE void add_group(const Group<T>& x, T clip, T delta, bool past, Sums
     if constexpr (kRule != ClipRule::free) {
       const V near = near_old(value, counts ? load(x.old_value + at) : V{}, clip);
       auto clipped = counts;
-      term = chosen_term<kRule>(term, penalise<kPenalty>(near - target, delta), near != value,
-                                &clipped);
+      const auto moved = (near < value) | (near > value);
+      term = chosen_term<kRule>(term, penalise<kPenalty>(near - target, delta), moved, &clipped);
       sums.clipped.part[i] += clipped;
     }
     sums.count.part[i] += counts;

@@ -20,7 +20,7 @@ def policy_loss(
     grad_logits: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Returns (loss, metrics) and writes the gradient into grad_logits, which may be logits."""
-    loss, metrics = scalars(logits.dtype)
+    loss, metrics = scalars(rows.weight.dtype)
     _C.policy_loss(
         logits=logits,
         token=token,

@@ -6,13 +6,11 @@ from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
 from rlkern.backends.cpu.arguments import numbered
-from rlkern.backends.eager.token_logprob import accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 
 
 def scalars(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Returns room for (loss, metrics) of logits or log-probabilities of this dtype."""
-    dtype = accumulation_dtype(dtype)
+    """Returns room for (loss, metrics) of rows of this dtype."""
     return torch.empty((), dtype=dtype), torch.empty(len(METRICS), dtype=dtype)
 
 

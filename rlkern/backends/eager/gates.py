@@ -4,6 +4,8 @@
 A gate is a function of log π, of the log ratio (of the token or of its sequence: see levels.py), of
 the advantage A and of up to four coefficients. It returns the loss, differentiable in the first
 two, and where it clips: the ratio too small, the ratio too large. sg(·) stops the gradient.
+exp overflows (in float32 from a log ratio of 88.7 on), and a branch that a clip drops must not: its
+gradient 0 times an infinite slope is NaN. So the log ratio is replaced before exp sees it.
 Twins: csrc/math/gates.h and kernels/triton/_gates.py; a test holds the three together.
 """
 
@@ -12,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from rlkern.backends.eager.sigmoid import sigmoid
 
 
 class Gated(NamedTuple):
@@ -35,6 +39,12 @@ def _clip_metrics(ratio: Tensor, advantage: Tensor, low: float, high: float):
     return (ratio < 1 - low) & (advantage < 0), (ratio > 1 + high) & (advantage > 0)
 
 
+def _surrogate(log_ratio: Tensor, advantage: Tensor) -> Tensor:
+    """Returns r·A, and 0 for A = 0 also where r overflows."""
+    nothing = (advantage == 0) & log_ratio.detach().exp().isinf()
+    return torch.where(nothing, 0.0, log_ratio).exp() * advantage
+
+
 def reinforce(logprob: Tensor, log_ratio: Tensor, advantage: Tensor, *unused: float) -> Gated:
     """Returns −A·log π. Paper: Williams 1992, doi 10.1007/BF00992696, eq. 11."""
     return _unclipped(-advantage * logprob)
@@ -45,7 +55,7 @@ def importance(logprob: Tensor, log_ratio: Tensor, advantage: Tensor, *unused: f
 
     With the level clipped_sequence it is GMPO: arXiv 2507.20673.
     """
-    return _unclipped(-log_ratio.exp() * advantage)
+    return _unclipped(-_surrogate(log_ratio, advantage))
 
 
 def ppo_clip(
@@ -55,9 +65,11 @@ def ppo_clip(
 
     Paper: arXiv 1707.06347, eq. 7; two widths (clip-higher) as in arXiv 2503.14476, eq. 8.
     """
-    ratio = log_ratio.exp()
-    loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
-    return Gated(loss, *_clip_metrics(ratio, advantage, low, high))
+    ratio = log_ratio.detach().exp()
+    bound = ratio.clamp(1 - low, 1 + high) * advantage
+    held = bound < _surrogate(log_ratio.detach(), advantage)
+    free = _surrogate(torch.where(held, 0.0, log_ratio), advantage)
+    return Gated(-torch.where(held, bound, free), *_clip_metrics(ratio, advantage, low, high))
 
 
 def dual_clip(
@@ -69,9 +81,10 @@ def dual_clip(
     Paper: arXiv 1912.09729 (cap 3). For cap > 1 + high the two-sided δ of INTELLECT-2
     (arXiv 2505.07291; cap = δ) has the same value and gradient.
     """
-    loss, clip_low, clip_high = ppo_clip(logprob, log_ratio, advantage, low, high)
+    value, clip_low, clip_high = ppo_clip(logprob, log_ratio.detach(), advantage, low, high)
     bound = -cap * advantage
-    held = (advantage < 0) & (bound < loss)
+    held = (advantage < 0) & (bound < value)
+    loss = ppo_clip(logprob, torch.where(held, 0.0, log_ratio), advantage, low, high).loss
     return Gated(torch.where(held, bound, loss), clip_low, clip_high | held)
 
 
@@ -97,7 +110,9 @@ def sapo(
     """
     positive = (advantage > 0).to(advantage.dtype)
     tau = tau_positive * positive + tau_negative * (1 - positive)
-    return _unclipped(-advantage * (4 / tau) * torch.sigmoid(tau * (log_ratio.exp() - 1)))
+    flat = torch.sigmoid(tau * (1 - log_ratio.detach().exp())) == 0
+    x = tau * (torch.where(flat, 0.0, log_ratio).exp() - 1)
+    return _unclipped(-advantage * (4 / tau) * torch.where(flat, 1.0, sigmoid(x)))
 
 
 def _dppo(logprob, log_ratio, advantage, cap, too_low, too_high) -> Gated:
@@ -114,6 +129,7 @@ def dppo_tv(
     """Returns −A·sg(min(r, cap))·log π where the probability moved little, else 0.
 
     Kept are p − p_old ≤ high for A > 0 and p − p_old ≥ −low otherwise: a bound on total variation.
+    It is that of two Bernoulli variables, this token or another: exact, whoever drew the token.
     Paper: arXiv 2602.04879 (Binary-TV); cap 20 as in verl.
     """
     p = logprob.detach().exp()
@@ -127,6 +143,7 @@ def dppo_kl(
 ) -> Gated:  # fmt: skip
     """Returns dppo_tv's loss with the bound on KL(Bernoulli p_old ‖ Bernoulli p) in its direction.
 
+    Of this token or another as two outcomes: exact, whoever drew the token.
     Paper: arXiv 2602.04879 (Binary-KL); the logarithm's 1e-8 and cap 20 as in verl.
     """
     old = (logprob - log_ratio).detach()

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eager definition of the KL estimators of one sampled token, d = log π − log π_ref.
 
+They estimate KL(π‖π_ref) from a token that π drew; importance_k1 and importance_k3 from one that
+π_old drew. For a token that another policy μ drew, swap the roles: k3(log μ, log π) estimates
+KL(μ‖π).
+
 Which of them are unbiased in value is not which have the right gradient: on policy only k2, the
 straight-through and the importance-weighted forms do. No estimator clamps d (verl, OpenRLHF and
 NeMo clamp it to ±20 or ±10; TRL does not).
@@ -38,7 +42,7 @@ def absolute(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
 
 def _with_gradient_of_k2(value: Tensor, logprob: Tensor, ref_logprob: Tensor) -> Tensor:
     gradient = k2(logprob, ref_logprob, logprob)
-    return value.detach() + gradient - gradient.detach()
+    return value.detach() + (gradient - gradient.detach())
 
 
 def k1_straight_through(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
@@ -61,7 +65,14 @@ def importance_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Te
 
     Paper: DeepSeek-V3.2, arXiv 2512.02556. On policy it is k3 with its score-function term.
     """
-    return log_ratio.exp() * k3(logprob, ref_logprob, log_ratio)
+    difference = logprob - ref_logprob
+    far = difference.detach() < -1
+    near = torch.where(far, 0.0, difference)
+    ratio = log_ratio.exp()
+    # There r·exp(−d) = π_ref/π_old is one power, with no gradient in log π: r may be 0 and exp(−d)
+    # infinite.
+    power = (log_ratio - difference).detach().exp()
+    return torch.where(far, power - ratio * (1 - difference), ratio * (torch.expm1(-near) + near))
 
 
 # The position in this table is the number the native kernels know the formula by.

@@ -70,7 +70,8 @@ def sequence_token(
     d: Tensor, advantage: Tensor, counted: Tensor, sequences: Sequences, *unused
 ) -> Ratio:
     """Returns the value of sequence with the gradient of d_t. Paper: arXiv 2507.18071, eq. 14."""
-    return _free(sequences.mean(d, counted).detach() + d - d.detach())
+    # The difference first: it is exactly 0, and a far larger d would take the digits of the mean.
+    return _free(sequences.mean(d, counted).detach() + (d - d.detach()))
 
 
 def product(d: Tensor, advantage: Tensor, counted: Tensor, sequences: Sequences, *unused) -> Ratio:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
+from rlkern.backends.eager.sigmoid import sigmoid as sigma
+
 # Sums, in float64: the vectors of micro-batches and ranks add up. An answer is chosen if it is the
 # better of a pair, or desirable; right counts the pairs or answers that are judged so.
 PREFERENCE_METRICS = (
@@ -68,11 +70,14 @@ def ipo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
 
 
 def exo_pair(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
-    """Returns KL(p‖q), p = (σ(β·Δ), σ(−β·Δ)), q = (1 − ε, ε). Paper: arXiv 2402.00856, eq. 16."""
+    """Returns KL(p‖q), p = (σ(β·Δ), σ(−β·Δ)), q = (1 − ε, ε). Paper: arXiv 2402.00856, eq. 16.
+
+    A sum over both outcomes of the pair: exact, whoever drew the answers.
+    """
     x, flip = c["beta"] * (chosen - rejected), c["label_smoothing"]
     flip = torch.as_tensor(flip, dtype=torch.float64)
-    won = torch.sigmoid(x) * (logsigmoid(x) - torch.log1p(-flip))
-    return won + torch.sigmoid(-x) * (logsigmoid(-x) - torch.log(flip))
+    won = sigma(x) * (logsigmoid(x) - torch.log1p(-flip))
+    return won + sigma(-x) * (logsigmoid(-x) - torch.log(flip))
 
 
 def discopop(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
@@ -81,8 +86,9 @@ def discopop(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
     Paper: arXiv 2406.08414, eq. 5.
     """
     x = c["beta"] * (chosen - rejected)
-    mix = torch.sigmoid(x / c["tau"])
-    return mix * torch.exp(-x) - (1 - mix) * logsigmoid(x)
+    y = x / c["tau"]
+    # One exponential: σ(y) may be 0 where exp(−x) overflows.
+    return torch.exp(logsigmoid(y) - x) - sigma(-y) * logsigmoid(x)
 
 
 def nca_pair(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
@@ -115,12 +121,12 @@ def bco_pair(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
 
 def apo_zero(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
     """Returns 1 − σ(β·h_c) + σ(β·h_r). Paper: arXiv 2408.06266, eq. 7."""
-    return torch.sigmoid(-c["beta"] * chosen) + torch.sigmoid(c["beta"] * rejected)
+    return sigma(-c["beta"] * chosen) + sigma(c["beta"] * rejected)
 
 
 def apo_down(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
     """Returns σ(β·h_c) + 1 − σ(β·Δ). Paper: arXiv 2408.06266, eq. 8."""
-    return torch.sigmoid(c["beta"] * chosen) + torch.sigmoid(-c["beta"] * (chosen - rejected))
+    return sigma(c["beta"] * chosen) + sigma(-c["beta"] * (chosen - rejected))
 
 
 def cpo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
@@ -137,8 +143,12 @@ def simpo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
 
 
 def _log_odds(logprob: Tensor) -> Tensor:
-    """Returns log(p / (1 − p)) of log p < 0, by expm1 where 1 − p cancels."""
-    return logprob - torch.log(-torch.expm1(logprob))
+    """Returns log(p / (1 − p)) of log p ≤ 0, by expm1 where 1 − p cancels.
+
+    At p = 1, also that of an empty answer, it is that of the largest p below, and has no gradient.
+    """
+    below = torch.where(logprob == 0, -torch.finfo(logprob.dtype).tiny, logprob)
+    return below - torch.log(-torch.expm1(below))
 
 
 def orpo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
@@ -165,7 +175,7 @@ def kto(log_ratio: Tensor, desirable: Tensor, kl: Tensor, c: Coefficients) -> Te
     Paper: arXiv 2402.01306, eqs. 7 and 8 less the constant λ_y; z is kl.
     """
     x = c["beta"] * (log_ratio - kl)
-    lost, kept = c["desirable_coef"] * torch.sigmoid(-x), c["undesirable_coef"] * torch.sigmoid(x)
+    lost, kept = c["desirable_coef"] * sigma(-x), c["undesirable_coef"] * sigma(x)
     return torch.where(desirable, lost, kept)
 
 
@@ -196,7 +206,8 @@ class Divergence(NamedTuple):
     defaults: Mapping[str, float] = MappingProxyType({})
 
 
-# Paper: arXiv 2309.16240, table 1 (f-DPO).
+# Paper: arXiv 2309.16240, table 1 (f-DPO). They score answers that anyone may have drawn; no
+# divergence is estimated.
 DIVERGENCES = {
     "reverse_kl": Divergence(reverse_kl),
     "forward_kl": Divergence(forward_kl),

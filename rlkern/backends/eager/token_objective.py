@@ -88,7 +88,10 @@ def gated(logprob: Tensor, rows: Rows, objective: Objective, sequences: Sequence
     level = LEVELS[objective.level](
         own, rows.advantage, rows.weight != 0, sequences, *objective.gate_coef
     )
-    gate = GATES[objective.gate](logprob, level.log_ratio, rows.advantage, *objective.gate_coef)
+    ratio = level.log_ratio
+    if rows.correction is not None:  # a correction of 0 drops a loss whose slope may be infinite
+        ratio = torch.where(rows.correction == 0, ratio.detach(), ratio)
+    gate = GATES[objective.gate](logprob, ratio, rows.advantage, *objective.gate_coef)
     low, high = gate.clip_low | level.clip_low, gate.clip_high | level.clip_high
     return Gated(gate.loss, low, high), level.log_ratio, own
 
@@ -102,8 +105,10 @@ def token_loss(
 ) -> Tensor:
     """Returns the loss of each token, differentiable in logprob and entropy."""
     gate, _, own = gated(logprob, rows, objective, Sequences(logprob.shape, cu_seqlens))
-    loss = gate.loss if rows.correction is None else rows.correction * gate.loss
-    if rows.ref_logprob is not None:
+    loss = gate.loss
+    if rows.correction is not None:
+        loss = torch.where(rows.correction == 0, 0.0, rows.correction * loss)
+    if rows.ref_logprob is not None and objective.kl_coef != 0:
         divergence = KL_ESTIMATORS[objective.kl](logprob, rows.ref_logprob, own)
         loss = loss + objective.kl_coef * divergence
     return loss - objective.entropy_coef * entropy
@@ -126,7 +131,7 @@ def token_metrics(
         logprob,
         entropy,
         *divergences,
-        k3(logprob, logprob - own, own),
+        k3(-own, torch.zeros_like(own), own),  # the old policy drew the token: KL(π_old‖π)
         ratio,
         gate.clip_low.to(logprob.dtype),
         gate.clip_high.to(logprob.dtype),

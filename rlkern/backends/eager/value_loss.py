@@ -74,10 +74,10 @@ def value_term(
     near = torch.minimum(torch.maximum(value, old_value - clip), old_value + clip)
     held = penalty(near - target, delta)
     if rule == CLIPPED:
-        return held, near != value
+        return held, (near < value) | (near > value)
     # Inside the clip both are the same number: the gradient is that of the free one.
     clipped = held > free
-    return torch.where(clipped, held, free), clipped
+    return torch.where(clipped | held.isnan(), held, free), clipped
 
 
 def value_metrics(value: Tensor, target: Tensor, clipped: Tensor, counted: Tensor) -> Tensor:

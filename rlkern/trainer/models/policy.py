@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies: a causal language model with its tokenizer, made here, unpacked from a package, or read
-from a folder.
+"""A causal language model with its tokenizer, and how it scores given answers.
+
+The one place that shifts: hidden states whose position t scores answer token t.
 """
 
 from __future__ import annotations
@@ -8,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import DynamicCache
 
+import rlkern
 from rlkern.integrations.fused_head import HeadOf, find_head
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.models import lora, smollm2
-from rlkern.trainer.models.stored import read_model
+from rlkern.trainer.models import lora
+from rlkern.trainer.processes.world import World
+from rlkern.trainer.rows import Rows, pieces
+from rlkern.trainer.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +66,7 @@ class Policy:
             stack.enter_context(
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
             )
-            stack.enter_context(self._attention())
+            stack.enter_context(self.attention())
             if self.bare:
                 stack.enter_context(self.model.disable_adapter())
             if self.recompute and torch.is_grad_enabled():
@@ -70,7 +75,8 @@ class Policy:
                 stack.callback(self.model.eval)
             yield
 
-    def _attention(self) -> contextlib.AbstractContextManager:
+    def attention(self) -> contextlib.AbstractContextManager:
+        """Returns the context in which its attention runs."""
         if self.device.type == "cpu" and self.low_precision:
             # Backward of the CPU's flash attention is twenty times slower in bfloat16 than in
             # float32; the plain products of short rows are not.
@@ -96,133 +102,88 @@ class Policy:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-def check_model_name(name: str) -> None:
-    """Raises UserError, before any work, for a model that is not there."""
-    folder = Path(name)
-    if name == "smollm2":
-        smollm2.check_available()
-    elif (base := lora.base_of(folder)) is not None:
-        lora.check_peft()
-        check_model_name(base)
-    elif name != "tiny" and not (folder / "config.json").is_file():
-        raise UserError(
-            f"there is no model {name!r}: use tiny, smollm2 or a directory that holds config.json"
-            " (nothing is downloaded)"
-        )
+def positions(mask: Tensor) -> Tensor:
+    """Returns the position of each token of left-padded rows, padding not counted.
 
-
-def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dtype: str) -> Policy:
-    """Returns the policy called `name`: fresh for tiny, else with its stored weights, to which
-    stored adapters are added."""
-    check_model_name(name)
-    if name == "tiny":
-        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        model, tokenizer = tiny(alphabet, seed)
-        return Policy(model.to(device, weights).eval(), tokenizer, device, mixed=dtype == "mixed")
-    policy = load_policy(_folder_of(name), device=device, dtype=dtype)
-    if lora.is_adapted(policy.model):
-        return dataclasses.replace(policy, model=lora.merged(policy.model))
-    return policy
-
-
-def _folder_of(name: str) -> Path:
-    return smollm2.converted() if name == "smollm2" else Path(name)
-
-
-def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
-    """Returns the policy stored in a folder in Hugging Face format, with its adapters if it has
-    any; only safetensors are read, no code is run.
+    >>> positions(torch.tensor([[False, True, True]])).tolist()
+    [[0, 0, 1]]
     """
-    base = lora.base_of(directory)
-    if base is not None:
-        policy = load_policy(_folder_of(base), device=device, dtype=dtype)
-        return dataclasses.replace(policy, model=lora.load_adapters(policy.model, directory))
-    from transformers import AutoModelForCausalLM
-
-    hint = "; a reward model belongs under reward"
-    model, tokenizer = read_model(directory, AutoModelForCausalLM, dtype, what="model", hint=hint)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"model {str(directory)!r}: its tokenizer must name an eos token, it has none"
-        )
-    model = torch.nn.Module.to(model, device).eval()
-    return Policy(model, tokenizer, device, mixed=dtype == "mixed")
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def train_last_layers(model: Any, count: int) -> None:
-    """Freezes all but the last `count` transformer layers; 0 leaves every weight trainable."""
-    if count == 0:
-        return
-    layers = model.get_decoder().layers
-    if count > len(layers):
-        raise UserError(
-            f"optimizer.train_layers must be at most the model's {len(layers)} layers, got {count}"
-        )
-    model.requires_grad_(False)
-    # What a reward model has in place of the head is new and has to learn.
-    for trained in (*layers[-count:], *filter(None, [getattr(model, "score", None)])):
-        trained.requires_grad_(True)
+def hidden_states(
+    policy: Policy, rows: Rows, *, share_prompts: bool, decoder: Any = None
+) -> Tensor:
+    """Returns hidden states (B, T, H) with hidden[b, t] scoring rows.token[b, t].
 
-
-def recomputing(policy: Policy) -> Policy:
-    """Returns the policy with layers that compute their activations again in the backward pass."""
-    dropout = {key: x for key, x in policy.model.config.to_dict().items() if "drop" in key and x}
-    if dropout:
-        raise UserError(
-            "memory.gradient_checkpointing recomputes layers in training mode, so the model must"
-            f" have no dropout, got {dropout}"
-        )
-
-    def contexts() -> tuple:
-        return contextlib.nullcontext(), policy._attention()
-
-    kwargs = {"use_reentrant": False, "context_fn": contexts}
-    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
-    return dataclasses.replace(policy, recompute=True)
-
-
-def export_merged(folder: Path, target: Path) -> None:
-    """Write the model of a folder with adapters as a whole one, in Hugging Face format."""
-    cpu = torch.device("cpu")
-    make_policy(str(folder), alphabet="", seed=0, device=cpu, dtype="float32").save(target)
-
-
-def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
-    """Returns a 0.4M-parameter Llama-shaped character model with random weights, and
-    its tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = character_tokenizer(alphabet)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config), tokenizer
-
-
-def character_tokenizer(alphabet: str) -> Any:
-    """Returns a tokenizer with one token for each character of the alphabet, plus pad, eos and
-    unknown.
+    share_prompts runs each prompt once and lets its answers attend to the cached keys and
+    values; gradients flow through the cache, so the result is that of whole rows. They are those of
+    `decoder` if one is given, such as a critic's, and else the policy's own.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    run = _shared if share_prompts and rows.prompt.shape[1] > 1 else _whole_rows
+    return run(policy, rows, policy.head.decoder if decoder is None else decoder)
 
-    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys(alphabet)]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+
+def _whole_rows(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
+    prompt = rows.prompt.repeat_interleave(rows.group_size, 0)
+    seen = torch.cat([rows.prompt_mask.repeat_interleave(rows.group_size, 0), rows.present], 1)
+    with policy.precision():
+        output = decoder(
+            input_ids=torch.cat([prompt, rows.token], 1),
+            attention_mask=seen.long(),
+            position_ids=positions(seen),
+            use_cache=False,
+        )
+    return output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
+
+
+def _shared(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
+    prompt, known = rows.prompt, rows.prompt_mask
+    seen = torch.cat([known.repeat_interleave(rows.group_size, 0), rows.present[:, :-1]], 1)
+    last = prompt[:, -1:].repeat_interleave(rows.group_size, 0)
+    cache = DynamicCache()
+    with policy.precision():
+        decoder(
+            input_ids=prompt[:, :-1],
+            attention_mask=known[:, :-1].long(),
+            position_ids=positions(known)[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_repeat_interleave(rows.group_size)
+        output = decoder(
+            input_ids=torch.cat([last, rows.token[:, :-1]], 1),
+            attention_mask=seen.long(),
+            position_ids=positions(seen)[:, prompt.shape[1] - 1 :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return output.last_hidden_state
+
+
+def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:
+    """Returns the log-probabilities (B, T) of the tokens of rows under a policy, at the temperature
+    and over the ids that they were sampled by."""
+    hidden = hidden_states(policy, rows, share_prompts=settings.memory.share_prompts)
+    head = policy.head.parameters()
+    with policy.precision():
+        return rlkern.linear_token_logprob(
+            hidden,
+            head.pop("weight"),
+            rows.token,
+            temperature=settings.rollout.temperature,
+            mask=rows.mask,
+            keep=rows.keep,
+            **head,
+        ).logprob
+
+
+@torch.no_grad()
+def without_gradient(
+    function: Callable[[Rows], Tensor], rows: Rows, *, world: World, parts: int
+) -> Tensor:
+    """Returns function(rows), one row per answer, from all processes: each does its share of the
+    prompts, in so many parts."""
+    first, last = world.share(rows.prompts)
+    found = [function(rows.piece(first + a, first + b)) for a, b in pieces(last - first, parts)]
+    return world.gather_rows(torch.cat(found) if found else rows.rollout_logprob[:0])

@@ -11,10 +11,9 @@ from torch import Tensor
 import rlkern
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.losses import Found, Losses
-from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.policy import Policy, hidden_states
 from rlkern.trainer.reward.model import scores
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.scoring import hidden_states
 from rlkern.trainer.settings import Settings
 
 

@@ -15,7 +15,7 @@ from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.evaluate import task_accuracies
 from rlkern.trainer.losses import Losses
-from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.policy import Policy, without_gradient
 from rlkern.trainer.offline.losses import (
     JudgedLosses,
     PairLosses,
@@ -29,7 +29,6 @@ from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.model import scores
 from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.scoring import without_gradient
 from rlkern.trainer.settings.reads import SAMPLED
 from rlkern.trainer.show.report import Sample, Stopwatch, note, update_values
 from rlkern.trainer.tasks.task import epochs

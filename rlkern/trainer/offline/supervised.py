@@ -15,7 +15,6 @@ from rlkern.trainer.collect import Warn
 from rlkern.trainer.evaluate import answer, task_accuracies
 from rlkern.trainer.losses import Losses, Objective, PolicyLosses
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.optimizer import rates
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rollout.turns import without_replies
@@ -23,7 +22,7 @@ from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings.running import Sft
 from rlkern.trainer.show.report import Sample, Stopwatch, note, update_values
 from rlkern.trainer.tasks.task import Item, Task
-from rlkern.trainer.update import StepResult, Updater
+from rlkern.trainer.update import StepResult, Updater, rates
 
 # Training items that sft.target is measured on, and the steps between two measurements.
 _TARGET_ITEMS, _TARGET_EVERY = 256, 10

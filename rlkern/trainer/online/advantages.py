@@ -38,8 +38,8 @@ class Rewarded:
         return self.rows.mask & ~self.reward.isnan()[:, None]
 
     def token_kl(self) -> Tensor:
-        """Returns log π_old − log π_ref (B, T), 0 where no token counts: k1, as TRL, verl and
-        OpenRLHF have it in the reward."""
+        """Returns log π_old − log π_ref (B, T), 0 where no token counts: k1 of KL(π_old‖π_ref) from
+        tokens that π_old drew, as TRL, verl and OpenRLHF have it in the reward."""
         old, ref = self.rows.old_logprob, self.rows.ref_logprob
         assert old is not None and ref is not None  # scored because the reward has a KL
         return torch.where(self.rows.mask, old - ref, 0.0)

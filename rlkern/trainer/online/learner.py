@@ -17,15 +17,12 @@ from rlkern.algorithms import Algorithm
 from rlkern.trainer.collect import Warn, collect, with_baseline
 from rlkern.trainer.evaluate import task_accuracies
 from rlkern.trainer.losses import Losses, Objective, PolicyLosses
-from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.policy import Policy, token_logprob, without_gradient
 from rlkern.trainer.online import shaping
 from rlkern.trainer.online.advantages import Rewarded, with_advantage
-from rlkern.trainer.optimizer import rates
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.functions import reward_statistics
-from rlkern.trainer.rollout.mismatch import correction, mismatch_metrics
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.scoring import token_logprob, without_gradient
 from rlkern.trainer.settings.learning import DuplicateGroups
 from rlkern.trainer.show.report import (
     Sample,
@@ -35,7 +32,7 @@ from rlkern.trainer.show.report import (
     pick_samples,
     update_values,
 )
-from rlkern.trainer.update import StepResult, Updater
+from rlkern.trainer.update import StepResult, Updater, rates
 
 
 class Online:
@@ -76,7 +73,7 @@ class Online:
             **update_values(parts, results),
             **completion_statistics(given.rows, parts.sampling.stop),
             **self._sampling_values(given.rows),
-            **mismatch_metrics(given.rows, rows.correction),
+            **shaping.mismatch_metrics(given.rows, rows.correction),
             **shaping.objective_metrics(given),
         }
         self._steer(given)
@@ -116,7 +113,7 @@ class Online:
             anchor = None  # the policy that sampled is the one that is trained: the ratio is 1
         mask = shaping.trained_mask(rows, self.parts.sampling.stop, settings)
         rows = dataclasses.replace(rows, mask=mask, anchor_logprob=anchor)
-        return dataclasses.replace(rows, correction=correction(settings, rows))
+        return dataclasses.replace(rows, correction=shaping.correction(settings, rows))
 
     def _updates(self, rows: Rows, updater: Updater) -> Iterator[StepResult]:
         """Yields what each optimizer step on a rollout did."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Length and KL: punishment of long answers, which answers the loss leaves out, and the coefficient
-of the KL in the reward.
+"""What shapes a step beside its rewards: punishment of long answers, which answers the loss leaves
+out, the correction of the sampler's mismatch, and the coefficient of the KL in the reward.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 import rlkern
@@ -14,6 +15,7 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.online.advantages import Rewarded
 from rlkern.trainer.rows import Rows, finished
 from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.learning import MaskedCorrection
 
 
 def check_overlong(settings: Settings, longest: int) -> None:
@@ -56,6 +58,41 @@ def trained_mask(rows: Rows, stop: Tensor, settings: Settings) -> Tensor:
     if not settings.loss.overlong_filter:
         return rows.mask
     return rlkern.sampling.overlong_filter(rows.mask, finished(rows, stop))
+
+
+def correction(settings: Settings, rows: Rows) -> Tensor | None:
+    """Returns the factor (B, T) of the policy loss of each token; None if there is none."""
+    asked = settings.correction
+    if asked is None or rows.old_logprob is None:
+        return None
+    return rlkern.rollout_correction(
+        rows.old_logprob,
+        rows.rollout_logprob,
+        rows.mask,
+        kind=asked.kind,
+        low=asked.low if isinstance(asked, MaskedCorrection) else 0.0,
+        high=asked.high,
+    )
+
+
+def mismatch_metrics(rows: Rows, factor: Tensor | None = None) -> dict[str, float]:
+    """Returns |log π_old − log μ| over the counted tokens and the factors of the correction, if
+    there is one, by the names of TRL, and how many tokens have no difference because one of the two
+    is NaN; nothing if the trainer did not score the rows.
+    """
+    if rows.old_logprob is None or not rows.mask.any():
+        return {}
+    difference = (rows.old_logprob - rows.rollout_logprob)[rows.mask].abs()
+    known = difference[~difference.isnan()]
+    values = {"sampling/unknown_logprobs": float(difference.numel() - known.numel())}
+    if known.numel():
+        values["sampling/sampling_logp_difference/mean"] = known.mean().item()
+        values["sampling/sampling_logp_difference/max"] = known.max().item()
+    if factor is not None:
+        counted = factor[rows.mask]
+        for name, reduce in (("min", torch.min), ("mean", torch.mean), ("max", torch.max)):
+            values[f"sampling/importance_sampling_ratio/{name}"] = reduce(counted).item()
+    return values
 
 
 def make_controller(settings: Settings, coef: float) -> rlkern.FixedKl | rlkern.AdaptiveKl:

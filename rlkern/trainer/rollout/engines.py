@@ -6,15 +6,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.rollout import sampler
-from rlkern.trainer.rollout.sampler import Sampling
+from rlkern.trainer.rollout.sampler import ModelEngine, Sampling
 from rlkern.trainer.rollout.text import Prompts
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
@@ -32,24 +30,6 @@ class Engine(Protocol):
         self, prompts: Prompts, sampling: Sampling, *, group_size: int, uniform: Tensor | None
     ) -> Rows:
         """Returns group_size answers to each prompt; the same for the same numbers."""
-
-
-@dataclass
-class ModelEngine:
-    """The policy itself."""
-
-    policy: Policy
-
-    def refresh(self) -> None:
-        """Does nothing: the weights are the policy's own."""
-
-    def sample(
-        self, prompts: Prompts, sampling: Sampling, *, group_size: int, uniform: Tensor | None
-    ) -> Rows:
-        """Returns group_size answers to each prompt."""
-        return sampler.sample(
-            self.policy, prompts, sampling, group_size=group_size, uniform=uniform
-        )
 
 
 def _vllm(settings: Settings, policy: Policy) -> Engine:

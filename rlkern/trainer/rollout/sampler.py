@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.policy import Policy, positions
 from rlkern.trainer.rollout.text import Prompts
 from rlkern.trainer.rows import Rows
 
@@ -55,15 +55,6 @@ def random_numbers(generator: torch.Generator, rows: int, sampling: Sampling) ->
     """
     shape = (rows, sampling.longest)
     return torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Returns the position of each token of left-padded rows, padding not counted.
-
-    >>> positions(torch.tensor([[False, True, True]])).tolist()
-    [[0, 0, 1]]
-    """
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 @torch.no_grad()
@@ -111,6 +102,22 @@ def sample(
         rollout_logprob=torch.stack(logprobs, 1),
         keep=_stacked(keeps) if keeps else None,
     )
+
+
+@dataclass
+class ModelEngine:
+    """The engine that is the policy itself."""
+
+    policy: Policy
+
+    def refresh(self) -> None:
+        """Does nothing: the weights are the policy's own."""
+
+    def sample(
+        self, prompts: Prompts, sampling: Sampling, *, group_size: int, uniform: Tensor | None
+    ) -> Rows:
+        """Returns group_size answers to each prompt."""
+        return sample(self.policy, prompts, sampling, group_size=group_size, uniform=uniform)
 
 
 def _forward(

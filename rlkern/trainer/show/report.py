@@ -11,10 +11,9 @@ import torch
 
 import rlkern
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.optimizer import rates
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rows import Rows, finished
-from rlkern.trainer.update import StepResult
+from rlkern.trainer.update import StepResult, rates
 
 Sample = tuple[str, str, float]
 

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where policies come from: made here, unpacked from a package, or read from a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.models import lora, smollm2
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.models.stored import read_model
+
+
+def check_model_name(name: str) -> None:
+    """Raises UserError, before any work, for a model that is not there."""
+    folder = Path(name)
+    if name == "smollm2":
+        smollm2.check_available()
+    elif (base := lora.base_of(folder)) is not None:
+        lora.check_peft()
+        check_model_name(base)
+    elif name != "tiny" and not (folder / "config.json").is_file():
+        raise UserError(
+            f"there is no model {name!r}: use tiny, smollm2 or a directory that holds config.json"
+            " (nothing is downloaded)"
+        )
+
+
+def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dtype: str) -> Policy:
+    """Returns the policy called `name`: fresh for tiny, else with its stored weights, to which
+    stored adapters are added."""
+    check_model_name(name)
+    if name == "tiny":
+        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        model, tokenizer = tiny(alphabet, seed)
+        return Policy(model.to(device, weights).eval(), tokenizer, device, mixed=dtype == "mixed")
+    policy = load_policy(_folder_of(name), device=device, dtype=dtype)
+    if lora.is_adapted(policy.model):
+        return dataclasses.replace(policy, model=lora.merged(policy.model))
+    return policy
+
+
+def _folder_of(name: str) -> Path:
+    return smollm2.converted() if name == "smollm2" else Path(name)
+
+
+def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
+    """Returns the policy stored in a folder in Hugging Face format, with its adapters if it has
+    any; only safetensors are read, no code is run.
+    """
+    base = lora.base_of(directory)
+    if base is not None:
+        policy = load_policy(_folder_of(base), device=device, dtype=dtype)
+        return dataclasses.replace(policy, model=lora.load_adapters(policy.model, directory))
+    from transformers import AutoModelForCausalLM
+
+    hint = "; a reward model belongs under reward"
+    model, tokenizer = read_model(directory, AutoModelForCausalLM, dtype, what="model", hint=hint)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model {str(directory)!r}: its tokenizer must name an eos token, it has none"
+        )
+    model = torch.nn.Module.to(model, device).eval()
+    return Policy(model, tokenizer, device, mixed=dtype == "mixed")
+
+
+def train_last_layers(model: Any, count: int) -> None:
+    """Freezes all but the last `count` transformer layers; 0 leaves every weight trainable."""
+    if count == 0:
+        return
+    layers = model.get_decoder().layers
+    if count > len(layers):
+        raise UserError(
+            f"optimizer.train_layers must be at most the model's {len(layers)} layers, got {count}"
+        )
+    model.requires_grad_(False)
+    # What a reward model has in place of the head is new and has to learn.
+    for trained in (*layers[-count:], *filter(None, [getattr(model, "score", None)])):
+        trained.requires_grad_(True)
+
+
+def recomputing(policy: Policy) -> Policy:
+    """Returns the policy with layers that compute their activations again in the backward pass."""
+    dropout = {key: x for key, x in policy.model.config.to_dict().items() if "drop" in key and x}
+    if dropout:
+        raise UserError(
+            "memory.gradient_checkpointing recomputes layers in training mode, so the model must"
+            f" have no dropout, got {dropout}"
+        )
+
+    def contexts() -> tuple:
+        return contextlib.nullcontext(), policy.attention()
+
+    kwargs = {"use_reentrant": False, "context_fn": contexts}
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    return dataclasses.replace(policy, recompute=True)
+
+
+def export_merged(folder: Path, target: Path) -> None:
+    """Write the model of a folder with adapters as a whole one, in Hugging Face format."""
+    cpu = torch.device("cpu")
+    make_policy(str(folder), alphabet="", seed=0, device=cpu, dtype="float32").save(target)
+
+
+def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
+    """Returns a 0.4M-parameter Llama-shaped character model with random weights, and
+    its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = character_tokenizer(alphabet)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config), tokenizer
+
+
+def character_tokenizer(alphabet: str) -> Any:
+    """Returns a tokenizer with one token for each character of the alphabet, plus pad, eos and
+    unknown.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", *dict.fromkeys(alphabet)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
