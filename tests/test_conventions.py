@@ -2,13 +2,22 @@
 """docs/conventions.md: every line of code gives what the project's own formula gives."""
 
 import ast
+import math
 import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conventions import liger, openrlhf, stable_baselines3, trl_grpo, trl_preference, verl
+from conventions import (
+    liger,
+    openrlhf,
+    stable_baselines3,
+    trl_grpo,
+    trl_preference,
+    verl_advantage,
+    verl_loss,
+)
 from conventions.batch import LEAVES, batch
 from import_rules import ROOT
 
@@ -17,7 +26,7 @@ from rlkern.aggregate import masked_mean, token_weight, whiten
 
 PROJECTS = {
     "TRL": trl_grpo.ROWS | trl_preference.ROWS,
-    "verl": verl.ROWS,
+    "verl": verl_loss.ROWS | verl_advantage.ROWS,
     "OpenRLHF": openrlhf.ROWS,
     "Liger": liger.ROWS,
     "Stable-Baselines3": stable_baselines3.ROWS,
@@ -25,6 +34,7 @@ PROJECTS = {
 NAMES = {
     "rlkern": rlkern,
     "torch": torch,
+    "math": math,
     "replace": replace,
     "masked_mean": masked_mean,
     "token_weight": token_weight,

@@ -97,6 +97,8 @@ def batch() -> SimpleNamespace:
     x["target"] = x["value"] + draw(B, T)
     x |= {"q": draw(B, 4), "next_q": draw(B, 4), "action": torch.arange(B) % 4}
     x |= {"done": torch.arange(B) % 3 == 0, "last_value": draw(1)[0]}
+    x["patchy"] = x["rollout"].clone()
+    x["patchy"][[0, 4], [2, 0]] = torch.nan
     x["cu_seqlens"] = torch.tensor([0, 6, 10, 16])
     x["bootstrap"] = torch.stack([torch.zeros_like(x["last_value"])] * 2 + [x["last_value"]])
     x["token_kl"] = x["old"] - x["ref"]

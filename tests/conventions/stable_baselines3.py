@@ -57,6 +57,7 @@ ROWS = {
     "PPO: normalize_advantage=True": lambda x: normalized(x.token_advantage),
     "PPO: ent_coef=0.01, vf_coef=0.5": whole_ppo,
     "train/clip_fraction": lambda x: ((ratio(x).detach() - 1).abs() > 0.2).double().mean(),
+    "train/approx_kl": lambda x: (ratio(x) - 1 - (x.logprob - x.old)).detach().mean(),
     "A2C: ent_coef=0.01, vf_coef=0.5": a2c,
     "gamma=0.99, gae_lambda=0.95": lambda x: gae(x, 0.95),
     "the same, the returns": lambda x: gae(x, 0.95) + x.value[0].detach(),

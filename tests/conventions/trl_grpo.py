@@ -179,6 +179,9 @@ ROWS = {
     "the same, vllm_importance_sampling_clip_min=0.8": lambda x: masked(
         torch.exp(x.old - x.rollout).clamp(0.8, 3.0), x.mask
     ),
+    "the same, a NaN of vLLM": lambda x: masked(
+        torch.exp(torch.nan_to_num((x.old - x.patchy) * x.mask, nan=0.0)).clamp(max=3.0), x.mask
+    ),
     'vllm_importance_sampling_mode="token_mask"': lambda x: masked(
         within(torch.exp(x.old - x.rollout), 0.5, 1.5), x.mask
     ),
