@@ -148,14 +148,14 @@ ROWS = {
         x, lambda y: y.sum(1, keepdim=True) / x.mask.sum(1, keepdim=True)
     ),
     'rollout_rs="seq_max_k2"': lambda x: rejected(x, lambda y: y.amax(1, keepdim=True)),
-    'rollout_rs="token_k1", rollout_rs_threshold="0.8_1.25"': lambda x: within_ratios(
-        x, from_sampler(x)[0], 0.8, 1.25
+    'rollout_rs="token_k1", rollout_rs_threshold="0.9_1.5"': lambda x: within_ratios(
+        x, from_sampler(x)[0], 0.9, 1.5
     ),
-    'rollout_rs="seq_sum_k1", rollout_rs_threshold="0.8_1.25"': lambda x: within_ratios(
-        x, answer_sum(x, from_sampler(x)[0]), 0.8, 1.25
+    'rollout_rs="seq_sum_k1", rollout_rs_threshold="0.9_1.5"': lambda x: within_ratios(
+        x, answer_sum(x, from_sampler(x)[0]), 0.9, 1.5
     ),
-    'rollout_rs="seq_mean_k1", rollout_rs_threshold="0.95_1.05"': lambda x: within_ratios(
-        x, answer_average(x, from_sampler(x)[0]), 0.95, 1.05
+    'rollout_rs="seq_mean_k1", rollout_rs_threshold="0.95_1.2"': lambda x: within_ratios(
+        x, answer_average(x, from_sampler(x)[0]), 0.95, 1.2
     ),
     'rollout_rs="token_k3", rollout_rs_threshold="0.02"': lambda x: (
         x.mask & (from_sampler(x)[1] <= 0.02)
