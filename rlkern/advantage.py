@@ -14,9 +14,9 @@ from rlkern.aggregate import center, masked_mean, whiten
 from rlkern.ops import _check as check
 from rlkern.ops.group_advantage import group_advantage
 from rlkern.sampling import mixed_groups
-from rlkern.token_advantage import dense_index
 from rlkern.token_advantage import gigpo as gigpo
 from rlkern.token_advantage import optimal_token_baseline as optimal_token_baseline
+from rlkern.token_advantage import win_rate as win_rate
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -82,42 +82,6 @@ def gpg(reward: Tensor, group: Tensor) -> Tensor:
     centered = group_advantage(reward, group, kind="centered")
     useful = mixed_groups(reward, group).sum().clamp(min=1)
     return centered * (reward.numel() / useful.to(reward.dtype))
-
-
-def win_rate(reward: Tensor, group: Tensor) -> Tensor:
-    """Returns the share of the others of its group that an answer beats, minus 1/2.
-
-        (others with a smaller r + ½·others with an equal r) / others − 1/2
-
-    The order of the rewards counts and not their size, so an outlier cannot decide, and any rising
-    function of the reward gives the same. The mean over a group is 0.
-
-    Arguments
-        reward, group  as in group_advantage
-    Returns
-        (N,) advantage in [−1/2, 1/2]; 0 for NaN rewards, which nobody beats, and for groups of one
-
-    >>> reward, group = torch.tensor([3.0, 1.0, 1.0, 9.0]), torch.tensor([0, 0, 0, 1])
-    >>> win_rate(reward, group).tolist()
-    [0.5, -0.25, -0.25, 0.0]
-    """
-    op = "win_rate"
-    check.tensor(op, "reward", reward, _FLOATS)
-    check.like(op, "group", group, reward.shape, reward, check.INTEGERS)
-    reward, index = reward.detach(), dense_index(group)
-    first = reward.argsort(stable=True)  # NaN last
-    order = first[index[first].argsort(stable=True)]
-    r, g, place = reward[order], index[order], torch.arange(reward.numel(), device=reward.device)
-    other_group = torch.cat([g[:1] == g[:1], g[1:] != g[:-1]])
-    new = torch.cat([other_group[:1], other_group[1:] | (r[1:] != r[:-1])])
-    begins, ties = (torch.where(x, place, 0).cummax(0).values for x in (other_group, new))
-    run = new.cumsum(0) - 1
-    equal = torch.zeros_like(place).index_add(0, run, torch.ones_like(place))[run]
-    known = ~r.isnan()
-    others = torch.zeros_like(place).index_add(0, g, known.long())[g] - 1
-    share = (ties - begins + (equal - 1) / 2).to(reward.dtype) / others.clamp(min=1)
-    advantage = torch.where(known & (others > 0), share - 0.5, 0.0)
-    return torch.empty_like(advantage).index_copy(0, order, advantage)
 
 
 def remax(reward: Tensor, greedy_reward: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rlkern
-from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.ops.token_kl import ESTIMATORS
 
 NAN = math.nan
 MASK = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
@@ -55,7 +55,7 @@ def at_each_token(formula, *rows):
 
 
 def test_every_estimator_is_tested():
-    assert set(VALUE) == set(SLOPE) == set(KL_ESTIMATORS)
+    assert set(VALUE) == set(SLOPE) == set(ESTIMATORS)
 
 
 @pytest.mark.parametrize("on_policy", (True, False))

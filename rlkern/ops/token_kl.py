@@ -4,10 +4,12 @@
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.backends.eager.kl import KL_ESTIMATORS, OF_LEVEL
 from rlkern.ops import _check as check
 
 _OF_A_RATIO = ("importance_k1", "importance_k3")
+# A token has no level, whose ratio the others weigh with.
+ESTIMATORS = {name: kl for name, kl in KL_ESTIMATORS.items() if name not in OF_LEVEL}
 
 
 def _checked_limit(op: str, limit: float | None, estimator: str) -> float | None:
@@ -60,9 +62,9 @@ def token_kl(
     [[0.5, 0.0]]
     """
     op = "token_kl"
-    if estimator not in KL_ESTIMATORS:
+    if estimator not in ESTIMATORS:
         raise ValueError(
-            f"{op}: estimator must be one of {', '.join(KL_ESTIMATORS)}, got {estimator!r}"
+            f"{op}: estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}"
         )
     limit = _checked_limit(op, limit, estimator)
     check.tensor(op, "logprob", logprob, check.FLOATS)
@@ -83,4 +85,4 @@ def token_kl(
     if limit is not None:
         d = d.clamp(-limit, limit)
     log_ratio = ahead_of(logprob if old_logprob is None else old_logprob)
-    return KL_ESTIMATORS[estimator](d, torch.zeros_like(d), log_ratio)
+    return ESTIMATORS[estimator](d, torch.zeros_like(d), log_ratio)
