@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rlkern._exports import *  # noqa: F403
 
 __version__ = "0.1.0.dev0"
-_MODULES = ("advantage", "aggregate", "sampling")
+_MODULES = ("advantage", "aggregate", "sampling", "statistics")
 
 
 def __getattr__(name: str) -> Any:

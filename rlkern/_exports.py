@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `import rlkern` offers; rlkern/__init__.py takes its names from here."""
 
-from rlkern import advantage, aggregate, sampling
+from rlkern import advantage, aggregate, sampling, statistics
 from rlkern.algorithms import Algorithm, OfflineAlgorithm, algorithms, offline_algorithms
 from rlkern.backends import BackendUnavailable, backend_name, explain, use_backend
 from rlkern.integrations.fused_head import fused_head
@@ -14,6 +14,7 @@ from rlkern.ops.gae import Gae, gae
 from rlkern.ops.group_advantage import group_advantage
 from rlkern.ops.kto_loss import kto_loss
 from rlkern.ops.lambda_return import lambda_return
+from rlkern.ops.last_counted import last_counted
 from rlkern.ops.length_adaptive_lambda import length_adaptive_lambda
 from rlkern.ops.linear_policy_loss import linear_policy_loss
 from rlkern.ops.linear_token_logprob import linear_token_logprob
@@ -25,6 +26,7 @@ from rlkern.ops.metrics_dict import (
 )
 from rlkern.ops.mismatched_kl import mismatched_kl
 from rlkern.ops.n_step_return import n_step_return
+from rlkern.ops.off_policy_metrics import off_policy_metrics
 from rlkern.ops.off_policy_sequence_mask import off_policy_sequence_mask
 from rlkern.ops.policy_loss import policy_loss
 from rlkern.ops.preference_loss import preference_loss
@@ -34,12 +36,19 @@ from rlkern.ops.reward_model_loss import reward_model_loss
 from rlkern.ops.reward_to_go import reward_to_go
 from rlkern.ops.rollout_correction import rollout_correction
 from rlkern.ops.rollout_rejection import rollout_rejection
-from rlkern.ops.sequence_logprob import mean_sequence_logprob, sequence_logprob
+from rlkern.ops.sequence_logprob import (
+    ld_sequence_logprob,
+    mean_sequence_logprob,
+    sequence_logprob,
+)
 from rlkern.ops.td_loss import TdLossOutput, td_loss
+from rlkern.ops.token_kl import token_kl
 from rlkern.ops.token_logprob import TokenLogprob, token_logprob
 from rlkern.ops.token_objective import token_objective
+from rlkern.ops.token_reward import token_reward
 from rlkern.ops.value_loss import value_loss
 from rlkern.ops.vtrace import Vtrace, vtrace
+from rlkern.ops.wpo_weight import wpo_weight
 
 __all__ = [
     "AdaptiveKl",
@@ -65,6 +74,8 @@ __all__ = [
     "group_advantage",
     "kto_loss",
     "lambda_return",
+    "last_counted",
+    "ld_sequence_logprob",
     "length_adaptive_lambda",
     "linear_policy_loss",
     "linear_token_logprob",
@@ -73,6 +84,7 @@ __all__ = [
     "metrics_dict",
     "mismatched_kl",
     "n_step_return",
+    "off_policy_metrics",
     "off_policy_sequence_mask",
     "offline_algorithms",
     "policy_loss",
@@ -86,11 +98,15 @@ __all__ = [
     "rollout_rejection",
     "sampling",
     "sequence_logprob",
+    "statistics",
     "td_loss",
+    "token_kl",
     "token_logprob",
     "token_objective",
+    "token_reward",
     "use_backend",
     "value_loss",
     "value_metrics_dict",
     "vtrace",
+    "wpo_weight",
 ]

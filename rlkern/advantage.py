@@ -10,10 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlkern.aggregate import masked_mean, whiten
+from rlkern.aggregate import center, masked_mean, whiten
 from rlkern.ops import _check as check
 from rlkern.ops.group_advantage import group_advantage
 from rlkern.sampling import mixed_groups
+from rlkern.token_advantage import gigpo as gigpo
+from rlkern.token_advantage import optimal_token_baseline as optimal_token_baseline
+from rlkern.token_advantage import win_rate as win_rate
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -151,7 +154,9 @@ def gdpo(
     return group_advantage(total, torch.zeros_like(group), eps=eps, ddof=ddof)
 
 
-def reinforce_plus_plus(reward: Tensor, mask: Tensor) -> Tensor:
+def reinforce_plus_plus(
+    reward: Tensor, mask: Tensor, *, kind: str = "normalized", ddof: int = 1
+) -> Tensor:
     """Returns the reward of every token, whitened over all counted tokens of the batch.
 
         A_t = (G_t − mean of G) / √(variance of G + 1e-8)
@@ -159,11 +164,14 @@ def reinforce_plus_plus(reward: Tensor, mask: Tensor) -> Tensor:
     Paper: REINFORCE++, arXiv 2501.03262. G is the reward (B,) of each answer, where nothing
     is discounted and the KL is in the loss. With token rewards, such as a KL in the reward, G is
     their return: `reinforce_plus_plus(rlkern.discounted_return(token_reward, mask, ...), mask)`.
-    The variance has ddof 1 as in verl; OpenRLHF and NeMo have ddof 0.
+    The variance has ddof 1 as in verl; OpenRLHF and NeMo have ddof 0. Kind "centered" is G_t − mean
+    of G alone (OpenRLHF's no_std_norm).
 
     Arguments
         reward  (B,) or (B, T) float32 or float64; NaN marks an unscorable answer
         mask    (B, T) bool, True counts
+        kind    normalized or centered
+        ddof    0 or 1, for kind normalized
     Returns
         (B, T) advantage; 0 where mask is False and for NaN rewards
     Raises
@@ -182,10 +190,16 @@ def reinforce_plus_plus(reward: Tensor, mask: Tensor) -> Tensor:
     shape = mask.shape if reward.ndim == 2 else mask.shape[:1]
     check.like(op, "reward", reward, shape, mask, (reward.dtype,))
     rows = reward.detach() if reward.ndim == 2 else reward.detach().unsqueeze(-1).expand(mask.shape)
-    return whiten(rows, mask & ~rows.isnan())
+    if kind not in ("normalized", "centered"):
+        raise ValueError(f"{op}: kind must be normalized or centered, got {kind!r}")
+    check.ddof(op, ddof)
+    known = mask & ~rows.isnan()
+    return whiten(rows, known, ddof=ddof) if kind == "normalized" else center(rows, known)
 
 
-def reinforce_plus_plus_baseline(reward: Tensor, group: Tensor, mask: Tensor) -> Tensor:
+def reinforce_plus_plus_baseline(
+    reward: Tensor, group: Tensor, mask: Tensor, *, kind: str = "normalized", ddof: int = 1
+) -> Tensor:
     """Returns r − mean of its group at every token, whitened over all counted tokens.
 
     Paper: REINFORCE++-baseline, arXiv 2501.03262. As verl's estimator of this name: an answer
@@ -195,6 +209,7 @@ def reinforce_plus_plus_baseline(reward: Tensor, group: Tensor, mask: Tensor) ->
     Arguments
         reward, group  as in group_advantage, (B,)
         mask           (B, T) bool, True counts
+        kind, ddof     as in reinforce_plus_plus
     Returns
         (B, T) advantage; 0 where mask is False and for NaN rewards
     Raises
@@ -207,7 +222,8 @@ def reinforce_plus_plus_baseline(reward: Tensor, group: Tensor, mask: Tensor) ->
     [1.2247, -1.2247, 0.0, 0.0]
     """
     centered = group_advantage(reward, group, kind="centered")
-    return reinforce_plus_plus(torch.where(reward.isnan(), torch.nan, centered), mask)
+    known = torch.where(reward.isnan(), torch.nan, centered)
+    return reinforce_plus_plus(known, mask, kind=kind, ddof=ddof)
 
 
 def optimal_value(reward: Tensor, *, temperature: float) -> Tensor:
@@ -254,4 +270,5 @@ ESTIMATORS: dict[str, Callable[..., Tensor]] = {
     "batch_centered": batch_centered,
     "batch_normalized": batch_normalized,
     "gpg": gpg,
+    "win_rate": win_rate,
 }

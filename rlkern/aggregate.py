@@ -5,15 +5,17 @@ Whatever an algorithm divides by (tokens, sequences, a constant; of a micro-batc
 window or all ranks) is in the weight before any kernel runs. No loss divides by a count.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from rlkern.backends.eager import whiten as definition
 from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.whiten import EPS
-from rlkern.backends.eager.whiten import whiten as definition
 from rlkern.ops import _check as check
 
-MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum")
+MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum", "token_sum")
 
 
 def _lengths(mask: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -43,6 +45,7 @@ def token_weight(
     *,
     count: float | Tensor | None = None,
     constant: float | None = None,
+    dp_size: int = 1,
     cu_seqlens: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -51,13 +54,17 @@ def token_weight(
         token_mean           1 / count                      count: tokens       DAPO
         sequence_token_mean  1 / (tokens of its row·count)  count: sequences    GRPO
         sequence_token_sum   1 / (constant·count)           count: sequences    Dr. GRPO
+        token_sum            1                              no count            verl's token-sum
 
     Arguments
         mask      (B, T) bool, True counts; (N,) with cu_seqlens
-        mode      one of the three
+        mode      one of the four
         count     tokens or sequences of the whole batch (all micro-batches, all ranks), a number
                   or a tensor; by default those of this mask, rows without a token not counted
         constant  divisor of sequence_token_sum, such as the longest allowed answer; 1 by default
+        dp_size   multiplies the weights: with a count of all ranks, the number of ranks whose
+                  gradients DDP or FSDP averages (verl's and OpenRLHF's dp_size); 1 where they are
+                  added, or where the count is the rank's own
         cu_seqlens  (S + 1,) bounds of the sequences in flat rows
         dtype     of the result, float32 or float64: a float64 loss has no more digits than its
                   weights
@@ -83,6 +90,12 @@ def token_weight(
         raise ValueError(f"{op}: constant belongs to mode 'sequence_token_sum', got mode {mode!r}")
     if constant is not None and not check.number(op, "constant", constant) > 0:
         raise ValueError(f"{op}: constant must be greater than 0, got {constant}")
+    if not isinstance(dp_size, int) or isinstance(dp_size, bool) or dp_size < 1:
+        raise ValueError(f"{op}: dp_size must be an integer of at least 1, got {dp_size!r}")
+    if mode == "token_sum":
+        if count is not None:
+            raise ValueError(f"{op}: count must be None with mode 'token_sum', which divides by 1")
+        return mask.to(torch.float32) * dp_size
     lengths, length_of_token = _lengths(mask, bounds)
     if count is not None:
         total = _given_count(op, count, mask)
@@ -93,7 +106,7 @@ def token_weight(
         divisor = divisor * length_of_token
     elif mode == "sequence_token_sum" and constant is not None:
         divisor = divisor * constant
-    return torch.where(mask, 1.0 / divisor.clamp(min=torch.finfo(dtype).tiny), 0.0)
+    return torch.where(mask, dp_size / divisor.clamp(min=torch.finfo(dtype).tiny), 0.0)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -103,6 +116,12 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     2.0
     """
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _all_reduced(sums: Tensor, group) -> Tensor:
+    if group is not None:
+        torch.distributed.all_reduce(sums, group=group)
+    return sums
 
 
 def whiten(x: Tensor, mask: Tensor, *, eps: float = EPS, ddof: int = 1, group=None) -> Tensor:
@@ -117,10 +136,17 @@ def whiten(x: Tensor, mask: Tensor, *, eps: float = EPS, ddof: int = 1, group=No
     >>> whiten(torch.tensor([1.0, 3.0, 5.0, torch.nan]), mask).round(decimals=4).tolist()
     [-1.0, 0.0, 1.0, 0.0]
     """
+    check.ddof("whiten", ddof)
+    return definition.whiten(x, mask, eps=eps, ddof=ddof, reduce=partial(_all_reduced, group=group))
 
-    def all_reduced(sums: Tensor) -> Tensor:
-        if group is not None:
-            torch.distributed.all_reduce(sums, group=group)
-        return sums
 
-    return definition(x, mask, eps=eps, ddof=ddof, reduce=all_reduced)
+def center(x: Tensor, mask: Tensor, *, group=None) -> Tensor:
+    """Returns x less its mean over the counted elements; 0 elsewhere.
+
+    whiten without its division: OpenRLHF's no_std_norm. With a process group the mean is that of
+    all its ranks.
+
+    >>> center(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([True, True, False])).tolist()
+    [-1.0, 1.0, 0.0]
+    """
+    return definition.center(x, mask, reduce=partial(_all_reduced, group=group))[0]

@@ -218,7 +218,7 @@ def multiplicity_weight(
         raise ValueError(f"{op}: mask must be (B, T), got {check.describe(mask)}")
     check.like(op, "multiplicity", multiplicity, mask.shape[:1], mask, check.INTEGERS)
     copies = multiplicity.unsqueeze(-1)
-    if count is None:
+    if count is None and mode != "token_sum":
         counted = mask if mode == "token_mean" else mask.any(-1, keepdim=True)
         count = (counted * copies).sum()
     kept = mask & (copies > 0)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 import rlkern
+from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.testing.cases import Batch, Case, make_batch
 from rlkern.testing.conformance import FLOOR_ULP
 
@@ -36,7 +37,7 @@ class Problem(NamedTuple):
     @property
     def objective(self) -> dict:
         """Returns the algorithm and its coefficients."""
-        known = rlkern.algorithms()[self.case.algorithm].defaults
+        known = find_algorithm(self.case.algorithm).defaults
         own = {name: x for name, x in TERMS.items() if name in known or name == "kl_estimator"}
         return {"algorithm": self.case.algorithm, **own, **self.case.coefficients}
 

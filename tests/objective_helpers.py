@@ -22,6 +22,8 @@ COEFFICIENTS = {
     "dro": (0.1, 0.0, 0.0, 0.0),
     "vespo": (2.0, 3.0, 3.0, 2.0),
     "regression": (0.5, 0.0, 0.0, 0.0),
+    "prime_ipo": (0.1, 0.1, 0.05, 0.0),
+    "cfpo": (0.2, 0.0, 0.0, 0.0),
 }
 # Far apart, near, almost equal and equal; the last are on the edges of the clip.
 DIFFERENCES = (-100.0, -20.0, -2.0, -0.1, -1e-4, -1e-9, 0.0, 1e-9, 1e-4, 0.1, 2.0, 20.0, 100.0)
@@ -29,16 +31,17 @@ EDGES = (math.log(1 - LOW), math.log(1 + HIGH))
 LOGPROBS = (0.0, -1e-6, -1.5, -40.0)
 ADVANTAGES = (-2.0, 0.0, 0.7)
 # These gates and estimators stop gradients: their derivative is not that of their value.
-STOPPED = ("cispo", "dppo_tv", "dppo_kl", "vespo", "topr")
+STOPPED = ("cispo", "dppo_tv", "dppo_kl", "vespo", "topr", "dft")
+# On none of the differences: there the sides of a rounding would decide.
+CLAMPS = {"log_ratio_min": -1.1, "log_ratio_max": 0.05, "kl_max": 0.7}
 EVERY_GATE = pytest.mark.parametrize("gate", GATES)
 EVERY_LEVEL = pytest.mark.parametrize("level", LEVELS)
 EVERY_KL = pytest.mark.parametrize("kl", KL_ESTIMATORS)
 
 
-def objective_of(gate, level="token", kl="k3", kl_coef=0.3, entropy_coef=0.2):
-    return Objective(
-        gate, level, kl, COEFFICIENTS.get(gate, (LOW, HIGH, 0, 0)), kl_coef, entropy_coef
-    )
+def objective_of(gate, level="token", kl="k3", kl_coef=0.3, entropy_coef=0.2, **clamps):
+    coefficients = COEFFICIENTS.get(gate, (LOW, HIGH, 0, 0))
+    return Objective(gate, level, kl, coefficients, kl_coef, entropy_coef, **clamps)
 
 
 def grid(dtype, from_refs=(0.5,)):
@@ -48,7 +51,8 @@ def grid(dtype, from_refs=(0.5,)):
     logprob, advantage, from_old, from_ref = (x.contiguous() for x in columns)
     weight = 0.5 + torch.arange(logprob.numel(), dtype=dtype).remainder(3)[:, None]
     weight[::7] = 0
-    rows = Rows(advantage, weight, logprob - from_old, logprob - from_ref, weight.flip(0) / 2)
+    terms = weight.flip(0) / 2, weight.roll(1) / 8, weight.roll(2), weight.roll(3) / 4
+    rows = Rows(advantage, weight, logprob - from_old, logprob - from_ref, *terms)
     return logprob, 0.1 - logprob, rows
 
 
@@ -65,5 +69,6 @@ def sequences(dtype, S=30, T=5):
     weight = torch.where(torch.arange(T) < lengths, 1.0 / lengths, 0.0).double()
     weight[2] = 0
     x = [logprob, 0.1 - logprob, advantage, weight, logprob - sizes * d, logprob + ref, d.exp()]
+    x += [(logprob > -0.5) * 0.3, weight + 0.1, (logprob > -0.3) * 0.2]
     logprob, entropy, *rest = (y.to(dtype) for y in x)
     return logprob, entropy, Rows(*rest)

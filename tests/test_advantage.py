@@ -96,6 +96,31 @@ def test_reinforce_plus_plus_takes_a_return_per_token_and_ignores_what_is_masked
     assert got.isfinite().all() and got[~mask].eq(0).all()
 
 
+@pytest.mark.parametrize("with_baseline", (True, False))
+def test_reinforce_plus_plus_has_either_ddof_or_takes_the_mean_off_alone(with_baseline):
+    reward, group = torch.tensor([3.0, 1.0, 7.0, NAN]).double(), torch.tensor([0, 0, 1, 0])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]).bool()
+
+    def estimate(**options):
+        if with_baseline:
+            return advantage.reinforce_plus_plus_baseline(reward, group, mask, **options)
+        return advantage.reinforce_plus_plus(reward, mask, **options)
+
+    one = [1.0, -1.0, 0.0] if with_baseline else [3.0, 1.0, 7.0]
+    tokens = [one[0], one[0], one[1], one[2], one[2], one[2]]
+    mean = sum(tokens) / 6
+    for options, scale in (
+        ({"ddof": 0}, math.sqrt(sum((x - mean) ** 2 for x in tokens) / 6 + 1e-8)),
+        ({}, math.sqrt(sum((x - mean) ** 2 for x in tokens) / 5 + 1e-8)),
+        ({"kind": "centered"}, 1.0),
+    ):
+        expected = torch.zeros(4, 3).double()
+        expected[:3][mask[:3]] = torch.tensor(
+            [(x - mean) / scale for x in tokens], dtype=torch.float64
+        )
+        torch.testing.assert_close(estimate(**options), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_every_estimator_by_name_gives_one_finite_number_per_reward():
     reward, group, known = ragged()
     for name, estimate in advantage.ESTIMATORS.items():
@@ -149,8 +174,9 @@ REFUSED = [
     (rlkern.group_advantage, {"eps": -1.0}, "eps must be at least 0", "-1.0"),
     (rlkern.group_advantage, {"eps": math.nan}, "eps must be finite", "nan"),
     (rlkern.group_advantage, {"reward": math.inf * FLAGS[:, 0]}, "reward must be finite", "inf"),
-    (rlkern.group_advantage, {"kind": "length_weighted"}, "length belongs to", "None"),
-    (rlkern.group_advantage, {"length": torch.arange(4)}, "length belongs to", "for 'normalized'"),
+    (rlkern.group_advantage, {"kind": "length_weighted"}, "length belongs to", "got None for"),
+    (rlkern.group_advantage, {"length": torch.arange(4)}, "length belongs to kind",
+     "got (4,) int64 on cpu for 'normalized'"),
     (rlkern.group_advantage, {"kind": "length_weighted", "length": torch.ones(4)}, "int64 or int32",
      "float32"),
     (advantage.gdpo, {}, "reward must be (N, K)", "(4,)"),
@@ -164,6 +190,10 @@ REFUSED = [
      {"mask": FLAGS.int()}, "mask must be bool", "int32"),
     (lambda reward, group, **x: advantage.reinforce_plus_plus(reward, x["mask"]),
      {"mask": FLAGS[:3]}, "reward must be (3,)", "(4,)"),
+    (lambda reward, group, **x: advantage.reinforce_plus_plus(reward, FLAGS, **x),
+     {"kind": "whitened"}, "kind must be normalized or centered", "'whitened'"),
+    (lambda reward, group, **x: advantage.reinforce_plus_plus(reward, FLAGS, **x),
+     {"ddof": 2}, "ddof must be 0 or 1", "2"),
 ]  # fmt: skip
 
 

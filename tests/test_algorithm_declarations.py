@@ -8,6 +8,7 @@ import pkgutil
 import re
 
 import pytest
+from trainer_helpers import asked
 
 import rlkern
 from rlkern.algorithms import registry
@@ -26,13 +27,14 @@ ESTIMATORS = {
     if x.__module__ == rlkern.advantage.__name__
 }
 # All functions there are advantages but optimal_value, which is the baseline of one.
-ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal"} - {"optimal_value"}
+ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal", "teacher"} - {"optimal_value"}
 # What an advantage or an anchor takes that a declaration must ask for.
 ASKS = {
     "gae": "value",
     "remax": "greedy",
     "gdpo": "several_rewards",
     "optimal": "reference_samples",
+    "teacher": "teacher",
 }
 NAMES = list(rlkern.algorithms())
 EVERY = pytest.mark.parametrize("name", NAMES)
@@ -54,14 +56,13 @@ def test_every_coefficient_has_a_default_and_every_default_a_source(name):
     declared = rlkern.algorithms()[name]
     assert set(declared.sources) == {*declared.defaults, *declared.settings}
     assert all(text.strip() for text in declared.sources.values())
-    assert {c for c in declared.gate_coef if c} <= set(declared.defaults)
+    assert {*declared.gate_coef, *declared.statistic_coef} <= set(declared.defaults)
     assert all(math.isfinite(x) for x in declared.defaults.values())
 
 
 def own_settings(name):
     """Returns the settings of a run by an algorithm that says nothing else."""
-    several = "several_rewards" in rlkern.algorithms()[name].needs
-    return of(algorithm=name, **{"reward.functions": "a,b" if several else None})
+    return of(algorithm=name, **asked(name))
 
 
 @EVERY
@@ -75,7 +76,8 @@ def test_every_setting_is_a_key_of_a_run_which_has_it_unless_it_is_given(name):
     for key, value in declared.settings.items():
         other = not value if isinstance(value, bool) else value / 2 or 0.5
         other = 1 if isinstance(value, int) and not isinstance(value, bool) else other
-        assert value != other == dotted(dump(of(algorithm=name, **{key: other})))[key]
+        given = of(algorithm=name, **asked(name), **{key: other})
+        assert value != other == dotted(dump(given))[key]
 
 
 @EVERY
@@ -118,7 +120,11 @@ def test_coefficients_bear_the_names_of_the_formula_and_one_name_everywhere(name
 
     takes = {named(GATES[declared.gate], 3), named(LEVELS[declared.level], 4)} - {()}
     assert takes == ({declared.gate_coef} if declared.gate_coef else set())
-    assert set(declared.defaults) == {*declared.gate_coef, "kl_coef", "entropy_coef"}
+    own = {*declared.gate_coef, *declared.statistic_coef}
+    assert set(declared.defaults) == {*own, "kl_coef", "entropy_coef"}
+    if declared.statistic:
+        taken = inspect.signature(rlkern.statistics.STATISTICS[declared.statistic]).parameters
+        assert tuple(taken)[1:] == declared.statistic_coef
 
 
 @pytest.mark.parametrize(
@@ -134,8 +140,10 @@ def test_a_word_that_no_trainer_knows_is_refused(key, word):
 
 def test_every_gate_and_every_level_is_of_some_algorithm():
     declared = rlkern.algorithms().values()
-    assert {a.gate for a in declared} == set(GATES)
+    of_answers = {a.gate for a in rlkern.offline_algorithms().values()} - {""}
+    assert {a.gate for a in declared} | of_answers == set(GATES)
     assert {a.level for a in declared} == set(LEVELS)
+    assert {a.statistic for a in declared} - {""} == set(rlkern.statistics.STATISTICS)
     assert {a.sampling for a in declared} == set(registry.SAMPLING)
     assert {x for a in declared for x in a.needs} == set(registry.NEEDS)
     assert {x for a in declared for x in a.reward_terms} == set(registry.REWARD_TERMS)

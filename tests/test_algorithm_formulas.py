@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import rlkern
+from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.backends import _load
 from rlkern.backends.eager.gates import GATES
 from rlkern.backends.eager.levels import LEVELS
@@ -72,6 +73,16 @@ def dppo_kl(p, old, a, ref):
     return -a * (p - old).exp().clamp(max=20).detach() * p * ~held
 
 
+def prime_ipo(p, old, a, ref):
+    kept = (p.exp() - old.exp()).abs() <= 0.1
+    return -a * (p - old).exp() * kept + 1e-3 * (p - old) ** 2
+
+
+def cfpo(p, old, a, ref):
+    r = (p - old).exp()
+    return -(r * a - a.abs() / (2 * 0.2) * (r - 1) ** 2)
+
+
 def dual_clip(p, old, a, cap):
     loss = clipped((p - old).exp(), a)
     return loss if a > 0 else loss.clamp(max=-cap * a)
@@ -98,9 +109,10 @@ TOKEN_LOSS = {
     "dro": lambda p, old, a, ref: -(a * p - 0.05 * (p - old) ** 2),
     "a_star_po": lambda p, old, a, ref: ((1e-3 * (p - old).sum() - a) ** 2).expand_as(p),
     "cispo": cispo, "sapo": sapo, "gmpo": gmpo, "vespo": vespo, "topr": topr, "dppo": dppo,
-    "dppo_kl": dppo_kl,
+    "dppo_kl": dppo_kl, "prime_ipo": prime_ipo, "cfpo": cfpo,
+    "dft": lambda p, old, a, ref: -p.exp().detach() * a * p,
 }  # fmt: skip
-OF_ANSWERS = ("grpo", "gspo", "gspo_token", "sapo", "gmpo", "rloo", "a_star_po")
+OF_ANSWERS = ("grpo", "cfpo", "gspo", "gspo_token", "sapo", "gmpo", "rloo", "a_star_po")
 OF_SUMS = ("dr_grpo", "luspo", "topr", "dppo", "dppo_kl")
 
 
@@ -141,7 +153,7 @@ def off_policy_batch():
 
 
 def test_the_formulas_here_are_of_every_gate_and_level():
-    declared = [rlkern.algorithms()[name] for name in TOKEN_LOSS]
+    declared = [find_algorithm(name) for name in TOKEN_LOSS]
     assert {a.gate for a in declared} == set(GATES)
     assert {a.level for a in declared} == set(LEVELS)
 
@@ -165,7 +177,7 @@ def test_the_fused_loss_is_the_formula_of_the_paper(backend, name):
     out.loss.backward()
     torch.testing.assert_close(out.loss, expected, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-12, atol=1e-15)
-    if any(key.startswith("clip_") for key in rlkern.algorithms()[name].defaults):
+    if any(key.startswith("clip_") for key in find_algorithm(name).defaults):
         clips = rlkern.metrics_dict(out.metrics)
         assert clips["clip_ratio/region_mean"] > 0  # the batch tests the clip
 
@@ -184,8 +196,15 @@ def test_twenty_rollouts_raise_the_expected_reward(name):
         from_start = torch.full_like(old, math.log(1 / 4))
         anchor = {"old": old, "reference": from_start}[rlkern.algorithms()[name].anchor]
         for _ in range(2):
+            advantage, logits = reward - reward.mean(), policy.expand(64, 3, 4)
+            correction = None
+            if rlkern.algorithms()[name].statistic:
+                now = rlkern.token_logprob(logits, token)
+                correction = rlkern.statistics.factor(
+                    now.logprob, anchor, advantage, mask, entropy=now.entropy, algorithm=name
+                )
             loss = rlkern.policy_loss(
-                policy.expand(64, 3, 4), token, reward - reward.mean(), mask,
+                logits, token, advantage, mask, correction=correction,
                 old_logprob=anchor, ref_logprob=from_start, algorithm=name,
             ).loss  # fmt: skip
             optimizer.zero_grad()

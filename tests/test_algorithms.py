@@ -26,11 +26,17 @@ def backend(request, poisoned_memory):
 
 
 def batch_of(B=4, T=5, **options) -> Batch:
-    return make_batch(Case("algorithms", B=B, T=T, V=19, **options), torch.float64)
+    case = Case("algorithms", B=B, T=T, V=19, correction=True, **options)
+    return make_batch(case, torch.float64)
 
 
 def terms_of(name):
     return {key: x for key, x in TERMS.items() if key in rlkern.algorithms()[name].defaults}
+
+
+def correction_of(name, batch):
+    """Returns some factor of the tokens where a statistic makes one, None elsewhere."""
+    return batch.correction if rlkern.algorithms()[name].statistic else None
 
 
 def weight_of(name, mask):
@@ -44,7 +50,7 @@ def run(name, batch, weight=None, **options):
         leaf, batch.token, batch.advantage, batch.mask,
         **{"old_logprob": batch.old_logprob, "ref_logprob": batch.ref_logprob,
            "temperature": batch.temperature, "algorithm": name, "weight": weight,
-           **terms_of(name), **options},
+           "correction": correction_of(name, batch), **terms_of(name), **options},
     )  # fmt: skip
     out.loss.backward()
     return out.loss.detach(), out.metrics, leaf.grad
@@ -139,7 +145,10 @@ def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient(backend, name, g
     (-scale_of(declared) * share * logprob).sum().backward()
     old = logprob.detach() if given_old else None
     off = dict.fromkeys(terms_of(name), 0.0)
-    _, metrics, gradient = run(name, batch, old_logprob=old, ref_logprob=None, **off)
+    one = torch.ones_like(batch.correction)  # what every statistic gives the tokens it keeps
+    _, metrics, gradient = run(
+        name, batch, old_logprob=old, ref_logprob=None, correction=one, **off
+    )
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-6, atol=1e-12)
     named = rlkern.metrics_dict(metrics)
     assert named["ratio/min"] == pytest.approx(1) == named["ratio/max"]
@@ -166,7 +175,7 @@ def test_the_single_pass_is_token_objective_after_token_logprob(backend, name):
     out = rlkern.token_objective(
         scores.logprob, batch.advantage, batch.mask, entropy=scores.entropy,
         old_logprob=batch.old_logprob, ref_logprob=batch.ref_logprob, algorithm=name,
-        **terms_of(name),
+        correction=correction_of(name, batch), **terms_of(name),
     )  # fmt: skip
     out.loss.backward()
     assert_same(run(name, batch), (out.loss.detach(), out.metrics, leaf.grad))
@@ -182,7 +191,7 @@ def test_advantages_of_sequences_are_those_of_all_their_tokens(backend, name):
 @EVERY
 def test_every_coefficient_changes_the_loss_or_the_metrics(backend, name):
     batch, declared = batch_of(B=16), rlkern.algorithms()[name]
-    defaults = dict(declared.defaults)
+    defaults = {k: x for k, x in declared.defaults.items() if k not in declared.statistic_coef}
     before = run(name, batch, **defaults)
     for key, value in defaults.items():
         # A bound that nothing reaches shows only when it is lowered.
@@ -194,6 +203,18 @@ def test_every_coefficient_changes_the_loss_or_the_metrics(backend, name):
 def test_an_unknown_coefficient_is_refused_by_name(name):
     with pytest.raises(TypeError, match=rf"{name}: unknown coefficient 'clip_hihg', expected one"):
         run(name, batch_of(), clip_hihg=0.2)
+
+
+@EVERY
+def test_a_loss_whose_tokens_a_statistic_weighs_asks_for_the_factor(name):
+    declared = rlkern.algorithms()[name]
+    if declared.statistic:
+        makes = rf"rlkern.statistics.factor\(.*algorithm='{name}'\) makes it"
+        with pytest.raises(ValueError, match=f"policy_loss: {name} weighs tokens.*{makes}"):
+            run(name, batch_of(), correction=None)
+    for coefficient in declared.statistic_coef:
+        with pytest.raises(TypeError, match=f"{name}: {coefficient} is a coefficient of rlkern.st"):
+            run(name, batch_of(), **{coefficient: 0.5})
 
 
 @EVERY

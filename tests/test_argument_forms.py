@@ -2,6 +2,7 @@
 """Arguments that can be given in more than one form mean the same in each."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -55,3 +56,23 @@ def test_a_number_per_sequence_is_that_of_each_of_its_tokens(name):
     for flat in (False, True):
         for shape in ((3,), (3, 1)):
             torch.testing.assert_close(loss(one.reshape(shape), flat), expected)
+
+
+@pytest.mark.parametrize("kind", ("truncate", "mask", "sequence_truncate", "sequence_mask"))
+def test_no_upper_bound_can_be_said_as_none_or_infinity(kind):
+    old, rollout = torch.tensor([[0.0, -1.0]]).double(), torch.tensor([[-9.0, -2.0]]).double()
+    mask = torch.ones(1, 2).bool()
+    d = old - rollout
+    expected = (d if "sequence" not in kind else d.sum().expand(1, 2)).exp()
+    for high in (None, math.inf):
+        factor = rlkern.rollout_correction(old, rollout, mask, kind=kind, high=high)
+        torch.testing.assert_close(factor, expected)
+    with pytest.raises(ValueError, match="rollout_correction: high must be a number, got nan"):
+        rlkern.rollout_correction(old, rollout, mask, kind=kind, high=math.nan)
+
+
+def test_the_advantage_of_an_answer_is_enough_for_the_sequence_mask():
+    old, rollout = torch.full((2, 3), -2.0), torch.full((2, 3), -1.0)
+    mask, advantage = torch.ones(2, 3).bool(), torch.tensor([1.0, -1.0])
+    kept = rlkern.off_policy_sequence_mask(old, rollout, advantage, mask)
+    assert kept.tolist() == [[True] * 3, [False] * 3]

@@ -85,7 +85,7 @@ def test_a_backend_that_is_unknown_or_cannot_serve_is_refused():
 
 def test_values_are_not_looked_at_unless_asked_for(monkeypatch):
     monkeypatch.setenv("RLKERN_CHECK_VALUES", "0")
-    assert policy_loss(old_logprob=NAN * one).loss.isnan()
+    assert policy_loss(ref_logprob=NAN * one, kl_coef=0.1).loss.isnan()
     rows = {name: x.to("meta") for name, x in good().items()}
     assert rlkern.policy_loss(**rows).loss.shape == ()
 

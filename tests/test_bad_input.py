@@ -106,12 +106,13 @@ MASK = {
         (yes.to("meta"), ValueError, "(2, 3) on cpu", "on meta"),
     ],
 }
+NANS = NAN * one
 OPTIONAL_VECTOR = [
     (integers, TypeError, FLOATS, "int64"),
     (0.5, TypeError, FLOATS, "float"),
     (one[:1], ValueError, "(2, 3) on cpu", "(1, 3)"),
     (elsewhere, ValueError, "(2, 3) on cpu", "on meta"),
-    (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
+    (NANS, ValueError, "finite where mask is True", "NaN or inf"),
     (-math.inf * one, ValueError, "finite where mask is True", "NaN or inf"),
 ]
 WRONG_ROWS = (one[:1], ValueError, "(2, 3), (2,) or (2, 1)", "(1, 3)")
@@ -124,9 +125,12 @@ OBJECTIVE = {
         (elsewhere, ValueError, "(2, 3) on cpu", "on meta"),
         (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
     ],
-    "old_logprob": OPTIONAL_VECTOR,
+    "old_logprob": [case for case in OPTIONAL_VECTOR if case[0] is not NANS],
     "ref_logprob": OPTIONAL_VECTOR,
     "correction": [*OPTIONAL_VECTOR[:2], WRONG_ROWS, *OPTIONAL_VECTOR[3:]],
+    "penalty": [*OPTIONAL_VECTOR, (-one, ValueError, "not be negative where mask", "-1.0")],
+    "entropy_weight": OPTIONAL_VECTOR,
+    "nll_weight": OPTIONAL_VECTOR,
     "weight": OPTIONAL_VECTOR,
     "cu_seqlens": [
         (torch.tensor([0, 3, 6]), ValueError, "beside flat (N,) rows", "rows (2, 3)"),
@@ -139,6 +143,11 @@ OBJECTIVE = {
     ],
     "kl_estimator": [("k4", ValueError, "one of k1, k2, k3", "'k4'"),
                      (["k3"], ValueError, "one of k1, k2, k3", "['k3']")],
+    "log_ratio_min": [(0.1, ValueError, "must not be positive", "0.1"),
+                      (NAN, ValueError, "a number", "nan")],
+    "log_ratio_max": [(-0.1, ValueError, "must not be negative", "-0.1"),
+                      ("20", TypeError, "a number", "'20'")],
+    "kl_max": [(-10.0, ValueError, "must not be negative", "-10.0")],
     "clip_low": [("wide", TypeError, "a number", "'wide'"), (NAN, ValueError, "finite", "nan")],
     "kl_coef": [(None, TypeError, "a number", "None"), (one, TypeError, "a number", "(2, 3)")],
     "clip_hihg": [(0.2, TypeError, "expected one of clip_low, clip_high", "unknown coefficient")],
@@ -187,12 +196,17 @@ WEIGHT = {
         (torch.ones(3), ValueError, "one number", "(3,) float32"),
     ],
     "constant": [(3, ValueError, "'sequence_token_sum'", "'token_mean'")],
+    "dp_size": [
+        (0, ValueError, "an integer of at least 1", "0"),
+        (2.0, ValueError, "an integer of at least 1", "2.0"),
+    ],
 }
 LOGPROB = {
     "logprob": [
         (one.bfloat16(), TypeError, "float32 or float64", "bfloat16"),
         (NAN * one, ValueError, "finite where mask is True", "NaN or inf"),
     ],
+    "reduction": [("mean", ValueError, "sum or none", "'mean'")],
     "entropy": [(one.double(), TypeError, "float32", "float64"),
                 (one[:1], ValueError, "(2, 3) on cpu", "(1, 3)")],
 }  # fmt: skip

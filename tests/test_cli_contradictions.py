@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from trainer_helpers import changed, settings, small
+from trainer_helpers import asked, changed, settings, small
 
 import rlkern
 from rlkern import cli
@@ -119,8 +119,7 @@ def no_model(self, *_, **__):
 
 @pytest.mark.parametrize("name", declarations())
 def test_every_algorithm_is_free_of_contradictions_as_it_stands(name):
-    several = "several_rewards" in declarations()[name].needs
-    config = settings(algorithm=name, reward__functions="task,other:reward" if several else None)
+    config = settings(algorithm=name, **asked(name))
     # What a run has written down is what it is resumed with.
     assert of(**dump(config)) == config
 

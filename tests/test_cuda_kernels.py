@@ -16,6 +16,7 @@ from batch_helpers import loss_and_gradient, same_bits, scores_and_gradient
 from cuda_helpers import forget
 
 import rlkern
+from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.backends import BackendUnavailable, cuda
 from rlkern.backends import eager as reference
 from rlkern.backends.cuda.library import c_int64, load_library
@@ -67,7 +68,8 @@ def test_it_serves_only_where_it_is_asked_for(emulated):
 
 def served(case) -> bool:
     """Returns whether the backend takes a case: no kept sets, and ratios of tokens alone."""
-    return case.keep == "none" and rlkern.algorithms()[case.algorithm].level == "token"
+    level = case.coefficients.get("level", find_algorithm(case.algorithm).level)
+    return case.keep == "none" and level == "token"
 
 
 def check(operation: str, case, dtype: torch.dtype, device: str) -> None:

@@ -106,8 +106,9 @@ def plain_loss(batch, logits, name, **options):
     weight = token_weight(
         batch.mask, declared.aggregation, cu_seqlens=batch.cu_seqlens, dtype=torch.float64
     )
-    rows = Rows(batch.advantage, weight, batch.old_logprob, batch.ref_logprob, batch.correction)
-    return (weight * token_loss(logprob, entropy, rows, objective, batch.cu_seqlens)).sum()
+    others = [getattr(batch, name) for name in Rows._fields[2:]]
+    rows = Rows(batch.advantage, weight, *others)
+    return token_loss(logprob, entropy, rows, objective, batch.cu_seqlens).sum()
 
 
 def assert_gradient_is_autograds(options, name, **terms):
@@ -121,6 +122,13 @@ def assert_gradient_is_autograds(options, name, **terms):
     loss.backward()
     expected.backward()
     torch.testing.assert_close(leaf.grad, plain.grad, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ("grpo", "gspo", "gspo_token"))
+def test_the_gradient_of_the_optional_terms_and_clamps_is_autograds(name):
+    options = {"log_ratio_min": -0.1, "log_ratio_max": 0.1, "kl_max": 0.1}
+    shape = {"B": 3, "T": 4, "terms": True}
+    assert_gradient_is_autograds(shape, name, **TERMS, **options, kl_estimator="level_k3")
 
 
 @pytest.mark.parametrize("off_policy", (True, False), ids=("off policy", "on policy"))

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
 from rlkern.backends import _load
+from rlkern.backends.eager.token_objective import Rows
 from rlkern.testing.cases import Case
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
@@ -20,7 +21,7 @@ EVERY_BACKEND = pytest.mark.parametrize("backend", BACKENDS)
 
 def operator_calls(level):
     """Returns arguments of the three operators by name."""
-    task = problem(replace(PLAIN, mask="full", keep="narrow", temperature="rows"))
+    task = problem(replace(PLAIN, terms=True, mask="full", keep="narrow", temperature="rows"))
     batch = task.batch
     hidden, *head = task.leaves().values()
     head = (hidden.detach().flatten(0, 1).requires_grad_(), *head, 0.5)
@@ -30,8 +31,10 @@ def operator_calls(level):
     with torch.no_grad():
         logprob, *statistics, _ = torch.ops.rlkern.linear_token_logprob(*call)
     plain = [x.detach() if isinstance(x, torch.Tensor) else x for x in call]
-    rows = [batch.advantage, mask.reshape(3, 5) / 7, *list(batch.rows.values())[:3]]
-    numbers = torch.tensor([0.2, 0.28, 0.0, 0.0, 0.3, 0.2], dtype=torch.float64)
+    optional = (getattr(batch, name) for name in Rows._fields[2:])
+    rows = [batch.advantage, mask.reshape(3, 5) / 7, *optional]
+    numbers = [0.2, 0.28, 0.0, 0.0, 0.3, 0.2, -0.5, 0.4, 0.1]
+    numbers = torch.tensor(numbers, dtype=torch.float64)
     objective = (None, "ppo_clip", level, "k3", numbers)
     wants = [True, False, True, True, True]
     return {

@@ -4,13 +4,13 @@
 The Triton twin is held in test_triton_math.py.
 """
 
-import itertools
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from objective_helpers import (
+    CLAMPS,
     COEFFICIENTS,
     DIFFERENCES,
     EVERY_GATE,
@@ -37,6 +37,7 @@ from rlkern.backends.eager.token_objective import (
 
 NATIVE = _load("cpu")[0] if _load("cpu")[1] is None else None
 HEADERS = Path(__file__).resolve().parents[1] / "csrc/math"
+NEAR = (-2.0, -0.1, 0.0, 0.1, 2.0)
 SOME = 5  # of every so many sequences the metrics are compared
 EVERY_DTYPE = pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
 needs_native = pytest.mark.skipif(NATIVE is None, reason="the C++ extension is not built")
@@ -68,7 +69,7 @@ def in_reference(points, objective):
     logprob, entropy, rows = points
     slopes = token_objective(*points, None, objective)[2:]
     chosen = rows.selected()
-    loss = rows.weight * token_loss(logprob, entropy, chosen, objective)
+    loss = token_loss(logprob, entropy, chosen, objective)
     loss = torch.where(rows.weight != 0, loss, 0.0).sum(-1)
     some = each_sequence(*points, SOME)
     metrics = [token_metrics(*point, objective, None) for point in some]
@@ -113,8 +114,8 @@ def test_values_and_derivatives_of_a_gate_in_cpp_are_the_references(gate, dtype)
 @EVERY_DTYPE
 @EVERY_KL
 def test_values_and_derivatives_of_a_kl_estimator_in_cpp_are_the_references(kl, dtype):
-    # Autograd adds up what cancels in importance_k3: far from 1 either way it is no oracle.
-    from_refs = DIFFERENCES if kl != "importance_k3" else (-2.0, -0.1, 0.0, 0.1, 2.0)
+    # Autograd adds up what cancels in r·k3: far from 1 either way it is no oracle.
+    from_refs = DIFFERENCES if kl not in ("importance_k3", "level_k3") else NEAR
     logprob, entropy, rows = grid(dtype, from_refs)
     near = (rows.advantage == 0.7).squeeze(-1) & (logprob == -1.5).squeeze(-1)
     rows = Rows(*(taken(x, near) for x in rows))
@@ -132,13 +133,30 @@ def test_values_and_derivatives_of_a_level_in_cpp_are_the_references(gate, level
 
 
 @needs_native
+@EVERY_DTYPE
+@EVERY_GATE
+def test_values_and_derivatives_of_a_clamped_ratio_in_cpp_are_the_references(gate, dtype):
+    assert_twins(grid(dtype), objective_of(gate, **CLAMPS))
+    for level in LEVELS:
+        assert_twins(sequences(dtype), objective_of(gate, level, **CLAMPS))
+
+
+@needs_native
+@EVERY_DTYPE
+@EVERY_KL
+def test_values_and_derivatives_of_a_clamped_kl_in_cpp_are_the_references(kl, dtype):
+    logprob, entropy, rows = grid(dtype, NEAR)
+    assert_twins((logprob, entropy, rows), objective_of("ppo_clip", kl=kl, **CLAMPS))
+
+
+@needs_native
 @EVERY_LEVEL
-@pytest.mark.parametrize("absent", itertools.product((False, True), repeat=3))
-def test_they_agree_without_an_old_policy_a_reference_or_a_correction(level, absent):
+@pytest.mark.parametrize("absent", [*Rows._field_defaults, "all"])
+def test_they_agree_without_what_may_be_absent(level, absent):
     logprob, entropy, rows = sequences(torch.float64)
-    given = [None if gone else x for gone, x in zip(absent, rows[2:])]
-    coef = 0.0 if absent[1] else 0.3
-    rows = Rows(rows.advantage, rows.weight, *given)
+    gone = Rows._field_defaults if absent == "all" else {absent: None}
+    rows = rows._replace(**gone)
+    coef = 0.0 if rows.ref_logprob is None else 0.3
     for gate in ("ppo_clip", "topr"):
         assert_twins((logprob, entropy, rows), objective_of(gate, level, kl_coef=coef))
 
@@ -151,7 +169,7 @@ def test_at_a_ratio_exactly_on_the_edge_the_twins_agree(gate):
     advantage = torch.tensor([[-2.0, 0.0, 0.7]], dtype=torch.float64)
     for width in ((0.0, 0.0), (0.0, 0.5), (0.5, 0.0)):
         coefficients = COEFFICIENTS.get(gate) or (*width, 1.0, 0.0)
-        if gate in ("dual_clip", "dppo_tv", "dppo_kl"):
+        if gate in ("dual_clip", "dppo_tv", "dppo_kl", "prime_ipo"):
             coefficients = (*width, 1.0, 0.0)
         for level in LEVELS:
             objective = Objective(gate, level, "k3", coefficients, 0.0, 0.0)

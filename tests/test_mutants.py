@@ -27,6 +27,7 @@ def unseen(x):
 '''
 TESTS = """
 import pytest
+from rlkern import toy
 from rlkern.toy import clipped
 
 def test_bounds():
@@ -34,6 +35,9 @@ def test_bounds():
 
 def test_another_bound():
     assert clipped(5, high=4) == 4
+
+def test_the_limit():
+    assert toy.LIMIT == 3
 """
 
 
@@ -110,7 +114,8 @@ def test_a_line_is_covered_by_the_tests_that_execute_it(toy):
 
     assert tests("    return max(low, min(x, high))") == both
     assert tests("def clipped(x, low=0, high=LIMIT):") == both  # by what it is a default of
-    assert tests("    return x + 1") == both  # nobody's: by the file
+    table = {"tests/test_toy.py::test_the_limit"}  # which executes nothing of the source
+    assert tests("    return x + 1") == tests("LIMIT = 3") == both | table
 
 
 def test_lines_that_moved_are_still_covered(toy):

@@ -31,7 +31,8 @@ def score(**changed):
 def lose(**changed):
     numbers = {"gate": 0, "level": 0, "kl": 0, "gate_coef": (0.0,) * 4, "kl_coef": 0.0}
     names = {name: changed.pop(name) for name in tuple(numbers) if name in changed}
-    objective = NATIVE._C.Objective(**{**numbers, **names}, entropy_coef=0.0)
+    numbers |= {"entropy_coef": 0.0, "log_ratio_min": 0.0, "log_ratio_max": 0.0, "kl_max": 0.0}
+    objective = NATIVE._C.Objective(**{**numbers, **names})
     good = {"logits": LOGITS, "token": TOKEN, "rows": Rows(X, X), "softmax": Softmax()}
     good |= {"grad_logits": None, "loss": torch.empty(()), "metrics": torch.empty(14)}
     NATIVE._C.policy_loss(**{**good, **changed}, objective=objective, threads=1)
@@ -58,7 +59,7 @@ def lose(**changed):
         (lose, {"rows": Rows(X, "weight")}, "weight must be a tensor or None"),
         (lose, {"grad_logits": LOGITS.double()}, "grad_logits must be of the logits' shape"),
         (lose, {"metrics": torch.empty(13)}, "metrics must be 14 contiguous elements"),
-        (lose, {"gate": 12}, r"gate must be in \[0, 11\], got 12"),
+        (lose, {"gate": 15}, r"gate must be in \[0, 14\], got 15"),
     ),
 )  # fmt: skip
 def test_a_wrong_argument_is_named(call, changed, sentence):

@@ -106,8 +106,6 @@ def test_a_nan_shows_in_the_loss_and_in_its_own_sequence_alone(gate, level):
     logprob, entropy, rows = sequences(torch.float64, S=8)
     rows = rows._replace(advantage=-rows.advantage.abs())  # topr looks at the ratio of the bad
     ways = [(spoiled(logprob), rows), (logprob, rows._replace(advantage=spoiled(rows.advantage)))]
-    if gate != "reinforce":  # which does not look at the old policy
-        ways.append((logprob, rows._replace(old_logprob=spoiled(rows.old_logprob))))
     for scores, given in ways:
         for run in RAW:
             loss, _, slope, _ = run(scores, entropy, given, None, objective_of(gate, level))

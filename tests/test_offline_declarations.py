@@ -11,6 +11,7 @@ import torch
 
 import rlkern
 from rlkern.algorithms import registry
+from rlkern.backends.eager.gates import GATES
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer import UserError
 from rlkern.trainer.settings import of
@@ -96,6 +97,12 @@ def test_the_file_states_equation_paper_average_and_a_doctest(name):
 
 
 @EVERY
+def test_the_gate_is_named_where_the_loss_is_policy_loss_and_nowhere_else(name):
+    known = KNOWN[name]
+    assert bool(known.gate) == (known.loss == "policy_loss") and known.gate in {"", *GATES}
+
+
+@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if not known.gate])
 def test_policy_loss_says_which_loss_it_is_instead(name):
     one = torch.zeros(1, 1, 2), torch.zeros(1, 1).long(), torch.ones(1), torch.ones(1, 1).bool()
     with pytest.raises(ValueError, match=f"'{name}' learns from .*: use rlkern.{KNOWN[name].loss}"):

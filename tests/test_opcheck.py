@@ -8,17 +8,18 @@ import torch
 
 import rlkern
 from rlkern.backends import _load
+from rlkern.backends.eager.token_objective import Rows
 from rlkern.testing.cases import Case, make_batch
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
-NUMBERS = torch.tensor([0.2, 0.28, 0.0, 0.0, 0.3, 0.2], dtype=torch.float64)
+NUMBERS = torch.tensor([0.2, 0.28, 0.0, 0.0, 0.3, 0.2, -0.5, 0.4, 0.1], dtype=torch.float64)
 
 
 def logits_calls(keep, packed, level):
     """Returns arguments for every operation of the logits path, by its name."""
     shape = {"B": 1, "T": 6, "packed": True, "mask": "holes"} if packed else {"B": 2, "T": 3}
     batch = make_batch(
-        Case("opcheck", V=7, temperature="rows", keep=keep, correction=True, **shape),
+        Case("opcheck", V=7, temperature="rows", keep=keep, correction=True, terms=True, **shape),
         torch.float32,
     )
 
@@ -29,7 +30,8 @@ def logits_calls(keep, packed, level):
         grid(x) for x in (batch.logits.clone(), batch.token, batch.mask, 1 / batch.temperature)
     )
     softmax = (inv_temperature, 2.0 if keep != "none" else 0.0, grid(batch.keep))
-    rows = [grid(x) for x in (batch.advantage, batch.mask / 6, *list(batch.rows.values())[:3])]
+    optional = (getattr(batch, name) for name in Rows._fields[2:])
+    rows = [grid(x) for x in (batch.advantage, batch.mask / 6, *optional)]
     objective = (batch.cu_seqlens, "ppo_clip", level, "k3", NUMBERS)
     _, entropy, *sums, _ = torch.ops.rlkern.token_logprob(logits, token, mask, *softmax)
     saved = (token, mask, *softmax, entropy, *sums, torch.ones_like(entropy), None, entropy)
@@ -48,7 +50,7 @@ def other_calls():
     scan = [torch.rand(2, 4).requires_grad_() for _ in range(2)]
     rates = torch.tensor([0.9, 0.8], dtype=torch.float64)
     return {
-        "gae": (*torch.rand(2, 2, 4), torch.ones(2, 4) > 0, rates, None, None, True),
+        "gae": (*torch.rand(2, 2, 4), torch.ones(2, 4) > 0, rates, None, None, 1),
         "scale_": (torch.rand(2, 3), torch.tensor(0.3)),
         "reverse_scan": tuple(scan),
     }

@@ -17,7 +17,8 @@ SORTING = [name for name, kind in PREFERENCE_KINDS.items() if kind.sorted_by]
 OPTIONS = {"conservative": {"label_smoothing": EPS}, "robust": {"label_smoothing": EPS},
            "exo_pair": {"label_smoothing": EPS}, "aot": {"label_smoothing": EPS},
            "discopop": {"tau": 0.3}, "bco_pair": {"reward_shift": -0.4},
-           "cpo": {"nll_coef": 0.7}, "simpo": {"margin": 0.3}}  # fmt: skip
+           "cpo": {"nll_coef": 0.7}, "simpo": {"margin": 0.3},
+           "alpha_po": {"margin": 0.3, "alpha": 0.2}}  # fmt: skip
 
 
 def sigma(x):
@@ -57,6 +58,9 @@ EQUATIONS = {
     "apo_down": lambda c, r, b: sigma(b * c) + 1 - sigma(b * (c - r)),
     "cpo": lambda c, r, b: dpo(b * (c - r)) - 0.7 * c,
     "simpo": lambda c, r, b: dpo(b * (c - r) - 0.3),
+    "alpha_po": lambda c, r, b: dpo(
+        b * (1 - math.exp(c) ** -0.2) / 0.2 - b * (1 - math.exp(r) ** -0.2) / 0.2 - 0.3
+    ),
     "orpo": lambda c, r, b: -c + b * dpo(log_odds(c) - log_odds(r)),
 }
 SCORES = {

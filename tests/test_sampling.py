@@ -165,6 +165,24 @@ def test_weights_of_micro_batches_add_up_to_those_of_the_batch():
     assert sampling.multiplicity_weight(mask, multiplicity).tolist()[0] == [0.25, 0.25, 0.25]
 
 
+def test_a_sum_over_tokens_has_weights_of_one_and_ranks_multiply_any_weight():
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    assert aggregate.token_weight(mask, "token_sum").equal(mask.float())
+    for mode in aggregate.MODES:
+        count = {} if mode == "token_sum" else {"count": 12}
+        one = aggregate.token_weight(mask, mode, **count)
+        assert aggregate.token_weight(mask, mode, dp_size=4, **count).equal(4 * one)
+    with pytest.raises(ValueError, match="token_weight: count must be None with mode 'token_sum'"):
+        aggregate.token_weight(mask, "token_sum", count=3)
+    # What two ranks with the count of both make of their gradients' mean is the whole batch's.
+    whole = aggregate.token_weight(mask, "sequence_token_mean")
+    halves = [
+        aggregate.token_weight(part, "sequence_token_mean", count=2, dp_size=2)
+        for part in (mask[:1], mask[1:])
+    ]
+    torch.testing.assert_close(torch.cat(halves) / 2, whole)
+
+
 def test_the_penalty_of_length_is_that_of_the_papers_numbers():
     length = torch.tensor([0, 16384, 16385, 18432, 20479, 20480, 20481, 10**6], dtype=torch.int32)
     penalty = sampling.overlong_penalty(length, max_length=20480, cache=4096)

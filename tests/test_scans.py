@@ -170,10 +170,29 @@ def test_whitened_advantages_have_mean_zero_and_variance_one(backend):
     torch.testing.assert_close(out.advantage, rlkern.aggregate.whiten(plain.advantage, mask))
 
 
+def test_advantages_are_whitened_with_either_ddof_or_centred_alone(backend):
+    dtype, tolerance = (torch.float32, 1e-5) if backend == "triton" else (torch.float64, 1e-12)
+    reward, value, mask, *_ = rows((9, 40, 64), dtype)
+    plain = rlkern.gae(reward, value, mask)
+    counted = plain.advantage[mask].double()
+    ahead = counted - counted.mean()
+    variance = {ddof: ahead.square().sum() / (len(counted) - ddof) for ddof in (0, 1)}
+    for options, expected in (
+        ({"whiten": True, "ddof": 0}, ahead / (variance[0] + 1e-8).sqrt()),
+        ({"whiten": True, "ddof": 1}, ahead / (variance[1] + 1e-8).sqrt()),
+        ({"whiten": "centered"}, ahead),
+    ):
+        out = rlkern.gae(reward, value, mask, **options)
+        torch.testing.assert_close(
+            out.advantage[mask].double(), expected, rtol=tolerance, atol=tolerance
+        )
+        assert not out.advantage[~mask].any() and out.target.equal(plain.target)
+
+
 def test_nothing_counted_is_all_zeros(backend):
     nothing = torch.zeros(3, 5, dtype=torch.bool)
     garbage = torch.full((3, 5), math.nan)
-    for whiten in (False, True):
+    for whiten in (False, True, "centered"):
         out = rlkern.gae(garbage, garbage, nothing, whiten=whiten)
         assert all(x.eq(0).all() for x in out)
     assert rlkern.gae(garbage[:, :0], garbage[:, :0], nothing[:, :0]).advantage.shape == (3, 0)
@@ -188,7 +207,9 @@ def _whiten_half(rank, address, results):
     part = slice(0, 5) if rank == 0 else slice(5, None)
     group = torch.distributed.group.WORLD
     out = rlkern.gae(reward[part], value[part], mask[part], whiten=True, group=group)
-    results[rank] = out.advantage.tolist()
+    options = {"whiten": "centered", "group": group}
+    centered = rlkern.gae(reward[part], value[part], mask[part], **options)
+    results[rank] = [out.advantage.tolist(), centered.advantage.tolist()]
     torch.distributed.destroy_process_group()
 
 
@@ -196,10 +217,11 @@ def test_two_processes_whiten_like_one(tmp_path):
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
         mp.spawn(_whiten_half, (str(tmp_path / "store"), results), nprocs=2)
-        got = torch.tensor(results[0] + results[1])
+        parts = [torch.tensor(first + second) for first, second in zip(results[0], results[1])]
     reward, value, mask, *_ = rows()
-    expected = rlkern.gae(reward, value, mask, whiten=True).advantage
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    for got, whiten in zip(parts, (True, "centered")):
+        expected = rlkern.gae(reward, value, mask, whiten=whiten).advantage
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 one, yes = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
@@ -211,6 +233,9 @@ BAD = [
     ({"gae_lambda": "x"}, TypeError, "gae_lambda must be a number, got 'x'"),
     ({"cu_seqlens": torch.tensor([0, 3])}, ValueError, "cu_seqlens must be"),
     ({"group": object()}, ValueError, "group belongs to whiten=True"),
+    ({"whiten": "center"}, ValueError, "whiten must be False, True or 'centered', got 'center'"),
+    ({"whiten": True, "ddof": 2}, ValueError, "ddof must be 0 or 1, got 2"),
+    ({"ddof": 0}, ValueError, "ddof belongs to whiten=True, got whiten=False"),
 ]
 
 

@@ -3,7 +3,7 @@
 
 import pytest
 from pydantic import ValidationError
-from trainer_helpers import changed, settings
+from trainer_helpers import asked, changed, settings
 
 from rlkern.algorithms import declarations
 from rlkern.trainer import UserError
@@ -147,8 +147,7 @@ def _beside(key):
 
 
 def _unread(key, name):
-    several = "several_rewards" in declarations()[name].needs
-    own = of(algorithm=name, task="x", reward={"functions": "a,b"} if several else None)
+    own = of(algorithm=name, task="x", **asked(name))
     return unread(key, facts(own))
 
 
@@ -196,8 +195,7 @@ def test_a_run_takes_of_a_shared_layer_what_it_reads_and_reports_the_rest():
 
 
 def _as_it_stands(name):
-    several = "several_rewards" in declarations()[name].needs
-    return of(algorithm=name, reward={"functions": "task,other:reward"} if several else None)
+    return of(algorithm=name, **asked(name))
 
 
 @pytest.mark.parametrize("name", declarations())

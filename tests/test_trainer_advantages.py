@@ -3,11 +3,11 @@
 
 import pytest
 import torch
-from trainer_helpers import settings
+from trainer_helpers import asked, settings
 
 import rlkern
 from rlkern.trainer.online.advantages import TABLE, Rewarded, with_advantage
-from rlkern.trainer.rows import Rows, last_counted
+from rlkern.trainer.rows import Rows
 
 NAN = float("nan")
 EVERY = pytest.mark.parametrize("name", sorted(TABLE))
@@ -53,6 +53,7 @@ def full(reward, **changes):
         "old_logprob": torch.full(MASK.shape, -1.0),
         "ref_logprob": torch.full(MASK.shape, -1.5),
         "value": torch.full(MASK.shape, 0.25),
+        "teacher_logprob": torch.full(MASK.shape, -0.75),
         "baseline": GREEDY,
         **changes,
     }
@@ -79,11 +80,6 @@ def sequence_reward(rows, kl_coef=0.0):
 
 def close(found, expected):
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-4, atol=1e-4)
-
-
-def test_the_last_counted_token_is_found_behind_holes_and_in_empty_rows():
-    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]]).bool()
-    assert last_counted(mask).nonzero().tolist() == [[0, 1], [1, 3]]
 
 
 def test_a_token_reward_has_the_answer_at_its_last_token_and_the_kl_at_each():
@@ -123,6 +119,12 @@ def test_every_baseline_gives_the_difference_made_by_hand():
     close(advantage("batch_centered", of), [0.0, -1.0, 0.0, 1.0])
     # Lengths 2 and 3: 2/5; lengths 3 and 1: (3 + 2)/4.
     close(advantage("length_weighted", of), [0.6, -0.4, -0.25, 0.75])
+
+
+def test_a_teacher_says_of_each_token_how_much_likelier_it_should_be():
+    teacher = torch.arange(16.0).view(4, 4)
+    found = advantage("teacher", full([NAN, 0.0, 1.0, 2.0], teacher_logprob=teacher))
+    assert torch.equal(found, torch.where(MASK, teacher + 1.0, 0.0))
 
 
 def test_the_kl_in_the_reward_reaches_estimators_of_whole_answers():
@@ -190,7 +192,8 @@ def test_a_reward_of_weight_zero_does_not_make_an_answer_scorable():
     close(found, [0.0, 0.0, 1.0, -1.0])  # ±0.7071 and 0, of three answers; of four it is 1.2247
 
 
-@EVERY
+# A teacher's advantage looks at no reward, so no answer is unscorable.
+@pytest.mark.parametrize("name", sorted(TABLE.keys() - {"teacher"}))
 def test_an_unscorable_answer_has_no_advantage_anywhere_and_spoils_no_other(name):
     found = advantage(name, full([NAN, 1.0, 0.0, 1.0]), 0.1)
     assert found.shape in {(4,), MASK.shape} and found.isfinite().all()
@@ -208,10 +211,11 @@ def test_the_critic_learns_nothing_from_an_unscorable_answer():
 def test_the_padding_of_a_batch_changes_no_advantage(name):
     of = full([1.0, 0.0, 0.25, 1.0])
     wide = torch.nn.functional.pad
+    scores = ("old_logprob", "ref_logprob", "teacher_logprob", "value")
     longer = full(
         [1.0, 0.0, 0.25, 1.0],
         mask=wide(MASK, (0, 3)),
-        **{k: wide(getattr(of, k), (0, 3)) for k in ("old_logprob", "ref_logprob", "value")},
+        **{k: wide(getattr(of, k), (0, 3)) for k in scores},
     )
     found, padded = (advantage(name, rows, 0.1) for rows in (of, longer))
     assert torch.equal(found, padded if padded.ndim == 1 else padded[:, :4])
@@ -221,8 +225,7 @@ def test_the_padding_of_a_batch_changes_no_advantage(name):
 def test_an_algorithm_that_names_the_advantage_gets_it_with_its_own_settings(name):
     for algorithm in rlkern.algorithms().values():
         if algorithm.advantage == name:
-            functions = "a,b" if "several_rewards" in algorithm.needs else None
-            own = settings(algorithm=algorithm.name, reward__functions=functions)
+            own = settings(algorithm=algorithm.name, **asked(algorithm.name))
             found = with_advantage(Rewarded(full([1.0, 0.0, 0.25, 1.0]), 0.1, own))
             assert found.advantage.any() and found.advantage.isfinite().all()
             assert (found.value_target is not None) == ("value" in algorithm.needs)

@@ -51,23 +51,27 @@ def test_the_kl_to_the_starting_model_is_in_the_reward(tmp_path):
     torch.testing.assert_close(rows.advantage, expected)
 
 
+def kl_of(rows):
+    """Returns the mean over answers of Σ(log π_old − log π_ref)."""
+    return (rows.old_logprob - rows.ref_logprob).where(rows.mask, 0.0).sum(-1).mean().item()
+
+
 @holds("reward.adaptive.target", "reward.adaptive.horizon")
 def test_the_weight_of_the_kl_moves_as_target_and_horizon_say_and_goes_on_so(tmp_path):
-    run = run_of(
-        tmp_path, algorithm="rloo", reward__kl_coef=0.1, batch__minibatches=1, optimizer__lr=1e-3,
-        reward__adaptive={"target": 1e-3, "horizon": 100.0},
-    )  # fmt: skip
-    coef, moved = 0.1, set()
-    for _ in range(3):
+    asked = {"algorithm": "rloo", "reward__kl_coef": 0.1, "batch__minibatches": 1,
+             "optimizer__lr": 1e-2}  # fmt: skip
+    far = kl_of(steps(run_of(tmp_path / "fixed", **asked), 2)[1].rows)
+    assert far > 0.01
+    adaptive = {"target": far / 1.1, "horizon": 100.0}
+    run = run_of(tmp_path / "steered", **asked, reward__adaptive=adaptive)
+    coef = 0.1
+    # The first rollout is the starting model's own, and no step is wider than the clip at 0.2.
+    for error in (-0.2, 0.1):
         values, (taken,) = step(run)
-        rows = taken.rows
-        kl = (rows.old_logprob - rows.ref_logprob).where(rows.mask, 0.0).sum(-1).mean().item()
         assert values["objective/kl_coef"] == pytest.approx(coef)
-        error = max(-0.2, min(0.2, kl / 1e-3 - 1))
-        coef *= 1 + error * len(rows.token) / 100.0
-        moved.add(error)
+        assert values["objective/kl"] == pytest.approx(kl_of(taken.rows), rel=1e-4, abs=1e-6)
+        coef *= 1 + error * len(taken.rows.token) / 100.0
         assert run.parts.progress.reward_kl_coef == pytest.approx(coef, rel=1e-4)
-    assert len(moved) > 1
     again = learner.Online(run.parts)  # as a resume makes it from the saved progress
     values, _ = again.step(run.updater, lambda _: None)
     assert values["objective/kl_coef"] == pytest.approx(coef, rel=1e-4)

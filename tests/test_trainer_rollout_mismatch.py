@@ -9,6 +9,7 @@ import pytest
 import torch
 from trainer_helpers import compiled, small  # noqa: F401
 
+import rlkern
 from rlkern.trainer.online.shaping import correction, mismatch_metrics
 from rlkern.trainer.rows import Rows
 
@@ -58,6 +59,10 @@ def test_the_metrics_count_the_tokens_of_the_mask_alone(tmp_path):
     name = "sampling/importance_sampling_ratio"
     ratios = [found[f"{name}/{reduced}"] for reduced in ("min", "mean", "max")]
     assert ratios == pytest.approx([0.5, 3.5 / 3, 2.0])
+    distance = rlkern.off_policy_metrics(OLD, SAMPLED, MASK)
+    assert distance["chi2_token"].item() == pytest.approx((9 + 1 / 4 + 1) / 3 - 1, rel=1e-5)
+    logged = {k.removeprefix("rollout_corr/"): x for k, x in found.items() if "rollout_corr" in k}
+    assert logged == {k: x.item() for k, x in distance.items()}
 
 
 def test_a_token_that_the_sampler_did_not_score_is_counted_and_not_corrected(tmp_path):

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from trainer_helpers import changed, loaded, settings, small
+from trainer_helpers import asked, changed, loaded, settings, small
 
 import rlkern
 from rlkern.trainer import UserError, build
@@ -148,6 +148,5 @@ def test_a_punishment_beyond_the_tasks_own_answers_is_refused_before_a_model_is_
 
 @pytest.mark.parametrize("name", list(rlkern.algorithms()))
 def test_every_algorithms_own_settings_are_allowed(name):
-    several = "several_rewards" in rlkern.algorithms()[name].needs
-    own = settings(algorithm=name, reward__functions="a,b" if several else None)
+    own = settings(algorithm=name, **asked(name))
     check_overlong(own, 4)

@@ -103,7 +103,8 @@ with counting_variants() as variants:
         launch_formulas(T, coef)
     odd = torch.zeros(1, 8)[:, 1:]  # vectors that are not aligned to 16 bytes
     token, z = torch.zeros(8, dtype=torch.int64)[1:][None], torch.zeros(1, 7, 9216).bfloat16()
-    objective, rows = Objective("ppo_clip", "token", "k3", (0, 1, 2, 3), 1, 0), Rows(*[odd] * 5)
+    objective = Objective("ppo_clip", "token", "k3", (0, 1, 2, 3), 1, 0)
+    rows = Rows(*[odd] * len(Rows._fields))
     kernels.policy_loss(z, token, rows, Softmax(odd), objective, z)
     for gate, kl, level, offset in (("reinforce", "k1", "token", None),
                                     ("importance", "k2", "sequence", torch.arange(0, 8, 7))):

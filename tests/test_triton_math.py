@@ -8,7 +8,8 @@ pytest.importorskip("triton")
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from rlkern.backends.eager.token_objective import GATES, KL_ESTIMATORS, LEVELS  # noqa: E402
+from rlkern.backends.eager.kl import KL_ESTIMATORS, OF_LEVEL  # noqa: E402
+from rlkern.backends.eager.token_objective import GATES, LEVELS  # noqa: E402
 from rlkern.backends.triton import _gates, _kl, _levels, _math  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,7 +119,8 @@ def test_a_kl_estimator_has_the_value_and_derivative_of_the_reference(name, widt
 
     def reference(dtype):
         leaf = torch.zeros(500, dtype=dtype).requires_grad_()
-        value = KL_ESTIMATORS[name](leaf, -d.to(dtype), leaf + log_ratio.to(dtype))
+        own = leaf.detach() if name in OF_LEVEL else leaf  # whose ratio is not the token's alone
+        value = KL_ESTIMATORS[name](leaf, -d.to(dtype), own + log_ratio.to(dtype))
         return slopes(value, leaf)
 
     got = run(kl_kernel, d, log_ratio, KL=_kl.KL_ESTIMATORS[name])

@@ -74,11 +74,37 @@ def _native():
         return False
 
 
+def asked(name, rewards="task,other:reward", teacher="somewhere"):
+    """Returns the keys that an algorithm's run has to say itself, since they have no default."""
+    needs, given = declarations()[name].needs, {"several_rewards": ("reward.functions", rewards)}
+    given["teacher"] = ("teacher", str(teacher))
+    return dict(given[need] for need in needs if need in given)
+
+
+def even_teacher(folder):
+    """Returns the folder of a model that answers sums with even digits, trained the first time."""
+    if not folder.is_dir():
+        policy = tiny_policy(addition_task().alphabet)
+        even = torch.tensor(policy.tokenizer.convert_tokens_to_ids(list("02468")))
+        optimizer = torch.optim.Adam(policy.model.parameters(), lr=3e-3)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(30):
+            token = torch.randint(3, len(policy.tokenizer), (16, 12), generator=generator)
+            logits = policy.model(token).logits.log_softmax(-1)
+            optimizer.zero_grad()
+            (-logits[..., even].logsumexp(-1).mean()).backward()
+            optimizer.step()
+        policy.save(folder)
+    return folder
+
+
 def small(tmp_path, **changes):
     """Returns the small settings with changes, writing below tmp_path; of the small ones an
     algorithm has those that it reads."""
     common = {**SMALL, "output.dir": str(tmp_path / "runs")}
     own = keyed(changes)
+    if "teacher" in declarations()[own.get("algorithm", "grpo")].needs:
+        common["teacher"] = str(even_teacher(tmp_path / "teacher"))
     if "sft" in own:
         common = {key: value for key, value in common.items() if not key.startswith("sft.")}
     return resolved(Layer("small", common, shared=True), Layer("test", own)).settings
@@ -87,16 +113,17 @@ def small(tmp_path, **changes):
 def any_algorithm(tmp_path, algorithm, **changes):
     """Returns a run from random weights whose reward an untrained model already finds at times."""
     even, right = "trainer_rewards:even_digits", "trainer_rewards:right_digits"
-    several = "several_rewards" in declarations()[algorithm].needs
     chosen = {
         **SMALL,
-        "reward.functions": f"{even},{right}" if several else even,
+        **asked(algorithm, f"{even},{right}", tmp_path / "teacher"),
         "batch.prompts": 8,
         "rollout.group_size": 8,
         "optimizer.lr": 2e-3,
         "eval.every": 0,
         "output.dir": str(tmp_path / "runs"),
     }
+    if "teacher" in chosen:
+        even_teacher(tmp_path / "teacher")
     plain = {key: value for key, value in chosen.items() if not key.startswith("sft.")}
     return resolved(
         Layer("small", {**plain, "sft": None}, shared=True),

@@ -9,13 +9,17 @@ namespace {
 
 NumberedObjective numbered(int gate, int level, int kl,
                            const std::array<double, kGateCoefficients>& gate_coef, double kl_coef,
-                           double entropy_coef) {
-  return {enumerator("gate", gate, Gate::regression),
+                           double entropy_coef, double log_ratio_min, double log_ratio_max,
+                           double kl_max) {
+  return {enumerator("gate", gate, Gate::dft),
           enumerator("level", level, Level::clipped_sequence),
-          enumerator("kl", kl, Kl::importance_k3),
+          enumerator("kl", kl, Kl::level_k3),
           gate_coef,
           kl_coef,
-          entropy_coef};
+          entropy_coef,
+          log_ratio_min,
+          log_ratio_max,
+          kl_max};
 }
 
 void bind_token_objective(const Tensor& logprob, const Tensor& entropy, const Fields& rows,
@@ -40,7 +44,8 @@ void bind_token_objective(const Tensor& logprob, const Tensor& entropy, const Fi
 RLKERN_BINDINGS(m) {
   py::class_<NumberedObjective>(m, "Objective")
       .def(py::init(&numbered), py::kw_only(), py::arg("gate"), py::arg("level"), py::arg("kl"),
-           py::arg("gate_coef"), py::arg("kl_coef"), py::arg("entropy_coef"));
+           py::arg("gate_coef"), py::arg("kl_coef"), py::arg("entropy_coef"),
+           py::arg("log_ratio_min"), py::arg("log_ratio_max"), py::arg("kl_max"));
   define(m, "token_objective", bind_token_objective, "logprob", "entropy", "rows", "cu_seqlens",
          "objective", "loss", "metrics", "grad_logprob", "grad_entropy");
 }

@@ -74,7 +74,7 @@ void token_objective(const Sequences& sequences, const T* logprob, const T* entr
     const int64_t begin = sequences.begin(s), end = sequences.end(s);
     for (int64_t i = begin; i < end; ++i) {
       grad_logprob[i] = 0;
-      grad_entropy[i] = rows.counts(i) ? -rows.weight[i] * objective.entropy_coef : T(0);
+      grad_entropy[i] = rows.counts(i) ? -objective.entropy_coef * rows.of_entropy(i) : T(0);
     }
     if (objective.level != Level::token) {
       score_sequence(begin, end, logprob, entropy, rows, objective, results, grad_logprob);

@@ -13,9 +13,12 @@ namespace rlkern {
 // See Rows in the reference.
 template <class T>
 struct TokenRows {
-  const T *advantage, *weight, *old_logprob, *ref_logprob, *correction;  // the last three: or null
+  const T *advantage, *weight;
+  const T *old_logprob, *ref_logprob, *correction, *penalty, *entropy_weight,
+      *nll_weight;  // or null
 
   bool counts(int64_t i) const { return weight[i] != 0; }
+  T of_entropy(int64_t i) const { return entropy_weight ? entropy_weight[i] : weight[i]; }
   Token<T> at(int64_t i, T logprob, T entropy) const {
     return {logprob,
             entropy,
@@ -24,6 +27,9 @@ struct TokenRows {
             old_logprob ? old_logprob[i] : logprob,
             ref_logprob ? ref_logprob[i] : T(0),
             correction ? correction[i] : T(1),
+            penalty ? penalty[i] : T(0),
+            of_entropy(i),
+            nll_weight ? nll_weight[i] : T(0),
             ref_logprob != nullptr};
   }
 };

@@ -28,10 +28,12 @@ struct Call {
 
 struct PolicyLoss {
   Call call;
-  const float *advantage, *weight, *old_logprob, *ref_logprob, *correction;  // the last: or null
+  const float *advantage, *weight;
+  const float *old_logprob, *ref_logprob, *correction, *penalty, *entropy_weight,
+      *nll_weight;                     // may be null
   float *statistics, *loss, *metrics;  // statistics: kSummedMetrics columns of all rows
   int64_t gate, kl;
-  double coefficients[6];
+  double coefficients[9];  // Objective.numbers of the reference
 };
 
 struct TokenLogprob {

@@ -9,10 +9,11 @@ namespace rlkern {
 
 __device__ inline TokenResult<float> score(const PolicyLoss& p, int64_t i, float logprob,
                                            float entropy) {
-  Objective<float> objective{Gate(p.gate), Level::token, Kl(p.kl), {}, 0, 0};
+  const double* rest = p.coefficients + kGateCoefficients;
+  Objective<float> objective{Gate(p.gate),   Level::token,   Kl(p.kl),       {},
+                             float(rest[0]), float(rest[1]), float(rest[2]), float(rest[3]),
+                             float(rest[4])};
   for (int k = 0; k < kGateCoefficients; ++k) objective.gate_coef[k] = float(p.coefficients[k]);
-  objective.kl_coef = float(p.coefficients[kGateCoefficients]);
-  objective.entropy_coef = float(p.coefficients[kGateCoefficients + 1]);
   const Token<float> token{logprob,
                            entropy,
                            p.advantage[i],
@@ -20,6 +21,9 @@ __device__ inline TokenResult<float> score(const PolicyLoss& p, int64_t i, float
                            p.old_logprob ? p.old_logprob[i] : logprob,
                            p.ref_logprob ? p.ref_logprob[i] : 0.0f,
                            p.correction ? p.correction[i] : 1.0f,
+                           p.penalty ? p.penalty[i] : 0.0f,
+                           p.entropy_weight ? p.entropy_weight[i] : p.weight[i],
+                           p.nll_weight ? p.nll_weight[i] : 0.0f,
                            p.ref_logprob != nullptr};
   return token_objective(objective, token);
 }

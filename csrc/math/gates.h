@@ -22,7 +22,10 @@ enum class Gate : int {
   dro,
   vespo,
   topr,
-  regression
+  regression,
+  prime_ipo,
+  cfpo,
+  dft
 };
 constexpr int kGateCoefficients = 4;
 
@@ -111,6 +114,27 @@ RLKERN_HD T vespo_weight(T log_ratio, T ratio, T k, T lambda) {
   return std::exp(k * log_ratio + lambda * (1 - ratio));
 }
 
+// −r·A where −low ≤ p − p_old ≤ high, else 0; + drift_coef·(log r)² everywhere
+template <class T>
+RLKERN_HD Gated<T> prime_ipo(T logprob, T log_ratio, T ratio, T advantage, T low, T high,
+                             T drift_coef) {
+  const T change = std::exp(logprob) - std::exp(logprob - log_ratio);
+  const bool is_low = change<-low, is_high = change> high;
+  const T loss = is_low || is_high ? T(0) : -ratio * advantage;
+  return {loss + drift_coef * log_ratio * log_ratio, T(0), loss + 2 * drift_coef * log_ratio,
+          is_low, is_high};
+}
+
+// −(r·A − |A|/(2·width)·(r − 1)²)
+template <class T>
+RLKERN_HD Gated<T> cfpo(T ratio, T advantage, T width) {
+  if (advantage == 0 && ratio == ratio) return {T(0), T(0), T(0), false, false};
+  const T excess = ratio - 1, size = std::fabs(advantage), sign = advantage > 0 ? T(1) : T(-1);
+  // One product: where r overflows, its square less itself would be NaN.
+  return {size * (excess * (excess / (2 * width) - sign) - sign), T(0),
+          ratio * size * (excess / width - sign), false, false};
+}
+
 template <class T>
 RLKERN_HD Gated<T> apply_gate(Gate gate, const T* c, T logprob, T log_ratio, T advantage) {
   const T ratio = std::exp(log_ratio);
@@ -149,6 +173,12 @@ RLKERN_HD Gated<T> apply_gate(Gate gate, const T* c, T logprob, T log_ratio, T a
       const T rest = c[0] * log_ratio - advantage;
       return {rest * rest, T(0), 2 * c[0] * rest, false, false};
     }
+    case Gate::prime_ipo:
+      return prime_ipo(logprob, log_ratio, ratio, advantage, c[0], c[1], c[2]);
+    case Gate::cfpo:
+      return cfpo(ratio, advantage, c[0]);
+    case Gate::dft:
+      return weighted_logprob(std::exp(logprob), logprob, advantage, false, false);
   }
   return {};
 }

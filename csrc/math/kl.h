@@ -17,7 +17,8 @@ enum class Kl : int {
   k1_straight_through,
   k3_straight_through,
   importance_k1,
-  importance_k3
+  importance_k3,
+  level_k3
 };
 
 template <class T>
@@ -55,11 +56,12 @@ template <class T>
 RLKERN_HD Dual<T> kl_importance_k3(T log_ratio, T d) {
   const T ratio = std::exp(log_ratio);
   const T value =
-      d < -1 ? std::exp(log_ratio - d) - ratio * (1 - d) : ratio * kl_k3(d).value;
+      d < -1 ? std::exp(log_ratio - d) * (1 - std::exp(d) * (1 - d)) : ratio * kl_k3(d).value;
   return {value, ratio * d};
 }
 
-// d = log π − log π_ref, log_ratio = log π − log π_old.
+// d = log π − log π_ref; log_ratio = log π − log π_old, of level_k3 what the gate sees of it, in
+// which the slope is not.
 template <class T>
 RLKERN_HD Dual<T> kl_divergence(Kl kind, T d, T log_ratio) {
   switch (kind) {
@@ -79,8 +81,29 @@ RLKERN_HD Dual<T> kl_divergence(Kl kind, T d, T log_ratio) {
       return kl_importance_k1(log_ratio, d);
     case Kl::importance_k3:
       return kl_importance_k3(log_ratio, d);
+    case Kl::level_k3: {
+      const T ratio = std::exp(log_ratio);
+      return {ratio * kl_k3(d).value, ratio * kl_k3(d).slope};
+    }
   }
   return {};
+}
+
+// An estimator with its derivatives in log π and in the log ratio that the gate sees.
+template <class T>
+struct KlTerm {
+  T value, slope, ratio_slope;
+};
+
+// Within ±bound: beyond it the slopes are 0, unless they are another estimator's (straight
+// through). own is the token's log ratio, seen the gate's.
+template <class T>
+RLKERN_HD KlTerm<T> kl_term(Kl kind, T d, T own, T seen, T bound) {
+  const bool of_level = kind == Kl::level_k3;
+  const Dual<T> kl = kl_divergence(kind, d, of_level ? seen : own);
+  if (!(std::fabs(kl.value) > bound)) return {kl.value, kl.slope, of_level ? kl.value : T(0)};
+  const bool straight = kind == Kl::k1_straight_through || kind == Kl::k3_straight_through;
+  return {kl.value > 0 ? bound : -bound, straight ? kl.slope : T(0), T(0)};
 }
 
 }  // namespace rlkern

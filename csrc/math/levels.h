@@ -40,4 +40,10 @@ RLKERN_HD double share_of_gradient(Level level, const OwnRatio<T>& own, int64_t 
   return own.clip_low || own.clip_high ? 0 : 1.0 / double(tokens);
 }
 
+// What a gate sees of a log ratio: within [low, high]. A NaN is on neither side.
+template <class T>
+RLKERN_HD T clamped(T log_ratio, T low, T high) {
+  return log_ratio < low ? low : (log_ratio > high ? high : log_ratio);
+}
+
 }  // namespace rlkern

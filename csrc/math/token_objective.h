@@ -19,17 +19,21 @@ struct Objective {
   Level level;
   Kl kl;
   T gate_coef[kGateCoefficients];
-  T kl_coef, entropy_coef;
+  T kl_coef, entropy_coef, log_ratio_min, log_ratio_max, kl_max;
 };
 
 // One counted token. Without an old policy old_logprob is logprob itself, without a reference
-// has_ref is false, without a correction it is 1.
+// has_ref is false, without a correction it is 1, without an entropy_weight it is the weight.
 template <class T>
 struct Token {
   T logprob, entropy, advantage, weight, old_logprob, ref_logprob, correction;
+  T penalty, entropy_weight, nll_weight;
   bool has_ref;
 
-  RLKERN_HD T log_ratio() const { return logprob - old_logprob; }
+  // 0 where nobody knows what the old policy said: NaN.
+  RLKERN_HD T log_ratio() const {
+    return logprob - (old_logprob != old_logprob ? logprob : old_logprob);
+  }
 };
 
 // The order is that of METRICS in the reference.
@@ -51,7 +55,7 @@ enum Metric : int {
 };
 constexpr int kSummedMetrics = 12, kMetrics = 14;
 
-// All weighted but the metrics. grad_ratio is the derivative in the log ratio that the gate saw;
+// All weighted but the metrics. grad_ratio is the derivative in the log ratio that the level made;
 // whose log π that depends on is the level's to say.
 template <class T>
 struct TokenResult {
@@ -70,16 +74,26 @@ template <class T>
 RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
                                      const OwnRatio<T>& gate_ratio) {
   const T log_ratio = x.log_ratio(), difference = x.logprob - x.ref_logprob;
-  const Gated<T> gate =
-      apply_gate(o.gate, o.gate_coef, x.logprob, gate_ratio.log_ratio, x.advantage);
-  const Dual<T> kl = x.has_ref ? kl_divergence(o.kl, difference, log_ratio) : Dual<T>{0, 0};
+  const T seen = clamped(gate_ratio.log_ratio, o.log_ratio_min, o.log_ratio_max);
+  const bool beyond = seen < gate_ratio.log_ratio || seen > gate_ratio.log_ratio;
+  const Gated<T> gate = apply_gate(o.gate, o.gate_coef, x.logprob, seen, x.advantage);
+  const KlTerm<T> kl =
+      x.has_ref ? kl_term(o.kl, difference, log_ratio, seen, o.kl_max) : KlTerm<T>{0, 0, 0};
+  // Where there is no weight, an infinite factor is 0 too.
+  const T penalty = x.penalty != 0 ? x.penalty * std::fabs(log_ratio) : T(0);
+  const T penalty_slope = x.penalty * (T(log_ratio > 0) - T(log_ratio < 0));
+  const T nll = x.nll_weight != 0 ? x.nll_weight * x.logprob : T(0);
   TokenResult<T> r;
-  r.loss = x.weight * (scaled_term(x.correction, gate.loss) + scaled_term(o.kl_coef, kl.value) -
-                       o.entropy_coef * x.entropy);
-  r.grad_logprob =
-      x.weight * (scaled_term(x.correction, gate.slope) + scaled_term(o.kl_coef, kl.slope));
-  r.grad_ratio = x.weight * scaled_term(x.correction, gate.ratio_slope);
-  r.grad_entropy = -x.weight * o.entropy_coef;
+  r.loss = x.weight *
+               (scaled_term(x.correction, gate.loss) + scaled_term(o.kl_coef, kl.value) + penalty) -
+           o.entropy_coef * x.entropy_weight * x.entropy - nll;
+  r.grad_logprob = x.weight * (scaled_term(x.correction, gate.slope) +
+                               scaled_term(o.kl_coef, kl.slope) + penalty_slope) -
+                   x.nll_weight;
+  const T ratio_slope =
+      scaled_term(x.correction, gate.ratio_slope) + scaled_term(o.kl_coef, kl.ratio_slope);
+  r.grad_ratio = beyond ? T(0) : x.weight * ratio_slope;
+  r.grad_entropy = -o.entropy_coef * x.entropy_weight;
   r.metric[kCount] = 1;
   r.metric[kLogprob] = x.logprob;
   r.metric[kEntropy] = x.entropy;
@@ -88,7 +102,7 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   r.metric[kKl2] = x.has_ref ? kl_k2(difference).value : T(0);
   r.metric[kKl3] = x.has_ref ? kl_k3(difference).value : T(0);
   r.metric[kOldKl] = kl_k3(-log_ratio).value;  // the old policy drew the token: KL(π_old‖π)
-  r.metric[kRatio] = std::exp(gate_ratio.log_ratio);
+  r.metric[kRatio] = std::exp(seen);
   r.metric[kClipLow] = gate.clip_low || gate_ratio.clip_low;
   r.metric[kClipHigh] = gate.clip_high || gate_ratio.clip_high;
   r.metric[kCorrection] = x.correction;

@@ -160,6 +160,40 @@ def regression(logprob, log_ratio, advantage, beta, c1, c2, c3):
     return unclipped(rest * rest, tl.zeros_like(logprob), 2.0 * beta * rest)
 
 
+@triton.jit
+def prime_ipo(logprob, log_ratio, advantage, low, high, drift_coef, c3):
+    """Returns −r·A where −low ≤ p − p_old ≤ high, else 0; + drift_coef·(log r)²."""
+    change = tl.exp(logprob) - tl.exp(logprob - log_ratio)
+    is_low = change < -low
+    is_high = change > high
+    loss = tl.where(is_low | is_high, 0.0, -tl.exp(log_ratio) * advantage)
+    drift = drift_coef * log_ratio
+    zero = tl.zeros_like(logprob)
+    return loss + drift * log_ratio, zero, loss + 2.0 * drift, is_low, is_high
+
+
+@triton.jit
+def cfpo(logprob, log_ratio, advantage, width, c1, c2, c3):
+    """Returns −(r·A − |A|/(2·width)·(r − 1)²)."""
+    ratio = tl.exp(log_ratio)
+    excess = ratio - 1.0
+    size = tl.abs(advantage)
+    sign = tl.where(advantage > 0, 1.0, -1.0)
+    # One product: where r overflows, its square less itself would be NaN.
+    loss = size * (excess * (excess / (2.0 * width) - sign) - sign)
+    slope = ratio * size * (excess / width - sign)
+    zero = tl.zeros_like(logprob)
+    nothing = (advantage == 0) & (ratio == ratio)
+    return unclipped(tl.where(nothing, 0.0, loss), zero, tl.where(nothing, 0.0, slope))
+
+
+@triton.jit
+def dft(logprob, log_ratio, advantage, c0, c1, c2, c3):
+    """Returns −sg(p)·A·log π."""
+    weight = tl.exp(logprob)
+    return unclipped(-weight * advantage * logprob, -weight * advantage, tl.zeros_like(logprob))
+
+
 # In the order of the reference's table.
 GATES = {
     "reinforce": reinforce,
@@ -174,4 +208,7 @@ GATES = {
     "vespo": vespo,
     "topr": topr,
     "regression": regression,
+    "prime_ipo": prime_ipo,
+    "cfpo": cfpo,
+    "dft": dft,
 }

@@ -4,6 +4,8 @@
 d = log π − log π_ref; log_ratio = log π − log π_old of the token.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -62,8 +64,41 @@ def importance_k3(d, log_ratio):
     """
     ratio = tl.exp(log_ratio)
     value, _ = k3(d, log_ratio)
-    far = tl.exp(log_ratio - d) - ratio * (1.0 - d)
+    far = tl.exp(log_ratio - d) * (1.0 - tl.exp(d) * (1.0 - d))
     return tl.where(d < -1.0, far, ratio * value), ratio * d
+
+
+@triton.jit
+def level_k3(d, log_ratio):
+    """Returns r·k3 and its derivative, r a constant: it is the gate's, not the token's alone."""
+    value, slope = k3(d, log_ratio)
+    ratio = tl.exp(log_ratio)
+    return ratio * value, ratio * slope
+
+
+class Kl(NamedTuple):
+    """An estimator as kernels take it.
+
+    Is its slope another's (straight through), and its ratio the gate's (of the level)?
+    """
+
+    estimator: Any
+    straight_through: Any
+    of_level: Any
+
+
+@triton.jit
+def kl_term(kl, d, own, seen, bound):
+    """Returns (an estimator within ±bound, ∂/∂log π, ∂/∂ the log ratio that the gate sees).
+
+    Beyond the bound the slopes are 0, unless it is straight through.
+    """
+    value, slope = kl.estimator(d, seen if kl.of_level else own)
+    beyond = tl.abs(value) > bound
+    ratio_slope = tl.where(beyond, 0.0, value) if kl.of_level else tl.zeros_like(value)
+    if not kl.straight_through:
+        slope = tl.where(beyond, 0.0, slope)
+    return tl.where(beyond, tl.where(value > 0, bound, -bound), value), slope, ratio_slope
 
 
 # In the order of the reference's table.
@@ -76,4 +111,5 @@ KL_ESTIMATORS = {
     "k3+": k3_straight_through,
     "importance_k1": importance_k1,
     "importance_k3": importance_k3,
+    "level_k3": level_k3,
 }

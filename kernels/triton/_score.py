@@ -9,9 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlkern.backends.eager.kl import OF_LEVEL, STRAIGHT_THROUGH
 from rlkern.backends.eager.token_objective import SUMMED_METRICS, Objective
 from rlkern.backends.triton._gates import GATES
-from rlkern.backends.triton._kl import KL_ESTIMATORS, k1, k2, k3
+from rlkern.backends.triton._kl import KL_ESTIMATORS, Kl, k1, k2, k3, kl_term
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import row_scalar
 
@@ -34,27 +35,32 @@ class Tokens(NamedTuple):
     log_ratio: Any
     ref_logprob: Any
     correction: Any
+    penalty: Any
+    entropy_weight: Any
+    nll_weight: Any
 
 
 class Score(NamedTuple):
-    """The weighted loss of tokens with its derivatives, their KL, and which clips hold."""
+    """The weighted loss of tokens with its derivatives; the KL, log ratio and clips it saw."""
 
     loss: Any
     d_logprob: Any
     d_ratio: Any
     d_entropy: Any
     kl: Any
+    log_ratio: Any
     clip_low: Any
     clip_high: Any
 
 
 @triton.jit
 def own_log_ratio(logprob, old_ptr, row, counted):
-    """Returns log π − log π_old of tokens; 0 on policy."""
+    """Returns log π − log π_old of tokens; 0 on policy, and where log π_old is NaN."""
     if old_ptr is None:
         return logprob - logprob
     else:
-        return logprob - tl.load(old_ptr + row, mask=counted, other=0.0)
+        old = tl.load(old_ptr + row, mask=counted, other=0.0)
+        return logprob - tl.where(old != old, logprob, old)
 
 
 @triton.jit
@@ -69,6 +75,9 @@ def load_tokens(i, weight, logprob, entropy, rows):
         log_ratio=own_log_ratio(logprob, rows.old_logprob, i, counted),
         ref_logprob=tl.zeros_like(logprob) + row_scalar(rows.ref_logprob, i, counted, 0.0),
         correction=tl.zeros_like(logprob) + row_scalar(rows.correction, i, counted, 1.0),
+        penalty=tl.zeros_like(logprob) + row_scalar(rows.penalty, i, counted, 0.0),
+        entropy_weight=row_scalar(rows.entropy_weight, i, counted, weight),
+        nll_weight=tl.zeros_like(logprob) + row_scalar(rows.nll_weight, i, counted, 0.0),
     )
 
 
@@ -79,27 +88,56 @@ def scaled_term(factor, x):
 
 
 @triton.jit
+def clamped(log_ratio, objective):
+    """Returns a log ratio as its gate sees it: within its bounds. A NaN is on neither side."""
+    low, high = objective.log_ratio_min, objective.log_ratio_max
+    return tl.where(log_ratio < low, low, tl.where(log_ratio > high, high, log_ratio))
+
+
+@triton.jit
+def penalized(tokens):
+    """Returns penalty·|log r| of tokens and its derivative: 0 without one, however far they are."""
+    far = tl.abs(tokens.log_ratio)
+    sign = tl.where(tokens.log_ratio > 0, 1.0, tl.where(tokens.log_ratio < 0, -1.0, 0.0))
+    return scaled_term(tokens.penalty, far), tokens.penalty * sign
+
+
+@triton.jit
 def score_tokens(tokens, gate_ratio, objective, HAS_REF: tl.constexpr):
-    """Returns the Score of tokens; gate_ratio is what the level makes of their log ratios."""
-    gate_coef, weight, correction = objective.gate_coef, tokens.weight, tokens.correction
+    """Returns the Score of tokens; gate_ratio is what the level makes of their log ratios.
+
+    d_ratio is the derivative in it.
+    """
+    weight, correction = tokens.weight, tokens.correction
+    seen = clamped(gate_ratio, objective)
     loss, slope, ratio_slope, clip_low, clip_high = objective.gate(
-        tokens.logprob, gate_ratio, tokens.advantage, *gate_coef
+        tokens.logprob, seen, tokens.advantage, *objective.gate_coef
     )
-    loss = scaled_term(correction, loss) - objective.entropy_coef * tokens.entropy
+    loss = scaled_term(correction, loss)
     slope = scaled_term(correction, slope)
+    ratio_slope = scaled_term(correction, ratio_slope)
     kl = tl.zeros_like(tokens.logprob)
     if HAS_REF:
-        kl, kl_slope = objective.kl(tokens.logprob - tokens.ref_logprob, tokens.log_ratio)
+        distance = tokens.logprob - tokens.ref_logprob
+        kl, kl_slope, kl_ratio_slope = kl_term(
+            objective.kl, distance, tokens.log_ratio, seen, objective.kl_max
+        )
         loss += scaled_term(objective.kl_coef, kl)
         slope += scaled_term(objective.kl_coef, kl_slope)
-    d_ratio = weight * scaled_term(correction, ratio_slope)
-    d_entropy = -weight * objective.entropy_coef
-    return Score(weight * loss, weight * slope, d_ratio, d_entropy, kl, clip_low, clip_high)
+        ratio_slope += scaled_term(objective.kl_coef, kl_ratio_slope)
+    penalty, penalty_slope = penalized(tokens)
+    loss = weight * (loss + penalty)
+    d_entropy = -objective.entropy_coef * tokens.entropy_weight
+    loss += d_entropy * tokens.entropy - scaled_term(tokens.nll_weight, tokens.logprob)
+    d_logprob = weight * (slope + penalty_slope) - tokens.nll_weight
+    beyond = (seen < gate_ratio) | (seen > gate_ratio)
+    d_ratio = tl.where(beyond, 0.0, weight * ratio_slope)
+    return Score(loss, d_logprob, d_ratio, d_entropy, kl, seen, clip_low, clip_high)
 
 
 @triton.jit
 def store_statistics(
-    statistics_ptr, i, N, tokens, gate_ratio, score, clip_low, clip_high, HAS_REF: tl.constexpr
+    statistics_ptr, i, N, tokens, score, clip_low, clip_high, HAS_REF: tl.constexpr
 ):
     """Writes the statistics of counted tokens, in the order of the reference's METRICS."""
     counted = tokens.weight != 0
@@ -121,7 +159,7 @@ def store_statistics(
     tl.store(at + 6 * N, third, mask=counted)
     old_kl, _ = k3(-tokens.log_ratio, tokens.log_ratio)  # the old policy drew the token
     tl.store(at + 7 * N, old_kl, mask=counted)
-    tl.store(at + 8 * N, tl.exp(gate_ratio), mask=counted)
+    tl.store(at + 8 * N, tl.exp(score.log_ratio), mask=counted)
     tl.store(at + 9 * N, clip_low.to(tl.float32), mask=counted)
     tl.store(at + 10 * N, clip_high.to(tl.float32), mask=counted)
     tl.store(at + 11 * N, tokens.correction, mask=counted)
@@ -138,7 +176,7 @@ def score_rows(i, N, weight, logprob, entropy, rows, objective, statistics_ptr):
     tokens = load_tokens(i, weight, logprob, entropy, rows)
     score = score_tokens(tokens, tokens.log_ratio, objective, HAS_REF)
     clips = score.clip_low, score.clip_high
-    store_statistics(statistics_ptr, i, N, tokens, tokens.log_ratio, score, *clips, HAS_REF)
+    store_statistics(statistics_ptr, i, N, tokens, score, *clips, HAS_REF)
     d_logprob = tl.where(counted, score.d_logprob + score.d_ratio, 0.0)
     return d_logprob, tl.where(counted, score.d_entropy, 0.0)
 
@@ -184,14 +222,10 @@ def formulas(objective: Objective) -> Objective:
 
     An int among the numbers would compile a variant of its own.
     """
-    return Objective(
-        gate=GATES[objective.gate],
-        level=tl.constexpr(objective.level),
-        kl=KL_ESTIMATORS[objective.kl],
-        gate_coef=tuple(float(x) for x in objective.gate_coef),
-        kl_coef=float(objective.kl_coef),
-        entropy_coef=float(objective.entropy_coef),
-    )
+    numbers = map(float, objective.numbers)
+    facts = (tl.constexpr(objective.kl in names) for names in (STRAIGHT_THROUGH, OF_LEVEL))
+    kl = Kl(KL_ESTIMATORS[objective.kl], *facts)
+    return Objective.of(GATES[objective.gate], tl.constexpr(objective.level), kl, tuple(numbers))
 
 
 def new_statistics(rows: Tensor) -> Tensor:

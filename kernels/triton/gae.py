@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.backends.eager.whiten import whiten as whitened
+from rlkern.backends.eager.whiten import whiten
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._scan import BLOCK, WARPS, Maps, plan, scan_tile, serve, share, tile
 
@@ -109,7 +109,7 @@ def gae(
     coefficients: Tensor,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    whiten: bool = False,
+    ddof: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns (advantage, target); whitening takes PyTorch's own sums after them."""
     out = Out(torch.empty_like(reward), torch.empty_like(reward))
@@ -131,4 +131,6 @@ def gae(
 
     if reward.numel():
         serve(planned, reward, launch)
-    return (whitened(out.advantage, mask) if whiten else out.advantage), out.target
+    if ddof is None:
+        return out.advantage, out.target
+    return whiten(out.advantage, mask, ddof=ddof), out.target

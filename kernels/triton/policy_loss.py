@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The single-pass policy loss: statistics, objective and gradient of a row in one program."""
 
+from collections import namedtuple
 from typing import Any, NamedTuple
 
 import torch
@@ -44,16 +45,8 @@ from rlkern.backends.triton._score import (
     score_rows,
 )
 
-
-class TokenRows(NamedTuple):
-    """The tokens, and the Rows of the reference."""
-
-    token: Tensor
-    advantage: Tensor
-    weight: Tensor
-    old_logprob: Tensor | None
-    ref_logprob: Tensor | None
-    correction: Tensor | None
+# The tokens, and the Rows of the reference.
+TokenRows = namedtuple("TokenRows", ("token", *Rows._fields))  # type: ignore[misc]
 
 
 class Out(NamedTuple):

@@ -124,9 +124,7 @@ def sequence_objective_kernel(
         block = sequence_block(start, end, given, rows, objective, BLOCK)
         score = score_tokens(block.tokens, gate_ratio, objective, HAS_REF)
         clips = score.clip_low | block.clip_low, score.clip_high | block.clip_high
-        store_statistics(
-            out.statistics, block.i, N, block.tokens, gate_ratio, score, *clips, HAS_REF
-        )
+        store_statistics(out.statistics, block.i, N, block.tokens, score, *clips, HAS_REF)
         slope += tl.where(block.tokens.weight != 0, score.d_ratio, 0.0)
     slope = tl.sum(slope, 0)
     for start in range(begin, end, BLOCK):

@@ -10,7 +10,7 @@ from typing import Any
 LEARNS_FROM = ("rollouts", "answers", "pairs", "judged")
 TRAINS = ("policy", "reward_model")
 SAMPLING = ("all", "dynamic", "duplicate")
-NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards")
+NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards", "teacher")
 REWARD_TERMS = ("kl", "overlong")
 ANCHORS = ("old", "reference")
 
@@ -31,12 +31,14 @@ class BaseAlgorithm:
     sources       where each default and each setting comes from
     needs         beside what it learns from: "value" (a value function), "reference" (the starting
                   model), "reference_samples" (answers of it to each prompt), "greedy" (a greedy
-                  answer to each prompt), "several_rewards" (each normalized on its own)
+                  answer to each prompt), "several_rewards" (each normalized on its own), "teacher"
+                  (another model, which scores the tokens)
 
     and of rollouts:
 
     advantage     a function of rlkern.advantage or a kind of rlkern.group_advantage, "gae",
-                  "reward" (the reward as it is) or "optimal" (R − V*, see a_star_po); "" elsewhere
+                  "reward" (the reward as it is), "optimal" (R − V*, see a_star_po) or "teacher"
+                  (log π_teacher − log π of each token); "" elsewhere
     sampling      "all" trains on every group; "dynamic" samples on until the batch is full of
                   groups whose rewards differ (rlkern.sampling.mixed_groups); "duplicate" puts
                   copies of these in the places of the others (refill_multiplicity)
@@ -44,6 +46,9 @@ class BaseAlgorithm:
                   (rlkern.sampling.overlong_penalty)
     anchor        whose log-probabilities are old_logprob: those of the "old" policy, which
                   sampled, or of the "reference"
+    statistic     a key of rlkern.statistics.STATISTICS, which makes the correction of the tokens
+                  of a whole step; "" where the tokens do not depend on each other
+    statistic_coef  names of the coefficients that the statistic takes
 
     Raises ValueError if a word is none of these.
     """
@@ -62,6 +67,8 @@ class BaseAlgorithm:
     sampling: str = "all"
     reward_terms: tuple[str, ...] = ()
     anchor: str = "old"
+    statistic: str = ""
+    statistic_coef: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check("learns_from", [self.learns_from], LEARNS_FROM)
@@ -113,12 +120,19 @@ class Algorithm(BaseAlgorithm):
 
 @dataclass(frozen=True, kw_only=True)
 class OfflineAlgorithm(BaseAlgorithm):
-    """One algorithm that learns from given answers, not from its own; fields of BaseAlgorithm."""
+    """One algorithm that learns from given answers, not from its own.
 
+    gate          where the loss is policy_loss, the surrogate; the advantage of an answer is then 1
+    the others    as in BaseAlgorithm
+    """
+
+    gate: str = ""
     advantage: str = field(default="", init=False)
     sampling: str = field(default="all", init=False)
     reward_terms: tuple[str, ...] = field(default=(), init=False)
     anchor: str = field(default="old", init=False)
+    statistic: str = field(default="", init=False)
+    statistic_coef: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +141,7 @@ class OfflineAlgorithm(BaseAlgorithm):
 
 _FOUND: dict[str, Algorithm] = {}
 _OFFLINE: dict[str, OfflineAlgorithm] = {}
+_OF_ANSWERS: dict[str, Algorithm] = {}  # as policy_loss takes those that learn from answers
 
 
 def scan(package: str, path: Iterable[str]) -> None:
@@ -135,6 +150,20 @@ def scan(package: str, path: Iterable[str]) -> None:
     declared = [m.ALGORITHM for m in modules if hasattr(m, "ALGORITHM")]
     for found in sorted(declared, key=lambda a: a.name):
         (_FOUND if isinstance(found, Algorithm) else _OFFLINE)[found.name] = found
+        if isinstance(found, OfflineAlgorithm) and found.gate:
+            _OF_ANSWERS[found.name] = _of_answers(found)
+
+
+def _of_answers(declared: OfflineAlgorithm) -> Algorithm:
+    """Returns an algorithm of right answers as policy_loss takes it."""
+    return Algorithm(
+        declared.name,
+        declared.paper,
+        gate=declared.gate,
+        advantage="reward",
+        aggregation="token_mean",
+        defaults={"kl_coef": 0.0, "entropy_coef": 0.0},
+    )
 
 
 def algorithms() -> dict[str, Algorithm]:
@@ -165,7 +194,8 @@ def declarations() -> dict[str, BaseAlgorithm]:
 
 
 def algorithm(name: str | Algorithm) -> Algorithm:
-    """Returns the algorithm of this name; a declaration, of the registry or one's own, is returned.
+    """Returns the algorithm of this name as policy_loss takes it; a declaration, of the registry or
+    one's own, is returned as it is.
 
     >>> from dataclasses import replace
     >>> algorithm(replace(algorithm("grpo"), gate="cispo")).gate
@@ -180,6 +210,8 @@ def algorithm(name: str | Algorithm) -> Algorithm:
         name = name.name
     if not isinstance(name, str):
         raise TypeError(f"algorithm must be a name or an Algorithm, got {name!r}")
+    if name in _OF_ANSWERS:
+        return _OF_ANSWERS[name]
     if name in _OFFLINE:
         known = _OFFLINE[name]
         raise ValueError(

@@ -10,7 +10,7 @@ of the batch without those of the prompt, as in TRL if prompt and answer are sep
 >>> import torch, rlkern
 >>> logits, token = torch.zeros(1, 2, 4), torch.tensor([[0, 3]])
 >>> mask, advantage = torch.tensor([[True, True]]), torch.ones(1)
->>> round(rlkern.policy_loss(logits, token, advantage, mask, algorithm="reinforce").loss.item(), 4)
+>>> round(rlkern.policy_loss(logits, token, advantage, mask, algorithm="sft").loss.item(), 4)
 1.3863
 
 Two tokens of probability 1/4: −log(1/4) is 1.3863.
@@ -23,4 +23,5 @@ ALGORITHM = OfflineAlgorithm(
     paper="arXiv 2203.02155, §3.5",
     learns_from="answers",
     loss="policy_loss",
+    gate="reinforce",
 )

@@ -20,6 +20,7 @@ _NEEDS = {
     "reference_samples": "answers of the starting model",
     "greedy": "a greedy answer to each prompt",
     "several_rewards": "each reward on its own",
+    "teacher": "a teacher",
     "kl": "KL in the reward",
     "overlong": "overlong punishment",
     "dynamic": "dynamic sampling",
@@ -73,6 +74,7 @@ def _facts(algorithm: Any) -> list[tuple[str, str]]:
     made = (
         f"advantage {algorithm.advantage}, gate {algorithm.gate} by {algorithm.level},"
         f" mean by {algorithm.aggregation}"
+        + (f", tokens weighted by statistic {algorithm.statistic}" if algorithm.statistic else "")
         if algorithm.online
         else f"loss {algorithm.loss}, trains {algorithm.trains}"
     )

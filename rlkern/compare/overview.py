@@ -72,6 +72,7 @@ def _conditions(declared: dict[str, Declared], runs: dict[str, list[Run]]) -> li
     kinds = {name: one.learns_from for name, one in declared.items()}
     ran = [run for name, own in runs.items() if name in kinds for run in own]
     ran = [run for run in ran if kinds[run.head["algorithm"]] == "rollouts"] or ran
+    ran = [run for run in ran if "stages" not in run.head["settings"]] or ran  # have none in common
     first, common = ran[0], dict(ran[0].head["settings"])
     for run in ran:
         own = run.head["settings"]

@@ -40,7 +40,8 @@ class Comparison:
     start       keys of `rlkern train` for the run, one for each seed, after whose supervised
                 stage every algorithm starts
     recipes     folder that holds a file <algorithm>.yaml for `rlkern train` for each algorithm, of
-                which all counts but the supervised stage; none has the default settings
+                which all counts but the supervised stage; none has the default settings. A recipe
+                with `stages` is a pipeline, which starts and ends as it says itself
     shared      keys of every run, over those of its recipe
     pipelines   by name, a pipeline's YAML file, of which the last stage is kept; it starts and
                 ends as that file says
@@ -165,9 +166,20 @@ def runs(comparison: Comparison) -> list[Planned]:
     if len(set(comparison.seeds)) < len(comparison.seeds):
         raise UserError(f"seeds must differ from each other, got {comparison.seeds}")
     first, seeds = starts(comparison), comparison.seeds
-    found = [_run(comparison, name, first[seed]) for name in names for seed in seeds]
+    found = [_of_recipe(comparison, name, first[seed]) for name in names for seed in seeds]
     wanted = {} if comparison.algorithms else comparison.pipelines
+    for name in wanted:
+        if name in declarations():
+            raise UserError(f"pipelines must not be called as an algorithm is, got {name!r}")
     return found + [_pipeline(comparison, *one, seed) for one in wanted.items() for seed in seeds]
+
+
+def _of_recipe(comparison: Comparison, name: str, start: Planned) -> Planned:
+    """Returns the run of an algorithm's own file: from the start, or of all its stages."""
+    path = Path(comparison.recipes) / f"{name}.yaml"
+    if comparison.recipes and path.is_file() and "stages" in read(path, "a recipe"):
+        return _pipeline(comparison, name, str(path), start.seed)
+    return _run(comparison, name, start)
 
 
 def _run(comparison: Comparison, name: str, start: Planned) -> Planned:
@@ -200,8 +212,6 @@ def _recipe(comparison: Comparison, name: str) -> dict[str, Any]:
 
 def _pipeline(comparison: Comparison, name: str, file: str, seed: int) -> Planned:
     """Returns the run of a pipeline; its settings are its file's."""
-    if name in declarations():
-        raise UserError(f"pipelines must not be called as an algorithm is, got {name!r}")
     settings = read(file, "a pipeline")
     if "stages" not in settings:
         raise UserError(f"{file} must hold a pipeline, whose key stages lists its runs")

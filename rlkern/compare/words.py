@@ -14,6 +14,7 @@ NORMALISED = {
     "leave_one_out": "mean of the others of the group",
     "length_weighted": "mean of the group, answers weighted by length",
     "max_rl": "mean of the group, divided by it",
+    "win_rate": "share of the group that is beaten",
     "gpg": "mean of the group, times all groups / useful ones",
     "gdpo": "each reward by its group, then the batch",
     "batch_normalized": "mean of the group, std of the batch",
@@ -24,10 +25,11 @@ NORMALISED = {
     "optimal": "V* from answers of the starting model",
     "gae": "value function, by GAE",
     "reward": "nothing",
+    "teacher": "no reward: the teacher's log-probability of each token",
 }
 COMPARED_IN_GROUPS = frozenset(
-    "normalized centered leave_one_out length_weighted max_rl gpg gdpo batch_normalized"
-    " reinforce_plus_plus_baseline".split()
+    "normalized centered leave_one_out length_weighted max_rl gpg gdpo win_rate"
+    " batch_normalized reinforce_plus_plus_baseline".split()
 )
 LEVELS = {
     "token": "token",
@@ -37,7 +39,7 @@ LEVELS = {
     "clipped_sequence": "answer, tokens clipped first",
 }
 # Gates whose loss has no importance ratio, and levels that clip, so that their gate does not.
-WITHOUT_RATIO = frozenset({"reinforce"})
+WITHOUT_RATIO = frozenset({"", "reinforce", "dft"})
 CLIPPING_LEVELS = frozenset({"clipped_sequence"})
 AGGREGATIONS = {
     "token_mean": "tokens of the batch",
@@ -61,6 +63,14 @@ NEEDS = {
     "reference_samples": "answers of the starting model to each prompt, for V*",
     "greedy": "a greedy answer to each prompt",
     "several_rewards": "rewards kept apart, each normalised on its own",
+    "teacher": "another model with the same tokenizer (`teacher`), which scores the tokens",
+}
+STATISTICS = {
+    "m2po": "the second moment of the log ratios: the furthest tokens are dropped",
+    "clip_cov": "the covariance of advantage and log-probability: a few high ones are dropped",
+    "entropy_quantile": "a quantile of the entropies: the tokens below it are dropped",
+    "fipo": "the discounted log ratios of what follows a token",
+    "ess": "the effective sample size of the ratios, which caps them",
 }
 REWARD_TERMS = {
     "kl": "the KL to the starting model, inside the reward (`reward_kl_coef`)",
@@ -92,8 +102,8 @@ def needs_groups(declared: Declared) -> bool:
 
 
 def has_ratio(declared: Declared) -> bool:
-    """Returns True where the loss holds an importance ratio."""
-    return getattr(declared, "gate", None) not in {None, *WITHOUT_RATIO}
+    """Returns True where the loss holds an importance ratio, in its gate or in a statistic."""
+    return getattr(declared, "gate", "") not in WITHOUT_RATIO or bool(declared.statistic)
 
 
 def clips(declared: Declared) -> bool:
@@ -154,6 +164,8 @@ def asks(declared: Declared) -> list[str]:
         found.append(f"groups: {SAMPLING.get(declared.sampling, declared.sampling)}")
         found.append(f"advantage against {normalised(declared)}")
         found.append(f"importance ratio: {ratio(declared)}")
+        if declared.statistic:
+            found.append(f"tokens weighted by {STATISTICS[declared.statistic]}")
         found.append(f"loss: mean over {averaged(declared)}")
     if declared.defaults.get("kl_coef"):
         found.append("the starting model, frozen, for the KL in the loss")

@@ -4,7 +4,6 @@
 Checks of values would synchronise with a GPU, so they run only under RLKERN_CHECK_VALUES=1.
 """
 
-import math
 import os
 from collections.abc import Mapping
 
@@ -147,18 +146,35 @@ def positive_values(op: str, name: str, x: Tensor, mask: Tensor | None) -> None:
 
 def bound(op: str, name: str, x: object, free: float) -> float:
     """Returns x as a float, free for None; raises unless it is a number, which may be infinite."""
-    if x is None:
-        return free
-    return float(x) if x in (math.inf, -math.inf) else number(op, name, x)  # type: ignore[arg-type]
+    value = free if x is None else _as_float(op, name, x)
+    if value != value:
+        raise ValueError(f"{op}: {name} must be a number, got {x}")
+    return value
+
+
+def not_negative_values(op: str, name: str, x: Tensor | None, mask: Tensor) -> None:
+    """Raises ValueError if a counted element is below 0; under RLKERN_CHECK_VALUES=1."""
+    if x is not None and checks_values() and (x[mask] < 0).any():
+        got = x[mask].min().item()
+        raise ValueError(f"{op}: {name} must not be negative where mask is True, got {got}")
+
+
+def unread_values(op: str, name: str, x: Tensor | None, weight: Tensor) -> None:
+    """Raises ValueError if x asks something of a token of weight 0; under RLKERN_CHECK_VALUES=1.
+
+    Such tokens are not read, and so is x there. NaN and infinity ask nothing: paddings hold them.
+    """
+    if x is None or not checks_values():
+        return
+    lost = x[(weight == 0) & x.isfinite() & (x != 0)]
+    if lost.numel():
+        got = lost[0].item()
+        raise ValueError(f"{op}: {name} must be 0 where weight is 0, as no row is read, got {got}")
 
 
 def number(op: str, name: str, x: object) -> float:
     """Returns x as a float; raises unless it is a finite number."""
-    try:
-        value = float(x)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
-        got = describe(x) if isinstance(x, Tensor) else repr(x)
-        raise TypeError(f"{op}: {name} must be a number, got {got}") from None
+    value = _as_float(op, name, x)
     if value - value != 0:  # math.isfinite would break the graph of a compiled caller
         raise ValueError(f"{op}: {name} must be finite, got {x}")
     return value
@@ -167,6 +183,22 @@ def number(op: str, name: str, x: object) -> float:
 def numbers(op: str, given: Mapping[str, object]) -> list[float]:
     """Returns each, by its name, as a float; raises unless all are finite numbers."""
     return [number(op, name, x) for name, x in given.items()]
+
+
+def _as_float(op: str, name: str, x: object) -> float:
+    try:
+        if not isinstance(x, str):
+            return float(x)  # type: ignore[arg-type]
+        got = repr(x)
+    except (TypeError, ValueError, RuntimeError):
+        got = describe(x) if isinstance(x, Tensor) else repr(x)
+    raise TypeError(f"{op}: {name} must be a number, got {got}")
+
+
+def ddof(op: str, x: object) -> None:
+    """Raises ValueError unless x is what a variance's count is lessened by: 0 or 1."""
+    if x not in (0, 1):
+        raise ValueError(f"{op}: ddof must be 0 or 1, got {x}")
 
 
 def checks_values() -> bool:

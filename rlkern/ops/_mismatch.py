@@ -12,6 +12,7 @@ correction: its factor is 1, it is kept, and its answer's sum, mean and maximum 
 dropped only with its answer, which the other tokens judge; an answer of unknown tokens is kept.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -75,3 +76,26 @@ def checked(
         torch.where(known, x.detach().to(dtype), 0.0) for x in (old_logprob, rollout_logprob)
     )
     return Mismatch(old, rollout, known, Sequences(shape, bounds))
+
+
+def binary_kl(m: Mismatch) -> Tensor:
+    """Returns KL(Bernoulli μ ‖ Bernoulli π_old) of each token: this token or another.
+
+    Never more than KL(μ‖π_old) of the whole distributions. OpenRLHF holds both probabilities within
+    1e-6 of 0 and 1; here it is infinite where π_old is 1 and μ is not.
+    """
+    taken, other = m.rollout_logprob.exp(), -torch.expm1(m.rollout_logprob)
+    among_others = other * (other.log() - (-torch.expm1(m.old_logprob)).log())
+    return taken * -m.log_ratio + torch.where(other > 0, among_others, 0.0)
+
+
+def total_variation(m: Mismatch) -> Tensor:
+    """Returns |π_old − μ| of each token's probabilities: that of the two Bernoulli variables."""
+    return (m.old_logprob.exp() - m.rollout_logprob.exp()).abs()
+
+
+# Exact divergences of two outcomes, the token that was drawn or another, by name.
+TWO_OUTCOMES: dict[str, Callable[[Mismatch], Tensor]] = {
+    "binary_kl": binary_kl,
+    "total_variation": total_variation,
+}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy losses' shared arguments: an algorithm's declaration, coefficients and weights."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,21 +11,24 @@ from torch import Tensor
 from rlkern import aggregate
 from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
-from rlkern.backends.eager.gates import GATE_COEFFICIENTS
+from rlkern.backends.eager.gates import GATE_COEFFICIENTS, TOKEN_GATES
 from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.backends.eager.levels import LEVELS
 from rlkern.backends.eager.token_logprob import accumulation_dtype
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
 from rlkern.ops._rows import of_each_token
 
-ROWS = (
-    "Tensor advantage, Tensor weight, Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction"
+ROWS = ", ".join(
+    f"Tensor{'?' if name in Rows._field_defaults else ''} {name}" for name in Rows._fields
 )
 SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
-# coefficients (6,) float64 on the CPU: a float argument would make torch.compile compile anew for
-# every value. Their order is Objective.numbers.
+# coefficients float64 on the CPU: a float argument would make torch.compile compile anew for every
+# value. Their order is Objective.numbers.
 OBJECTIVE = "Tensor? cu_seqlens, str gate, str level, str kl, Tensor coefficients"
+# Off by default, whatever the algorithm.
+CLAMPS = {"log_ratio_min": -math.inf, "log_ratio_max": math.inf, "kl_max": math.inf}
 
 
 def scalars(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,35 +37,74 @@ def scalars(like: Tensor) -> tuple[Tensor, Tensor]:
     return like.new_empty((), dtype=dtype), like.new_empty((len(METRICS),), dtype=dtype)
 
 
+def coefficient_defaults(declared: Algorithm) -> dict[str, float | str]:
+    """Returns every coefficient that an algorithm's loss takes with its default."""
+    names = {"kl_estimator": declared.kl_estimator, "level": declared.level}
+    return {**declared.defaults, **names, **CLAMPS}
+
+
+def _named(declared: Algorithm, key: str, name: object, table: Mapping[str, object]) -> str:
+    if name not in tuple(table):
+        expected = ", ".join(table)
+        raise ValueError(f"{declared.name}: {key} must be one of {expected}, got {name!r}")
+    return str(name)
+
+
+def _check_level(declared: Algorithm, level: str) -> None:
+    """Raises ValueError if the gate of an algorithm makes nothing of the ratio of a level."""
+    if level == declared.level:
+        return
+    if declared.gate in TOKEN_GATES:
+        raise ValueError(
+            f"{declared.name}: level must be token, as its gate {declared.gate} looks at no ratio "
+            f"of a sequence, got {level!r}"
+        )
+    if "clipped_sequence" in (level, declared.level):
+        raise ValueError(
+            f"{declared.name}: level must be {declared.level}, as clipped_sequence takes the clip "
+            f"widths that other levels leave to the gate, got {level!r}"
+        )
+
+
 def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str]) -> Objective:
     """Returns the token objective of an algorithm, the coefficients laid over its defaults."""
-    known: dict[str, float | str] = {**declared.defaults, "kl_estimator": declared.kl_estimator}
+    known = coefficient_defaults(declared)
+    for name in declared.statistic_coef:
+        del known[name]
+        if name in coefficients:
+            raise TypeError(
+                f"{declared.name}: {name} is a coefficient of rlkern.statistics.factor, which makes"
+                " the correction"
+            )
     for name in coefficients:
         if name not in known:
             raise TypeError(
                 f"{declared.name}: unknown coefficient {name!r}, expected one of {', '.join(known)}"
             )
     known.update(coefficients)
-    if known["kl_estimator"] not in tuple(KL_ESTIMATORS):
-        raise ValueError(
-            f"{declared.name}: kl_estimator must be one of {', '.join(KL_ESTIMATORS)}, "
-            f"got {known['kl_estimator']!r}"
-        )
+    kl = _named(declared, "kl_estimator", known["kl_estimator"], KL_ESTIMATORS)
+    level = _named(declared, "level", known["level"], LEVELS)
+    _check_level(declared, level)
 
     names = (*declared.gate_coef, "kl_coef", "entropy_coef")
     numbers = check.numbers(declared.name, {name: known[name] for name in names})
-    for name, number in zip(names[:-1], numbers):
+    clamps = [check.bound(declared.name, name, known[name], off) for name, off in CLAMPS.items()]
+    if clamps[0] > 0:
+        raise ValueError(f"{declared.name}: log_ratio_min must not be positive, got {clamps[0]}")
+    sizes = {**dict(zip(names[:-1], numbers)), **dict(zip(tuple(CLAMPS)[1:], clamps[1:]))}
+    for name, number in sizes.items():
         if number < 0:
             raise ValueError(f"{declared.name}: {name} must not be negative, got {number}")
     *gate_coef, kl_coef, entropy_coef = numbers
     unused = [0.0] * (GATE_COEFFICIENTS - len(gate_coef))
     return Objective(
         declared.gate,
-        declared.level,
-        str(known["kl_estimator"]),
+        level,
+        kl,
         (*gate_coef, *unused),
         kl_coef,
         entropy_coef,
+        *clamps,
     )
 
 
@@ -89,6 +132,9 @@ class LossArguments(NamedTuple):
     old_logprob: Tensor | None
     ref_logprob: Tensor | None
     correction: Tensor | None
+    penalty: Tensor | None
+    entropy_weight: Tensor | None
+    nll_weight: Tensor | None
     cu_seqlens: Tensor | None
     weight: Tensor | None
     algorithm: str | Algorithm
@@ -118,23 +164,33 @@ def checked_arguments(
     bounds = check.sequence_bounds(op, given.cu_seqlens, shape, scores.device)
     declared = find_algorithm(given.algorithm)
     objective = make_objective(declared, given.coefficients)
-    if declared.level != "token" and bounds is None and len(shape) != 2:
+    if objective.level != "token" and bounds is None and len(shape) != 2:
         raise ValueError(
             f"{op}: {declared.name} compares whole sequences, so rows must be (B, T), "
             f"or (N,) with cu_seqlens, got {tuple(shape)}"
         )
+    if declared.statistic and given.correction is None:
+        raise ValueError(
+            f"{op}: {declared.name} weighs tokens by a statistic of the whole batch, so correction"
+            " must be given: rlkern.statistics.factor(logprob, old_logprob, advantage, mask,"
+            f" algorithm={declared.name!r}) makes it"
+        )
     if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
-    weight = _weights(
-        op, given.mask, given.weight, declared, bounds, accumulation_dtype(scores.dtype)
-    )
+    dtype = accumulation_dtype(scores.dtype)
+    weight = _weights(op, given.mask, given.weight, declared, bounds, dtype)
     advantage = of_each_token(op, "advantage", given.advantage, shape, bounds)
-    correction = given.correction
-    if correction is not None:
-        correction = of_each_token(op, "correction", correction, shape, bounds)
-    rows = Rows(advantage, weight, given.old_logprob, given.ref_logprob, correction)
+    others = {name: getattr(given, name) for name in Rows._fields[2:]}
+    if given.correction is not None:
+        others["correction"] = of_each_token(op, "correction", given.correction, shape, bounds)
+    rows = Rows(advantage, weight, **others)
     for name, x in zip(rows._fields, rows):
         if x is not None:
             check.like(op, name, x, shape, scores, check.FLOATS)
-            check.finite_values(op, name, x, given.mask)
+            # An old_logprob that is NaN is one that nobody knows.
+            known = given.mask & ~x.isnan() if name == "old_logprob" else given.mask
+            check.finite_values(op, name, x, known)
+    check.not_negative_values(op, "penalty", rows.penalty, given.mask)
+    check.unread_values(op, "entropy_weight", rows.entropy_weight, weight)
+    check.unread_values(op, "nll_weight", rows.nll_weight, weight)
     return CheckedArguments(rows, bounds, objective)

@@ -12,8 +12,8 @@ from rlkern.backends.eager.preference_loss import Coefficients
 from rlkern.ops import _check as check
 from rlkern.ops._library import graph_numbers
 
-_BELOW = {"label_smoothing": 0.5, "alpha": 1.0}
-_ANY_SIGN = ("reward_shift",)
+_BELOW = {"label_smoothing": 0.5}
+_ANY_SIGN = ("reward_shift", "alpha")
 
 
 class Rows(NamedTuple):
@@ -85,6 +85,8 @@ def coefficients(
         value = check.number(op, name, x)
         if name in positive and value <= 0:
             raise ValueError(f"{op}: {name} must be greater than 0, got {value}")
+        if name == "alpha" and value == 0:
+            raise ValueError(f"{op}: alpha must not be 0, the limit that needs no alpha, got {x}")
         if name not in _ANY_SIGN and value < 0:
             raise ValueError(f"{op}: {name} must be at least 0, got {value}")
         if value >= _BELOW.get(name, float("inf")):

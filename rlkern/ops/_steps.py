@@ -10,12 +10,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.reverse_scan import at_steps, following, sequence_of_step
+from rlkern.backends.eager.reverse_scan import at_steps, following, last_counted_steps
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
 from rlkern.ops.reverse_scan import reverse_scan
 
 FLOATS = (torch.float32, torch.float64)
+
+
+class Ends(NamedTuple):
+    """Where counted steps end an episode inside their sequence, and the value after them.
+
+    The value is 0 where the episode terminated. It is anything where no episode ends.
+    """
+
+    done: Tensor
+    value: Tensor
 
 
 class Steps(NamedTuple):
@@ -26,6 +36,31 @@ class Steps(NamedTuple):
     mask: Tensor
     cu_seqlens: Tensor | None
     shape: torch.Size
+    ends: Ends | None = None
+
+    def with_ends(
+        self, terminated: Tensor | None, truncated: Tensor | None, final_value: Tensor | None
+    ) -> "Steps":
+        """Returns the steps with checked ends of episodes; flags of masked steps are not read."""
+        if (truncated is None) != (final_value is None):
+            raise ValueError(f"{self.op}: truncated and final_value must be given together")
+        if terminated is None and truncated is None:
+            return self
+        over, cut = self._flags("terminated", terminated), self._flags("truncated", truncated)
+        cut = cut & ~over
+        value = torch.zeros_like(self.reward)
+        if final_value is not None:
+            dtypes = (self.reward.dtype,)
+            check.like(self.op, "final_value", final_value, self.shape, self.reward, dtypes)
+            value = torch.where(cut, self.rows(final_value), value)
+            check.finite_values(self.op, "final_value", value, cut)
+        return self._replace(ends=Ends(over | cut, value))
+
+    def _flags(self, name: str, x: Tensor | None) -> Tensor:
+        if x is None:
+            return torch.zeros_like(self.mask)
+        check.like(self.op, name, x, self.shape, self.reward, (torch.bool,))
+        return self.rows(x) & self.mask
 
     def rows(self, x: Tensor) -> Tensor:
         """Returns a tensor of the caller's shape as a constant in the shape of the steps."""
@@ -72,37 +107,41 @@ class Steps(NamedTuple):
         return found.to(self.reward)
 
     def after(self, bootstrap: Tensor | None) -> Tensor:
-        """Returns the value after each sequence, so that it broadcasts over the steps."""
+        """Returns the value after each sequence, at steps that end an episode the value after it,
+        so that it broadcasts over the steps."""
         found = self.per_sequence("bootstrap", bootstrap)
         if found is None:
-            return self.reward.new_zeros(())
-        return at_steps(found, self.reward.shape[-1], self.cu_seqlens)
+            after = self.reward.new_zeros(())
+        else:
+            after = at_steps(found, self.reward.shape[-1], self.cu_seqlens)
+        return after if self.ends is None else torch.where(self.ends.done, self.ends.value, after)
 
-    def scan(self, bias: Tensor, decay: Tensor, bootstrap: Tensor | None = None) -> Tensor:
-        """Returns the reverse scan of the counted steps that begins with bootstrap; 0 elsewhere."""
-        decay = torch.where(self.mask, decay, 1.0)
-        bias = torch.where(self.mask, bias, 0.0)
-        if bootstrap is not None:
-            # At the last counted step, not the last of all: padding then changes no bit.
-            bias = torch.where(self._last_counted(), bias + decay * self.after(bootstrap), bias)
+    def scan(self, bias: Tensor, decay: Tensor) -> Tensor:
+        """Returns the reverse scan of the counted steps, from 0 in each episode; 0 elsewhere."""
+        bias, decay = torch.where(self.mask, bias, 0.0), torch.where(self.mask, decay, 1.0)
+        if self.ends is not None:
+            decay = torch.where(self.ends.done, 0.0, decay)
         x = reverse_scan(bias, decay, cu_seqlens=self.cu_seqlens)
         return torch.where(self.mask, x, 0.0)
 
-    def _last_counted(self) -> Tensor:
-        counted = self.mask.cumsum(-1)
-        if self.cu_seqlens is None:
-            return self.mask & (counted == self.mask.sum(-1, keepdim=True))
-        of_step = sequence_of_step(self.cu_seqlens, counted.shape[0])
-        ends = torch.nn.functional.pad(counted, (1, 0))[self.cu_seqlens[1:]]
-        return self.mask & (counted == ends[of_step])
+    def returns(self, discount: Tensor, bootstrap: Tensor | None) -> Tensor:
+        """Returns the discounted rewards to the end of the episode, and the value after it."""
+        reward = self.reward
+        if bootstrap is not None or self.ends is not None:
+            # At the last counted step, not the last of all: padding then changes no bit.
+            last = last_counted_steps(self.mask, self.cu_seqlens)
+            last = last if self.ends is None else last | self.ends.done
+            reward = torch.where(last, reward + discount * self.after(bootstrap), reward)
+        return self.scan(reward, discount)
 
     def following(self, x: Tensor, after: Tensor) -> Tensor:
-        """Returns x of the next counted step."""
+        """Returns x of the next counted step of the episode, `after` where there is none."""
 
         def scan(bias, decay, cu_seqlens):
             return reverse_scan(bias, decay, cu_seqlens=cu_seqlens)
 
-        return following(x, self.mask, after, self.cu_seqlens, scan)
+        found = following(x, self.mask, after, self.cu_seqlens, scan)
+        return found if self.ends is None else torch.where(self.ends.done, after, found)
 
 
 def _flat(x: Tensor, shape: torch.Size) -> Tensor:

@@ -13,6 +13,9 @@ def discounted_return(
     discount: float | Tensor = 1.0,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    terminated: Tensor | None = None,
+    truncated: Tensor | None = None,
+    final_value: Tensor | None = None,
 ) -> Tensor:
     """Returns the discounted sum of the rewards from each token on.
 
@@ -27,6 +30,7 @@ def discounted_return(
         discount    γ, a number or one per sequence
         bootstrap   one per sequence, in the dtype of the rewards; None: all episodes terminated
         cu_seqlens  (S + 1,) int64 or int32: where each packed sequence begins, and the last ends
+        terminated, truncated, final_value  ends of episodes inside a sequence, as of gae
     Returns
         (..., T), 0 where mask is False
     Raises
@@ -40,5 +44,6 @@ def discounted_return(
     [[3.0, 0.0, 4.0]]
     """
     rows = steps("discounted_return", reward, mask, cu_seqlens)
+    rows = rows.with_ends(terminated, truncated, final_value)
     gamma = rows.coefficient("discount", discount)
-    return rows.scan(rows.reward, gamma, bootstrap).reshape(rows.shape)
+    return rows.returns(gamma, bootstrap).reshape(rows.shape)

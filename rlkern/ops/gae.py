@@ -8,12 +8,13 @@ from torch import Tensor
 
 from rlkern import aggregate
 from rlkern.backends import implementation
+from rlkern.ops import _check as check
 from rlkern.ops._library import register
-from rlkern.ops._steps import steps
+from rlkern.ops._steps import Steps, steps
 
 forward = register(
     "gae(Tensor reward, Tensor value, Tensor mask, Tensor coefficients, Tensor? bootstrap,"
-    " Tensor? cu_seqlens, bool whiten) -> (Tensor, Tensor)",
+    " Tensor? cu_seqlens, int? ddof) -> (Tensor, Tensor)",
     lambda reward, *rest: implementation("gae", reward)(reward, *rest),
     lambda reward, *rest: (torch.empty_like(reward), torch.empty_like(reward)),
 )
@@ -26,6 +27,41 @@ class Gae(NamedTuple):
     target: Tensor
 
 
+def estimates(
+    rows: Steps,
+    value: Tensor,
+    discount: float | Tensor,
+    gae_lambda: float | Tensor,
+    bootstrap: Tensor | None,
+    ddof: int | None = None,
+) -> Gae:
+    """Returns what gae does, in the shape of the steps; ddof is for steps without ends alone."""
+    value = rows.floats("value", value)
+    if rows.ends is None:
+        coefficients = rows.coefficients(discount=discount, gae_lambda=gae_lambda)
+        after = rows.per_sequence("bootstrap", bootstrap)
+        return Gae(
+            *forward(rows.reward, value, rows.mask, coefficients, after, rows.cu_seqlens, ddof)
+        )
+    gamma, trace = (
+        rows.coefficient("discount", discount),
+        rows.coefficient("gae_lambda", gae_lambda),
+    )
+    delta = rows.reward + gamma * rows.following(value, rows.after(bootstrap)) - value
+    advantage = rows.scan(delta, gamma * trace)
+    return Gae(advantage, torch.where(rows.mask, advantage + value, 0.0))
+
+
+def _check_whitening(whiten: bool | str, ddof: int, group: object) -> None:
+    if whiten not in (False, True, "centered"):
+        raise ValueError(f"gae: whiten must be False, True or 'centered', got {whiten!r}")
+    check.ddof("gae", ddof)
+    if ddof != 1 and whiten is not True:
+        raise ValueError(f"gae: ddof belongs to whiten=True, got whiten={whiten!r}")
+    if group is not None and not whiten:
+        raise ValueError("gae: group belongs to whiten=True or 'centered', got whiten=False")
+
+
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -35,7 +71,11 @@ def gae(
     gae_lambda: float | Tensor = 0.95,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    whiten: bool = False,
+    terminated: Tensor | None = None,
+    truncated: Tensor | None = None,
+    final_value: Tensor | None = None,
+    whiten: bool | str = False,
+    ddof: int = 1,
     group=None,
 ) -> Gae:
     """Returns generalised advantage estimates of each token and the value targets.
@@ -45,13 +85,18 @@ def gae(
 
     Paper: arXiv 1506.02438, eq. 16. t + 1 is the next counted token: masked tokens, such as a
     tool's answer inside a dialogue, are stepped over (as in verl; in OpenRLHF they are steps of
-    reward 0 and value 0). After the last counted token comes `bootstrap`: 0 where the episode
-    terminated, the value of the state it was cut off in where it was truncated. A row that holds
-    several episodes is several sequences of cu_seqlens.
+    reward 0 and value 0). After the last counted token comes `bootstrap`: 0 where the episode terminated,
+    the value of the state it was cut off in where it was truncated. A row that holds several
+    episodes is several sequences of cu_seqlens, or has flags: V_{t+1} and A_{t+1} are 0 where step
+    t terminated; where it was truncated V_{t+1} is final_value and A_{t+1} is 0. The flags are
+    gymnasium's, of the step itself. CleanRL's dones and Stable-Baselines3's episode_starts lie one
+    step later; the latter adds discount·final_value to the reward instead, and CleanRL's PPO takes
+    a truncation for a termination. With flags there are two scans in place of one sweep.
 
-    Whitening is (A − mean) / √(variance + 1e-8) over all counted tokens, with ddof = 1 (TRL, verl;
-    OpenRLHF has ddof = 0); the target keeps its scale. Two λ, one for the policy and one for the
-    value (arXiv 2503.01491, VC-PPO), are two calls; `length_adaptive_lambda` makes VAPO's.
+    Whitening is (A − mean) / √(variance + 1e-8) over all counted tokens, the variance divided by
+    n − ddof: 1 in TRL and verl, 0 in OpenRLHF; "centered" is A − mean (OpenRLHF's no_std_norm). The
+    target keeps its scale. Two λ, one for the policy and one for the value (arXiv 2503.01491,
+    VC-PPO), are two calls; `length_adaptive_lambda` makes VAPO's.
 
     Arguments
         reward      (..., T) float32 or float64; packed sequences are (N,)
@@ -61,7 +106,12 @@ def gae(
         gae_lambda  λ, a number or one per sequence; 0.95
         bootstrap   one per sequence, in the dtype of the rewards; None: all episodes terminated
         cu_seqlens  (S + 1,) int64 or int32: where each packed sequence begins, and the last ends
-        whiten      whether the advantages are whitened
+        terminated, truncated  of the shape of reward, bool: the episode ended after this step, or
+                    was cut off there. Both: it ended. Flags of masked steps are not read
+        final_value  of the shape and dtype of reward: value of the state in which an episode was
+                    cut off; goes with truncated, and is anything where that is False
+        whiten      True: the advantages are whitened; "centered": their mean is taken off
+        ddof        0 or 1, for whiten=True
         group       process group whose ranks hold the parts of one batch, for whitening
     Returns
         Gae(advantage, target), each of the shape of reward
@@ -76,20 +126,15 @@ def gae(
     ([[0.5, 0.5]], [[1.0, 1.0]])
     """
     rows = steps("gae", reward, mask, cu_seqlens)
-    if group is not None and not whiten:
-        raise ValueError("gae: group belongs to whiten=True, got whiten=False")
-    arguments = (
-        rows.reward,
-        rows.floats("value", value),
-        rows.mask,
-        rows.coefficients(discount=discount, gae_lambda=gae_lambda),
-        rows.per_sequence("bootstrap", bootstrap),
-        rows.cu_seqlens,
-        whiten and group is None,
-    )
-    advantage, target = forward(*arguments)
-    if group is not None:
-        advantage = aggregate.whiten(advantage, rows.mask, group=group)
+    rows = rows.with_ends(terminated, truncated, final_value)
+    _check_whitening(whiten, ddof, group)
+    fused = whiten is True and group is None and rows.ends is None
+    inside = ddof if fused else None
+    advantage, target = estimates(rows, value, discount, gae_lambda, bootstrap, inside)
+    if whiten == "centered":
+        advantage = aggregate.center(advantage, rows.mask, group=group)
+    elif whiten and not fused:
+        advantage = aggregate.whiten(advantage, rows.mask, ddof=ddof, group=group)
     if advantage.shape == rows.shape:
         return Gae(advantage, target)
     return Gae(advantage.reshape(rows.shape), target.reshape(rows.shape))

@@ -124,8 +124,7 @@ def group_advantage(
     check.like(op, "group", group, reward.shape, reward, check.INTEGERS)
     if kind not in KINDS:
         raise ValueError(f"{op}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if ddof not in (0, 1):
-        raise ValueError(f"{op}: ddof must be 0 or 1, got {ddof}")
+    check.ddof(op, ddof)
     eps = check.number(op, "eps", eps)
     if eps < 0:
         raise ValueError(f"{op}: eps must be at least 0, got {eps}")

@@ -4,7 +4,7 @@
 from torch import Tensor
 
 from rlkern.ops._steps import steps
-from rlkern.ops.gae import forward as gae
+from rlkern.ops.gae import estimates
 
 
 def lambda_return(
@@ -16,6 +16,9 @@ def lambda_return(
     gae_lambda: float | Tensor = 0.95,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    terminated: Tensor | None = None,
+    truncated: Tensor | None = None,
+    final_value: Tensor | None = None,
 ) -> Tensor:
     """Returns the λ-return of each token, the target of TD(λ) in its forward view.
 
@@ -40,12 +43,5 @@ def lambda_return(
     [[2.25, 1.0]]
     """
     rows = steps("lambda_return", reward, mask, cu_seqlens)
-    arguments = (
-        rows.reward,
-        rows.floats("value", value),
-        rows.mask,
-        rows.coefficients(discount=discount, gae_lambda=gae_lambda),
-        rows.per_sequence("bootstrap", bootstrap),
-        rows.cu_seqlens,
-    )
-    return gae(*arguments, False)[1].reshape(rows.shape)
+    rows = rows.with_ends(terminated, truncated, final_value)
+    return estimates(rows, value, discount, gae_lambda, bootstrap).target.reshape(rows.shape)

@@ -25,10 +25,19 @@ from rlkern.ops._library import refuse_double_backward, register, scaled_gradien
 from rlkern.ops._linear_arguments import Lora, checked_head, checked_softmax
 from rlkern.ops._linear_head import Gradients, Head, Waves, one_row
 from rlkern.ops._loss_output import LossOutput
-from rlkern.ops._objective import SOFTMAX, LossArguments, checked_arguments
+from rlkern.ops._objective import (
+    OBJECTIVE,
+    ROWS,
+    SOFTMAX,
+    LossArguments,
+    checked_arguments,
+)
 from rlkern.ops._rows import row_vectors, token_vector
 from rlkern.ops.linear_token_logprob import HEAD, gradients_fake, scored_rows
 from rlkern.ops.token_objective import forward as token_objective
+
+# The head has a weight, too.
+_ROWS = ROWS.replace("Tensor weight", "Tensor row_weight")
 
 
 class _Loss:
@@ -107,11 +116,14 @@ class _Loss:
 
 def _parts(rest):
     """Returns what the operator's arguments after hidden stand for."""
-    head, token, rows = Head(*rest[:5]), rest[5], Rows(*rest[6:11])
-    softmax, bounds = Softmax(*rest[11:14]), rest[14]
-    gate, level, kl, coefficients = rest[15:19]
+    end = 6 + len(Rows._fields)
+    head, token, rows = Head(*rest[:5]), rest[5], Rows(*rest[6:end])
+    softmax, (bounds, gate, level, kl, coefficients, wave, _) = (
+        Softmax(*rest[end:][:3]),
+        rest[end + 3 :],
+    )
     objective = Objective.of(gate, level, kl, coefficients.tolist())
-    return head, token, rows, softmax, bounds, objective, rest[19]
+    return head, token, rows, softmax, bounds, objective, wave
 
 
 def _forward(hidden, *rest):
@@ -137,9 +149,8 @@ def _forward_fake(hidden, *rest):
 
 
 forward = register(
-    f"linear_policy_loss(Tensor hidden, {HEAD}, Tensor token, Tensor advantage, Tensor row_weight,"
-    f" Tensor? old_logprob, Tensor? ref_logprob, Tensor? correction, {SOFTMAX}, Tensor? cu_seqlens,"
-    " str gate, str level, str kl, Tensor coefficients, int wave, bool[] wants)"
+    f"linear_policy_loss(Tensor hidden, {HEAD}, Tensor token, {_ROWS}, {SOFTMAX}, {OBJECTIVE},"
+    " int wave, bool[] wants)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
@@ -180,6 +191,9 @@ def linear_policy_loss(
     old_logprob: Tensor | None = None,
     ref_logprob: Tensor | None = None,
     correction: Tensor | None = None,
+    penalty: Tensor | None = None,
+    entropy_weight: Tensor | None = None,
+    nll_weight: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
@@ -219,8 +233,8 @@ def linear_policy_loss(
     door = checked_head(op, hidden, head_weight, bias, lora, logit_scale, wave, group)
     shape = hidden.shape[:-1]
     given = LossArguments(
-        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
-        coefficients,
+        advantage, mask, old_logprob, ref_logprob, correction, penalty, entropy_weight, nll_weight,
+        cu_seqlens, weight, algorithm, coefficients,
     )  # fmt: skip
     checked = checked_arguments(op, hidden, shape, given)
     check.like(op, "token", token, shape, hidden, check.INTEGERS)

@@ -17,6 +17,9 @@ def n_step_return(
     discount: float | Tensor = 1.0,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    terminated: Tensor | None = None,
+    truncated: Tensor | None = None,
+    final_value: Tensor | None = None,
 ) -> Tensor:
     """Returns n rewards and then the value of the state they lead to.
 
@@ -41,7 +44,7 @@ def n_step_return(
     [[32.0, 42.0, 2.0, 1.0]]
     """
     op = "n_step_return"
-    rows = steps(op, reward, mask, cu_seqlens)
+    rows = steps(op, reward, mask, cu_seqlens).with_ends(terminated, truncated, final_value)
     value = rows.floats("value", value)
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"{op}: n must be an integer of at least 1, got {n!r}")
@@ -59,7 +62,7 @@ def n_step_return(
             covered += width
         window = window + factor * ahead(window, width, 0.0)
         factor = factor * ahead(factor, width, 1.0)
-    after = ahead.pack(rows.after(bootstrap))
+    after = ahead.at_end(ahead.pack(rows.after(bootstrap)))
     total = total + scale * ahead(ahead.pack(value), n, after)
     return torch.where(rows.mask, ahead.unpack(total), 0.0).reshape(rows.shape)
 
@@ -78,6 +81,9 @@ class _Ahead:
         else:
             end = rows.cu_seqlens[1:][sequence_of_step(rows.cu_seqlens, self.steps)]
         self.end = self.pack(counted[end].reshape(self.shape))
+        if rows.ends is not None:
+            over = torch.where(self.pack(rows.ends.done), self.place + 1, self.steps)
+            self.end = torch.minimum(self.end, over.flip(0).cummin(0).values.flip(0))
 
     def pack(self, x: Tensor) -> Tensor:
         """Returns what the counted steps have, each in its place."""
@@ -88,7 +94,11 @@ class _Ahead:
         """Returns what lies in the place of each step; anything where the step is not counted."""
         return torch.nn.functional.pad(x, (0, 1))[self.slot].reshape(self.shape)
 
+    def at_end(self, x: Tensor) -> Tensor:
+        """Returns x of the last counted step before the end."""
+        return x[(self.end - 1).clamp(min=0)]
+
     def __call__(self, x: Tensor, k: int, beyond: Tensor | float) -> Tensor:
-        """Returns x k counted steps ahead, `beyond` where the sequence is over."""
+        """Returns x k counted steps ahead, `beyond` where the sequence or episode is over."""
         there = self.place + k
         return torch.where(there < self.end, x[there.clamp(max=self.steps - 1)], beyond)

@@ -38,9 +38,10 @@ from rlkern.ops.token_objective import forward as token_objective
 
 def _parts(arguments):
     """Returns (rows, softmax, cu_seqlens, objective) of what follows logits and token."""
-    rows, softmax = Rows(*arguments[:5]), Softmax(*arguments[5:8])
-    cu_seqlens, gate, level, kl, coefficients = arguments[8:]
-    return rows, softmax, cu_seqlens, Objective.of(gate, level, kl, coefficients.tolist())
+    rows, rest = Rows(*arguments[: len(Rows._fields)]), arguments[len(Rows._fields) :]
+    cu_seqlens, gate, level, kl, coefficients = rest[3:]
+    objective = Objective.of(gate, level, kl, coefficients.tolist())
+    return rows, Softmax(*rest[:3]), cu_seqlens, objective
 
 
 def _run(logits, token, arguments, grad_logits):
@@ -142,6 +143,9 @@ def policy_loss(
     old_logprob: Tensor | None = None,
     ref_logprob: Tensor | None = None,
     correction: Tensor | None = None,
+    penalty: Tensor | None = None,
+    entropy_weight: Tensor | None = None,
+    nll_weight: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     temperature: float | Tensor = 1.0,
     softcap: float | None = None,
@@ -154,22 +158,31 @@ def policy_loss(
 ) -> LossOutput:
     """Returns the loss of sampled tokens, its gradient made in the same pass over the logits.
 
-        loss = Σ_t weight_t · (correction_t·gate(log π, log r, A)
-                               + kl_coef·KL(π, π_ref) − entropy_coef·H)
+        loss = Σ_t weight_t · (correction_t·gate(log π, log r, A) + kl_coef·KL(π, π_ref)
+                               + penalty_t·|log π − log π_old|)
+               − entropy_coef·Σ_t entropy_weight_t·H − Σ_t nll_weight_t·log π
 
     Gate, ratio level and coefficients are the algorithm's (rlkern.algorithms). logits[b, t] scores
     token[b, t]: nothing is shifted here. Without old_logprob the batch is on policy, ratio 1.
     Token-level objectives read the logits once and write their gradient once; where the ratio is a
-    sequence's (GSPO) or the vocabulary is split (group), the logits are read twice.
+    sequence's (GSPO) or the vocabulary is split (group), the logits are read twice. The loss is
+    always the sum: token_logprob and then token_objective(reduction="none") give its terms.
 
     Arguments
         logits        (B, T, V) or (N, V) float of any width, the last dimension contiguous
         token         (B, T) int64 or int32; any value where mask is False
         advantage     (B, T), or one per answer, (B,) or (B, 1), float; with cu_seqlens (N,) or (S,)
         mask          (B, T) bool, True counts; other rows are not read, whatever they hold
-        old_logprob   (B, T) log π_old, of the policy that sampled (or of the last refresh)
+        old_logprob   (B, T) log π_old, of the policy that sampled (or of the last refresh); where
+                      it is NaN, as samplers report what they do not know, the ratio is 1
         ref_logprob   (B, T) log π_ref; needed when kl_coef is not 0
         correction    factor of the gate's loss, from rlkern.rollout_correction; advantage's shapes
+        penalty       (B, T) ≥ 0: KL-Cov's pull to π_old (arXiv 2505.22617) on the tokens it
+                      chooses. verl multiplies it by the correction, too: multiply it before
+        entropy_weight  (B, T) the weight of the entropy term in place of weight, such as TRL's
+                      mean over tokens, whatever the loss; verl and OpenRLHF take the loss's own
+        nll_weight    (B, T) adds −log π of the tokens that are to be imitated, as NeMo's VAPO does
+                      with right answers. What weight 0 excludes is not read here either
         cu_seqlens    (S + 1,) int32 or int64: sequence i is the flat rows cu_seqlens[i] to
                       cu_seqlens[i + 1]; without it a sequence is a row of (B, T)
         temperature   a number > 0, or a float tensor that broadcasts to (B, T)
@@ -183,7 +196,13 @@ def policy_loss(
         group         as in rlkern.token_logprob: the ranks hold slices of the vocabulary, and each
                       gets the loss of the whole and its slice's gradient, made by the backward
         coefficients  kl_coef, kl_estimator, entropy_coef, and the algorithm's own, such as
-                      clip_low and clip_high
+                      clip_low and clip_high; and, whatever the algorithm,
+                      level: whose ratio the gate sees (token, sequence, sequence_token, product),
+                      by default the algorithm's own; TRL's importance_sampling_level;
+                      log_ratio_min ≤ 0, log_ratio_max ≥ 0: bounds of the log ratio that the gate
+                      sees, by default infinite; verl's are ±20 for tokens and at most 10 for GSPO;
+                      kl_max: the KL term is within ±kl_max, by default infinite; verl's is 10.
+                      Beyond a bound the gradient is 0, but that of k1+ and k3+ stays
     Returns
         LossOutput(loss, metrics): a float32 scalar (float64 for float64 logits), and a vector
         that metrics_dict reads
@@ -206,8 +225,8 @@ def policy_loss(
         check.overwritable(op, logits)
     shape = logits.shape[:-1]
     given = LossArguments(
-        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
-        coefficients,
+        advantage, mask, old_logprob, ref_logprob, correction, penalty, entropy_weight, nll_weight,
+        cu_seqlens, weight, algorithm, coefficients,
     )  # fmt: skip
     checked = checked_arguments(op, logits, shape, given)
     check.like(op, "token", token, shape, logits, check.INTEGERS)

@@ -98,7 +98,10 @@ def preference_loss(
         hinge         max(0, 1 − β·Δ)                    SLiC, RSO
         ipo           (Δ − 1/(2β))², h per token         as TRL; ipo_sum has h summed, as OpenRLHF
         exo_pair  discopop  nca_pair  sppo_hard  bco_pair  apo_zero  apo_down  aot  aot_unpaired
-        cpo  simpo  orpo                                 without a reference: h = log π
+        cpo  simpo  alpha_po  orpo                       without a reference: h = log π
+
+    LD-DPO is sigmoid of ld_sequence_logprob, under both models; WPO is any kind whose weight is of
+    wpo_weight.
 
     Arguments
         chosen_logprob, rejected_logprob  (B,) float, log π of the answers, summed over tokens
@@ -109,8 +112,8 @@ def preference_loss(
                          SPPO and 0.01 for NCA, BCO and AOT
         divergence       reverse_kl, forward_kl, js or alpha (f-DPO), for kinds of Δ alone
         chosen_length, rejected_length  (B,) int or float, tokens of the answers, for the kinds
-                         that average: sigmoid_norm, ipo, simpo, orpo. The mean of an answer of
-                         length 0 is 0, and so is its gradient
+                         that average: sigmoid_norm, ipo, simpo, alpha_po, orpo. The mean of an
+                         answer of length 0 is 0, and so is its gradient
         mask             (B,) bool, True counts; all by default
         weight           (B,) weight of each pair, by default 1 / (number of counted pairs). The
                          kinds that sort the batch, aot and aot_unpaired, take none

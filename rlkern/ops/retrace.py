@@ -18,6 +18,9 @@ def retrace(
     gae_lambda: float | Tensor = 1.0,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    terminated: Tensor | None = None,
+    truncated: Tensor | None = None,
+    final_value: Tensor | None = None,
 ) -> Tensor:
     """Returns Retrace(λ) targets of the action values from another policy's steps.
 
@@ -48,6 +51,7 @@ def retrace(
     [[3.25, 1.0]]
     """
     rows = steps("retrace", reward, mask, cu_seqlens)
+    rows = rows.with_ends(terminated, truncated, final_value)
     q, value = rows.floats("action_value", action_value), rows.floats("value", value)
     trace = rows.floats("log_ratio", log_ratio).exp().clamp(max=1.0)
     trace = rows.coefficient("gae_lambda", gae_lambda) * trace

@@ -12,6 +12,9 @@ def reward_to_go(
     *,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    terminated: Tensor | None = None,
+    truncated: Tensor | None = None,
+    final_value: Tensor | None = None,
 ) -> Tensor:
     """Returns the sum of the rewards from each token on: discounted_return with discount 1.
 
@@ -26,5 +29,6 @@ def reward_to_go(
     [[6.0, 5.0, 3.0]]
     """
     rows = steps("reward_to_go", reward, mask, cu_seqlens)
+    rows = rows.with_ends(terminated, truncated, final_value)
     one = rows.reward.new_ones(())
-    return rows.scan(rows.reward, one, bootstrap).reshape(rows.shape)
+    return rows.returns(one, bootstrap).reshape(rows.shape)

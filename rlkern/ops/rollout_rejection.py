@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.ops import _check as check
-from rlkern.ops._mismatch import between, checked
+from rlkern.ops._mismatch import TWO_OUTCOMES, between, checked
 
 # Of the sampler μ, whose tokens these are: KL(μ‖π_old), not KL(π_old‖μ). The other estimators
 # differ from these in their gradients, or weigh with a ratio.
@@ -27,11 +27,13 @@ def rollout_rejection(
     """Returns the mask without the tokens or answers whose divergence is out of bounds.
 
         k1 = −d    k2 = d²/2    k3 = exp(d) − 1 − d        d = log π_old − log μ
-    The sampler μ drew the tokens, so these estimate KL(μ‖π_old); k1 and k3 have the mean KL.
-    over "token" drops single tokens; "sum" and "mean" over an answer's tokens, and "max", their
+        binary_kl = KL(Bernoulli μ ‖ Bernoulli π_old)      total_variation = |π_old − μ|
+    The sampler μ drew the tokens, so the first three estimate KL(μ‖π_old); k1 and k3 have the mean
+    KL. over "token" drops single tokens; "sum" and "mean" over an answer's tokens, and "max", their
     largest, drop whole answers (verl's rollout_rs). A token of which either log-probability is NaN
     is left out of these, and dropped only with its answer. Pass the result as the mask of the loss.
-    With the reference's log-probs as rollout_logprob and k2 it is KL-Mask.
+    With the reference's log-probs as rollout_logprob and k2 it is KL-Mask. binary_kl over "mean" is
+    the trust region of FlashREINFORCE (OpenRLHF 0.11.2).
 
     Arguments and errors as rollout_correction; returns (B, T) bool.
 
@@ -40,15 +42,17 @@ def rollout_rejection(
     [[True, False]]
     """
     op = "rollout_rejection"
-    if estimator not in DIVERGENCES:
-        raise ValueError(
-            f"{op}: estimator must be one of {', '.join(DIVERGENCES)}, got {estimator!r}"
-        )
+    if estimator not in (*DIVERGENCES, *TWO_OUTCOMES):
+        expected = ", ".join([*DIVERGENCES, *TWO_OUTCOMES])
+        raise ValueError(f"{op}: estimator must be one of {expected}, got {estimator!r}")
     if over not in ("token", "sum", "mean", "max"):
         raise ValueError(f"{op}: over must be one of token, sum, mean, max, got {over!r}")
     bounds = check.bound(op, "low", low, -torch.inf), check.bound(op, "high", high, torch.inf)
     found = checked(op, old_logprob, rollout_logprob, mask, cu_seqlens)
-    x = DIVERGENCES[estimator](found.rollout_logprob, found.old_logprob, -found.log_ratio)
+    if estimator in TWO_OUTCOMES:
+        x = TWO_OUTCOMES[estimator](found)
+    else:
+        x = DIVERGENCES[estimator](found.rollout_logprob, found.old_logprob, -found.log_ratio)
     total = found.sequences.total
     if over == "token":
         return mask & (between(x, *bounds) | ~found.known)

@@ -89,6 +89,53 @@ def sequence_logprob(logprob: Tensor, mask: Tensor, *, cu_seqlens: Tensor | None
     return _Sum.apply(x, mask, bounds)
 
 
+def ld_sequence_logprob(
+    logprob: Tensor,
+    mask: Tensor,
+    public_length: Tensor,
+    *,
+    ld_alpha: float,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Returns LD-DPO's log-probability of each sequence: what is longer than its rival weighs less.
+
+        Σ_{t ≤ l} logprob_t + ld_alpha·Σ_{t > l} logprob_t,      l = public_length
+
+    over the counted tokens, the first of which is t = 1. l is the length of the shorter answer of
+    the pair, and the loss is DPO's of such sums, under the policy and under the reference. 1 is
+    sequence_logprob, and 0 looks at the first l tokens alone.
+
+    Paper: LD-DPO, arXiv 2409.06411. As TRL's ld_alpha; its versions of 2025 counted places instead
+    of tokens, the same where an answer has no holes.
+
+    Arguments
+        logprob, mask, cu_seqlens  as of sequence_logprob
+        public_length  (B,) int64 or int32, such as torch.minimum of both answers' mask.sum(-1)
+        ld_alpha       from 0 to 1
+    Returns, raises, gradient
+        as sequence_logprob
+
+    >>> logprob, mask = torch.tensor([[-1.0, -2.0, -4.0]]), torch.ones(1, 3, dtype=torch.bool)
+    >>> ld_sequence_logprob(logprob, mask, torch.tensor([2]), ld_alpha=0.5).tolist()
+    [-5.0]
+    """
+    op = "ld_sequence_logprob"
+    x, bounds = _checked(op, logprob, mask, cu_seqlens)
+    share = check.number(op, "ld_alpha", ld_alpha)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{op}: ld_alpha must be from 0 to 1, got {ld_alpha}")
+    sequences = mask.shape[0] if bounds is None else bounds.numel() - 1
+    check.like(op, "public_length", public_length, torch.Size([sequences]), mask, check.INTEGERS)
+    place = mask.cumsum(-1)
+    if bounds is None:
+        public = public_length[:, None]
+    else:
+        row = torch.repeat_interleave(bounds.diff(), output_size=mask.numel())
+        place = place - torch.nn.functional.pad(place, (1, 0))[bounds[:-1]][row]
+        public = public_length[row]
+    return _Sum.apply(torch.where(place <= public, x, share * x), mask, bounds)
+
+
 def mean_sequence_logprob(
     logprob: Tensor, mask: Tensor, *, cu_seqlens: Tensor | None = None
 ) -> Tensor:

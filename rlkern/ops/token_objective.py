@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlkern.algorithms import Algorithm
 from rlkern.backends import implementation
-from rlkern.backends.eager.token_objective import Objective, Rows
+from rlkern.backends.eager.token_objective import Objective, Rows, token_metrics, token_terms
 from rlkern.ops import _check as check
 from rlkern.ops._library import refuse_double_backward, register
 from rlkern.ops._loss_output import LossOutput
@@ -50,6 +50,17 @@ def _autograd(ctx, grad_loss, *unused):
 torch.library.register_autograd("rlkern::token_objective", _autograd, setup_context=_setup_context)
 
 
+def _terms(
+    logprob: Tensor, entropy: Tensor, rows: Rows, bounds: Tensor | None, objective: Objective
+) -> LossOutput:
+    """Returns the terms of the loss by the eager formula, which PyTorch differentiates."""
+    counted, rows = rows.weight != 0, rows.selected()
+    logprob, entropy = (torch.where(counted, x, 0.0) for x in (logprob, entropy))
+    with torch.no_grad():
+        metrics = token_metrics(logprob, entropy, rows, objective, bounds)
+    return LossOutput(token_terms(logprob, entropy, rows, objective, bounds), metrics)
+
+
 def token_objective(
     logprob: Tensor,
     advantage: Tensor,
@@ -59,15 +70,23 @@ def token_objective(
     old_logprob: Tensor | None = None,
     ref_logprob: Tensor | None = None,
     correction: Tensor | None = None,
+    penalty: Tensor | None = None,
+    entropy_weight: Tensor | None = None,
+    nll_weight: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     algorithm: str | Algorithm = "grpo",
     weight: Tensor | None = None,
+    reduction: str = "sum",
     **coefficients: float | str,
 ) -> LossOutput:
     """Returns the same loss as policy_loss from log-probabilities that are already there.
 
     The arguments are those of policy_loss with logprob (B, T) in place of logits and token;
     entropy (B, T) is needed when entropy_coef is not 0.
+
+    With reduction "none" the loss is (B, T): the terms whose sum it is otherwise, so that with
+    weight = mask.float() it is the ℓ of each token. They come from the eager formula, not from a
+    kernel, and PyTorch differentiates them.
 
     Gradient
         to logprob and entropy
@@ -84,23 +103,27 @@ def token_objective(
     if entropy is not None:
         check.like(op, "entropy", entropy, shape, logprob, (logprob.dtype,))
     given = LossArguments(
-        advantage, mask, old_logprob, ref_logprob, correction, cu_seqlens, weight, algorithm,
-        coefficients,
+        advantage, mask, old_logprob, ref_logprob, correction, penalty, entropy_weight, nll_weight,
+        cu_seqlens, weight, algorithm, coefficients,
     )  # fmt: skip
     checked = checked_arguments(op, logprob, shape, given)
     check.finite_values(op, "logprob", logprob, mask)
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"{op}: reduction must be sum or none, got {reduction!r}")
     entropy_coef = checked.objective.entropy_coef
     if entropy_coef != 0 and entropy is None:
         raise ValueError(f"{op}: entropy_coef is {entropy_coef}, so entropy must be given")
     if len(shape) != 2:
         shape = torch.Size((1, shape.numel()))
+    entropy = torch.zeros_like(logprob) if entropy is None else entropy
 
     def as_rows(x: Tensor) -> Tensor:
         return x.to(logprob.dtype).reshape(shape).contiguous()
 
-    constants = [None if x is None else as_rows(x.detach()) for x in checked.rows]
-    scores = as_rows(logprob), torch.zeros_like(logprob) if entropy is None else entropy
-    loss, metrics, _, _ = forward(
-        scores[0], as_rows(scores[1]), *constants, *checked.operator_form()
-    )
+    rows = checked.rows.each(lambda x: as_rows(x.detach()))
+    scores = as_rows(logprob), as_rows(entropy)
+    if reduction == "none":
+        out = _terms(*scores, rows, checked.bounds, checked.objective)
+        return out._replace(loss=out.loss.reshape(logprob.shape))
+    loss, metrics, _, _ = forward(*scores, *rows, *checked.operator_form())
     return LossOutput(loss, metrics.detach())

@@ -35,6 +35,9 @@ def vtrace(
     trace_max: float = 1.0,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    terminated: Tensor | None = None,
+    truncated: Tensor | None = None,
+    final_value: Tensor | None = None,
 ) -> Vtrace:
     """Returns V-trace targets and policy-gradient advantages from another policy's steps.
 
@@ -66,6 +69,7 @@ def vtrace(
     ([[0.5, 1.0]], [[0.5, 1.0]])
     """
     rows = steps("vtrace", reward, mask, cu_seqlens)
+    rows = rows.with_ends(terminated, truncated, final_value)
     value, log_ratio = rows.floats("value", value), rows.floats("log_ratio", log_ratio)
     gamma, after = rows.coefficient("discount", discount), rows.after(bootstrap)
     rho = _truncated_ratio(rows, log_ratio, "rho_max", rho_max)

@@ -25,8 +25,9 @@ from triton.runtime.jit import JITFunction
 
 from rlkern.backends import triton as kernels  # type: ignore[attr-defined]  # lies in kernels/
 from rlkern.backends.eager.group_advantage import KINDS
+from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream
-from rlkern.backends.eager.token_objective import GATES, KL_ESTIMATORS, LEVELS, Objective, Rows
+from rlkern.backends.eager.token_objective import GATES, LEVELS, Objective, Rows
 from rlkern.backends.eager.value_loss import VALUE_KINDS
 
 TARGETS = {
@@ -163,14 +164,14 @@ def launch_rows(
         z, token, mask, softmax, Statistics(x, x, x), Upstream(x, x, x), z
     )
     objective = Objective("ppo_clip", "token", "k3", (coef,) * 4, coef, coef)
-    kernels.policy_loss(z, token, Rows(x, x, x, x, x), softmax, objective, z)
+    kernels.policy_loss(z, token, Rows(*[x] * len(Rows._fields)), softmax, objective, z)
     kernels.scale_(z, torch.zeros(()))
 
 
 def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
     """Launches every gate, KL estimator and level, and every kernel that sees no vocabulary."""
     x, token = torch.zeros(3, T), torch.zeros(3, T, dtype=torch.int64)
-    batch, offset = Rows(x, x, x, x, x), torch.tensor([0, 3 * T])
+    batch, offset = Rows(*[x] * len(Rows._fields)), torch.tensor([0, 3 * T])
     # Each name occurs; what one does to a kernel does not depend on the others.
     for i, (gate, kl, level) in enumerate(zip(GATES, cycle(KL_ESTIMATORS), cycle(LEVELS))):
         objective = Objective(gate, level, kl, (coef,) * 4, coef, coef)

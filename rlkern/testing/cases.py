@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlkern.algorithms import Algorithm, algorithms
 from rlkern.backends.eager.kl import KL_ESTIMATORS
+from rlkern.backends.eager.token_objective import Rows as EagerRows
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Case:
     sequence_advantage: bool = False
     off_policy: bool = True
     correction: bool = False
+    terms: bool = False  # penalty, entropy_weight and nll_weight
     algorithm: str = "grpo"
     coefficients: dict[str, Any] = field(default_factory=dict)
     about: str = "everything"  # or softmax, objective: what need not be run says nothing new
@@ -88,11 +90,26 @@ _SOFTMAXES = (
          coefficients={"entropy_coef": 0.1}),
 )  # fmt: skip
 _KL = {"kl_coef": 0.04, "entropy_coef": 0.01}
+_CLAMPS = {"log_ratio_min": -0.2, "log_ratio_max": 0.1, "kl_max": 0.2}
 _PACKED: dict[str, Any] = {"B": 1, "T": 11, "mask": "holes", "packed": True}
 _OBJECTIVES = (
     *(Case(f"kl_{name}", V=130, coefficients={"kl_coef": 0.04, "kl_estimator": name})
       for name in KL_ESTIMATORS),
+    *(Case(f"clamped_{name}", V=130, algorithm="cispo" if name == "k1" else "grpo",
+           coefficients={**_KL, **_CLAMPS, "kl_estimator": name})
+      for name in ("k1", "k1+", "k3", "k3+")),
+    *(Case(f"clamped_{name}", B=3, T=4, V=130, algorithm=name, coefficients=_CLAMPS)
+      for name in ("gspo", "gspo_token")),
+    Case("dft", V=130, algorithm="dft", correction=True, coefficients=_KL, about="objective"),
     Case("correction", V=130, correction=True, coefficients=_KL),
+    Case("terms", B=3, T=4, V=130, terms=True, correction=True, coefficients=_KL),
+    Case("terms_on_policy", V=130, terms=True, off_policy=False, coefficients=_KL),
+    Case("terms_garbage", B=3, T=4, V=130, terms=True, mask="garbage", coefficients=_KL),
+    Case("terms_packed", V=130, **_PACKED, terms=True, algorithm="gspo", coefficients=_KL),
+    *(Case(f"{level}_{name}", B=3, T=4, V=130, algorithm=name,
+           coefficients={**_KL, "level": level, "kl_estimator": "level_k3"})
+      for level, name in (("sequence", "dual_clip_ppo"), ("sequence", "cispo"),
+                          ("sequence_token", "sapo"), ("product", "grpo"), ("token", "gspo"))),
     Case("sequence_without_tokens", B=3, T=4, V=130, mask="empty_sequence", coefficients=_KL),
     Case("packed", V=130, **_PACKED, correction=True, coefficients=_KL),
     Case("packed_sequence_advantage", V=130, **_PACKED, sequence_advantage=True),
@@ -112,7 +129,9 @@ def _of_algorithm(declared: Algorithm) -> list[Case]:
 
 
 # Algorithms that differ in their advantages or defaults alone are one formula here.
-_FORMULAS = {(a.gate, a.level): a for a in reversed(algorithms().values())}
+# What a statistic makes is a correction here.
+_DECLARED = sorted(algorithms().values(), key=lambda a: bool(a.statistic))
+_FORMULAS = {(a.gate, a.level): a for a in reversed(_DECLARED)}
 CASES = (
     *_SHAPES,
     *(replace(case, about="softmax") for case in _SOFTMAXES),
@@ -136,6 +155,9 @@ class Batch:
     softcap: float | None = None
     keep: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    penalty: Tensor | None = None
+    entropy_weight: Tensor | None = None
+    nll_weight: Tensor | None = None
 
     def to(self, device: str, dtype: torch.dtype) -> "Batch":
         """Returns the same numbers elsewhere; the vectors widen with the logits."""
@@ -157,7 +179,7 @@ class Batch:
     @property
     def rows(self) -> dict[str, Any]:
         """Returns the arguments of an objective beside the scores, the advantage and the mask."""
-        names = ("old_logprob", "ref_logprob", "correction", "cu_seqlens")
+        names = (*EagerRows._fields[2:], "cu_seqlens")
         return {name: getattr(self, name) for name in names}
 
 
@@ -214,6 +236,12 @@ def _kept(case: Case, token: Tensor, random: torch.Generator) -> Tensor | None:
     return keep
 
 
+def _sparse(mask: Tensor, random: torch.Generator) -> Tensor:
+    """Returns numbers above 0 at two thirds of the counted tokens, 0 elsewhere."""
+    x = torch.rand(mask.shape, generator=random)
+    return torch.where(mask & (x > 1 / 3), x, 0.0)
+
+
 def _garbage(logits: Tensor, mask: Tensor, rows: list[Tensor | None]) -> None:
     """Overwrites what nobody counts, in place."""
     logits[: mask.shape[0], : mask.shape[1]][~mask] = torch.nan
@@ -245,11 +273,12 @@ def make_batch(case: Case, dtype: torch.dtype, device: str = "cpu") -> Batch:
         temperature = 0.5 + torch.rand(case.B, case.T, generator=random)
     keep = _kept(case, token, random)
     correction = torch.rand(case.B, case.T, generator=random) * 2 if case.correction else None
+    terms = [_sparse(mask, random) if case.terms else None for _ in range(3)]
     if case.mask == "garbage":
-        _garbage(logits, mask, [token, advantage, old, ref, correction, keep])
+        _garbage(logits, mask, [token, advantage, old, ref, correction, keep, *terms])
     batch = Batch(
         logits, token, advantage, mask, old if case.off_policy else None, ref, temperature,
-        correction, case.softcap, keep,
+        correction, case.softcap, keep, None, *terms,
     )  # fmt: skip
     rows: dict[str, Any] = vars(batch)
     if case.packed:

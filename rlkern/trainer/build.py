@@ -18,6 +18,7 @@ import torch
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
+from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora
@@ -104,6 +105,7 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
         engine=make_engine(settings, policy),
         generator=torch.Generator().manual_seed(settings.seed),
         progress=progress,
+        teacher=_teacher(settings, policy),
     )
     _check_texts(parts)
     return parts
@@ -119,6 +121,23 @@ def _policy(settings: Settings, task: Task, world: World, saved: Path | None) ->
         )
     train_last_layers(policy.model, settings.optimizer.train_layers)
     return recomputing(policy) if settings.memory.gradient_checkpointing else policy
+
+
+def _teacher(settings: Settings, policy: Policy) -> Policy | None:
+    """Returns the model that the run learns from, frozen; Raises UserError if it reads tokens in
+    another way than the policy."""
+    if settings.teacher is None:
+        return None
+    found = make_policy(
+        settings.teacher, alphabet="", seed=0, device=policy.device, dtype=settings.dtype
+    )
+    if found.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise UserError(
+            f"teacher {settings.teacher!r} must have the tokenizer of model {settings.model!r},"
+            " whose tokens it scores; its vocabulary is another one"
+        )
+    found.model.requires_grad_(False)
+    return found
 
 
 def _check_texts(parts: Parts) -> None:
@@ -221,8 +240,8 @@ def _reference(parts: Parts, run: Path) -> Policy:
 
 
 def _copies(parts: Parts) -> list[torch.nn.Module]:
-    """Returns the models of the run that are not trained: a reference that is a copy."""
-    found = [] if parts.reference is None else [parts.reference.model]
+    """Returns the models of the run that are not trained: a teacher, a reference that is a copy."""
+    found = [each.model for each in (parts.reference, parts.teacher) if each is not None]
     return [model for model in found if model is not parts.policy.model]
 
 

@@ -57,18 +57,19 @@ class Objective:
     @classmethod
     def of(cls, settings: Settings) -> Objective:
         """Returns the objective of the algorithm of a run."""
+        of_statistic = settings.declared.statistic_coef
         return cls(
             settings.loss.path,
             settings.algorithm,
             settings.rollout.temperature,
-            settings.coefficients,
+            {k: x for k, x in settings.coefficients.items() if k not in of_statistic},
             settings.loss.compare,
         )
 
     @classmethod
-    def likelihood(cls, settings: Settings) -> Objective:
-        """Returns maximum likelihood: REINFORCE whose advantage is 1 for given answers."""
-        return cls(settings.loss.path)
+    def likelihood(cls, settings: Settings, algorithm: str = "sft") -> Objective:
+        """Returns the objective of given answers, whose advantage is 1."""
+        return cls(settings.loss.path, algorithm)
 
     def arguments(self, rows: Rows) -> dict[str, Any]:
         """Returns what rlkern.policy_loss takes in addition to the scores."""

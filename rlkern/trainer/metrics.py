@@ -62,9 +62,7 @@ METRICS = (
     Metric("eval/accuracy_{mode}", "held-out accuracy of sampled or greedy answers"),
     Metric("eval/pass@{k}", "chance that one of k sampled answers is right"),
     Metric("eval/pair_accuracy", "share of held-out pairs whose chosen answer is ahead"),
-    Metric(
-        "eval/pair_{what}", "the same by means over tokens, and the mean lead of the chosen one"
-    ),
+    Metric("eval/pair_{what}", "the same by means over tokens, and the mean lead of the chosen"),
     Metric("eval/score_{which}", "mean and spread of a reward model's scores of held-out pairs"),
     Metric(
         "reward",
@@ -215,7 +213,7 @@ METRICS = (
         watch="clip of answers",
     ),
     Metric("ratio/{which}", "mean, least and greatest ratio to the policy that sampled"),
-    Metric("correction", "mean factor of the mismatch's correction in the loss"),
+    Metric("correction", "mean factor of the loss: the mismatch's correction, times a statistic's"),
     Metric(
         "frac_reward_zero_std",
         "share of groups whose answers all have the same reward and teach nothing",
@@ -247,6 +245,7 @@ METRICS = (
     Metric("sampling/{which}", "groups of this step, tokens so far, tokens of unknown_logprobs"),
     Metric("sampling/sampling_logp_difference/{which}", "|log π by trainer − by sampler|"),
     Metric("sampling/importance_sampling_ratio/{which}", "factor of the mismatch's correction"),
+    Metric("rollout_corr/{which}", "distance of trainer and sampler: rlkern.off_policy_metrics"),
     Metric(
         "completions/clipped_ratio",
         "share of answers cut off at rollout.max_new_tokens",

@@ -23,7 +23,8 @@ class Parts:
     """What every step of a run reads. The weights, the generator and the progress move; nothing is
     replaced.
 
-    reference is the starting model, None if nothing reads it; critic is None if there is none.
+    reference is the starting model, None if nothing reads it; teacher and critic are None if there
+    is none.
     """
 
     settings: Settings
@@ -37,6 +38,7 @@ class Parts:
     progress: Progress
     reference: Policy | None = None
     critic: Critic | None = None
+    teacher: Policy | None = None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Returns the weights that are trained, by name, those of the critic after a prefix."""

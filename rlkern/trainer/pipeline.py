@@ -4,7 +4,7 @@
 A pipeline is a YAML file whose `stages` are laid one by one over its other keys, of which each
 stage takes those that it reads. Stage n is an ordinary run in the folder <n>-<name> of the
 pipeline's own; its name is `name`, or its algorithm's. It starts from the newest policy of the
-stages before it unless it says `model` itself. In `model` and `reward` the word
+stages before it unless it says `model` itself. In `model`, `teacher` and `reward` the word
 stage:<name> means the last checkpoint of that stage.
 """
 
@@ -114,6 +114,7 @@ def plan(folder: Path, configs: Iterable[Settings]) -> list[Stage]:
         rewards = ",".join(settings.reward.functions)
         for key, text, wanted in (
             ("model", settings.model, "policy"),
+            ("teacher", settings.teacher or "", "policy"),
             ("reward", rewards, "reward_model"),
         ):
             for name in _STAGE.findall(text):
@@ -142,21 +143,30 @@ def check_stages(stages: list[Stage], world: World) -> None:
     models: dict[str, str] = {}
     for stage in stages:
         check_name(stage.name)
-        model = _STAGE.sub(lambda match: models[match[1]], stage.settings.model)
-        models[stage.name] = model
+
+        def made(text: str) -> str:
+            return _STAGE.sub(lambda match: models[match[1]], text)
+
+        models[stage.name] = made(stage.settings.model)
         try:
-            preflight.check(
-                _with(stage.settings, model, lambda text: _STAGE.sub(TASK, text)), world
-            )
+            preflight.check(_with(stage.settings, made, lambda text: _STAGE.sub(TASK, text)), world)
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from error
 
 
-def _with(settings: Settings, model: str, replaced: Callable[[str], str]) -> Settings:
-    """Returns the settings with another model, and with every reward replaced."""
-    functions = tuple(replaced(name) for name in settings.reward.functions)
-    reward = settings.reward.model_copy(update={"functions": functions})
-    return settings.model_copy(update={"model": model, "reward": reward})
+def _with(
+    settings: Settings, model: Callable[[str], str], reward: Callable[[str], str]
+) -> Settings:
+    """Returns the settings with every model (the teacher is one) and every reward replaced."""
+    functions = tuple(reward(name) for name in settings.reward.functions)
+    teacher = settings.teacher and model(settings.teacher)
+    return settings.model_copy(
+        update={
+            "model": model(settings.model),
+            "teacher": teacher,
+            "reward": settings.reward.model_copy(update={"functions": functions}),
+        }
+    )
 
 
 def settings_of(stage: Stage, stages: list[Stage]) -> Settings:
@@ -167,7 +177,7 @@ def settings_of(stage: Stage, stages: list[Stage]) -> Settings:
         # Whole paths, so that the pipeline may be resumed from another place.
         return _STAGE.sub(lambda match: str(all_checkpoints(made[match[1]].resolve())[-1]), text)
 
-    settings = _with(stage.settings, last(stage.settings.model), last)
+    settings = _with(stage.settings, last, last)
     place = settings.output.model_copy(update={"dir": str(stage.folder.parent)})
     return settings.model_copy(update={"name": stage.folder.name, "output": place})
 

@@ -13,7 +13,9 @@ import torch
 import rlkern
 from rlkern.algorithms import Algorithm
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
+from rlkern.ops._objective import coefficient_defaults as policy_coefficients
 from rlkern.ops._objective import make_objective
+from rlkern.statistics import statistic_coefficients
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.load import check_model_name
 from rlkern.trainer.offline.pairs import check_source
@@ -33,6 +35,8 @@ def check(settings: Settings, world: World) -> None:
     """Raises UserError for settings with which a run would end later."""
     check_coefficients(settings)
     check_model_name(settings.model)
+    if settings.teacher is not None:
+        check_model_name(settings.teacher)
     check_engine(settings)
     check_parallel(settings, world)
     _check_sorted(settings, world)
@@ -68,9 +72,7 @@ def coefficient_defaults(settings: Settings) -> dict[str, Any]:
     if declared.loss == rlkern.preference_loss.__name__:
         kind = PREFERENCE_KINDS.get(settings.loss.kind)
         return {**(kind.defaults if kind else {}), **found}
-    if isinstance(declared, Algorithm):
-        found["kl_estimator"] = declared.kl_estimator
-    return found
+    return policy_coefficients(declared) if isinstance(declared, Algorithm) else found
 
 
 def check_task(settings: Settings, task: Task) -> None:
@@ -107,8 +109,13 @@ def _check_sorted(settings: Settings, world: World) -> None:
 
 
 def _try_policy(settings: Settings, coefficients: dict[str, Any]) -> None:
-    if isinstance(settings.declared, Algorithm):
-        make_objective(settings.declared, coefficients)
+    declared = settings.declared
+    if not isinstance(declared, Algorithm):
+        return
+    names = declared.statistic_coef
+    if declared.statistic:
+        statistic_coefficients(declared, {k: x for k, x in coefficients.items() if k in names})
+    make_objective(declared, {k: x for k, x in coefficients.items() if k not in names})
 
 
 def _try_preference(settings: Settings, coefficients: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+import rlkern
 from rlkern.trainer.tasks.task import Item
 
 
@@ -48,6 +49,7 @@ class Rows:
     shaped_reward    (B,) float32, the reward with punishments of length
     old_logprob      (B, T) of the policy that sampled, by the trainer
     ref_logprob      (B, T) of the starting model
+    teacher_logprob  (B, T) of the teacher
     value            (B, T) the critic's estimate before each token
     baseline         (B,) the reward that an answer is compared with: of a greedy answer, or V*
     anchor_logprob   (B, T) what the loss takes the ratio to; None is the policy itself, ratio 1
@@ -76,6 +78,7 @@ class Rows:
     shaped_reward: Tensor | None = _rows("answer", default=None)
     old_logprob: Tensor | None = _rows("answer", fill=0, default=None)
     ref_logprob: Tensor | None = _rows("answer", fill=0, default=None)
+    teacher_logprob: Tensor | None = _rows("answer", fill=0, default=None)
     value: Tensor | None = _rows("answer", fill=0, default=None)
     baseline: Tensor | None = _rows("answer", default=None)
     anchor_logprob: Tensor | None = _rows("answer", fill=0, default=None)
@@ -192,15 +195,6 @@ def pieces(count: int, parts: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if a < b]
 
 
-def last_counted(mask: Tensor) -> Tensor:
-    """Returns where the last counted token (B, T) of each row is; masks may have holes.
-
-    >>> last_counted(torch.tensor([[True, False, True, False]])).tolist()
-    [[False, False, True, False]]
-    """
-    return mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
-
-
 def finished(rows: Rows, stop: Tensor) -> Tensor:
     """Returns which answers (B,) ended by themselves: with one of the stop tokens."""
-    return (torch.isin(rows.token, stop) & last_counted(rows.mask)).any(-1)
+    return (torch.isin(rows.token, stop) & rlkern.last_counted(rows.mask)).any(-1)

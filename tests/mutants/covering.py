@@ -143,11 +143,13 @@ def same_lines(old: str, new: str) -> list[tuple[int, int]]:
 def reached(source: str, line: int) -> list[set[int]]:
     """Returns lines that tell, best first, whether a test would notice a fault in this line.
 
-    The lines of its own statement; those of the function that it is a default of; the whole file.
+    Of a statement in a function: its own, those of the function, the whole file. What an import
+    executes is executed by whichever test imports first, which says nothing: of a default, the
+    lines of its function, and of anything else outside functions, the whole file.
     """
     tree = ast.parse(source)
     everything = set(range(1, len(source.splitlines()) + 1))
-    statement, body = {line}, everything
+    statement, body, inside = {line}, everything, False
     for node in ast.walk(tree):
         if not isinstance(node, ast.stmt) or not node.lineno <= line <= (node.end_lineno or 0):
             continue
@@ -156,21 +158,37 @@ def reached(source: str, line: int) -> list[set[int]]:
         last = own[0].lineno - 1 if own else node.end_lineno or node.lineno
         if line <= max(last, node.lineno):
             statement = set(range(node.lineno, max(last, node.lineno) + 1))
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        if isinstance(node, ast.FunctionDef):
             body = set(range(node.body[0].lineno, (node.end_lineno or 0) + 1))
-    return [statement, body, everything]
+            inside = inside or line in body
+    return ([statement] if inside else []) + ([body] if body != everything else []) + [everything]
 
 
 def tests_of(record: Record, test_files: list[str], path: str, line: int) -> dict[str, float]:
-    """Returns the tests that execute a line of a source and how long each takes, quickest first."""
-    source = (record.tree / path).read_text()
-    for lines in reached(source, line):
-        found: dict[str, float] = {}
-        for name in test_files:
-            seconds, contexts = record.seconds(name), record.lines(name, path)
-            hit = {c for number in lines for c in contexts.get(number, ())} - {""}
-            whole = {c for c in hit if "::" not in c}
-            found |= {t: s for t, s in seconds.items() if t in hit or whole & {t.split("::")[0]}}
-        if found:
-            return dict(sorted(found.items(), key=lambda x: x[1]))
-    return {}
+    """Returns the tests that execute a line of a source and how long each takes, quickest first.
+
+    If none does, as where a table is made at import, those that execute anything of the source, and
+    after them the others of their files, which may read the table: first of the file of which the
+    largest share executes the source.
+    """
+    levels = reached((record.tree / path).read_text(), line)
+    for lines in levels:
+        found = {name: executing(record, name, path, lines) for name in test_files}
+        if any(found.values()):
+            break
+    tests = dict(sorted((x for each in found.values() for x in each.items()), key=lambda x: x[1]))
+    if lines is levels[-1]:
+        share = {
+            name: len(found[name]) / len(record.seconds(name)) for name in found if found[name]
+        }
+        for name in sorted(share, key=lambda name: -share[name]):
+            tests |= {t: s for t, s in record.seconds(name).items() if t not in tests}
+    return tests
+
+
+def executing(record: Record, test_file: str, path: str, lines: set[int]) -> dict[str, float]:
+    """Returns the tests of a file that execute any of some lines, and how long each takes."""
+    seconds, contexts = record.seconds(test_file), record.lines(test_file, path)
+    hit = {c for number in lines for c in contexts.get(number, ())} - {""}
+    whole = test_file in hit  # what a fixture of the file runs
+    return {t: s for t, s in seconds.items() if whole or t in hit}

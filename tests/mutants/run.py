@@ -47,16 +47,16 @@ class _First:
 
 
 def rounds(seconds: dict[str, float]) -> list[list[str]]:
-    """Returns tests, quickest first, in rounds that take ever longer: most faults die in the first,
-    which then need not import the files of the others.
+    """Returns tests in rounds that take ever longer: most faults die in the first, which then need
+    not import the files of the others.
 
     >>> rounds({"a": 0.5, "b": 1.0, "c": 1.0, "d": 30.0})
     [['a', 'b'], ['c'], ['d']]
     """
     found: dict[int, list[str]] = {}
     total = 0.0
-    for test in sorted(seconds, key=lambda test: seconds[test]):
-        total += seconds[test]
+    for test, spent in seconds.items():
+        total += spent
         found.setdefault(sum(total > end for end in ROUNDS), []).append(test)
     return list(found.values())
 

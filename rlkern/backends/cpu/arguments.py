@@ -18,11 +18,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 @lru_cache(maxsize=64)
 def numbered(objective: Objective) -> _C.Objective:
     """Returns an objective as C++ takes it: names become their places in the reference's tables."""
-    return _C.Objective(
-        gate=GATE_INDEX[objective.gate],
-        level=LEVEL_INDEX[objective.level],
-        kl=KL_INDEX[objective.kl],
-        gate_coef=objective.gate_coef,
-        kl_coef=objective.kl_coef,
-        entropy_coef=objective.entropy_coef,
-    )
+    places = {
+        "gate": GATE_INDEX[objective.gate],
+        "level": LEVEL_INDEX[objective.level],
+        "kl": KL_INDEX[objective.kl],
+    }
+    return _C.Objective(**{**objective._asdict(), **places})

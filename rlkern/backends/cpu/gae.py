@@ -16,7 +16,7 @@ def gae(
     coefficients: Tensor,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    whiten: bool = False,
+    ddof: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns (advantage, target) in one sweep over the steps; whitening is a second."""
     advantage, target = fresh(reward.shape, reward), fresh(reward.shape, reward)
@@ -27,7 +27,7 @@ def gae(
         coefficients=coefficients,
         bootstrap=bootstrap,
         cu_seqlens=cu_seqlens,
-        whitening=(EPS, 1) if whiten else None,
+        whitening=None if ddof is None else (EPS, ddof),
         advantage=advantage,
         target=target,
         threads=torch.get_num_threads(),

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from rlkern.backends.eager.token_logprob import Softmax
+from rlkern.backends.eager.token_objective import Rows
 
 BUILT = Path(__file__).resolve().parents[2] / "_cuda.so"
+COEFFICIENTS = 9  # of Objective.numbers
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -51,10 +53,10 @@ class PolicyLoss(Structure):
 
     _fields_ = [
         ("call", Call),
-        *_fields(c_void_p, "advantage weight old_logprob ref_logprob correction"),
+        *_fields(c_void_p, " ".join(Rows._fields)),
         *_fields(c_void_p, "statistics loss metrics"),
         *_fields(c_int64, "gate kl"),
-        ("coefficients", c_double * 6),
+        ("coefficients", c_double * COEFFICIENTS),
     ]
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends.cuda.library import (
+    COEFFICIENTS,
     PolicyLoss,
     Scale,
     address,
@@ -42,7 +43,7 @@ def policy_loss(
             "policy_loss",
             PolicyLoss(
                 arguments, *map(address, rows), *map(address, out), GATE_INDEX[objective.gate],
-                KL_INDEX[objective.kl], (ctypes.c_double * 6)(*objective.numbers),
+                KL_INDEX[objective.kl], (ctypes.c_double * COEFFICIENTS)(*objective.numbers),
             ),
         )  # fmt: skip
     return out[1], out[2]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends.eager.reverse_scan import at_steps, following, reverse_scan
-from rlkern.backends.eager.whiten import whiten as whitened
+from rlkern.backends.eager.whiten import whiten
 
 
 def gae(
@@ -15,12 +15,13 @@ def gae(
     coefficients: Tensor,
     bootstrap: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    whiten: bool = False,
+    ddof: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns (advantage, target) of (B, T) rows or of packed (N,) steps.
 
     coefficients are discount and gae_lambda in float64: (2,) on the CPU, or (2, S) where the rows
-    are. bootstrap (S,) is the value after the last counted step. Whitening leaves the target alone.
+    are. bootstrap (S,) is the value after the last counted step. With a ddof the advantage is
+    whitened, never the target.
     """
     steps = reward.shape[-1]
     discount, decay = coefficients[0], coefficients[0] * coefficients[1]
@@ -35,4 +36,4 @@ def gae(
     )
     advantage = torch.where(mask, advantage, 0.0)
     target = torch.where(mask, advantage + value, 0.0)
-    return (whitened(advantage, mask) if whiten else advantage), target
+    return (advantage if ddof is None else whiten(advantage, mask, ddof=ddof)), target

@@ -201,6 +201,46 @@ def regression(
     return _unclipped((beta * log_ratio - advantage).square())
 
 
+def prime_ipo(
+    logprob: Tensor, log_ratio: Tensor, advantage: Tensor,
+    low: float, high: float, drift_coef: float, *unused: float,
+) -> Gated:  # fmt: skip
+    """Returns −r·A where −low ≤ p − p_old ≤ high, else 0; everywhere + drift_coef·(log r)².
+
+    Whatever the sign of A, unlike dppo_tv. As prime-rl's ipo; the drift is that of Kimi K2.5,
+    arXiv 2602.02276.
+    """
+    change = (logprob.exp() - (logprob - log_ratio).exp()).detach()
+    is_low, is_high = change < -low, change > high
+    held = is_low | is_high
+    # Held before it is raised: the derivative of an infinite ratio would be 0·inf.
+    ratio = torch.where(held, 0.0, log_ratio).exp()
+    surrogate = torch.where(held, 0.0, -ratio * advantage)
+    return Gated(surrogate + drift_coef * log_ratio.square(), is_low, is_high)
+
+
+def cfpo(
+    logprob: Tensor, log_ratio: Tensor, advantage: Tensor, width: float, *unused: float
+) -> Gated:
+    """Returns −(r·A − |A|/(2·width)·(r − 1)²), least at r = 1 ± width: a parabola for a clip.
+
+    Paper: arXiv 2601.22801; the loss of SPO, arXiv 2401.16025.
+    """
+    nothing = (advantage == 0) & ~log_ratio.isnan()
+    excess = torch.where(nothing, 0.0, log_ratio).exp() - 1
+    sign = advantage.sign()
+    # One product: where r overflows, its square less itself would be NaN.
+    return _unclipped(advantage.abs() * (excess * (excess / (2 * width) - sign) - sign))
+
+
+def dft(logprob: Tensor, log_ratio: Tensor, advantage: Tensor, *unused: float) -> Gated:
+    """Returns −sg(p)·A·log π with p = π(o_t): a token counts as much as it is likely.
+
+    Paper: arXiv 2508.05629, of right answers (A = 1).
+    """
+    return _unclipped(-logprob.detach().exp() * advantage * logprob)
+
+
 # The position in this table is the number the native kernels know the formula by.
 GATES: dict[str, Gate] = {
     "reinforce": reinforce,
@@ -215,6 +255,11 @@ GATES: dict[str, Gate] = {
     "vespo": vespo,
     "topr": topr,
     "regression": regression,
+    "prime_ipo": prime_ipo,
+    "cfpo": cfpo,
+    "dft": dft,
 }
 GATE_INDEX = {name: i for i, name in enumerate(GATES)}
 GATE_COEFFICIENTS = 4
+# They take no ratio, or probabilities that the token's own ratio alone gives.
+TOKEN_GATES = ("reinforce", "dppo_tv", "dppo_kl", "prime_ipo", "dft")

@@ -6,11 +6,14 @@ They estimate KL(π‖π_ref) from a token that π drew; importance_k1 and impor
 KL(μ‖π).
 
 Which of them are unbiased in value is not which have the right gradient: on policy only k2, the
-straight-through and the importance-weighted forms do. No estimator clamps d (verl, OpenRLHF and
-NeMo clamp it to ±20 or ±10; TRL does not).
+straight-through and the importance-weighted forms do. No estimator clamps d: kl_term
+clamps the value. verl clamps of k3 alone d to ±20, then the value to ±10; OpenRLHF the value of
+each estimator to ±10; TRL neither. With kl_max = 10 k3 is verl's low_var_kl, since it is beyond 10
+wherever d is beyond ±20.
 Twins: csrc/math/kl.h and kernels/triton/_kl.py; a test holds the three together.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -42,7 +45,7 @@ def absolute(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
 
 def _with_gradient_of_k2(value: Tensor, logprob: Tensor, ref_logprob: Tensor) -> Tensor:
     gradient = k2(logprob, ref_logprob, logprob)
-    return value.detach() + (gradient - gradient.detach())
+    return value.detach() + (gradient - gradient.detach())  # 0: no digit of the value is lost
 
 
 def k1_straight_through(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
@@ -67,12 +70,22 @@ def importance_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Te
     """
     difference = logprob - ref_logprob
     far = difference.detach() < -1
-    near = torch.where(far, 0.0, difference)
-    ratio = log_ratio.exp()
+    near, below = torch.where(far, 0.0, difference), torch.where(far, difference, -1.0)
     # There r·exp(−d) = π_ref/π_old is one power, with no gradient in log π: r may be 0 and exp(−d)
-    # infinite.
+    # infinite, or both.
     power = (log_ratio - difference).detach().exp()
-    return torch.where(far, power - ratio * (1 - difference), ratio * (torch.expm1(-near) + near))
+    distant = power * (1 - below.exp() * (1 - below))
+    ratio = torch.where(far, 0.0, log_ratio).exp()
+    return torch.where(far, distant, ratio * (torch.expm1(-near) + near))
+
+
+def level_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
+    """Returns r·k3 with r the ratio that the gate sees, differentiable in both.
+
+    TRL's use_bias_correction_kl: at the level of sequences all tokens of an answer share r. At
+    level token it is importance_k3 with the clamped ratio.
+    """
+    return log_ratio.exp() * k3(logprob, ref_logprob, log_ratio)
 
 
 # The position in this table is the number the native kernels know the formula by.
@@ -85,5 +98,30 @@ KL_ESTIMATORS: dict[str, Estimator] = {
     "k3+": k3_straight_through,
     "importance_k1": importance_k1,
     "importance_k3": importance_k3,
+    "level_k3": level_k3,
 }
 KL_INDEX = {name: i for i, name in enumerate(KL_ESTIMATORS)}
+STRAIGHT_THROUGH = ("k1+", "k3+")
+# Weighted with the ratio that the gate sees, not with the token's own.
+OF_LEVEL = ("level_k3",)
+
+
+def kl_term(
+    name: str, bound: float, logprob: Tensor, ref_logprob: Tensor, own: Tensor, seen: Tensor
+) -> Tensor:
+    """Returns an estimator within ±bound; beyond it a constant, on it itself with its gradient.
+
+    own is the token's log ratio, seen the one that its gate sees.
+    A straight-through estimator keeps its gradient beyond the bound, as in verl: that is k2's, and
+    does not belong to the value.
+    """
+    estimator, log_ratio = KL_ESTIMATORS[name], seen if name in OF_LEVEL else own
+    if bound == math.inf:
+        return estimator(logprob, ref_logprob, log_ratio)
+    value = estimator(logprob, ref_logprob, log_ratio).detach()
+    beyond, held = value.abs() > bound, value.clamp(-bound, bound)
+    if name in STRAIGHT_THROUGH:
+        held = _with_gradient_of_k2(held, logprob, ref_logprob)
+    # The inputs are held too: where exp overflows, a derivative of 0·inf would be NaN.
+    free = (torch.where(beyond, x.detach(), x) for x in (logprob, ref_logprob, log_ratio))
+    return torch.where(beyond, held, estimator(*free))

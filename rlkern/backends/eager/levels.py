@@ -92,6 +92,17 @@ def clipped_sequence(
     return Ratio(sequences.mean(held, counted), ~positive & (d < -low), positive & (d > high))
 
 
+def clamped(log_ratio: Tensor, low: float, high: float) -> Tensor:
+    """Returns log_ratio within [low, high]: beyond a constant, on a bound itself with its gradient.
+
+    That is torch.clamp, but a NaN has a gradient, so that it shows there too. verl clamps the
+    token's log ratio to ±20, and GSPO's mean from above to 10; OpenRLHF ±20, open-instruct ±10;
+    TRL clamps neither.
+    """
+    beyond = (log_ratio < low) | (log_ratio > high)
+    return torch.where(beyond, log_ratio.detach().clamp(low, high), log_ratio)
+
+
 # The position in this table is the number the native kernels know the formula by.
 LEVELS: dict[str, Level] = {
     "token": token,

@@ -32,9 +32,11 @@ def sigmoid(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
     return -logsigmoid(c["beta"] * (chosen - rejected))
 
 
-def _smoothed(delta: Tensor, c: Coefficients) -> Tensor:
-    """Returns −(1 − ε)·log σ(β·Δ) − ε·log σ(−β·Δ), ε the label_smoothing."""
-    x, flip = c["beta"] * delta, c["label_smoothing"]
+def _smoothed(x: Tensor, c: Coefficients) -> Tensor:
+    """Returns −(1 − ε)·log σ(x) − ε·log σ(−x), ε the label_smoothing."""
+    flip = c["label_smoothing"]
+    if isinstance(flip, (int, float)) and flip == 0:  # a tensor inside a graph, which cannot branch
+        return -logsigmoid(x)
     return -(1 - flip) * logsigmoid(x) - flip * logsigmoid(-x)
 
 
@@ -43,7 +45,7 @@ def conservative(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
 
     Mitchell, A note on DPO with noisy preferences, 2023 (cDPO).
     """
-    return _smoothed(chosen - rejected, c)
+    return _smoothed(c["beta"] * (chosen - rejected), c)
 
 
 def robust(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
@@ -132,14 +134,28 @@ def apo_down(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
 def cpo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
     """Returns −log σ(β·Δ) − nll_coef·log π(chosen). Paper: arXiv 2401.08417, eq. 3.
 
-    TRL divides the second term by the number of tokens of the batch.
+    TRL divides the second term by the number of tokens of the batch. Its label_smoothing, of which
+    the paper has none, is cDPO's.
     """
-    return sigmoid(chosen, rejected, c) - c["nll_coef"] * chosen
+    return _smoothed(c["beta"] * (chosen - rejected), c) - c["nll_coef"] * chosen
 
 
 def simpo(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
-    """Returns −log σ(β·Δ − margin), Δ of averages. Paper: arXiv 2405.14734, eq. 6 (γ is margin)."""
-    return -logsigmoid(c["beta"] * (chosen - rejected) - c["margin"])
+    """Returns −log σ(β·Δ − margin), Δ of averages. Paper: arXiv 2405.14734, eq. 6 (γ is margin).
+
+    With label_smoothing, as in TRL and torchtune, the x = β·Δ − margin of flipped labels is −x.
+    """
+    return _smoothed(c["beta"] * (chosen - rejected) - c["margin"], c)
+
+
+def alpha_po(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
+    """Returns simpo's loss with (1 − p^−α)/α in place of log p, p = exp(average of log π).
+
+    Paper: AlphaPO, arXiv 2501.03884, here as TRL has it (alpha of its CPO trainer, whose 0 is
+    simpo). α > 0 makes the reward of likely answers flatter, α < 0 steeper. The paper's table 3 has
+    α 0.25, margin 0.1 and β 2.5 for Mistral.
+    """
+    return simpo(alpha(chosen, c), alpha(rejected, c), c)
 
 
 def _log_odds(logprob: Tensor) -> Tensor:
@@ -166,7 +182,7 @@ def aot(chosen: Tensor, rejected: Tensor, c: Coefficients) -> Tensor:
     Paper: arXiv 2406.05882. Kind aot sorts log π(chosen) − log π(rejected) against the same of the
     reference; kind aot_unpaired sorts h_chosen against h_rejected.
     """
-    return _smoothed(chosen - rejected, c)
+    return _smoothed(c["beta"] * (chosen - rejected), c)
 
 
 def kto(log_ratio: Tensor, desirable: Tensor, kl: Tensor, c: Coefficients) -> Tensor:
@@ -195,7 +211,11 @@ def js(h: Tensor, c: Coefficients) -> Tensor:
 
 
 def alpha(h: Tensor, c: Coefficients) -> Tensor:
-    """Returns (1 − exp(−α·h))/α: f'(u) = (1 − u^−α)/α. TRL's coefficient is 1 − α."""
+    """Returns (1 − exp(−α·h))/α: f'(u) = (1 − u^−α)/α. TRL's coefficient is 1 − α.
+
+    The paper has 0 < α < 1, between reverse_kl (0, which is refused) and forward_kl (1). As in TRL
+    α may lie beyond: −1 is Pearson's χ², f'(u) = u − 1.
+    """
     return -torch.expm1(-c["alpha"] * h) / c["alpha"]
 
 
@@ -225,10 +245,11 @@ class PreferenceKind(NamedTuple):
     average: bool = False  # of log-probabilities over tokens, so lengths are needed
     difference: bool = False  # a function of Δ alone, for which a divergence is defined
     sorted_by: str = ""  # what is sorted across the batch before it is compared
-    positive: tuple[str, ...] = ("beta", "tau", "alpha")  # coefficients that must not be 0
+    positive: tuple[str, ...] = ("beta", "tau")  # coefficients that must not be 0
 
 
 _FLIPS = {"label_smoothing": 0.1}
+_NO_FLIPS = {"label_smoothing": 0.0}
 PREFERENCE_KINDS = {
     "sigmoid": PreferenceKind(sigmoid, difference=True),
     "sigmoid_norm": PreferenceKind(sigmoid, average=True, difference=True),
@@ -246,9 +267,12 @@ PREFERENCE_KINDS = {
     "bco_pair": PreferenceKind(bco_pair, {"reward_shift": 0.0}),
     "apo_zero": PreferenceKind(apo_zero),
     "apo_down": PreferenceKind(apo_down),
-    "aot": PreferenceKind(aot, {"label_smoothing": 0.0}, sorted_by="models"),
-    "aot_unpaired": PreferenceKind(aot, {"label_smoothing": 0.0}, sorted_by="answers"),
-    "cpo": PreferenceKind(cpo, {"nll_coef": 1.0}, reference=False),
-    "simpo": PreferenceKind(simpo, {"margin": 0.5}, reference=False, average=True),
+    "aot": PreferenceKind(aot, _NO_FLIPS, sorted_by="models"),
+    "aot_unpaired": PreferenceKind(aot, _NO_FLIPS, sorted_by="answers"),
+    "cpo": PreferenceKind(cpo, {"nll_coef": 1.0, **_NO_FLIPS}, reference=False),
+    "simpo": PreferenceKind(simpo, {"margin": 0.5, **_NO_FLIPS}, reference=False, average=True),
+    "alpha_po": PreferenceKind(
+        alpha_po, {"margin": 0.1, "alpha": 0.25, **_NO_FLIPS}, reference=False, average=True
+    ),
     "orpo": PreferenceKind(orpo, reference=False, average=True),
 }

@@ -28,6 +28,16 @@ def last_steps(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return step + 1 == cu_seqlens[1:][sequence_of_step(cu_seqlens, x.shape[-1])]
 
 
+def last_counted_steps(mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Returns where the last step that counts of each sequence is."""
+    counted = mask.cumsum(-1)
+    if cu_seqlens is None:
+        return mask & (counted == mask.sum(-1, keepdim=True))
+    of_step = sequence_of_step(cu_seqlens, counted.shape[0])
+    ends = torch.nn.functional.pad(counted, (1, 0))[cu_seqlens[1:]]
+    return mask & (counted == ends[of_step])
+
+
 def reverse_scan(bias: Tensor, decay: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
     """Returns x with x_t = bias_t + decay_t · x_{t+1} in each sequence, and x = 0 after its end.
 

@@ -21,11 +21,13 @@ def run_gae(case: Case, batch: Batch) -> Outputs:
         reward.flatten(), value.flatten(), mask.flatten(), gae_lambda=gae_lambda, cu_seqlens=bounds
     )
     whitened = rlkern.gae(reward, value, mask, whiten=True)
+    population = rlkern.gae(reward, value, mask, whiten=True, ddof=0)
     return {
         "advantage": padded.advantage,
         "target": padded.target,
         "packed": packed.advantage,
         "whitened": whitened.advantage,
+        "population": population.advantage,
     }
 
 

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 
 import rlkern
+from rlkern import TokenLogprob
 from rlkern.integrations.fused_head import HeadOf, find_head
 from rlkern.trainer.models import lora
 from rlkern.trainer.processes.world import World
@@ -164,6 +165,11 @@ def _shared(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
 def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:
     """Returns the log-probabilities (B, T) of the tokens of rows under a policy, at the temperature
     and over the ids that they were sampled by."""
+    return token_scores(policy, rows, settings).logprob
+
+
+def token_scores(policy: Policy, rows: Rows, settings: Settings) -> TokenLogprob:
+    """Returns the same with the entropy and what else comes with it."""
     hidden = hidden_states(policy, rows, share_prompts=settings.memory.share_prompts)
     head = policy.head.parameters()
     with policy.precision():
@@ -175,7 +181,7 @@ def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:
             mask=rows.mask,
             keep=rows.keep,
             **head,
-        ).logprob
+        )
 
 
 @torch.no_grad()

@@ -89,7 +89,8 @@ class Supervised:
     def losses(self) -> Losses:
         """Returns the loss of right answers."""
         settings = self.parts.settings
-        return PolicyLosses(self.parts.policy, settings, Objective.likelihood(settings))
+        objective = Objective.likelihood(settings, settings.algorithm)
+        return PolicyLosses(self.parts.policy, settings, objective)
 
     def evaluate(self) -> dict[str, float]:
         """Returns the accuracies on held-out items."""

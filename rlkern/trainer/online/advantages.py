@@ -14,7 +14,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern import advantage as formulas
-from rlkern.trainer.rows import Rows, last_counted
+from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 
 
@@ -42,14 +42,16 @@ class Rewarded:
         tokens that π_old drew, as TRL, verl and OpenRLHF have it in the reward."""
         old, ref = self.rows.old_logprob, self.rows.ref_logprob
         assert old is not None and ref is not None  # scored because the reward has a KL
-        return torch.where(self.rows.mask, old - ref, 0.0)
+        return rlkern.token_kl(old, ref, mask=self.rows.mask, estimator="k1")
 
     def token_reward(self) -> Tensor:
         """Returns the reward (B, T) of each token: the answer's at its last counted token, and
         minus reward.kl_coef·(log π_old − log π_ref) at each. The last is NaN if the answer has
         no reward."""
-        reward = torch.where(last_counted(self.rows.mask), self.reward[:, None], 0.0)
-        return reward - self.kl_coef * self.token_kl() if self.kl_coef else reward
+        if not self.kl_coef:
+            return rlkern.token_reward(self.reward, self.rows.mask)
+        kl, coef = self.token_kl(), self.kl_coef
+        return rlkern.token_reward(self.reward, self.rows.mask, kl=kl, kl_coef=coef)
 
     def sequence_reward(self) -> Tensor:
         """Returns the reward (B,) of each answer, minus reward.kl_coef·Σ(log π_old − log π_ref)."""
@@ -77,6 +79,13 @@ def _length_weighted(given: Rewarded) -> Estimate:
 
 def _reward(given: Rewarded) -> Estimate:
     return given.sequence_reward().nan_to_num(nan=0.0), None
+
+
+def _teacher(given: Rewarded) -> Estimate:
+    """Returns log π_teacher − log π_old of each token; no reward is looked at."""
+    old, teacher = given.rows.old_logprob, given.rows.teacher_logprob
+    assert old is not None and teacher is not None  # scored because there is a teacher
+    return torch.where(given.rows.mask, teacher - old, 0.0), None
 
 
 def _beyond_baseline(given: Rewarded) -> Estimate:
@@ -123,6 +132,7 @@ TABLE: dict[str, Callable[[Rewarded], Estimate]] = {
     **{name: partial(_of_groups, formula) for name, formula in formulas.ESTIMATORS.items()},
     "length_weighted": _length_weighted,
     "reward": _reward,
+    "teacher": _teacher,
     "remax": _beyond_baseline,
     "optimal": _beyond_baseline,
     "gdpo": _gdpo,

@@ -20,6 +20,7 @@ from rlkern.trainer.losses import Losses, Objective, PolicyLosses
 from rlkern.trainer.models.policy import Policy, token_logprob, without_gradient
 from rlkern.trainer.online import shaping
 from rlkern.trainer.online.advantages import Rewarded, with_advantage
+from rlkern.trainer.online.statistic import with_statistic
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.functions import reward_statistics
 from rlkern.trainer.rows import Rows
@@ -86,6 +87,7 @@ class Online:
         """Returns the rows with the scores that something reads, and with no others."""
         parts, settings = self.parts, self.parts.settings
         reads_old = settings.updates > 1 or settings.reward.kl_coef or settings.correction
+        reads_old = reads_old or parts.teacher is not None
         by_share = partial(
             without_gradient, rows=rows, world=parts.world, parts=settings.batch.micro_batches
         )
@@ -98,6 +100,8 @@ class Online:
             found["old_logprob"] = by_share(logprob(parts.policy))
         if parts.reference is not None:
             found["ref_logprob"] = by_share(logprob(parts.reference))
+        if parts.teacher is not None:
+            found["teacher_logprob"] = by_share(logprob(parts.teacher))
         if (critic := parts.critic) is not None:
             found["value"] = by_share(lambda part: critic.values(parts.policy, part))
         return dataclasses.replace(rows, **found)
@@ -127,6 +131,9 @@ class Online:
             if len(chosen) < prompts:
                 part = rows.take(chosen.to(device))
                 counted = None if copies is None else copies.view(prompts, -1)[chosen].flatten()
+            if parts.settings.declared.statistic:
+                with updater.gathered():
+                    part = with_statistic(parts, part)
             yield self._update(self._weighted(part, counted), updater)
 
     def _weighted(self, rows: Rows, copies: Tensor | None) -> Rows:

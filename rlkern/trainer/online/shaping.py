@@ -88,6 +88,9 @@ def mismatch_metrics(rows: Rows, factor: Tensor | None = None) -> dict[str, floa
     if known.numel():
         values["sampling/sampling_logp_difference/mean"] = known.mean().item()
         values["sampling/sampling_logp_difference/max"] = known.max().item()
+        distance = rlkern.off_policy_metrics(rows.old_logprob, rows.rollout_logprob, rows.mask)
+        numbers = torch.stack(list(distance.values())).tolist()
+        values.update({f"rollout_corr/{k}": x for k, x in zip(distance, numbers, strict=True)})
     if factor is not None:
         counted = factor[rows.mask]
         for name, reduce in (("min", torch.min), ("mean", torch.mean), ("max", torch.max)):

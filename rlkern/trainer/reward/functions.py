@@ -95,7 +95,7 @@ def _load(name: str) -> RewardFunction:
     return found
 
 
-def reward_name(function: RewardFunction) -> str:
+def reward_name(function: Callable[..., object]) -> str:
     """Returns the name a function's rewards are logged under."""
     return getattr(function, "__name__", type(function).__name__)
 

@@ -10,7 +10,9 @@ from rlkern.trainer.settings.reads import Facts, facts, unread
 from rlkern.trainer.settings.schema import Settings
 
 # Advantages that compare an answer with something other than the other answers to its prompt.
-WITHOUT_GROUP = frozenset("batch_centered gae reward remax optimal reinforce_plus_plus".split())
+WITHOUT_GROUP = frozenset(
+    "batch_centered gae reward remax optimal reinforce_plus_plus teacher".split()
+)
 # rlkern.AdaptiveKl.clip, which is not imported here: settings are read without torch.
 ADAPTIVE_CLIP = 0.2
 
@@ -110,6 +112,15 @@ def _one_reward_apart(settings: Settings, run: Facts) -> str | None:
     )
 
 
+def _teacher_that_knows_nothing(settings: Settings, run: Facts) -> str | None:
+    if "teacher" not in run.declared.needs or settings.teacher not in (None, "tiny"):
+        return None
+    return (
+        f"algorithm {settings.algorithm} learns from another model, so teacher must be smollm2 or a"
+        f" directory that holds config.json, got {settings.teacher or 'none'}"
+    )
+
+
 def _steered_from_zero(settings: Settings, run: Facts) -> str | None:
     reward, answers = settings.reward, settings.batch.prompts * settings.rollout.group_size
     if reward.adaptive is None:
@@ -158,6 +169,7 @@ CONTRADICTIONS: tuple[Callable[[Settings, Facts], str | None], ...] = (
     _warmup_without_end,
     _rewards_and_weights,
     _one_reward_apart,
+    _teacher_that_knows_nothing,
     _steered_from_zero,
     _ordered_bounds,
     _samples_of_evaluation,

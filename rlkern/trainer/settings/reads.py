@@ -73,6 +73,7 @@ READERS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
         "need answers of the starting model",
         lambda run: "reference_samples" in run.declared.needs,
     ),
+    ("teacher", "learn from a teacher", lambda run: "teacher" in run.declared.needs),
     ("pairs", "learn from preferences", lambda run: run.judges),
     ("pairs.items", "sample their pairs", lambda run: run.samples),
     (

