@@ -202,8 +202,9 @@ def reinforce_plus_plus_baseline(
 ) -> Tensor:
     """Returns r − mean of its group at every token, whitened over all counted tokens.
 
-    Paper: REINFORCE++-baseline, arXiv 2501.03262. As OpenRLHF's `reinforce_baseline` and verl's
-    estimator of this name: an answer counts in the batch's statistics once per token.
+    Paper: REINFORCE++-baseline, arXiv 2501.03262. As verl's estimator of this name: an answer
+    counts in the batch's statistics once per token. OpenRLHF's `reinforce_baseline` whitens with
+    ddof 0, and what it whitens has the KL of the tokens that follow in it.
 
     Arguments
         reward, group  as in group_advantage, (B,)
@@ -254,7 +255,7 @@ def optimal_value(reward: Tensor, *, temperature: float) -> Tensor:
         raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")
     known = ~reward.isnan()
     scaled = torch.where(known, reward.detach() / temperature, -torch.inf)
-    value = temperature * (scaled.logsumexp(1) - known.sum(1).log())
+    value = temperature * (scaled.logsumexp(1) - known.sum(1).to(reward.dtype).log())
     return torch.where(known.any(1), value, torch.nan)
 
 

@@ -39,8 +39,9 @@ def optimal_token_baseline(
     B_t is the baseline of least variance if an answer's gradient is as long as W_t says: the
     squared length of the softmax's gradient, summed over the tokens so far. Paper: OTB,
     arXiv 2602.07078. Sums are over the answers of a group that count at position t, as in verl's
-    `optimal_token_baseline` with its default `handle_zero_tail=False`: a token that no other answer
-    reaches gets 0. verl leaves a group of one its return; here it gets 0, as everywhere.
+    `optimal_token_baseline` with `handle_zero_tail=False`: a token that no other answer reaches
+    gets 0. verl's default is True, which leaves it its return, as verl leaves a group of one its
+    return; here that gets 0, as everywhere.
 
     Arguments
         token_reward    (B, T) float32 or float64; an answer with a NaN where mask is True takes no

@@ -9,7 +9,8 @@ all other tokens count as one. A rare token may become five times as likely, whi
 token of probability 0.99 may not fall to 0.8, which PPO allows. A is the reward minus the group
 mean, §4.1. The loss is the mean over answers of token sums, eq. 12; a constant that divides the
 sums (aggregate.token_weight) only scales the learning rate. verl (`dppo_tv`) and SkyRL have this
-gate; prime-rl's default is this mask at 0.2, against the sampler, with (log ratio)² added.
+gate. prime-rl had it until its pull request 3418; the default there is now IPO, which masks all
+tokens of |p − μ| > 0.3, μ the sampler's probability, whatever the sign of A.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.05]])), torch.log(torch.tensor([[0.3, 0.01]]))
@@ -41,7 +42,7 @@ ALGORITHM = Algorithm(
     sources={
         "clip_low": "verl's recipe for dppo_tv",
         "clip_high": "verl's recipe for dppo_tv",
-        "clip_cap": "verl; arXiv 2602.04879, §5.4 wants it large",
+        "clip_cap": "verl's fallback (its config has 3, its recipe 10 000); the paper, §5.4: large",
         "kl_coef": "the bound on the divergence is in the gate",
         "entropy_coef": "the paper has none",
         "batch.minibatches": "chosen here: verl's recipe has 8, of 32 prompts each",

@@ -39,7 +39,7 @@ ALGORITHM = Algorithm(
     sources={
         "clip_low": "verl's recipe for dppo_kl",
         "clip_high": "verl's recipe for dppo_kl",
-        "clip_cap": "verl; arXiv 2602.04879, §5.4 wants it large",
+        "clip_cap": "verl's fallback (its config has 3, its recipe 10 000); the paper, §5.4: large",
         "kl_coef": "the bound on the divergence is in the gate",
         "entropy_coef": "the paper has none",
         "batch.minibatches": "chosen here: verl's recipe has 8, of 32 prompts each",

@@ -5,7 +5,7 @@
     s_t = sg(s)·π(o_t) / sg(π(o_t))        s = (Π_t π(o_t) / π_old(o_t))^(1/|o|)
 
 Paper: arXiv 2507.18071, eq. 13; s_t eq. 14. The loss is the mean over sequences of token means.
-verl calls this `gspo` and clamps log s_t at 10; TRL has it as an experiment.
+verl calls this `gspo` and clamps log s_t at 10.
 
 >>> import torch, rlkern
 >>> logprob = torch.log(torch.tensor([[0.4, 0.4]])).requires_grad_()

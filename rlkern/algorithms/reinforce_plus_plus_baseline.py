@@ -6,8 +6,9 @@
 
 Paper: arXiv 2501.03262. The loss is the mean over the tokens of the batch. An optional KL is a term
 of the loss, by the k2 estimator, and not of the reward. An answer counts in the statistics once per
-token, as in OpenRLHF (`reinforce_baseline`) and verl. Lite PPO instead divides by the deviation of
-the rewards, where each answer counts once.
+token, as in verl, and the variance has ddof 1. OpenRLHF's `reinforce_baseline` has ddof 0 and the
+KL in the reward. Lite PPO instead divides by the deviation of the rewards, where each answer counts
+once.
 
 >>> import torch, rlkern
 >>> reward, group = torch.tensor([9.0, 7.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1])

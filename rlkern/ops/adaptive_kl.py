@@ -35,7 +35,8 @@ class AdaptiveKl:
 
     Paper: arXiv 1909.08593, §2.2, where count and horizon are in answers; verl and OpenRLHF count
     the same. kl is the mean over the answers of the sum over tokens; π drew them if it estimates
-    KL(π‖π_ref) by Σ log π − log π_ref.
+    KL(π‖π_ref) by Σ log π − log π_ref. verl and OpenRLHF take means over tokens, whose targets are
+    smaller by the length of an answer.
 
     >>> controller = AdaptiveKl(0.1, target=6.0, horizon=100)
     >>> controller.update(kl=60.0, count=50)

@@ -21,8 +21,8 @@ def discounted_return(
 
         G_t = r_t + discount·G_{t+1},   after the last counted token G = bootstrap
 
-    The return of REINFORCE. Masked tokens are stepped over and discount nothing (verl multiplies by
-    the mask at each step, which cuts the return at a tool's answer; its issue 7300 asks for this).
+    The return of REINFORCE. Masked tokens are stepped over and discount nothing, as in verl since
+    its pull request 7300 (before, a tool's answer cut the return off). In OpenRLHF they discount.
 
     Arguments
         reward      (..., T) float32 or float64; packed sequences are (N,)

@@ -84,8 +84,8 @@ def gae(
         target_t = A_t + V_t
 
     Paper: arXiv 1506.02438, eq. 16. t + 1 is the next counted token: masked tokens, such as a
-    tool's answer inside a dialogue, are stepped over (as in verl; TRL and OpenRLHF instead multiply
-    by the mask). After the last counted token comes `bootstrap`: 0 where the episode terminated,
+    tool's answer inside a dialogue, are stepped over (as in verl; in OpenRLHF they are steps of
+    reward 0 and value 0). After the last counted token comes `bootstrap`: 0 where the episode terminated,
     the value of the state it was cut off in where it was truncated. A row that holds several
     episodes is several sequences of cu_seqlens, or has flags: V_{t+1} and A_{t+1} are 0 where step
     t terminated; where it was truncated V_{t+1} is final_value and A_{t+1} is 0. The flags are

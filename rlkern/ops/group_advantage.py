@@ -89,8 +89,9 @@ def group_advantage(
     expects rewards that are not negative. Estimators over several rewards, over the whole batch or
     with a baseline from elsewhere are in rlkern.advantage.
 
-    A group of one, and a group that agrees, get 0 by every kind, also with eps = 0 (verl's `rloo`
-    gives a group of one its raw reward). NaN rewards count in no statistic: the group is smaller.
+    A group of one, and a group that agrees, get 0 by every kind, also with eps = 0. verl leaves a
+    group of one its raw reward, by every estimator but `rloo_vectorized`, which gives 0, and
+    `grpo_passk`, which refuses. NaN rewards count in no statistic: the group is smaller.
 
     Arguments
         reward  (N,) float32 or float64; NaN marks an unscorable answer

@@ -130,7 +130,7 @@ def dppo_tv(
 
     Kept are p − p_old ≤ high for A > 0 and p − p_old ≥ −low otherwise: a bound on total variation.
     It is that of two Bernoulli variables, this token or another: exact, whoever drew the token.
-    Paper: arXiv 2602.04879 (Binary-TV); cap 20 as in verl.
+    Paper: arXiv 2602.04879 (Binary-TV). verl's cap is 3 unless its recipe's 10 000 is given.
     """
     p = logprob.detach().exp()
     change = p - (logprob - log_ratio).detach().exp()
@@ -144,7 +144,7 @@ def dppo_kl(
     """Returns dppo_tv's loss with the bound on KL(Bernoulli p_old ‖ Bernoulli p) in its direction.
 
     Of this token or another as two outcomes: exact, whoever drew the token.
-    Paper: arXiv 2602.04879 (Binary-KL); the logarithm's 1e-8 and cap 20 as in verl.
+    Paper: arXiv 2602.04879 (Binary-KL); the logarithm's 1e-8 is verl's.
     """
     old = (logprob - log_ratio).detach()
     p, p_old = logprob.detach().exp(), old.exp()

@@ -6,9 +6,10 @@ They estimate KL(π‖π_ref) from a token that π drew; importance_k1 and impor
 KL(μ‖π).
 
 Which of them are unbiased in value is not which have the right gradient: on policy only k2, the
-straight-through and the importance-weighted forms do. No estimator clamps d (verl and NeMo clamp
-it to ±20, and k3 to ±10; OpenRLHF ±10; TRL neither): kl_term clamps the value. With kl_max = 10 it
-is verl's low_var_kl, since k3 is beyond 10 wherever d is beyond ±20.
+straight-through and the importance-weighted forms do. No estimator clamps d: kl_term
+clamps the value. verl clamps of k3 alone d to ±20, then the value to ±10; OpenRLHF the value of
+each estimator to ±10; TRL neither. With kl_max = 10 k3 is verl's low_var_kl, since it is beyond 10
+wherever d is beyond ±20.
 Twins: csrc/math/kl.h and kernels/triton/_kl.py; a test holds the three together.
 """
 
