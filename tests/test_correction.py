@@ -11,6 +11,7 @@ from rlkern.backends import BACKENDS as TABLE
 from rlkern.backends import _load
 from rlkern.ops.rollout_correction import CORRECTIONS
 from rlkern.ops.rollout_rejection import DIVERGENCES
+from rlkern.testing.cases import Case, make_batch
 
 NAN = math.nan
 KINDS = tuple(CORRECTIONS)
