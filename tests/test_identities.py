@@ -232,8 +232,9 @@ class _Result(torch.autograd.Function):
 
 def in_place(logits, token, mask):
     """Returns the loss; writes its gradient over the logits."""
+    result = _Result.apply(torch.zeros((), requires_grad=True), logits)
     out = rlkern.policy_loss(
-        _Result.apply(torch.zeros((), requires_grad=True), logits), token, torch.ones(len(token)), mask, algorithm="ppo",
+        result, token, torch.ones(len(token)), mask, algorithm="ppo",
         weight=mask.float() / 3, entropy_coef=0.1, inplace=True,
     )  # fmt: skip
     return out.loss.detach()
