@@ -31,9 +31,6 @@ def with_statistic(parts: Parts, rows: Rows) -> Rows:
         return torch.stack([found.logprob, found.entropy], -1)
 
     pieces = settings.batch.micro_batches
-    coefficients: dict[str, Any] = {
-        name: settings.coefficients[name] for name in declared.statistic_coef
-    }
     logprob, entropy = without_gradient(scored, rows, world=parts.world, parts=pieces).unbind(-1)
     factor = rlkern.statistics.factor(
         logprob,
