@@ -85,13 +85,14 @@ def gae(
 
     Paper: arXiv 1506.02438, eq. 16. t + 1 is the next counted token: masked tokens, such as a
     tool's answer inside a dialogue, are stepped over (as in verl; in OpenRLHF they are steps of
-    reward 0 and value 0). After the last counted token comes `bootstrap`: 0 where the episode terminated,
-    the value of the state it was cut off in where it was truncated. A row that holds several
-    episodes is several sequences of cu_seqlens, or has flags: V_{t+1} and A_{t+1} are 0 where step
-    t terminated; where it was truncated V_{t+1} is final_value and A_{t+1} is 0. The flags are
-    gymnasium's, of the step itself. CleanRL's dones and Stable-Baselines3's episode_starts lie one
-    step later; the latter adds discount·final_value to the reward instead, and CleanRL's PPO takes
-    a truncation for a termination. With flags there are two scans in place of one sweep.
+    reward 0 and value 0). After the last counted token comes `bootstrap`: 0 where the episode
+    terminated, the value of the state it was cut off in where it was truncated. A row that holds
+    several episodes is several sequences of cu_seqlens, or has flags: V_{t+1} and A_{t+1} are 0
+    where step t terminated; where it was truncated V_{t+1} is final_value and A_{t+1} is 0. The
+    flags are gymnasium's, of the step itself. CleanRL's dones and Stable-Baselines3's
+    episode_starts lie one step later; the latter adds discount·final_value to the reward instead,
+    and CleanRL's PPO takes a truncation for a termination. With flags there are two scans in place
+    of one sweep.
 
     Whitening is (A − mean) / √(variance + 1e-8) over all counted tokens, the variance divided by
     n − ddof: 1 in TRL and verl, 0 in OpenRLHF; "centered" is A − mean (OpenRLHF's no_std_norm). The
