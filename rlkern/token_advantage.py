@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advantages of tokens, of steps within answers and of ranks: rlkern.advantage offers them too."""
+"""Advantages of tokens, of steps and of ranks: formulas that rlkern.advantage offers too."""
 
 import torch
 from torch import Tensor

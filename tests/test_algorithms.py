@@ -40,7 +40,8 @@ def correction_of(name, batch):
 
 
 def weight_of(name, mask):
-    return rlkern.aggregate.token_weight(mask, rlkern.algorithms()[name].aggregation)
+    mode = rlkern.algorithms()[name].aggregation
+    return rlkern.aggregate.token_weight(mask, mode, dtype=torch.float64)
 
 
 def run(name, batch, weight=None, **options):

@@ -146,7 +146,7 @@ OBJECTIVE = {
     "log_ratio_min": [(0.1, ValueError, "must not be positive", "0.1"),
                       (NAN, ValueError, "a number", "nan")],
     "log_ratio_max": [(-0.1, ValueError, "must not be negative", "-0.1"),
-                      ("20", TypeError, "a number", "'20'")],
+                      ("wide", TypeError, "a number", "'wide'")],
     "kl_max": [(-10.0, ValueError, "must not be negative", "-10.0")],
     "clip_low": [("wide", TypeError, "a number", "'wide'"), (NAN, ValueError, "finite", "nan")],
     "kl_coef": [(None, TypeError, "a number", "None"), (one, TypeError, "a number", "(2, 3)")],

@@ -22,12 +22,21 @@ def fresh_compiler():
 def policy_loss(batch: Batch, logits, inplace=False, **options):
     return rlkern.policy_loss(
         logits * 1, batch.token, batch.advantage, batch.mask, inplace=inplace,
-        **batch.rows, **{**batch.softmax, **TERMS, **options},
+        **{**batch.rows, **batch.softmax, **TERMS, **options},
     )  # fmt: skip
 
 
 def gspo(batch: Batch, logits, inplace=False):
     return policy_loss(batch, logits, inplace, algorithm="gspo")
+
+
+def every_option(batch: Batch, logits, inplace=False):
+    counted = batch.mask.float()
+    return policy_loss(
+        batch, logits, inplace, level="sequence", kl_estimator="level_k3", kl_max=0.5,
+        log_ratio_min=-0.1, log_ratio_max=0.1, penalty=0.3 * counted,
+        entropy_weight=counted / counted.sum(), nll_weight=0.2 * counted,
+    )  # fmt: skip
 
 
 def kept_set(batch: Batch, logits):
@@ -119,6 +128,8 @@ FUNCTIONS = {
     "gspo": gspo,
     "gspo in place": lambda batch, logits: gspo(batch, logits, inplace=True),
     "packed gspo": packed_gspo,
+    "every option": every_option,
+    "every option in place": lambda batch, logits: every_option(batch, logits, inplace=True),
     "kept set": kept_set,
     "corrections": corrections,
     "token_logprob": token_logprob,
@@ -172,6 +183,7 @@ def test_other_coefficients_need_no_other_graph(function):
 
     def run(batch, logits, clip_low, kl_coef, entropy_coef):
         coefficients = {"clip_low": clip_low, "kl_coef": kl_coef, "entropy_coef": entropy_coef}
+        coefficients |= {"log_ratio_max": 2 * clip_low, "kl_max": kl_coef}
         return function(batch, logits, **coefficients)[0]
 
     compiled, batch = torch.compile(run, backend=counter, fullgraph=True), batch_of()

@@ -230,7 +230,7 @@ def _launch(logits, token, rows, softmax, objective, statistics, grad):
     )
     arguments = (
         logits,
-        aligned(TokenRows(token, *rows)),
+        aligned(TokenRows._make((token, *rows))),
         softmax_argument(softmax),
         formulas(objective),
         Out(statistics, grad, None if keep is None else scratch_for(keep)),

@@ -23,6 +23,7 @@ def with_statistic(parts: Parts, rows: Rows) -> Rows:
     """
     settings = parts.settings
     declared = settings.declared
+    coefficients: dict[str, Any] = {k: settings.coefficients[k] for k in declared.statistic_coef}
     assert rows.advantage is not None
 
     def scored(part: Rows) -> Tensor:
