@@ -9,8 +9,8 @@ all other tokens count as one. A rare token may become five times as likely, whi
 token of probability 0.99 may not fall to 0.8, which PPO allows. A is the reward minus the group
 mean, §4.1. The loss is the mean over answers of token sums, eq. 12; a constant that divides the
 sums (aggregate.token_weight) only scales the learning rate. verl (`dppo_tv`) and SkyRL have this
-gate. prime-rl had it until its pull request 3418; the default there is now IPO, which masks all
-tokens of |p − μ| > 0.3, μ the sampler's probability, whatever the sign of A.
+gate. prime-rl had it until its pull request 3418; its default is now its own IPO (prime_ipo), whose
+mask does not look at the sign of A.
 
 >>> import torch, rlkern
 >>> logprob, old = torch.log(torch.tensor([[0.5, 0.05]])), torch.log(torch.tensor([[0.3, 0.01]]))

@@ -40,8 +40,9 @@ def token_kl(
 
     Equations, papers and who uses which are in rlkern/backends/eager/kl.py; policy_loss computes
     the same inside its kernel. With a limit d is clamped to [−limit, limit] first: 20 in verl and
-    NeMo, which then also clamp k3 to ±10, as OpenRLHF clamps k1; TRL clamps nothing. verl's ppo_kl
-    is the mean of `token_kl(old_logprob, logprob, estimator="k1")`.
+    NeMo, of k3, whose value they then clamp to ±10, as OpenRLHF clamps that of each estimator.
+    TRL clamps neither. verl's ppo_kl is the mean of
+    `token_kl(old_logprob, logprob, estimator="k1")`.
 
     Arguments
         logprob, ref_logprob  (...) float  log π and log π_ref; anything where mask is False

@@ -99,8 +99,15 @@ def batch() -> SimpleNamespace:
     x |= {"done": torch.arange(B) % 3 == 0, "last_value": draw(1)[0]}
     x["patchy"] = x["rollout"].clone()
     x["patchy"][[0, 4], [2, 0]] = torch.nan
-    x["cu_seqlens"] = torch.tensor([0, 6, 10, 16])
-    x["bootstrap"] = torch.stack([torch.zeros_like(x["last_value"])] * 2 + [x["last_value"]])
+    x["stale"], x["far_ref"] = x["old"].clone(), x["ref"].clone()
+    x["stale"][7] = x["logprob"][7].detach() - 25.0  # A = −2
+    x["stale"][4, 0] = x["logprob"][4, 0].detach() + 25.0  # A = 0.3; above 0, which nobody minds
+    x["stale"][4, 1] = x["logprob"][4, 1].detach() + 10.0
+    x["far_ref"][0], x["far_ref"][1] = x["logprob"][0] - 12.0, x["logprob"][1] + 3.0
+    x["far_ref"] = x["far_ref"].detach()
+    x["sum_pi_squared"] = x["old"].exp().square() + 0.5 * (1 - x["old"].exp()).square()
+    x["terminated"], x["truncated"] = (torch.arange(T)[None] == step for step in (5, 9))
+    x["final_value"] = draw(1, T)
     x["token_kl"] = x["old"] - x["ref"]
     x["last"] = mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
     for name in LEAVES:

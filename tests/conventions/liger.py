@@ -92,9 +92,10 @@ def cpo(x):
     return 1.0 * nll(x) - logsigmoid(0.1 * (p - q)).sum() / 4
 
 
-def simpo(x):
+def simpo(x, flip=0.0):
     p, q = halves(x, average=True)
-    return -logsigmoid(0.1 * (p - q) - 0.5).sum() / 4
+    lead = 0.1 * (p - q) - 0.5
+    return (-logsigmoid(lead) * (1 - flip) - logsigmoid(-lead) * flip).sum() / 4
 
 
 def kto(x):
@@ -139,6 +140,10 @@ ROWS = {
     "use_bias_correction_kl=True": lambda x: answers(
         x, clipped(x) + 0.04 * k3(x) * log_ratio(x).exp()
     ),
+    'the same, importance_sampling_level="sequence"': lambda x: answers(
+        x,
+        surrogate(geometric(x), x.advantage[:, None], 3e-4, 4e-4) + 0.04 * k3(x) * geometric(x),
+    ),
     "vllm_is_ratio": lambda x: answers(
         x, clipped(x) * torch.exp(x.old - x.rollout).clamp(max=3.0) + 0.04 * k3(x)
     ),
@@ -147,6 +152,7 @@ ROWS = {
     "LigerFusedLinearORPOLoss": orpo,
     "LigerFusedLinearCPOLoss": cpo,
     "LigerFusedLinearSimPOLoss": simpo,
+    "the same, label_smoothing=0.1": lambda x: simpo(x, 0.1),
     "LigerFusedLinearKTOLoss": kto,
     "LigerFusedLinearCrossEntropyLoss, softcap=2.0": lambda x: (
         -total(capped(x), x.mask) / x.mask.sum()

@@ -24,6 +24,11 @@ def ppo(x, low=0.2, high=0.2):
     return surrogate(ratio(x), x.token_advantage, low, high)
 
 
+def stale_ppo(x):
+    r = torch.exp((x.logprob - x.stale).clamp(-20, 20))
+    return token_mean(surrogate(r, x.token_advantage, 0.2, 0.2), x.mask)
+
+
 def mean_of_answers(loss, mask):
     """Returns the mean over the answers that have a token of their means over tokens."""
     count = mask.sum(1)
@@ -73,12 +78,12 @@ def gated_by_answer_kl(x):
     return corrected(x, kept(mean, 0.0, 0.05, x))
 
 
-def d(x):
-    return x.logprob - x.ref
+def d(x, ref=None):
+    return x.logprob - (x.ref if ref is None else ref)
 
 
-def k3(x):
-    bounded = d(x).clamp(min=-10)
+def k3(x, ref=None):
+    bounded = d(x, ref).clamp(min=-10)
     return torch.exp(-bounded) - 1 + bounded
 
 
@@ -160,6 +165,7 @@ def scores(x):
 
 ROWS = {
     "policy_loss_type=ppo": lambda x: token_mean(ppo(x), x.mask),
+    "the same, where its clamp holds": stale_ppo,
     "eps_clip_low_high=0.2 0.28": lambda x: token_mean(ppo(x, high=0.28), x.mask),
     "dual_clip=3.0": lambda x: token_mean(
         dual_clipped(ratio(x), x.token_advantage, 0.2, 0.2, 3.0), x.mask
@@ -185,6 +191,9 @@ ROWS = {
     "kl.estimator=k1": lambda x: with_kl(x, d(x)),
     "kl.estimator=k2": lambda x: with_kl(x, 0.5 * d(x).square()),
     "kl.estimator=k3": lambda x: with_kl(x, k3(x)),
+    "kl.estimator=k1, where its clamp holds": lambda x: with_kl(x, d(x, x.far_ref)),
+    "kl.estimator=k2, where its clamp holds": lambda x: with_kl(x, 0.5 * d(x, x.far_ref).square()),
+    "kl.estimator=k3, where its clamp holds": lambda x: with_kl(x, k3(x, x.far_ref)),
     "kl.unbiased_gradient, on policy": unbiased,
     "ValueLoss(clip_eps=0.5)": clipped_value,
     "ValueLoss(clip_eps=None)": lambda x: 0.5 * token_mean((x.value - x.target).square(), x.mask),

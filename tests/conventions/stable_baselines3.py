@@ -32,7 +32,8 @@ def a2c(x):
 
 def gae(x, decay):
     """Returns the advantages of one environment, whose episodes end after steps 5 and 9."""
-    reward, value = x.token_reward[0], x.value[0].detach()
+    reward, value = x.token_reward[0].clone(), x.value[0].detach()
+    reward[9] += 0.99 * x.final_value[0, 9]  # cut off by a time limit
     goes_on = torch.ones(16, dtype=torch.float64)
     goes_on[[5, 9]] = 0.0
     running, found = 0.0, []
@@ -41,7 +42,7 @@ def gae(x, decay):
         delta = reward[t] + 0.99 * after * goes_on[t] - value[t]
         running = delta + 0.99 * decay * goes_on[t] * running
         found.append(running)
-    return torch.stack(found[::-1])
+    return torch.stack(found[::-1])[None]
 
 
 def dqn(x, discount):
@@ -60,9 +61,9 @@ ROWS = {
     "train/approx_kl": lambda x: (ratio(x) - 1 - (x.logprob - x.old)).detach().mean(),
     "A2C: ent_coef=0.01, vf_coef=0.5": a2c,
     "gamma=0.99, gae_lambda=0.95": lambda x: gae(x, 0.95),
-    "the same, the returns": lambda x: gae(x, 0.95) + x.value[0].detach(),
-    "gae_lambda=1.0, the returns": lambda x: gae(x, 1.0) + x.value[0].detach(),
-    "gae_lambda=0.0, the returns": lambda x: gae(x, 0.0) + x.value[0].detach(),
+    "the same, the returns": lambda x: gae(x, 0.95) + x.value[:1].detach(),
+    "gae_lambda=1.0, the returns": lambda x: gae(x, 1.0) + x.value[:1].detach(),
+    "gae_lambda=0.0, the returns": lambda x: gae(x, 0.0) + x.value[:1].detach(),
     "DQN: gamma=0.99": lambda x: dqn(x, 0.99),
     "DQN: n_steps=3": lambda x: dqn(x, 0.99**3),
 }

@@ -161,7 +161,13 @@ ROWS = {
     'loss_type="sapo"': lambda x: answer_mean(
         soft_gate(ratio(x), x.advantage[:, None], 1.0, 1.05), x.mask
     ),
+    'the same, importance_sampling_level="sequence", SAPO': lambda x: answer_mean(
+        soft_gate(answer_ratio(x, x.mask), x.advantage[:, None], 1.0, 1.05), x.mask
+    ),
     'loss_type="luspo", importance_sampling_level="sequence"': luspo,
+    'the same, importance_sampling_level="token"': lambda x: (
+        (clipped(x, 2e-3, 2.5e-3) * x.mask).sum(-1).mean()
+    ),
     'loss_type="vespo"': vespo,
     'loss_type="vespo", vllm_importance_sampling_mode="token_truncate"': vespo_corrected,
     'importance_sampling_level="sequence"': lambda x: answer_mean(
@@ -170,8 +176,16 @@ ROWS = {
     "delta=4.0": two_sided,
     "beta=0.04": lambda x: answer_mean(clipped(x) + 0.04 * k3(x), x.mask),
     "use_bias_correction_kl=True": corrected_divergence,
+    'the same, importance_sampling_level="sequence"': lambda x: answer_mean(
+        surrogate(answer_ratio(x, x.mask), x.advantage[:, None], 3e-4, 4e-4)
+        + 0.04 * k3(x) * answer_ratio(x, x.mask),
+        x.mask,
+    ),
     'entropy_coef=0.01, loss_type="bnpo"': lambda x: (
         token_mean(clipped(x), x.mask) - 0.01 * token_mean(x.entropy, x.mask)
+    ),
+    'entropy_coef=0.01, loss_type="grpo"': lambda x: (
+        answer_mean(clipped(x), x.mask) - 0.01 * token_mean(x.entropy, x.mask)
     ),
     "top_entropy_quantile=0.2": high_entropy,
     "off_policy_mask_threshold=1.2": kept_answers,

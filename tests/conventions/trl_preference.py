@@ -133,6 +133,12 @@ def margins(x):
     return 2.0 * (x.chosen / x.chosen_length - x.rejected / x.rejected_length) - 0.5
 
 
+def alpha_po(x):
+    p, q = torch.exp(x.chosen / x.chosen_length), torch.exp(x.rejected / x.rejected_length)
+    lead = (1 - p.pow(-0.25)) / 0.25 - (1 - q.pow(-0.25)) / 0.25
+    return -logsigmoid(2.0 * (lead - 0.5 / 2.0)).mean()
+
+
 ROWS = {
     'loss_type="sigmoid"': sigmoid,
     'loss_type="hinge"': lambda x: relu(1 - BETA * delta(x)).mean(),
@@ -178,5 +184,9 @@ ROWS = {
     'CPO: loss_type="simpo", simpo_gamma=0.5, cpo_alpha=0': lambda x: (
         -logsigmoid(margins(x)).mean()
     ),
+    'CPO: loss_type="simpo", label_smoothing=0.1, cpo_alpha=0': lambda x: smoothed(
+        margins(x), 0.1
+    ).mean(),
+    'CPO: loss_type="simpo", alpha=0.25, cpo_alpha=0': alpha_po,
     "ORPO: beta=0.1": lambda x: nll(x) + odds(x),
 }

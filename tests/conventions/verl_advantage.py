@@ -67,6 +67,16 @@ def remax(x):
     return x.reward - x.greedy_reward
 
 
+def optimal_baseline(x):
+    to_go = (x.token_reward * x.mask).flip(1).cumsum(1).flip(1)
+    energy = ((1 - 2 * x.old.exp() + x.sum_pi_squared) * x.mask).cumsum(1)
+    baseline = torch.zeros_like(to_go)
+    for rows in (slice(0, 4), slice(4, 8)):
+        w = energy[rows] * x.mask[rows]
+        baseline[rows] = (to_go[rows] * w).sum(0) / w.sum(0).clamp(min=1e-30)
+    return (to_go - baseline) * x.mask
+
+
 def gpg(x):
     return 8 / torch.count_nonzero(x.reward) * (x.reward - group_mean(x.reward))
 
@@ -87,6 +97,11 @@ def within(w, low, high):
 def divided(x):
     w = weight(x).clamp(max=2.0)
     return w / token_mean(w, x.mask)
+
+
+def divided_by_answers(x):
+    w = answer_weight(x).clamp(max=2.0)
+    return w / (w.sum(1) / x.mask.sum(1)).mean()
 
 
 def rejected(x, statistic):
@@ -132,8 +147,9 @@ ROWS = {
     'adv_estimator="opo"': opo,
     'adv_estimator="remax"': remax,
     'adv_estimator="gpg"': gpg,
+    'adv_estimator="optimal_token_baseline", no zero tail': optimal_baseline,
     "use_kl_in_reward=True, kl_penalty": lambda x: masked(
-        x.token_reward - 0.001 * (x.old - x.ref), x.mask
+        x.reward[:, None] * x.last - 0.001 * (x.old - x.ref), x.mask
     ),
     'rollout_is="token", rollout_is_threshold=2.0': lambda x: weight(x).clamp(max=2.0),
     'rollout_is="token", rollout_is_threshold="0.5_5.0"': lambda x: within(weight(x), 0.5, 5.0),
@@ -142,6 +158,7 @@ ROWS = {
         answer_weight(x), 0.5, 5.0
     ),
     "rollout_is_batch_normalize=True": divided,
+    'the same, rollout_is="sequence"': divided_by_answers,
     'rollout_rs="token_k2"': lambda x: rejected(x, lambda y: y),
     'rollout_rs="seq_sum_k2"': lambda x: rejected(x, lambda y: y.sum(1, keepdim=True)),
     'rollout_rs="seq_mean_k2"': lambda x: rejected(
@@ -168,5 +185,8 @@ ROWS = {
     ),
     'rollout_rs="seq_max_k3", rollout_rs_threshold="0.05"': lambda x: (
         x.mask & (answer_largest(x, from_sampler(x)[1]) <= 0.05)
+    ),
+    "rollout_corr/chi2_token": lambda x: (
+        token_mean(torch.exp(x.old - x.rollout).square(), x.mask) - 1.0
     ),
 }

@@ -44,11 +44,32 @@ def binary_kl(x, p, p_old):
     return p_old * (x.old - x.logprob.detach()) + (1 - p_old) * rest
 
 
-def gspo(x):
-    d = (((x.logprob - x.old) * x.mask).sum(1, keepdim=True) / x.mask.sum(1, keepdim=True)).detach()
+def gspo(x, old):
+    d = (((x.logprob - old) * x.mask).sum(1, keepdim=True) / x.mask.sum(1, keepdim=True)).detach()
     s = torch.exp((x.logprob - x.logprob.detach() + d).clamp(max=10.0))
     loss = surrogate(s, x.token_advantage, 3e-4, 4e-4)
     return ((loss * x.mask).sum(1) / x.mask.sum(1)).mean()
+
+
+def covariance(x):
+    a, lp = x.token_advantage, x.logprob.detach()
+    return (a - token_mean(a, x.mask)) * (lp - token_mean(lp, x.mask))
+
+
+def clip_cov(x):
+    r = torch.exp(x.logprob - x.old)
+    free, held = -x.token_advantage * r, -x.token_advantage * r.clamp(0.0, 2.0)
+    between = (covariance(x) > 0.1) & (covariance(x) < 0.5) & ~(held > free)
+    return token_mean(torch.maximum(free, held) * ~between, x.mask)
+
+
+def kl_cov(x):
+    d = x.logprob - x.old
+    count = max(1, int(x.mask.sum() * 0.1))
+    bound = covariance(x)[x.mask].topk(count).values[-1]
+    top = x.mask & (covariance(x) >= bound)
+    loss = -x.token_advantage * d.exp()
+    return token_mean(torch.where(top, loss + 0.5 * d.abs(), loss), x.mask)
 
 
 def geo_mean(x):
@@ -84,21 +105,22 @@ def with_kl(x, divergence):
     return token_mean(loss, x.mask) + 0.001 * token_mean(divergence, x.mask)
 
 
-def k1(x):
-    return x.logprob - x.ref
+def k1(x, ref=None):
+    return x.logprob - (x.ref if ref is None else ref)
 
 
-def k2(x):
-    return 0.5 * k1(x).square()
+def k2(x, ref=None):
+    return 0.5 * k1(x, ref).square()
 
 
-def k3(x):
-    d = (x.ref - x.logprob).clamp(-20, 20)
+def k3(x, ref=None):
+    d = -k1(x, ref).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
 
 
-def straight_through(x, value):
-    return k2(x) - k2(x).detach() + value.detach()
+def straight_through(x, value, ref=None):
+    half_square = k2(x, ref)
+    return half_square - half_square.detach() + value.detach()
 
 
 def clipped_value(x):
@@ -136,12 +158,17 @@ ROWS = {
     'loss_mode="dppo_kl", clip_ratio=0.05, clip_ratio_c=20': lambda x: binary(
         x, binary_kl, 0.05, 0.05
     ),
-    'loss_mode="gspo", loss_agg_mode="seq-mean-token-mean"': gspo,
+    'loss_mode="gspo", loss_agg_mode="seq-mean-token-mean"': lambda x: gspo(x, x.old),
+    "the same, where its clamp holds": lambda x: gspo(x, x.stale),
     'loss_mode="sapo", tau_pos=1.0, tau_neg=1.05': lambda x: (
         (soft_gate(log_ratio(x).exp(), x.token_advantage, 1.0, 1.05) * x.mask).sum(1)
         / x.mask.sum(1)
     ).mean(),
     'loss_mode="gpg"': lambda x: token_mean(-x.logprob * x.token_advantage, x.mask),
+    'loss_mode="clip_cov", clip_ratio=1.0, clip_cov_ratio=1.0, clip_cov_lb=0.1, clip_cov_ub=0.5': (
+        clip_cov
+    ),
+    'loss_mode="kl_cov", kl_cov_ratio=0.1, ppo_kl_coef=0.5': kl_cov,
     'loss_mode="geo_mean", clip_ratio=0.4': geo_mean,
     'loss_mode="dro", dro_beta=0.1': dro,
     'loss_mode="cispo", clip_ratio_low=0.5, clip_ratio_high=2.0': cispo,
@@ -157,6 +184,10 @@ ROWS = {
     'kl_loss_type="abs"': lambda x: with_kl(x, k1(x).abs()),
     'kl_loss_type="mse"': lambda x: with_kl(x, k2(x)),
     'kl_loss_type="low_var_kl"': lambda x: with_kl(x, k3(x)),
+    "the same, where its clamps hold": lambda x: with_kl(x, k3(x, x.far_ref)),
+    "the same, where its clamps hold, low_var_kl+": lambda x: with_kl(
+        x, straight_through(x, k3(x, x.far_ref), x.far_ref)
+    ),
     'kl_loss_type="k1+"': lambda x: with_kl(x, straight_through(x, k1(x))),
     'kl_loss_type="low_var_kl+"': lambda x: with_kl(x, straight_through(x, k3(x))),
     "cliprange_value=0.5": clipped_value,
