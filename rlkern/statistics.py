@@ -196,7 +196,8 @@ def factor(
     Arguments
         logprob       (B, T) float  log π of the policy that the step is about to move; (N,) with
                       cu_seqlens
-        old_logprob   (B, T) float  log π_old, of the policy that sampled
+        old_logprob   (B, T) float  log π_old, of the policy that sampled; where it is NaN, nobody
+                      knows it and r is 1
         advantage     (B, T), (B,) or (B, 1) float; with cu_seqlens (N,), (S,) or (S, 1)
         mask          (B, T) bool   True counts; what other tokens hold is not read
         algorithm     an algorithm that declares a statistic, by its name or itself
@@ -230,7 +231,9 @@ def factor(
         )
     check.like(op, "mask", mask, shape, logprob, (torch.bool,))
     spread = of_each_token(op, "advantage", advantage, shape, bounds)
-    given = {"logprob": logprob, "old_logprob": old_logprob, "advantage": spread}
+    check.like(op, "old_logprob", old_logprob, shape, logprob, check.FLOATS)
+    known_old = torch.where(old_logprob.isnan(), logprob, old_logprob)
+    given = {"logprob": logprob, "old_logprob": known_old, "advantage": spread}
     if entropy is not None:
         given["entropy"] = entropy
     for name, x in given.items():

@@ -271,3 +271,17 @@ def test_bad_arguments_are_refused_in_one_sentence(change, message):
     arguments = {**arguments, "algorithm": "m2po", **change}
     with pytest.raises((ValueError, TypeError), match=message):
         rlkern.statistics.factor(**arguments)
+
+
+@EVERY
+def test_a_token_whose_old_probability_nobody_knows_has_ratio_one(statistic):
+    logprob, old, advantage, mask, entropy = scored(4)
+    missing, filled = old.clone(), old.clone()
+    at = tuple(mask.nonzero()[1].tolist())
+    missing[at], filled[at] = NAN, logprob[at]
+    found = [
+        factor(statistic, (logprob, x, advantage, mask, entropy),
+               generator=torch.Generator().manual_seed(1))
+        for x in (missing, filled)
+    ]  # fmt: skip
+    assert found[0].isfinite().all() and found[0].equal(found[1])
