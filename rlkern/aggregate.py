@@ -95,7 +95,7 @@ def token_weight(
     if mode == "token_sum":
         if count is not None:
             raise ValueError(f"{op}: count must be None with mode 'token_sum', which divides by 1")
-        return mask.to(torch.float32) * dp_size
+        return mask.to(dtype) * dp_size
     lengths, length_of_token = _lengths(mask, bounds)
     if count is not None:
         total = _given_count(op, count, mask)

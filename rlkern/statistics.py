@@ -3,7 +3,8 @@
 tokens of the optimizer step.
 
 A factor is a constant of the step. It is made once, from all rows of all micro-batches and of all
-processes, and multiplied into `correction`: of a part of the step it would be another one.
+processes: of a part of the step it would be another one. It multiplies the loss (`correction`) or,
+of KL-Cov, |log r| in it (`penalty`).
 """
 
 from collections.abc import Callable
@@ -149,8 +150,8 @@ def kl_cov(step: Step, *, share: float, penalty_coef: float) -> Tensor:
         held  the max(1, ⌊share·N⌋) largest (A − mean of A)·(log π − mean of log π) of N tokens
 
     Paper: KL-Cov, arXiv 2505.22617. It weighs |log r| in a term that is added to the loss of these
-    tokens, so it is no factor of the loss, and no algorithm has it for its statistic. verl has a
-    share of 2e-4 and a weight of 1.
+    tokens: the penalty of policy_loss, no factor of the loss. verl has a share of 2e-4 and a weight
+    of 1.
     """
     negative = torch.where(step.counted, -step.covariance, torch.inf)
     count = (share * step.number).floor().clamp(min=1)
@@ -172,6 +173,7 @@ STATISTICS: dict[str, Callable[..., Tensor]] = {
     "entropy_quantile": entropy_quantile,
     "fipo": fipo,
     "ess": ess,
+    "kl_cov": kl_cov,
 }
 
 
@@ -187,11 +189,12 @@ def factor(
     generator: torch.Generator | None = None,
     **coefficients: float,
 ) -> Tensor:
-    """Returns what multiplies the policy loss of each token of an optimizer step, 0 where mask is
-    False: the statistic that the algorithm declares.
+    """Returns what multiplies the policy loss of each token of an optimizer step, or |log r| in it,
+    0 where mask is False: the statistic that the algorithm declares.
 
-    Pass it as `correction` to rlkern.policy_loss; multiply it with a rollout_correction if there is
-    one. Give all rows of the step at once. The denominator of the loss keeps every token.
+    Pass it to rlkern.policy_loss as the row that the algorithm's `statistic_row` names; multiply a
+    `correction` with the rollout_correction, if there is one. Give all rows of the step at once.
+    The denominator of the loss keeps every token.
 
     Arguments
         logprob       (B, T) float  log π of the policy that the step is about to move; (N,) with

@@ -27,7 +27,8 @@ ESTIMATORS = {
     if x.__module__ == rlkern.advantage.__name__
 }
 # All functions there are advantages but optimal_value, which is the baseline of one.
-ADVANTAGES = {*KINDS, *ESTIMATORS, "gae", "reward", "optimal", "teacher"} - {"optimal_value"}
+OTHERS = {"gae", "reward", "optimal", "teacher", "win_rate"}
+ADVANTAGES = {*KINDS, *ESTIMATORS, *OTHERS} - {"optimal_value"}
 # What an advantage or an anchor takes that a declaration must ask for.
 ASKS = {
     "gae": "value",

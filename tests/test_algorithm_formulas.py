@@ -197,14 +197,14 @@ def test_twenty_rollouts_raise_the_expected_reward(name):
         anchor = {"old": old, "reference": from_start}[rlkern.algorithms()[name].anchor]
         for _ in range(2):
             advantage, logits = reward - reward.mean(), policy.expand(64, 3, 4)
-            correction = None
-            if rlkern.algorithms()[name].statistic:
+            declared, made = rlkern.algorithms()[name], {}
+            if declared.statistic:
                 now = rlkern.token_logprob(logits, token)
-                correction = rlkern.statistics.factor(
+                made[declared.statistic_row] = rlkern.statistics.factor(
                     now.logprob, anchor, advantage, mask, entropy=now.entropy, algorithm=name
                 )
             loss = rlkern.policy_loss(
-                logits, token, advantage, mask, correction=correction,
+                logits, token, advantage, mask, **made,
                 old_logprob=anchor, ref_logprob=from_start, algorithm=name,
             ).loss  # fmt: skip
             optimizer.zero_grad()

@@ -34,9 +34,10 @@ def terms_of(name):
     return {key: x for key, x in TERMS.items() if key in rlkern.algorithms()[name].defaults}
 
 
-def correction_of(name, batch):
-    """Returns some factor of the tokens where a statistic makes one, None elsewhere."""
-    return batch.correction if rlkern.algorithms()[name].statistic else None
+def statistic_of(name, batch):
+    """Returns some factor of the tokens, by its name, where a statistic makes one."""
+    declared = rlkern.algorithms()[name]
+    return {declared.statistic_row: batch.correction} if declared.statistic else {}
 
 
 def weight_of(name, mask):
@@ -51,7 +52,7 @@ def run(name, batch, weight=None, **options):
         leaf, batch.token, batch.advantage, batch.mask,
         **{"old_logprob": batch.old_logprob, "ref_logprob": batch.ref_logprob,
            "temperature": batch.temperature, "algorithm": name, "weight": weight,
-           "correction": correction_of(name, batch), **terms_of(name), **options},
+           **statistic_of(name, batch), **terms_of(name), **options},
     )  # fmt: skip
     out.loss.backward()
     return out.loss.detach(), out.metrics, leaf.grad
@@ -148,7 +149,7 @@ def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient(backend, name, g
     off = dict.fromkeys(terms_of(name), 0.0)
     one = torch.ones_like(batch.correction)  # what every statistic gives the tokens it keeps
     _, metrics, gradient = run(
-        name, batch, old_logprob=old, ref_logprob=None, correction=one, **off
+        name, batch, old_logprob=old, ref_logprob=None, **{declared.statistic_row: one}, **off
     )
     torch.testing.assert_close(gradient, leaf.grad, rtol=1e-6, atol=1e-12)
     named = rlkern.metrics_dict(metrics)
@@ -176,7 +177,7 @@ def test_the_single_pass_is_token_objective_after_token_logprob(backend, name):
     out = rlkern.token_objective(
         scores.logprob, batch.advantage, batch.mask, entropy=scores.entropy,
         old_logprob=batch.old_logprob, ref_logprob=batch.ref_logprob, algorithm=name,
-        correction=correction_of(name, batch), **terms_of(name),
+        **statistic_of(name, batch), **terms_of(name),
     )  # fmt: skip
     out.loss.backward()
     assert_same(run(name, batch), (out.loss.detach(), out.metrics, leaf.grad))
@@ -212,7 +213,7 @@ def test_a_loss_whose_tokens_a_statistic_weighs_asks_for_the_factor(name):
     if declared.statistic:
         makes = rf"rlkern.statistics.factor\(.*algorithm='{name}'\) makes it"
         with pytest.raises(ValueError, match=f"policy_loss: {name} weighs tokens.*{makes}"):
-            run(name, batch_of(), correction=None)
+            run(name, batch_of(), **{declared.statistic_row: None})
     for coefficient in declared.statistic_coef:
         with pytest.raises(TypeError, match=f"{name}: {coefficient} is a coefficient of rlkern.st"):
             run(name, batch_of(), **{coefficient: 0.5})

@@ -11,6 +11,7 @@ from rlkern.backends import _load
 from rlkern.backends.eager.token_objective import Rows
 from rlkern.testing.cases import Case, make_batch
 
+_ = rlkern.policy_loss  # registers the operators, which the calls below name as torch does
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
 NUMBERS = torch.tensor([0.2, 0.28, 0.0, 0.0, 0.3, 0.2, -0.5, 0.4, 0.1], dtype=torch.float64)
 

@@ -168,6 +168,7 @@ def test_weights_of_micro_batches_add_up_to_those_of_the_batch():
 def test_a_sum_over_tokens_has_weights_of_one_and_ranks_multiply_any_weight():
     mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]], dtype=torch.bool)
     assert aggregate.token_weight(mask, "token_sum").equal(mask.float())
+    assert aggregate.token_weight(mask, "token_sum", dtype=torch.float64).dtype == torch.float64
     for mode in aggregate.MODES:
         count = {} if mode == "token_sum" else {"count": 12}
         one = aggregate.token_weight(mask, mode, **count)

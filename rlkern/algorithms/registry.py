@@ -13,6 +13,7 @@ SAMPLING = ("all", "dynamic", "duplicate")
 NEEDS = ("value", "reference", "reference_samples", "greedy", "several_rewards", "teacher")
 REWARD_TERMS = ("kl", "overlong")
 ANCHORS = ("old", "reference")
+STATISTIC_ROWS = ("correction", "penalty")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class BaseAlgorithm:
                   (rlkern.sampling.overlong_penalty)
     anchor        whose log-probabilities are old_logprob: those of the "old" policy, which
                   sampled, or of the "reference"
-    statistic     a key of rlkern.statistics.STATISTICS, which makes the correction of the tokens
-                  of a whole step; "" where the tokens do not depend on each other
+    statistic     a key of rlkern.statistics.STATISTICS, which makes a row of the tokens of a whole
+                  step; "" where the tokens do not depend on each other
+    statistic_row  which row of rlkern.policy_loss that is: "correction" or "penalty"
     statistic_coef  names of the coefficients that the statistic takes
 
     Raises ValueError if a word is none of these.
@@ -68,6 +70,7 @@ class BaseAlgorithm:
     reward_terms: tuple[str, ...] = ()
     anchor: str = "old"
     statistic: str = ""
+    statistic_row: str = "correction"
     statistic_coef: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,6 +80,7 @@ class BaseAlgorithm:
         self._check("sampling", [self.sampling], SAMPLING)
         self._check("reward_terms", self.reward_terms, REWARD_TERMS)
         self._check("anchor", [self.anchor], ANCHORS)
+        self._check("statistic_row", [self.statistic_row], STATISTIC_ROWS)
 
     def _check(self, key: str, words: Iterable[str], known: tuple[str, ...]) -> None:
         for word in words:
@@ -132,6 +136,7 @@ class OfflineAlgorithm(BaseAlgorithm):
     reward_terms: tuple[str, ...] = field(default=(), init=False)
     anchor: str = field(default="old", init=False)
     statistic: str = field(default="", init=False)
+    statistic_row: str = field(default="correction", init=False)
     statistic_coef: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:

@@ -70,6 +70,7 @@ STATISTICS = {
     "clip_cov": "the covariance of advantage and log-probability: a few high ones are dropped",
     "entropy_quantile": "a quantile of the entropies: the tokens below it are dropped",
     "fipo": "the discounted log ratios of what follows a token",
+    "kl_cov": "the covariance of advantage and log-probability: a pull on the highest",
     "ess": "the effective sample size of the ratios, which caps them",
 }
 REWARD_TERMS = {

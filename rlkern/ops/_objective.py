@@ -74,7 +74,7 @@ def make_objective(declared: Algorithm, coefficients: Mapping[str, float | str])
         if name in coefficients:
             raise TypeError(
                 f"{declared.name}: {name} is a coefficient of rlkern.statistics.factor, which makes"
-                " the correction"
+                f" the {declared.statistic_row}"
             )
     for name in coefficients:
         if name not in known:
@@ -169,9 +169,10 @@ def checked_arguments(
             f"{op}: {declared.name} compares whole sequences, so rows must be (B, T), "
             f"or (N,) with cu_seqlens, got {tuple(shape)}"
         )
-    if declared.statistic and given.correction is None:
+    row = declared.statistic_row
+    if declared.statistic and getattr(given, row) is None:
         raise ValueError(
-            f"{op}: {declared.name} weighs tokens by a statistic of the whole batch, so correction"
+            f"{op}: {declared.name} weighs tokens by a statistic of the whole batch, so {row}"
             " must be given: rlkern.statistics.factor(logprob, old_logprob, advantage, mask,"
             f" algorithm={declared.name!r}) makes it"
         )

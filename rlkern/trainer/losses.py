@@ -81,6 +81,7 @@ class Objective:
             "old_logprob": rows.anchor_logprob,
             "ref_logprob": rows.ref_logprob if reads_reference else None,
             "correction": rows.correction,
+            "penalty": rows.penalty,
             "weight": rows.weight,
             "keep": rows.keep,
             "temperature": self.temperature,

@@ -56,6 +56,7 @@ class Rows:
     advantage        (B,) or (B, T)
     value_target     (B, T) what the critic should have said, NaN where there is nothing to learn
     correction       (B, T) factor of the policy loss
+    penalty          (B, T) factor of |log r| in the policy loss
     weight           (B, T) of each token in the policy's loss
     value_weight     (B, T) of each token in the critic's loss
     prompt_weight    (Q,) of each pair, or of each answer that is judged by itself
@@ -85,6 +86,7 @@ class Rows:
     advantage: Tensor | None = _rows("answer", fill=0, default=None)
     value_target: Tensor | None = _rows("answer", fill=torch.nan, default=None)
     correction: Tensor | None = _rows("answer", fill=0, default=None)
+    penalty: Tensor | None = _rows("answer", fill=0, default=None)
     weight: Tensor | None = _rows("answer", fill=0, default=None)
     value_weight: Tensor | None = _rows("answer", fill=0, default=None)
     prompt_weight: Tensor | None = _rows("prompt", default=None)

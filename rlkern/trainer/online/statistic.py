@@ -16,7 +16,8 @@ from rlkern.trainer.rows import Rows
 
 
 def with_statistic(parts: Parts, rows: Rows) -> Rows:
-    """Returns the rows of an optimizer step with the statistic's factor in their correction.
+    """Returns the rows of an optimizer step with the statistic's factor in their correction, or as
+    their penalty.
 
     The policy scores them as it is before the step, each process its share; the statistic itself is
     of all rows in every process, whatever they are split into afterwards.
@@ -42,5 +43,7 @@ def with_statistic(parts: Parts, rows: Rows) -> Rows:
         generator=parts.generator,
         **coefficients,
     )
+    if declared.statistic_row == "penalty":
+        return dataclasses.replace(rows, penalty=factor)
     correction = factor if rows.correction is None else rows.correction * factor
     return dataclasses.replace(rows, correction=correction)
