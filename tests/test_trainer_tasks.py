@@ -19,6 +19,7 @@ from rlkern.trainer.reward.functions import (
     score_completions,
 )
 from rlkern.trainer.rows import Rows
+from rlkern.trainer.tasks.addition import addition
 from rlkern.trainer.tasks.reasoning import question_key
 from rlkern.trainer.tasks.registry import make_task
 from rlkern.trainer.tasks.task import first_line
@@ -257,3 +258,8 @@ def test_statistics_count_groups_whose_rewards_are_all_equal():
     values = statistics(counted(parity), ["x"] * 6, 3)
     assert values["frac_reward_zero_std"] == 0.5
     assert values["rewards/parity/mean"] == pytest.approx(values["reward"])
+
+
+def test_the_seed_of_addition_chooses_what_is_held_out():
+    first, second = (addition(seed=seed, eval_items=50).held_out for seed in (0, 1))
+    assert {item.prompt for item in first} != {item.prompt for item in second}
