@@ -14,7 +14,7 @@ def eager_loss(logits: Tensor, token: Tensor, rows: Rows, objective: Objective) 
     """Returns a loss as trainers write it: log_softmax in float32, gather, then terms of tokens."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
     logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-    return (rows.weight * token_loss(logprob, logprob, rows, objective)).sum()
+    return token_loss(logprob, logprob, rows, objective).sum()
 
 
 def eager_grpo_loss(logits: Tensor, token: Tensor, *rows: Tensor) -> Tensor:

@@ -60,6 +60,8 @@ def test_eager_and_kernel_have_the_same_gradient_however_far_the_policies_are_ap
     for dtype in (torch.float32,) if slow else (torch.float32, torch.float64):
         rows = points(dtype, (-100.0, 100.0) if slow else LOG_RATIOS)
         options = {"algorithm": name, "ref_logprob": rows[0] - 0.3}
+        if (declared := rlkern.algorithms()[name]).statistic:
+            options[declared.statistic_row] = torch.ones_like(rows[0])
         found = [loss_and_gradient(b, *rows, **options)[1] for b in ("eager", backend)]
         assert_alike(*found)
 

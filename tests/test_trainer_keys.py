@@ -33,6 +33,7 @@ ELSEWHERE = {
     "test_trainer_rollout_mismatch": "correction.kind correction.high correction.low",
     "test_trainer_step": "sft.target",
     "test_trainer_pairs": "pairs.source pairs.items",
+    "test_trainer_distillation": "teacher",
 }
 
 
