@@ -91,14 +91,17 @@ class Kl(NamedTuple):
 def kl_term(kl, d, own, seen, bound):
     """Returns (an estimator within ±bound, ∂/∂log π, ∂/∂ the log ratio that the gate sees).
 
-    Beyond the bound the slopes are 0, unless it is straight through.
+    Beyond the bound, which may be None, the slopes are 0, unless it is straight through.
     """
     value, slope = kl.estimator(d, seen if kl.of_level else own)
-    beyond = tl.abs(value) > bound
-    ratio_slope = tl.where(beyond, 0.0, value) if kl.of_level else tl.zeros_like(value)
-    if not kl.straight_through:
-        slope = tl.where(beyond, 0.0, slope)
-    return tl.where(beyond, tl.where(value > 0, bound, -bound), value), slope, ratio_slope
+    ratio_slope = value if kl.of_level else tl.zeros_like(value)
+    if bound is not None:
+        beyond = tl.abs(value) > bound
+        ratio_slope = tl.where(beyond, 0.0, ratio_slope)
+        if not kl.straight_through:
+            slope = tl.where(beyond, 0.0, slope)
+        value = tl.where(beyond, tl.where(value > 0, bound, -bound), value)
+    return value, slope, ratio_slope
 
 
 # In the order of the reference's table.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores tokens by the objective; sums the scores of all rows in a fixed order."""
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -90,8 +91,12 @@ def scaled_term(factor, x):
 @triton.jit
 def clamped(log_ratio, objective):
     """Returns a log ratio as its gate sees it: within its bounds. A NaN is on neither side."""
-    low, high = objective.log_ratio_min, objective.log_ratio_max
-    return tl.where(log_ratio < low, low, tl.where(log_ratio > high, high, log_ratio))
+    seen = log_ratio
+    if objective.log_ratio_min is not None:
+        seen = tl.where(seen < objective.log_ratio_min, objective.log_ratio_min, seen)
+    if objective.log_ratio_max is not None:
+        seen = tl.where(seen > objective.log_ratio_max, objective.log_ratio_max, seen)
+    return seen
 
 
 @triton.jit
@@ -222,7 +227,9 @@ def formulas(objective: Objective) -> Objective:
 
     An int among the numbers would compile a variant of its own.
     """
-    numbers = map(float, objective.numbers)
+    numbers: list[Any] = [float(x) for x in objective.numbers]
+    # A clamp that is off is not there: it would take registers that gfx942 lacks.
+    numbers[-3:] = [None if math.isinf(x) else x for x in numbers[-3:]]
     facts = (tl.constexpr(objective.kl in names) for names in (STRAIGHT_THROUGH, OF_LEVEL))
     kl = Kl(KL_ESTIMATORS[objective.kl], *facts)
     return Objective.of(GATES[objective.gate], tl.constexpr(objective.level), kl, tuple(numbers))

@@ -24,7 +24,7 @@ from rlkern.backends.triton._score import (
 # Tokens of a program of 4 warps: 2 per thread, so that short batches fill a GPU, too; 4 of a
 # sequence, whose program walks on and has to sum over its threads.
 _BLOCK = 256
-_SEQUENCE_BLOCK = 512
+_SEQUENCE_BLOCK = 256
 
 
 class Given(NamedTuple):
