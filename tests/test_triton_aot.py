@@ -87,7 +87,7 @@ import torch
 from rlkern.backends import triton as kernels
 from rlkern.backends.eager.token_logprob import Softmax
 from rlkern.backends.eager.token_objective import Objective, Rows
-from rlkern.testing.aot import counting_variants, launch_formulas, launch_rows
+from rlkern.testing.aot import USUAL_ROWS, counting_variants, launch_formulas, launch_rows
 
 with counting_variants() as variants:
     launch_rows(torch.bfloat16, 9216)
@@ -104,7 +104,7 @@ with counting_variants() as variants:
     odd = torch.zeros(1, 8)[:, 1:]  # vectors that are not aligned to 16 bytes
     token, z = torch.zeros(8, dtype=torch.int64)[1:][None], torch.zeros(1, 7, 9216).bfloat16()
     objective = Objective("ppo_clip", "token", "k3", (0, 1, 2, 3), 1, 0)
-    rows = Rows(*[odd] * len(Rows._fields))
+    rows = Rows(*[odd] * USUAL_ROWS)
     kernels.policy_loss(z, token, rows, Softmax(odd), objective, z)
     for gate, kl, level, offset in (("reinforce", "k1", "token", None),
                                     ("importance", "k2", "sequence", torch.arange(0, 8, 7))):
