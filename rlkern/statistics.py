@@ -17,6 +17,7 @@ from rlkern.aggregate import masked_mean
 from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.ops import _check as check
+from rlkern.ops._mismatch import effective_share
 from rlkern.ops._rows import of_each_token
 from rlkern.ops.reverse_scan import reverse_scan
 
@@ -51,6 +52,10 @@ class Step(NamedTuple):
         """(A − mean of A)·(log π − mean of log π), a token's share of the batch's covariance."""
         centered = [x - masked_mean(x, self.counted) for x in (self.advantage, self.logprob)]
         return centered[0] * centered[1]
+
+    def part(self, share: float) -> Tensor:
+        """Returns how many tokens a share of the counted ones is, at least 1."""
+        return (share * self.number).floor().clamp(min=1)
 
     def kept(self, keep: Tensor) -> Tensor:
         """Returns 1 where a counted token is kept, else 0."""
@@ -93,8 +98,7 @@ def clip_cov(step: Step, *, share: float, covariance_low: float, covariance_high
         covariance.shape, generator=step.generator, dtype=torch.float64, device=source
     ).to(covariance.device)
     drawn = torch.where(eligible, drawn, torch.inf)
-    count = (share * step.number).floor().clamp(min=1)
-    return step.kept(~eligible | (drawn > _smallest(drawn, count)))
+    return step.kept(~eligible | (drawn > _smallest(drawn, step.part(share))))
 
 
 def entropy_quantile(step: Step, *, entropy_share: float) -> Tensor:
@@ -135,13 +139,8 @@ def ess(step: Step) -> Tensor:
 
     Paper: P3O, arXiv 2605.12380; the formula is that of the authors' FeynRL.
     """
-    log_ratio = torch.where(step.counted, step.log_ratio, -torch.inf)
-    # ESS is the same for c·r. With c = 1 / max r no square overflows.
-    largest = torch.cat([log_ratio.flatten(), log_ratio.new_full((1,), -torch.inf)]).amax()
-    scaled = torch.where(step.counted, (log_ratio - largest).exp(), 0.0)
-    total = scaled.sum()
-    share = total.square() / (step.number.to(total.dtype) * scaled.square().sum())
-    return torch.where(step.counted, torch.minimum(log_ratio.exp(), share), 0.0)
+    share = effective_share(step.log_ratio, step.counted)
+    return torch.where(step.counted, step.log_ratio.exp().clamp(max=share), 0.0)
 
 
 def kl_cov(step: Step, *, share: float, penalty_coef: float) -> Tensor:
@@ -154,8 +153,7 @@ def kl_cov(step: Step, *, share: float, penalty_coef: float) -> Tensor:
     of 1.
     """
     negative = torch.where(step.counted, -step.covariance, torch.inf)
-    count = (share * step.number).floor().clamp(min=1)
-    return penalty_coef * step.kept(negative <= _smallest(negative, count))
+    return penalty_coef * step.kept(negative <= _smallest(negative, step.part(share)))
 
 
 def _smallest(x: Tensor, count: Tensor) -> Tensor:
@@ -163,7 +161,8 @@ def _smallest(x: Tensor, count: Tensor) -> Tensor:
     ordered = x.flatten().sort().values
     if not ordered.numel():
         return ordered.new_full((), -torch.inf)
-    return ordered[(count.long() - 1).clamp(0, ordered.numel() - 1)]
+    # Gathered: as a subscript a tensor on a device would be waited for.
+    return ordered.gather(0, (count.long() - 1).clamp(0, ordered.numel() - 1)[None])[0]
 
 
 # By the name that a declaration's `statistic` gives it.
@@ -234,13 +233,13 @@ def factor(
         )
     check.like(op, "mask", mask, shape, logprob, (torch.bool,))
     spread = of_each_token(op, "advantage", advantage, shape, bounds)
-    check.like(op, "old_logprob", old_logprob, shape, logprob, check.FLOATS)
-    known_old = torch.where(old_logprob.isnan(), logprob, old_logprob)
-    given = {"logprob": logprob, "old_logprob": known_old, "advantage": spread}
+    given = {"logprob": logprob, "old_logprob": old_logprob, "advantage": spread}
     if entropy is not None:
         given["entropy"] = entropy
     for name, x in given.items():
         check.like(op, name, x, shape, logprob, check.FLOATS)
+    given["old_logprob"] = torch.where(old_logprob.isnan(), logprob, old_logprob)
+    for name, x in given.items():
         check.finite_values(op, name, x, mask)
     dtype = torch.promote_types(logprob.dtype, torch.float32)
     known = {k: torch.where(mask, x.detach().to(dtype), 0.0) for k, x in given.items()}

@@ -7,6 +7,7 @@ from torch import Tensor
 from rlkern.backends.eager.group_advantage import group_index
 from rlkern.ops import _check as check
 from rlkern.ops.group_advantage import group_advantage, group_segments
+from rlkern.ops.reverse_scan import reverse_scan
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -92,7 +93,8 @@ def optimal_token_baseline(
     if correction is not None:
         length = length * counted(correction).square()
     weight = torch.where(known, counted(length).cumsum(-1), 0.0)
-    to_go = counted(token_reward).flip(-1).cumsum(-1).flip(-1)
+    rewards = counted(token_reward)
+    to_go = reverse_scan(rewards, torch.ones_like(rewards))
     index = dense_index(group)
 
     def of_group(x: Tensor) -> Tensor:

@@ -93,9 +93,15 @@ RLKERN_HD Gated<T> dppo(T logprob, T ratio, T advantage, T cap, bool too_low, bo
                           too_low && !(advantage > 0), too_high && advantage > 0);
 }
 
+// p − p_old
+template <class T>
+RLKERN_HD T probability_change(T logprob, T log_ratio) {
+  return std::exp(logprob) - std::exp(logprob - log_ratio);
+}
+
 template <class T>
 RLKERN_HD Gated<T> dppo_tv(T logprob, T log_ratio, T ratio, T advantage, T low, T high, T cap) {
-  const T change = std::exp(logprob) - std::exp(logprob - log_ratio);
+  const T change = probability_change(logprob, log_ratio);
   return dppo(logprob, ratio, advantage, cap, change<-low, change> high);
 }
 
@@ -118,7 +124,7 @@ RLKERN_HD T vespo_weight(T log_ratio, T ratio, T k, T lambda) {
 template <class T>
 RLKERN_HD Gated<T> prime_ipo(T logprob, T log_ratio, T ratio, T advantage, T low, T high,
                              T drift_coef) {
-  const T change = std::exp(logprob) - std::exp(logprob - log_ratio);
+  const T change = probability_change(logprob, log_ratio);
   const bool is_low = change<-low, is_high = change> high;
   const T loss = is_low || is_high ? T(0) : -ratio * advantage;
   return {loss + drift_coef * log_ratio * log_ratio, T(0), loss + 2 * drift_coef * log_ratio,

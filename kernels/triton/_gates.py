@@ -105,9 +105,15 @@ def bounded_change(logprob, log_ratio, advantage, cap, too_low, too_high):
 
 
 @triton.jit
+def probability_change(logprob, log_ratio):
+    """Returns p − p_old."""
+    return tl.exp(logprob) - tl.exp(logprob - log_ratio)
+
+
+@triton.jit
 def dppo_tv(logprob, log_ratio, advantage, low, high, cap, c3):
     """Returns the bounded loss where −low ≤ p − p_old ≤ high in the direction of A."""
-    change = tl.exp(logprob) - tl.exp(logprob - log_ratio)
+    change = probability_change(logprob, log_ratio)
     return bounded_change(logprob, log_ratio, advantage, cap, change < -low, change > high)
 
 
@@ -163,7 +169,7 @@ def regression(logprob, log_ratio, advantage, beta, c1, c2, c3):
 @triton.jit
 def prime_ipo(logprob, log_ratio, advantage, low, high, drift_coef, c3):
     """Returns −r·A where −low ≤ p − p_old ≤ high, else 0; + drift_coef·(log r)²."""
-    change = tl.exp(logprob) - tl.exp(logprob - log_ratio)
+    change = probability_change(logprob, log_ratio)
     is_low = change < -low
     is_high = change > high
     loss = tl.where(is_low | is_high, 0.0, -tl.exp(log_ratio) * advantage)

@@ -47,6 +47,20 @@ class Mismatch(NamedTuple):
         return inside | (self.sequences.total(self.known.to(self.log_ratio.dtype)) == 0)
 
 
+def effective_share(log_ratio: Tensor, counted: Tensor) -> Tensor:
+    """Returns (Σ w)² / (N·Σ w²) of w = exp(log_ratio) over N counted tokens; 0 if N is 0.
+
+    The share of the tokens that such weights leave effective, in (0, 1].
+    """
+    known = torch.where(counted, log_ratio, -torch.inf)
+    # It is the same for c·w. With c = 1 / max w no square overflows.
+    largest = torch.cat([known.flatten(), known.new_full((1,), -torch.inf)]).amax()
+    scaled = torch.where(counted, (known - largest).exp(), 0.0)
+    number = counted.sum().double().to(scaled.dtype)  # whole, which float32 could round on the way
+    total, squares = scaled.sum().square(), number * scaled.square().sum()
+    return total / torch.where(squares == 0, 1.0, squares)
+
+
 def between(x: Tensor, low: float, high: float) -> Tensor:
     """Returns whether low ≤ x ≤ high."""
     return (x >= low) & (x <= high)

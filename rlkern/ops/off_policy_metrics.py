@@ -4,7 +4,9 @@
 import torch
 from torch import Tensor
 
-from rlkern.ops._mismatch import checked
+from rlkern.aggregate import masked_mean, token_weight
+from rlkern.backends.eager.kl import k1, k3
+from rlkern.ops._mismatch import checked, effective_share
 
 
 def off_policy_metrics(
@@ -53,25 +55,24 @@ def off_policy_metrics(
     The ratios are 2 and 1: (4 + 1)/2 − 1 and (3/2)²/(5/2).
     """
     m = checked("off_policy_metrics", old_logprob, rollout_logprob, mask, cu_seqlens)
-    mask = m.known
-    d, one = m.log_ratio.double(), mask.double()
-    share = torch.where(mask, 1.0 / m.sequences.total(one), 0.0)  # 1 in all for each answer
-    tokens, answers = one.sum().clamp(min=1), share.sum().clamp(min=1)
+    d, nothing = m.log_ratio.double(), torch.zeros((), dtype=torch.float64, device=mask.device)
+    weight = token_weight(
+        m.known, "sequence_token_mean", cu_seqlens=m.sequences.cu_seqlens, dtype=torch.float64
+    )
 
     def over_tokens(x: Tensor) -> Tensor:
-        return torch.where(mask, x, 0.0).sum() / tokens
+        return masked_mean(x, m.known)
 
     def over_answers(x: Tensor) -> Tensor:
-        return torch.where(mask, share * x, 0.0).sum() / answers
+        return torch.where(m.known, weight * x, 0.0).sum()
 
-    w, gap = d.exp(), m.mean(-d)
-    squares = over_tokens(w.square())
+    gap = m.mean(-d)
     return {
-        "kl": over_tokens(-d),
-        "k3_kl": over_tokens(torch.expm1(d) - d),
+        "kl": over_tokens(k1(-d, nothing, d)),
+        "k3_kl": over_tokens(k3(-d, nothing, d)),
         "chi2_token": over_tokens(torch.expm1(2 * d)),
         "chi2_seq": over_answers(torch.expm1(2 * m.sequences.total(d))),
-        "eff_sample_size": over_tokens(w).square() / torch.where(squares == 0, 1.0, squares),
+        "eff_sample_size": effective_share(d, m.known),
         "training_ppl": over_answers(m.mean(-m.old_logprob.double()).exp()),
         "rollout_ppl": over_answers(m.mean(-m.rollout_logprob.double()).exp()),
         "log_ppl_diff": over_answers(gap),

@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from rlkern.backends.eager.levels import Sequences
 from rlkern.ops import _check as check
 from rlkern.ops._library import refuse_double_backward
 
@@ -47,7 +48,7 @@ class _Sum(torch.autograd.Function):
         mask, bounds = ctx.saved_tensors
         if bounds is None:
             return torch.where(mask, grad[:, None], 0.0), None, None
-        row = torch.repeat_interleave(bounds.diff(), output_size=mask.numel())
+        row = Sequences(mask.shape, bounds).of_row
         return torch.where(mask, grad[row], 0.0), None, None
 
 
@@ -130,7 +131,7 @@ def ld_sequence_logprob(
     if bounds is None:
         public = public_length[:, None]
     else:
-        row = torch.repeat_interleave(bounds.diff(), output_size=mask.numel())
+        row = Sequences(mask.shape, bounds).of_row
         place = place - torch.nn.functional.pad(place, (1, 0))[bounds[:-1]][row]
         public = public_length[row]
     return _Sum.apply(torch.where(place <= public, x, share * x), mask, bounds)

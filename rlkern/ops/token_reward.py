@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.reverse_scan import last_counted_steps
 from rlkern.ops import _check as check
+from rlkern.ops._rows import of_each_token
 
 
 def token_reward(
@@ -55,8 +55,7 @@ def token_reward(
     check.like(op, "reward", reward, answers, mask, (torch.float32, torch.float64))
     if (kl is None) != (kl_coef is None):
         raise ValueError(f"{op}: kl and kl_coef must be given together")
-    rows = reward.detach()
-    rows = rows[:, None] if bounds is None else rows[Sequences(mask.shape, bounds).of_row]
+    rows = of_each_token(op, "reward", reward.detach(), mask.shape, bounds)
     placed = torch.where(last_counted_steps(mask, bounds), rows, 0.0)
     if kl is None:
         return placed

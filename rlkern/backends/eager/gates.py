@@ -45,6 +45,11 @@ def _surrogate(log_ratio: Tensor, advantage: Tensor) -> Tensor:
     return torch.where(nothing, 0.0, log_ratio).exp() * advantage
 
 
+def _change(logprob: Tensor, log_ratio: Tensor) -> Tensor:
+    """Returns p − p_old, a constant."""
+    return logprob.detach().exp() - (logprob - log_ratio).detach().exp()
+
+
 def reinforce(logprob: Tensor, log_ratio: Tensor, advantage: Tensor, *unused: float) -> Gated:
     """Returns −A·log π. Paper: Williams 1992, doi 10.1007/BF00992696, eq. 11."""
     return _unclipped(-advantage * logprob)
@@ -132,8 +137,7 @@ def dppo_tv(
     It is that of two Bernoulli variables, this token or another: exact, whoever drew the token.
     Paper: arXiv 2602.04879 (Binary-TV). verl's cap is 3 unless its recipe's 10 000 is given.
     """
-    p = logprob.detach().exp()
-    change = p - (logprob - log_ratio).detach().exp()
+    change = _change(logprob, log_ratio)
     return _dppo(logprob, log_ratio, advantage, cap, change < -low, change > high)
 
 
@@ -210,7 +214,7 @@ def prime_ipo(
     Whatever the sign of A, unlike dppo_tv. As prime-rl's ipo; the drift is that of Kimi K2.5,
     arXiv 2602.02276.
     """
-    change = (logprob.exp() - (logprob - log_ratio).exp()).detach()
+    change = _change(logprob, log_ratio)
     is_low, is_high = change < -low, change > high
     held = is_low | is_high
     # Held before it is raised: the derivative of an infinite ratio would be 0·inf.

@@ -85,7 +85,7 @@ def _teacher(given: Rewarded) -> Estimate:
     """Returns log π_teacher − log π_old of each token; no reward is looked at."""
     old, teacher = given.rows.old_logprob, given.rows.teacher_logprob
     assert old is not None and teacher is not None  # scored because there is a teacher
-    return torch.where(given.rows.mask, teacher - old, 0.0), None
+    return -rlkern.token_kl(old, teacher, mask=given.rows.mask, estimator="k1"), None
 
 
 def _beyond_baseline(given: Rewarded) -> Estimate:

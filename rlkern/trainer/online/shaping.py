@@ -77,8 +77,9 @@ def correction(settings: Settings, rows: Rows) -> Tensor | None:
 
 def mismatch_metrics(rows: Rows, factor: Tensor | None = None) -> dict[str, float]:
     """Returns |log π_old − log μ| over the counted tokens and the factors of the correction, if
-    there is one, by the names of TRL, and how many tokens have no difference because one of the two
-    is NaN; nothing if the trainer did not score the rows.
+    there is one, by the names of TRL, rlkern.off_policy_metrics by those of verl, and how many
+    tokens have no difference because one of the two is NaN; nothing if the trainer did not score
+    the rows.
     """
     if rows.old_logprob is None or not rows.mask.any():
         return {}
