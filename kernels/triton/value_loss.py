@@ -126,11 +126,6 @@ def sum_value_blocks(sums_ptr, loss_ptr, metrics_ptr, blocks: tl.int64, BLOCK: t
     tl.store(metrics_ptr + column - 1, result, mask=column > 0)
 
 
-def new_sums(like: Tensor, blocks: int) -> Tensor:
-    """Returns the uninitialised buffer of the sums of so many blocks."""
-    return torch.empty((COLUMNS, blocks), dtype=torch.float64, device=like.device)
-
-
 def value_loss(
     value: Tensor, target: Tensor, old_value: Tensor | None, weight: Tensor, kind: str, coef: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
