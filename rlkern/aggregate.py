@@ -118,6 +118,28 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def sequence_mean(x: Tensor, mask: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+    """Returns the mean over sequences of the mean over their counted elements, so that a long one
+    counts once; 0 where nothing counts. Sequences without a counted element are left out.
+
+    >>> mask = torch.tensor([[True, True], [True, False]])
+    >>> sequence_mean(torch.tensor([[1.0, 3.0], [8.0, 9.0]]), mask).item()
+    5.0
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight = token_weight(mask, "sequence_token_mean", cu_seqlens=cu_seqlens, dtype=dtype)
+    return torch.where(mask, weight * x, 0.0).sum()
+
+
+def equal_weight(count: int) -> float:
+    """Returns token_weight's token_mean of so many that all count, as a number.
+
+    >>> equal_weight(4), equal_weight(0)
+    (0.25, 1.0)
+    """
+    return 1.0 / max(count, 1)
+
+
 def _all_reduced(sums: Tensor, group) -> Tensor:
     if group is not None:
         torch.distributed.all_reduce(sums, group=group)

@@ -71,7 +71,7 @@ class Rows(NamedTuple):
     def weights(self, weight: Tensor | None) -> float | Tensor:
         """Returns the weight of each row: the mean over the counted ones by default."""
         if weight is None and self.mask is None:
-            return 1.0 / max(self.like.shape[0], 1)
+            return aggregate.equal_weight(self.like.shape[0])
         if weight is None:
             return aggregate.token_weight(self.counted()[None], dtype=self.dtype)[0]
         return self.select("weight", weight.detach(), 0.0)

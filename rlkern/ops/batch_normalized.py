@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from rlkern import aggregate
-from rlkern.backends.eager.levels import Sequences
 from rlkern.ops import _check as check
 
 
@@ -47,7 +46,5 @@ def batch_normalized(
     elif bounds is None and mask.ndim != 2:
         raise ValueError(f"{op}: correction must be (B, T), got {check.describe(correction)}")
     else:
-        length = Sequences(mask.shape, bounds).total(mask.to(rows.dtype))
-        share = torch.where(mask, 1.0 / length, 0.0)  # 1 in all for each answer
-        mean = (share * rows).sum() / share.sum().clamp(min=1)
+        mean = aggregate.sequence_mean(rows, mask, cu_seqlens=bounds)
     return rows / torch.where(mean == 0, 1.0, mean)  # a batch that is dropped whole stays dropped

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from rlkern.aggregate import masked_mean, token_weight
+from rlkern.aggregate import masked_mean, sequence_mean
 from rlkern.backends.eager.kl import k1, k3
 from rlkern.ops._mismatch import checked, effective_share
 
@@ -56,15 +56,12 @@ def off_policy_metrics(
     """
     m = checked("off_policy_metrics", old_logprob, rollout_logprob, mask, cu_seqlens)
     d, nothing = m.log_ratio.double(), torch.zeros((), dtype=torch.float64, device=mask.device)
-    weight = token_weight(
-        m.known, "sequence_token_mean", cu_seqlens=m.sequences.cu_seqlens, dtype=torch.float64
-    )
 
     def over_tokens(x: Tensor) -> Tensor:
         return masked_mean(x, m.known)
 
     def over_answers(x: Tensor) -> Tensor:
-        return torch.where(m.known, weight * x, 0.0).sum()
+        return sequence_mean(x, m.known, cu_seqlens=m.sequences.cu_seqlens)
 
     gap = m.mean(-d)
     return {
