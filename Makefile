@@ -12,6 +12,7 @@ MODEL ?= tiny
 NAME ?=
 ARGS ?=
 BUDGET ?= 600
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # SYSTEM=1: use the packages that PYTHON has and install none, for a machine without a network.
 SYSTEM ?=
 
@@ -40,9 +41,9 @@ NEEDS := train $(TASKS) $(if $(filter smollm2,$(MODEL)),smollm2) $(if $(findstri
 train: $(call set-up,$(NEEDS)) $(NATIVE)  ## train a model by RL (MODEL=tiny, smollm2 or a path; NAME=run; ARGS="--key value")
 	$(VENV)/bin/rlkern train $(CHOICE) $(if $(NAME),--name $(NAME)) $(ARGS)
 
-test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests (ARGS="-k words")
+test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, one worker a core (JOBS=2; ARGS="-k words")
 	@$(if $(C_COMPILER),,echo "no C compiler: reasoning-gym cannot be installed, so its tests are skipped")
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 ##@ The rest
 

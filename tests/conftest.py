@@ -3,7 +3,12 @@
 
 import os
 
-import torch
+# pytest-xdist starts one worker for each core: each computes on its share of them.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
+import torch  # noqa: E402
 
 # The decorator of a Triton kernel decides at import, so this comes before any import of rlkern.
 if not torch.cuda.is_available():
@@ -28,9 +33,6 @@ else:
     )
     settings.load_profile("rlkern")
 
-CONFORMANCE: list[str] = []
-
-
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     """Makes what a test draws without a generator independent of the tests before it."""
@@ -46,12 +48,16 @@ def poisoned_memory():
 
 
 @pytest.fixture
-def conformance_table() -> list[str]:
-    """Lines printed when the suite ends."""
-    return CONFORMANCE
+def conformance_table(record_property):
+    """Takes a line that is printed when the suite ends, whichever worker ran the test."""
+    return lambda line: record_property("conformance", line)
 
 
 def pytest_terminal_summary(terminalreporter):
-    if CONFORMANCE and not terminalreporter.config.option.no_summary:
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    lines = [
+        line for report in reports for key, line in report.user_properties if key == "conformance"
+    ]
+    if lines and not terminalreporter.config.option.no_summary:
         terminalreporter.section("conformance with float64")
-        terminalreporter.write_line("\n".join(CONFORMANCE))
+        terminalreporter.write_line("\n".join(lines))
