@@ -133,8 +133,9 @@ class Updater:
         for number, (begin, end) in enumerate(own, 1):
             with parallel.accumulating(self.losses, last=number == len(own)):
                 found: Found = self.losses(rows.piece(begin, max(end, 1)), train_policy)
-                outputs = [x.loss for x in (found.policy, found.critic) if x is not None]
                 if begin == end:
+                    outputs = [x.loss for x in (found.policy, found.critic) if x is not None]
+                    outputs += [] if found.router is None else [found.router]
                     torch.stack([0.0 * loss for loss in outputs]).sum().backward()
                     continue
                 sums.add(found)
@@ -143,6 +144,9 @@ class Updater:
                     total = total + found.policy.loss
                 if found.critic is not None:
                     total = total + self._settings.critic.coef * found.critic.loss
+                if found.router is not None:
+                    # A mean over tokens, which no count of the whole batch is in.
+                    total = total + (end - begin) / rows.prompts * found.router
                 total.backward()
         return of_all(sums, self._world)
 

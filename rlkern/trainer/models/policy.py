@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import DynamicCache
 
 import rlkern
 from rlkern import TokenLogprob
-from rlkern.integrations.fused_head import HeadOf, find_head
+from rlkern.integrations.find_head import find_head
+from rlkern.integrations.head import HeadOf, Hidden, text_config
+from rlkern.integrations.head_weights import without_adapter
 from rlkern.trainer.models import lora
+from rlkern.trainer.models.passes import Passes
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rows import Rows, pieces
 from rlkern.trainer.settings import Settings
@@ -46,15 +48,21 @@ class Policy:
     def head(self) -> HeadOf:
         """Returns where the model's logits come from."""
         found = find_head(self.model)
-        if not self.bare:
-            return found
-        base: Any = getattr(found.head, "base_layer", found.head)
-        return found._replace(head=base)
+        return found._replace(head=without_adapter(found.head)) if self.bare else found
 
-    @property
+    @functools.cached_property
+    def passes(self) -> Passes:
+        """Returns how the model is run over tokens."""
+        return Passes(self.head)
+
+    @functools.cached_property
     def context(self) -> int:
-        """Returns the longest sequence in tokens that the model was made for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+        """Returns the longest sequence in tokens that the model was made for, and up to which its
+        rotary embeddings do not change with the length."""
+        config = text_config(self.model)
+        known = [getattr(config, "max_position_embeddings", 0) or 2**31]
+        known += [rope["original_max_position_embeddings"] for rope in _changing_ropes(config)]
+        return int(min(known))
 
     def without_adapters(self) -> Policy:
         """Returns the model that the adapters are laid over: no copy, the same weights."""
@@ -103,63 +111,58 @@ class Policy:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Returns the position of each token of left-padded rows, padding not counted.
-
-    >>> positions(torch.tensor([[False, True, True]])).tolist()
-    [[0, 0, 1]]
-    """
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+def _changing_ropes(config: Any) -> list[dict]:
+    """Returns the settings of rotary embeddings whose frequencies are others beyond a length, at
+    which a cache holds keys of both."""
+    given = getattr(config, "rope_parameters", None) or {}
+    ropes = [given, *(x for x in given.values() if isinstance(x, dict))]
+    name = "original_max_position_embeddings"
+    return [x for x in ropes if x.get("rope_type") in ("longrope", "dynamic") and x.get(name)]
 
 
 def hidden_states(
-    policy: Policy, rows: Rows, *, share_prompts: bool, decoder: Any = None
+    policy: Policy, rows: Rows, *, share_prompts: bool, passes: Passes | None = None
 ) -> Tensor:
     """Returns hidden states (B, T, H) with hidden[b, t] scoring rows.token[b, t].
 
-    share_prompts runs each prompt once and lets its answers attend to the cached keys and
-    values; gradients flow through the cache, so the result is that of whole rows. They are those of
-    `decoder` if one is given, such as a critic's, and else the policy's own.
+    They are those of `passes` if they are given, such as a critic's, and else the policy's own.
     """
-    run = _shared if share_prompts and rows.prompt.shape[1] > 1 else _whole_rows
-    return run(policy, rows, policy.head.decoder if decoder is None else decoder)
+    return run_rows(policy, rows, share_prompts=share_prompts, passes=passes).states
 
 
-def _whole_rows(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
+def run_rows(
+    policy: Policy, rows: Rows, *, share_prompts: bool, passes: Passes | None = None
+) -> Hidden:
+    """Returns the hidden states that score the tokens of rows, and the loss of a mixture's router.
+
+    share_prompts runs each prompt once and lets its answers attend to the cached keys and
+    values; gradients flow through the cache, so the result is that of whole rows. Where a model
+    keeps something else in its cache, or has a loss for its router, whose sum is over whole rows,
+    whole rows are run all the same.
+    """
+    passes = policy.passes if passes is None else passes
+    shared = share_prompts and rows.prompt.shape[1] > 1 and passes.shares
+    return (_shared if shared else _whole_rows)(policy, rows, passes)
+
+
+def _whole_rows(policy: Policy, rows: Rows, passes: Passes) -> Hidden:
     prompt = rows.prompt.repeat_interleave(rows.group_size, 0)
     seen = torch.cat([rows.prompt_mask.repeat_interleave(rows.group_size, 0), rows.present], 1)
     with policy.precision():
-        output = decoder(
-            input_ids=torch.cat([prompt, rows.token], 1),
-            attention_mask=seen.long(),
-            position_ids=positions(seen),
-            use_cache=False,
-        )
-    return output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
+        found = passes.whole_rows(torch.cat([prompt, rows.token], 1), seen)
+    return found._replace(states=found.states[:, prompt.shape[1] - 1 : -1])
 
 
-def _shared(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
+def _shared(policy: Policy, rows: Rows, passes: Passes) -> Hidden:
     prompt, known = rows.prompt, rows.prompt_mask
     seen = torch.cat([known.repeat_interleave(rows.group_size, 0), rows.present[:, :-1]], 1)
     last = prompt[:, -1:].repeat_interleave(rows.group_size, 0)
-    cache = DynamicCache()
+    token = torch.cat([last, rows.token[:, :-1]], 1)
+    cache, run = passes.new_cache(), passes.head.hidden
     with policy.precision():
-        decoder(
-            input_ids=prompt[:, :-1],
-            attention_mask=known[:, :-1].long(),
-            position_ids=positions(known)[:, :-1],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        run(**passes.inputs(prompt[:, :-1], known[:, :-1]), past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(rows.group_size)
-        output = decoder(
-            input_ids=torch.cat([last, rows.token[:, :-1]], 1),
-            attention_mask=seen.long(),
-            position_ids=positions(seen)[:, prompt.shape[1] - 1 :],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return output.last_hidden_state
+        return run(**passes.inputs(token, seen), past_key_values=cache, use_cache=True)
 
 
 def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling answers in batches with the model's own KV cache."""
+"""Sampling answers in batches with the cache that the model's own `generate` would use."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
 
-from rlkern.trainer.models.policy import Policy, positions
+from rlkern.trainer.models.passes import Reading
+from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.text import Prompts
-from rlkern.trainer.rows import Rows
+from rlkern.trainer.rows import Rows, joined
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,44 @@ def sample(
     uniform  (B, max_new_tokens) float64 in [0, 1), which token t of row b is drawn by; None where
              nothing is drawn, at temperature 0
     """
-    cache, truncates = DynamicCache(), sampling.truncates
+    lengths = prompts.mask.sum(-1)
+    if policy.passes.pads_left or (lengths == lengths[0]).all():
+        return _sample(policy, prompts, sampling, group_size, uniform)
+    return _sample_by_length(policy, prompts, sampling, group_size, uniform)
+
+
+def _sample_by_length(
+    policy: Policy,
+    prompts: Prompts,
+    sampling: Sampling,
+    group_size: int,
+    uniform: Tensor | None,
+) -> Rows:
+    """Returns answers to prompts of which those of equal length are sampled together, unpadded."""
+    found, order, lengths = [], [], prompts.mask.sum(-1)
+    for length in lengths.unique().tolist():
+        chosen = (lengths == length).nonzero()[:, 0]
+        some = Prompts(*(x[chosen, -length:] for x in prompts))
+        numbers = None
+        if uniform is not None:
+            numbers = uniform.view(len(lengths), group_size, -1)[chosen.to(uniform.device)]
+            numbers = numbers.flatten(0, 1)
+        found.append(_sample(policy, some, sampling, group_size, numbers))
+        order.append(chosen)
+    return joined(found).take(torch.cat(order).argsort())
+
+
+def _sample(
+    policy: Policy,
+    prompts: Prompts,
+    sampling: Sampling,
+    group_size: int,
+    uniform: Tensor | None,
+) -> Rows:
+    truncates, reading = sampling.truncates, Reading(policy.model, policy.passes)
     tokens, masks, logprobs, keeps = [], [], [], []
     with policy.precision():
-        logits = _forward(policy, prompts.token, prompts.mask, positions(prompts.mask), cache)
-        cache.batch_repeat_interleave(group_size)
-        logits = logits.repeat_interleave(group_size, 0)
+        logits = reading.begin(prompts.token, prompts.mask, group_size)
         seen = prompts.mask.repeat_interleave(group_size, 0)
         alive = seen.new_ones(seen.shape[0])
         for step in range(sampling.max_new_tokens):
@@ -91,7 +123,7 @@ def sample(
             alive = alive & ~torch.isin(token, sampling.stop)
             if step + 1 == sampling.max_new_tokens or not alive.any():
                 break
-            logits = _forward(policy, tokens[-1][:, None], seen, positions(seen)[:, -1:], cache)
+            logits = reading.read(tokens[-1][:, None], seen)
     mask = torch.stack(masks, 1)
     return Rows(
         prompt=prompts.token,
@@ -118,21 +150,6 @@ class ModelEngine:
     ) -> Rows:
         """Returns group_size answers to each prompt."""
         return sample(self.policy, prompts, sampling, group_size=group_size, uniform=uniform)
-
-
-def _forward(
-    policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cache: DynamicCache
-) -> Tensor:
-    """Returns the logits (B, V) after the last token; the cache grows."""
-    output = policy.model(
-        input_ids=token,
-        attention_mask=seen.long(),
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1].float()
 
 
 def next_logprob(logits: Tensor, sampling: Sampling) -> Tensor:
