@@ -15,6 +15,8 @@ from rlkern.ops.linear_token_logprob import linear_token_logprob
 
 # Of the logits at which a head is compared with the kernel, large enough for a softcap to show.
 _SIZE = 3.0
+# Of PEFT: runs the model twice, the first time for its scalings; calls a forward that it keeps.
+_OWN_FORWARD = ("XLoraModel", "AdaptionPromptModel")
 
 
 def _inner(model: Any) -> Any:
@@ -41,8 +43,7 @@ def _causal(model: Any) -> Any:
 def _check_adapters(model: Any) -> None:
     """Raises ValueError for adapters that are more than layers inside the model."""
     for name, config in model.peft_config.items():
-        # X-LoRA runs the model twice, the first time for its scalings.
-        if config.is_prompt_learning or type(model.base_model).__name__ == "XLoraModel":
+        if config.is_prompt_learning or type(model.base_model).__name__ in _OWN_FORWARD:
             kind = getattr(config.peft_type, "value", config.peft_type)
             raise ValueError(
                 "fused_head: adapters must be layers inside the model, got "
@@ -77,7 +78,7 @@ class _Look(NamedTuple):
 
 def _look(model: Any, head: Any, size: float) -> _Look:
     """Returns what the last lines of a model do; the rest of it runs without a graph."""
-    weight, seen = weights_of(head).weight, []
+    weight, seen = weights_of(head).weight, list[Tensor]()
     token = torch.arange(1, 4, device=weight.device)[None] % weight.shape[0]
     with forward_of(head, Caught(head.forward)) as caught:
         states, _ = caught.run(model, input_ids=token, use_cache=False)

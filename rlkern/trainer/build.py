@@ -34,6 +34,7 @@ from rlkern.trainer.processes.world import World
 from rlkern.trainer.progress import Progress
 from rlkern.trainer.reward.functions import load_rewards
 from rlkern.trainer.reward.model import is_scorer, load_scorer, make_scorer
+from rlkern.trainer.rollout.check import check_model
 from rlkern.trainer.rollout.engines import make_engine
 from rlkern.trainer.rollout.text import encode, stop_tokens
 from rlkern.trainer.rollout.turns import sampling_of
@@ -170,6 +171,9 @@ def begin(
     # A reward model has no head to sample pairs with.
     pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
     parts = dataclasses.replace(parts, policy=_trained(parts, run))
+    if not is_scorer(parts.policy):
+        some = [item.prompt for item in parts.task.held_out[:4]]
+        check_model(parts.policy, some, settings)
     if parts.policy is not parts.engine.policy:
         parts = dataclasses.replace(parts, engine=make_engine(settings, parts.policy))
     parts = dataclasses.replace(

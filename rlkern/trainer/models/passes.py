@@ -13,12 +13,12 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from rlkern.integrations.head import HeadOf, Hidden, text_config
@@ -26,7 +26,16 @@ from rlkern.integrations.head import HeadOf, Hidden, text_config
 # What a model calls the cache that its forward takes and returns, in the order they are looked for.
 _CACHES = ("past_key_values", "cache_params", "state")
 
-_PADS_LEFT: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+class Way(NamedTuple):
+    """How rows are laid out and read: with padding on the left, or in groups of equal length;
+    through a cache, or all over again for each token."""
+
+    pads_left: bool
+    cached: bool
+
+
+_WAYS: WeakKeyDictionary[Any, Way] = WeakKeyDictionary()
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -53,9 +62,29 @@ class Passes:
         """The input with which the head makes the logits of the last token alone, if there is."""
         return {"logits_to_keep": 1} if "logits_to_keep" in self._taken else {}
 
-    @cached_property
+    @property
+    def way(self) -> Way:
+        """How the model is run: as was measured or chosen, once for each model."""
+        if self.head.causal not in _WAYS:
+            self.choose(Way(self._measured(), True))
+        return _WAYS[self.head.causal]
+
+    def choose(self, way: Way) -> None:
+        """Runs the model in this way from now on."""
+        _WAYS[self.head.causal] = way
+
+    def ways(self) -> list[Way]:
+        """Returns the ways to run the model, the fastest first."""
+        found = [self.way, Way(False, True), Way(False, False)]
+        return list(dict.fromkeys(found))
+
+    @property
     def cache_name(self) -> str | None:
         """What the model calls its cache; None for one that reads whole rows each time."""
+        return self._cache_name if self.way.cached else None
+
+    @cached_property
+    def _cache_name(self) -> str | None:
         names = [name for name in _CACHES if name in self._taken]
         return names[-1] if names else None
 
@@ -69,17 +98,18 @@ class Passes:
         which gradients flow."""
         kinds = (DynamicLayer, DynamicSlidingWindowLayer)
         own = self.head.causal._supports_default_dynamic_cache()
-        return own and self.cache_name == _CACHES[0] and all(type(x) in kinds for x in self._layers)
+        usual = own and self._cache_name == _CACHES[0]
+        return usual and all(type(x) in kinds for x in self._layers)
 
     @cached_property
     def _grows(self) -> bool:
         return all(type(x) is DynamicLayer for x in self._layers)
 
-    @cached_property
+    @property
     def shares(self) -> bool:
         """Whether the answers to a prompt may attend to one cache of it, with gradients."""
         routed = getattr(text_config(self.head.causal), "output_router_logits", False)
-        return self.attends and self.pads_left and not routed
+        return self.way == Way(True, True) and not routed and self.attends
 
     def new_cache(self) -> Any:
         """Returns an empty cache, None where the model makes its own."""
@@ -88,15 +118,9 @@ class Passes:
         # Without a configuration it makes its layers as they come, which is what these are.
         return DynamicCache() if self._grows else DynamicCache(config=text_config(self.head.causal))
 
-    @cached_property
-    def pads_left(self) -> bool:
-        """Whether a row has the same hidden states with padding on its left, at positions counted
-        without it, as the model gives it alone; measured once for each model."""
-        if self.head.causal not in _PADS_LEFT:
-            _PADS_LEFT[self.head.causal] = self._measured()
-        return _PADS_LEFT[self.head.causal]
-
     def _measured(self) -> bool:
+        """Returns whether a row has the same hidden states with padding on its left, at positions
+        counted without it, as the model gives it alone."""
         weight = self.head.causal.get_input_embeddings().weight
         row = torch.arange(3, 9, device=weight.device)[None] % weight.shape[0]
         padded, seen = torch.cat([row[:, :3], row], 1), torch.ones(1, 9, device=row.device) > 0
@@ -119,13 +143,33 @@ class Passes:
     def inputs(self, token: Tensor, seen: Tensor) -> dict[str, Tensor]:
         """Returns what a forward pass over the last tokens (B, T) of rows takes; seen (B, S) says
         which of all S so far are real."""
-        if self.pads_left:
+        if self.way.pads_left:
             return self._left(token, seen)
         return {"input_ids": token, "attention_mask": seen.long()}
 
+    @property
+    def plain(self) -> bool:
+        """Whether each pass takes the new tokens, the mask and the cache, as most models do."""
+        own = type(self.head.causal).prepare_inputs_for_generation
+        usual = own is GenerationMixin.prepare_inputs_for_generation
+        return usual and self.cache_name is not None
+
+    def prepared(self, token: Tensor, seen: Tensor, cache: Any, *, first: bool) -> dict[str, Any]:
+        """Returns what the model's own `generate` gives a pass over rows of which all tokens so far
+        (B, S) are given."""
+        name, given = self.cache_name, self.inputs(token, seen)
+        if name is None:
+            return given
+        given["use_cache"] = True
+        if cache is not None:
+            given[name] = cache
+        return self.head.causal.prepare_inputs_for_generation(
+            next_sequence_length=None if first else 1, is_first_iteration=first, **given
+        )
+
     def whole_rows(self, token: Tensor, seen: Tensor) -> Hidden:
         """Returns the hidden states (B, S, H) of rows that begin with padding or end in it."""
-        if self.pads_left:
+        if self.way.pads_left:
             return self.head.hidden(**self.inputs(token, seen), use_cache=False)
         order = (~seen).long().argsort(dim=1, stable=True)
         given = self.inputs(token.gather(1, order), seen.gather(1, order))
@@ -156,18 +200,21 @@ class Reading:
             # Not every layer knows how to repeat itself, but each can be put into another order.
             rows = torch.arange(token.shape[0], device=token.device)
             self._cache.reorder_cache(rows.repeat_interleave(group_size))
+        if self._token is not None:
+            self._token = self._token.repeat_interleave(group_size, 0)
         return logits.repeat_interleave(group_size, 0)
 
     def read(self, token: Tensor, seen: Tensor) -> Tensor:
-        """Returns the logits (B, V) after one more token (B, 1)."""
-        name = self._passes.cache_name
-        if name is None:
-            token = token if self._token is None else torch.cat([self._token, token], 1)
-            self._token = token
-            output = self._model(**self._passes.inputs(token, seen), **self._passes.last_only)
-            return output.logits[:, -1].float()
-        given = {**self._passes.inputs(token, seen), name: self._cache, "use_cache": True}
-        output = self._model(**given, **self._passes.last_only)
-        if not isinstance(self._cache, DynamicCache):
+        """Returns the logits (B, V) after more tokens (B, T), usually one; seen (B, S) says which
+        of all so far are real."""
+        passes, name = self._passes, self._passes.cache_name
+        if passes.plain:
+            given = {**passes.inputs(token, seen), str(name): self._cache, "use_cache": True}
+        else:
+            first = self._token is None
+            self._token = token if first else torch.cat([self._token, token], 1)
+            given = passes.prepared(self._token, seen, self._cache, first=first)
+        output = self._model(**{**given, **passes.last_only})
+        if name is not None and not isinstance(self._cache, DynamicCache):
             self._cache = getattr(output, name)
         return output.logits[:, -1].float()

@@ -72,7 +72,7 @@ def sample(
              nothing is drawn, at temperature 0
     """
     lengths = prompts.mask.sum(-1)
-    if policy.passes.pads_left or (lengths == lengths[0]).all():
+    if policy.passes.way.pads_left or (lengths == lengths[0]).all():
         return _sample(policy, prompts, sampling, group_size, uniform)
     return _sample_by_length(policy, prompts, sampling, group_size, uniform)
 
