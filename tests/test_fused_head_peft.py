@@ -74,7 +74,8 @@ def test_the_bias_of_an_adapter_of_the_head_counts(bias):
 TUNERS = {
     "IA3Config": {"feedforward_modules": []},
     "LoHaConfig": {}, "LoKrConfig": {}, "OFTConfig": {"oft_block_size": 4}, "VeraConfig": {},
-    "HRAConfig": {}, "MissConfig": {"r": 4}, "ShiraConfig": {"r": 4}, "AdaLoraConfig": {"total_step": 10},
+    "HRAConfig": {}, "MissConfig": {"r": 4}, "ShiraConfig": {"r": 4},
+    "AdaLoraConfig": {"total_step": 10},
     "FourierFTConfig": {"n_frequency": 10}, "BOFTConfig": {"boft_block_size": 4},
 }  # fmt: skip
 

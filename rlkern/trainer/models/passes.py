@@ -59,8 +59,10 @@ class Passes:
 
     @cached_property
     def last_only(self) -> dict[str, int]:
-        """The input with which the head makes the logits of the last token alone, if there is."""
-        return {"logits_to_keep": 1} if "logits_to_keep" in self._taken else {}
+        """The inputs with which the model makes the logits of the last token alone, and no loss for
+        a router, whose mask is of all tokens so far."""
+        asked = {"logits_to_keep": 1, "output_router_logits": False}
+        return {name: x for name, x in asked.items() if name in self._taken}
 
     @property
     def way(self) -> Way:
