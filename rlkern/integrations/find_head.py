@@ -9,8 +9,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from rlkern.integrations.head import Caught, HeadOf, forward_of, shaped, text_config
-from rlkern.integrations.head_weights import as_it_counts, weights_of
+from rlkern.integrations.head import (
+    Caught,
+    HeadOf,
+    as_it_counts,
+    forward_of,
+    shaped,
+    text_config,
+    weights_of,
+)
 from rlkern.ops.linear_token_logprob import linear_token_logprob
 
 # Of the logits at which a head is compared with the kernel, large enough for a softcap to show.
@@ -51,21 +58,19 @@ def _check_adapters(model: Any) -> None:
             )
 
 
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_SCALES = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling", "logits_divider")
+
+
 def _scales(config: Any) -> Iterator[tuple[float, float | None]]:
     """Yields the (logit_scale, softcap) that configurations of models name, likeliest first."""
-    softcap = getattr(config, "final_logit_softcapping", None)
-    scales = [1.0]
-    if getattr(config, "logit_scale", None):
-        scales.append(float(config.logit_scale))
-    for name in ("logits_scaling", "logits_divider"):
-        if getattr(config, name, None):
-            scales.append(1.0 / float(getattr(config, name)))
-    if getattr(config, "lm_head_multiplier", None):
-        scales.append(float(config.lm_head_multiplier))
-    for scale in reversed(scales):
-        yield scale, softcap
-        if softcap is not None:
-            yield scale, None
+    given = {name: getattr(config, name, None) for name in (*_SOFTCAPS, *_SCALES, *_DIVISORS)}
+    softcaps = [float(given[name]) for name in _SOFTCAPS if given[name]]
+    scales = [float(given[name]) for name in _SCALES if given[name]]
+    scales += [1.0 / float(given[name]) for name in _DIVISORS if given[name]]
+    for scale in (*scales, 1.0):
+        yield from ((scale, softcap) for softcap in (*softcaps, None))
 
 
 class _Look(NamedTuple):

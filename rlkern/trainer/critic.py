@@ -16,8 +16,7 @@ import rlkern
 from rlkern.integrations.head import HeadOf
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models import lora
-from rlkern.trainer.models.passes import Passes
-from rlkern.trainer.models.policy import Policy, hidden_states
+from rlkern.trainer.models.policy import Passes, Policy, hidden_states
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 

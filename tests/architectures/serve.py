@@ -13,8 +13,8 @@ import rlkern
 from architectures.tiny import NOT_MADE, tiny_model, tokenizer
 from rlkern.trainer import UserError, build
 from rlkern.trainer.models.load import load_policy
-from rlkern.trainer.models.passes import Way
 from rlkern.trainer.models.policy import Policy, token_logprob
+from rlkern.trainer.models.ways import Way
 from rlkern.trainer.rollout.check import check_model, differences
 from rlkern.trainer.rows import Rows
 

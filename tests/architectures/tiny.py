@@ -87,6 +87,8 @@ _MORE: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_offset": 1},
     "kimi_linear": {**_LATENT, **_LINEAR},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "qwen4_exp_text": {**_LINEAR, "indexer_n_heads": 2, "indexer_kv_heads": 1,
+                       "indexer_head_dim": 8, "indexer_budget": 64, "indexer_compress_ratio": 2},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16],
                  "attention_head_size": 8, "attn_layers": ["local", "local"],

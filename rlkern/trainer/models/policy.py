@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,123 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 import rlkern
 from rlkern import TokenLogprob
 from rlkern.integrations.find_head import find_head
-from rlkern.integrations.head import HeadOf, Hidden, text_config
-from rlkern.integrations.head_weights import without_adapter
+from rlkern.integrations.head import HeadOf, Hidden, text_config, without_adapter
 from rlkern.trainer.models import lora
-from rlkern.trainer.models.passes import Passes
+from rlkern.trainer.models.ways import (
+    ATTENTION,
+    WAYS,
+    Way,
+    context_of,
+    kinds_of_layers,
+    pads_left,
+)
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rows import Rows, pieces
 from rlkern.trainer.settings import Settings
+
+# What a model calls the cache that its forward takes and returns, in the order they are looked for.
+_CACHES = ("past_key_values", "cache_params", "state")
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Returns the position of each token of left-padded rows, padding not counted.
+
+    >>> positions(torch.tensor([[False, True, True]])).tolist()
+    [[0, 0, 1]]
+    """
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """How a model is run; its head says where it ends in hidden states."""
+
+    head: HeadOf
+
+    @functools.cached_property
+    def _taken(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.head.causal.forward).parameters)
+
+    @functools.cached_property
+    def last_only(self) -> dict[str, int]:
+        """The inputs with which the model makes the logits of the last token alone, and no loss for
+        a router, whose mask is of all tokens so far."""
+        asked = {"logits_to_keep": 1, "output_router_logits": False}
+        return {name: x for name, x in asked.items() if name in self._taken}
+
+    @property
+    def way(self) -> Way:
+        """How the model is run: as was measured or chosen, once for each model."""
+        if self.head.causal not in WAYS:
+            self.choose(Way(pads_left(self.head, self._left), True))
+        return WAYS[self.head.causal]
+
+    def choose(self, way: Way) -> None:
+        """Runs the model in this way from now on."""
+        WAYS[self.head.causal] = way
+
+    @property
+    def cache_name(self) -> str | None:
+        """What the model calls its cache; None for one that reads whole rows each time."""
+        return self._cache_name if self.way.cached else None
+
+    @functools.cached_property
+    def _cache_name(self) -> str | None:
+        names = [name for name in _CACHES if name in self._taken]
+        return names[-1] if names else None
+
+    @functools.cached_property
+    def _kinds(self) -> frozenset[type]:
+        return kinds_of_layers(self.head.causal)
+
+    @functools.cached_property
+    def attends(self) -> bool:
+        """Whether the cache holds the keys and values of plain attention and nothing else, through
+        which gradients flow."""
+        return self._cache_name == _CACHES[0] and bool(self._kinds) and self._kinds <= ATTENTION
+
+    @property
+    def shares(self) -> bool:
+        """Whether the answers to a prompt may attend to one cache of it, with gradients."""
+        routed = getattr(text_config(self.head.causal), "output_router_logits", False)
+        return self.way == Way(True, True) and not routed and self.attends
+
+    def new_cache(self) -> Any:
+        """Returns an empty cache, None where the model makes its own."""
+        if self.cache_name is None or not self._kinds:
+            return None
+        # Without a configuration it makes such layers as they come.
+        growing = self._kinds == {DynamicLayer}
+        return DynamicCache() if growing else DynamicCache(config=text_config(self.head.causal))
+
+    def _left(self, token: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        found = {"input_ids": token, "attention_mask": seen.long()}
+        if "position_ids" in self._taken:
+            found["position_ids"] = positions(seen)[:, -token.shape[1] :]
+        return found
+
+    def inputs(self, token: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        """Returns what a forward pass over the last tokens (B, T) of rows takes; seen (B, S) says
+        which of all S so far are real."""
+        if self.way.pads_left:
+            return self._left(token, seen)
+        return {"input_ids": token, "attention_mask": seen.long()}
+
+    def whole_rows(self, token: Tensor, seen: Tensor) -> Hidden:
+        """Returns the hidden states (B, S, H) of rows that begin with padding or end in it."""
+        if self.way.pads_left:
+            return self.head.hidden(**self.inputs(token, seen), use_cache=False)
+        order = (~seen).long().argsort(dim=1, stable=True)
+        given = self.inputs(token.gather(1, order), seen.gather(1, order))
+        found = self.head.hidden(**given, use_cache=False)
+        back = order.argsort(dim=1)[..., None].expand_as(found.states)
+        return found._replace(states=found.states.gather(1, back))
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +166,7 @@ class Policy:
     def context(self) -> int:
         """Returns the longest sequence in tokens that the model was made for, and up to which its
         rotary embeddings do not change with the length."""
-        config = text_config(self.model)
-        known = [getattr(config, "max_position_embeddings", 0) or 2**31]
-        known += [rope["original_max_position_embeddings"] for rope in _changing_ropes(config)]
-        return int(min(known))
+        return context_of(text_config(self.model))
 
     def without_adapters(self) -> Policy:
         """Returns the model that the adapters are laid over: no copy, the same weights."""
@@ -109,15 +213,6 @@ class Policy:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Returns the weights that are trained, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-
-def _changing_ropes(config: Any) -> list[dict]:
-    """Returns the settings of rotary embeddings whose frequencies are others beyond a length, at
-    which a cache holds keys of both."""
-    given = getattr(config, "rope_parameters", None) or {}
-    ropes = [given, *(x for x in given.values() if isinstance(x, dict))]
-    name = "original_max_position_embeddings"
-    return [x for x in ropes if x.get("rope_type") in ("longrope", "dynamic") and x.get(name)]
 
 
 def hidden_states(

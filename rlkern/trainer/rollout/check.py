@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy, token_logprob
+from rlkern.trainer.models.ways import Way
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
 from rlkern.trainer.rollout.text import Prompts, encode, left_padded
 from rlkern.trainer.rows import Rows
@@ -28,8 +29,8 @@ def check_model(policy: Policy, texts: list[str], settings: Settings) -> None:
 
     The model is then run in the first of its ways, such as with a cache, in which they agree.
     """
-    ways, refused = policy.passes.ways(), []
-    for way in ways:
+    ways, refused = [policy.passes.way, Way(False, True), Way(False, False)], []
+    for way in dict.fromkeys(ways):
         policy.passes.choose(way)
         why = _disagreement(policy, texts, settings)
         if why is None:
@@ -64,9 +65,9 @@ def differences(policy: Policy, texts: list[str], settings: Settings) -> dict[st
         found = _sampled(policy, _two_lengths(policy, texts), settings)
         alone = _alone(policy, found, settings.rollout.temperature)
     trained = token_logprob(policy, found, settings)
-    smallest = min(policy.parameters().values(), key=torch.numel, default=None)
-    if smallest is not None:  # of which the graph alone is of interest
-        torch.autograd.grad(trained.sum(), [smallest], allow_unused=True)
+    first = list(policy.parameters().values())[:1]
+    if first:  # most of the way back through the model, of which no number is of interest
+        torch.autograd.grad(trained.sum(), first, allow_unused=True)
     scores = {"sampler": found.rollout_logprob, "trainer": trained.detach()}
     return {who: (x - alone)[::_GROUP].abs().mean().item() for who, x in scores.items()}
 
