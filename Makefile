@@ -47,7 +47,7 @@ test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, 
 
 ##@ The rest
 
-.PHONY: check lint format bench mutants compare docs doctor gpu clean help
+.PHONY: check lint format bench mutants models compare docs doctor gpu clean help
 check: lint test  ## what CI does: lint and test
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -66,6 +66,9 @@ bench: $(call set-up,dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
 
 mutants: $(call set-up,dev) $(NATIVE)  ## plant small faults, say which no test notices (BUDGET=600 seconds; ARGS="rlkern/ops --count 50")
 	$(PY) -m tests.mutants --budget $(BUDGET) $(ARGS)
+
+models: $(call set-up,dev) $(NATIVE)  ## try every causal LM class of transformers, then write docs/models.md (ARGS="mixtral mamba" tries some)
+	$(PY) -m tests.architectures --jobs $(JOBS) $(ARGS)
 
 compare: $(call set-up,train) $(NATIVE)  ## run all algorithms from one start, then write docs (ARGS="--jobs 2")
 	$(VENV)/bin/rlkern compare $(ARGS)

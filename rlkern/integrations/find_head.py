@@ -65,12 +65,13 @@ _DIVISORS = ("logits_scaling", "logits_divider")
 
 def _scales(config: Any) -> Iterator[tuple[float, float | None]]:
     """Yields the (logit_scale, softcap) that configurations of models name, likeliest first."""
-    given = {name: getattr(config, name, None) for name in (*_SOFTCAPS, *_SCALES, *_DIVISORS)}
-    softcaps = [float(given[name]) for name in _SOFTCAPS if given[name]]
-    scales = [float(given[name]) for name in _SCALES if given[name]]
-    scales += [1.0 / float(given[name]) for name in _DIVISORS if given[name]]
+
+    def given(names: tuple[str, ...]) -> list[float]:
+        return [float(x) for x in (getattr(config, name, None) for name in names) if x]
+
+    scales = [*given(_SCALES), *(1.0 / x for x in given(_DIVISORS))]
     for scale in (*scales, 1.0):
-        yield from ((scale, softcap) for softcap in (*softcaps, None))
+        yield from ((scale, softcap) for softcap in (*given(_SOFTCAPS), None))
 
 
 class _Look(NamedTuple):

@@ -173,7 +173,8 @@ def begin(
     parts = dataclasses.replace(parts, policy=_trained(parts, run))
     if not is_scorer(parts.policy):
         some = [item.prompt for item in parts.task.held_out[:4]]
-        check_model(parts.policy, some, settings)
+        for policy in filter(None, (parts.policy, parts.teacher)):
+            check_model(policy, some, settings)
     if parts.policy is not parts.engine.policy:
         parts = dataclasses.replace(parts, engine=make_engine(settings, parts.policy))
     parts = dataclasses.replace(
@@ -236,10 +237,11 @@ def _reference(parts: Parts, run: Path) -> Policy:
     if parts.progress.step == 0:
         if parts.world.is_main and not folder.is_dir():
             publish(folder, policy.save)
-        model = copy.deepcopy(policy.model).requires_grad_(False)
-        return Policy(model, policy.tokenizer, policy.device, policy.mixed)
-    found = load_policy(folder, device=policy.device, dtype=parts.settings.dtype)
+        found = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.device, policy.mixed)
+    else:
+        found = load_policy(folder, device=policy.device, dtype=parts.settings.dtype)
     found.model.requires_grad_(False)
+    found.passes.choose(policy.passes.way)
     return found
 
 

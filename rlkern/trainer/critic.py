@@ -111,11 +111,12 @@ class Separate(Critic):
         super().__init__(share_prompts=share_prompts)
         trunk, self._last = _trunk_of(policy), _last_layer(policy)
         self._passes = Passes(trunk)
+        self._passes.choose(policy.passes.way)
         self.module = nn.ModuleDict({"trunk": trunk.model, "last": self._last})
 
     def begin(self, policy: Policy) -> None:
         """Copies the policy's weights, with what adapters add to them."""
-        self.module["trunk"].load_state_dict(_trunk_of(policy).model.state_dict())
+        self._passes.head.model.load_state_dict(_trunk_of(policy).model.state_dict())
 
     def value(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
         """Returns the values (B, T) that the critic's own model gives the tokens."""

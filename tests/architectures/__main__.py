@@ -2,30 +2,15 @@
 """`python -m tests.architectures` tries every class and writes docs/models.md."""
 
 import argparse
-import logging
 import multiprocessing
 import os
 import sys
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 LEAST = 0.9  # of the classes have to be served
-
-
-def tried(kind: str) -> tuple[str, str]:
-    """Returns the kind and what becomes of it; a fault that is no refusal begins with 'fault'."""
-    from architectures.serve import becomes
-
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    try:
-        return kind, becomes(kind)
-    except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0]
-        return kind, f"fault: {type(error).__name__}: {first}"
 
 
 def main() -> int:
@@ -37,6 +22,7 @@ def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = os.environ["OMP_NUM_THREADS"] = "1"
 
     from architectures.page import PAGE, text
+    from architectures.serve import tried
     from architectures.tiny import KINDS
 
     start = multiprocessing.get_context("spawn")

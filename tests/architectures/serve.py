@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Takes a tiny model through all that the trainer does with one."""
 
+import logging
 import re
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,17 @@ def becomes(kind: str) -> str:
         said = re.sub(r", they differ by .*", "", str(error))
         return "refused: " + re.sub(r"model '/[^']*'", "what was saved", said).replace("|", " ")
     return f"served{_HOW[policy.passes.way]}"
+
+
+def tried(kind: str) -> tuple[str, str]:
+    """Returns the kind and what becomes of it; a fault that is no refusal begins with 'fault'."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    try:
+        return kind, becomes(kind)
+    except Exception as error:
+        first = (str(error).strip() or "no message").splitlines()[0]
+        return kind, f"fault: {type(error).__name__}: {first}"
 
 
 def _agrees(policy: Policy) -> None:

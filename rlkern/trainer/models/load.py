@@ -73,7 +73,7 @@ def train_last_layers(model: Any, count: int) -> None:
     """Freezes all but the last `count` transformer layers; 0 leaves every weight trainable."""
     if count == 0:
         return
-    layers = model.get_decoder().layers
+    layers = getattr(model.get_decoder(), "layers", ())
     if count > len(layers):
         raise UserError(
             f"optimizer.train_layers must be at most the model's {len(layers)} layers, got {count}"

@@ -19,8 +19,8 @@ from rlkern.trainer.settings import Settings
 _ROUNDING, _ROUNDING_LOW = 1e-3, 0.2
 _TOKENS, _GROUP = 4, 2
 # What transformers raises where a model does not take what `generate` would give it.
-_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError)
-_ERRORS += (TypeError, ValueError)
+_ERRORS: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError)
+_ERRORS += (LookupError, RuntimeError, TypeError, ValueError)
 
 
 def check_model(policy: Policy, texts: list[str], settings: Settings) -> None:
