@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from trainer_helpers import loaded, settings, small
 
 import rlkern
@@ -55,6 +56,7 @@ def tried(kind: str) -> tuple[str, str]:
     """Returns the kind and what becomes of it; a fault that is no refusal begins with 'fault'."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     try:
         return kind, becomes(kind)
     except Exception as error:
