@@ -16,11 +16,11 @@ through all that a run does; this page is what came of it, and `tests/test_archi
 spread of the classes to it. {served} of {count} are served.
 
 **Served** means that the sampler, the trainer and the model's own forward over a row without
-padding give sampled tokens the same log-probabilities to 1e-5, that `fused_head` gives the values
-of the model's logits and the gradient of every weight, that a GRPO step trains it, and that it is
-the same after it was saved and loaded. The checkpoints of a class may ask for more than the class
-does. So each run repeats the first of these checks on its own model before it takes a step, to
-within rounding, and stops with a sentence that names the class if it fails.
+padding give sampled tokens the same log-probabilities, to 1e-5 on average, that `fused_head` gives
+the values of the model's logits and the gradient of every weight, that a GRPO step trains it, and
+that it is the same after it was saved and loaded. The checkpoints of a class may ask for more than
+the class does. So each run repeats the first of these checks on its own model before it takes a
+step, to within rounding, and stops with a sentence that names the class if it fails.
 
 - **Padding.** Most models see no padding on the left of a row. Those that count positions
   themselves, or carry a state from token to token, do; their prompts of equal length are sampled
