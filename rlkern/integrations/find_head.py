@@ -162,10 +162,11 @@ def _compared(found: HeadOf, look: _Look) -> None:
     for got, expected in zip(fused[:2], own):
         if not _near(got, expected.to(bound)):
             raise ValueError("its log-probs and entropy must be those of its head, got others")
-    sums = [(a + 0.3 * b).sum() for a, b in (own, fused[:2])]
+    # The model's own backward comes last: FSDP2 gives the weights back after it.
+    sums = [(a + 0.3 * b).sum() for a, b in (fused[:2], own)]
     wanted = list({**_leaves(sums[0]), **_leaves(sums[1])}.values())
     pairs = zip(*(torch.autograd.grad(x, wanted, allow_unused=True) for x in sums), wanted)
-    for expected, got, leaf in pairs:
+    for got, expected, leaf in pairs:
         if not _near(got, expected):
             raise ValueError(
                 "the gradient of every weight behind its hidden states must be that of its head, "
