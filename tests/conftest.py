@@ -33,6 +33,7 @@ else:
     )
     settings.load_profile("rlkern")
 
+
 @pytest.fixture(autouse=True)
 def same_random_numbers():
     """Makes what a test draws without a generator independent of the tests before it."""

@@ -10,15 +10,20 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from rlkern.backends.eager.token_logprob import (
+    ACCUMULATION_DTYPE,
     Scored,
     Softmax,
     Statistics,
     Upstream,
-    accumulation_dtype,
 )
 from rlkern.ops import _check as check
 from rlkern.ops import _linear_sharded as linear_sharded
-from rlkern.ops._library import refuse_double_backward, register, upstream_of_scores
+from rlkern.ops._library import (
+    refuse_double_backward,
+    register,
+    register_gradient,
+    upstream_of_scores,
+)
 from rlkern.ops._linear_arguments import LinearArguments, Lora, checked_head, checked_softmax
 from rlkern.ops._linear_head import Gradients, Head, Waves, one_row
 from rlkern.ops._rows import mask_vector, token_vector
@@ -31,7 +36,7 @@ SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
 def _forward(hidden, *rest):
     head, token, mask, softmax, wave = Head(*rest[:5]), *rest[5:7], Softmax(*rest[7:10]), rest[10]
     waves = Waves(head, hidden, token, mask, softmax, wave)
-    dtype = accumulation_dtype(head.weight.dtype)
+    dtype = ACCUMULATION_DTYPE[head.weight.dtype]
     found = hidden.new_empty((len(Scored._fields), waves.count), dtype=dtype)
     for begin, end in waves.spans():
         found[:, begin:end] = torch.cat(waves.score(begin, end))
@@ -42,7 +47,7 @@ def _forward(hidden, *rest):
 
 
 def _forward_fake(hidden, weight, *rest):
-    dtype = accumulation_dtype(weight.dtype)
+    dtype = ACCUMULATION_DTYPE[weight.dtype]
     return tuple(hidden.new_empty(hidden.shape[0], dtype=dtype) for _ in Scored._fields)
 
 
@@ -105,9 +110,7 @@ def _autograd(ctx, *grads):
     return *(g if wanted else None for g, wanted in zip(made, wants)), *(None,) * 7
 
 
-torch.library.register_autograd(
-    "rlkern::linear_token_logprob", _autograd, setup_context=_setup_context
-)
+register_gradient(forward, _autograd, _setup_context)
 
 
 def scored_rows(

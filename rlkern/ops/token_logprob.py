@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from rlkern.backends import implementation
-from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream, accumulation_dtype
+from rlkern.backends.eager.token_logprob import ACCUMULATION_DTYPE, Softmax, Statistics, Upstream
 from rlkern.backends.memory import fresh
 from rlkern.ops import _check as check
 from rlkern.ops import _sharded as sharded
@@ -16,6 +16,7 @@ from rlkern.ops._library import (
     bump_version_of_first_argument,
     refuse_double_backward,
     register,
+    register_gradient,
     upstream_of_scores,
 )
 from rlkern.ops._rows import as_grid, make_softmax, mask_vector, token_vector
@@ -31,16 +32,18 @@ class TokenLogprob(NamedTuple):
 
 
 def _forward(logits, token, mask, *softmax):
-    return implementation("token_logprob", logits)(logits, token, mask, Softmax(*softmax))
+    return implementation("token_logprob", logits.device, logits.dtype)(
+        logits, token, mask, Softmax(*softmax)
+    )
 
 
 def _forward_fake(logits, token, *rest):
-    dtype = accumulation_dtype(logits.dtype)
+    dtype = ACCUMULATION_DTYPE[logits.dtype]
     return tuple(logits.new_empty(token.shape, dtype=dtype) for _ in range(5))
 
 
 def _write_gradient(logits, token, mask, rest, grad_logits):
-    implementation("token_logprob_backward", logits)(
+    implementation("token_logprob_backward", logits.device, logits.dtype)(
         logits, token, mask, Softmax(*rest[:3]), Statistics(*rest[3:6]), Upstream(*rest[6:]),
         grad_logits,
     )  # fmt: skip
@@ -106,7 +109,7 @@ def _autograd(ctx, *grads):
     return None if found is None else backward(found[0], *found[1]), *(None,) * 5
 
 
-torch.library.register_autograd("rlkern::token_logprob", _autograd, setup_context=_setup_context)
+register_gradient(forward, _autograd, _setup_context)
 
 
 class _InPlace(torch.autograd.Function):

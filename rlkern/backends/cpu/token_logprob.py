@@ -6,17 +6,17 @@ from torch import Tensor
 
 from rlkern import _C  # type: ignore[attr-defined]
 from rlkern.backends.eager.token_logprob import (
+    ACCUMULATION_DTYPE,
     Scored,
     Softmax,
     Statistics,
     Upstream,
-    accumulation_dtype,
 )
 
 
 def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
     """Returns what is left of each row; see rlkern.backends.eager.token_logprob."""
-    dtype = accumulation_dtype(logits.dtype)
+    dtype = ACCUMULATION_DTYPE[logits.dtype]
     out = Scored(*(torch.empty(token.shape, dtype=dtype) for _ in Scored._fields))
     _C.token_logprob(
         logits=logits,

@@ -9,6 +9,13 @@ from torch import Tensor
 # The token of a row whose token lies in another rank's slice of the vocabulary: its logprob is
 # meaningless and its gradient has no element of its own.
 ABSENT = torch.iinfo(torch.int64).min
+# The dtype that arithmetic is done in, of logits of each dtype.
+ACCUMULATION_DTYPE = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
 
 
 class Softmax(NamedTuple):
@@ -62,11 +69,6 @@ class Upstream(NamedTuple):
     lse: Tensor | None = None
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype arithmetic is done in: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _kept(keep: Tensor, token: Tensor, vocabulary: int) -> Tensor:
     """Returns (B, T, V), True for the tokens that could be sampled."""
     # One column more, cut off in the end, takes what lies outside.
@@ -84,7 +86,7 @@ def _temper(x: Tensor, softmax: Softmax) -> Tensor:
 
 def scaled_logits(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Tensor:
     """Returns z of each row in the accumulation dtype; masked rows are replaced by zeros."""
-    z = logits.to(accumulation_dtype(logits.dtype))
+    z = logits.to(ACCUMULATION_DTYPE[logits.dtype])
     if mask is not None:
         z = torch.where(mask.unsqueeze(-1), z, 0.0)
     if softmax.softcap:  # a banned token stays banned
