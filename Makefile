@@ -43,7 +43,7 @@ train: $(call set-up,$(NEEDS)) $(NATIVE)  ## train a model by RL (MODEL=tiny, sm
 
 test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, one worker a core (JOBS=2; ARGS="-k words")
 	@$(if $(C_COMPILER),,echo "no C compiler: reasoning-gym cannot be installed, so its tests are skipped")
-	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(PY) -m pytest $(if $(SYSTEM),,-n $(JOBS) --dist worksteal) $(ARGS)
 
 ##@ The rest
 
