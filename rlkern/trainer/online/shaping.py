@@ -15,7 +15,7 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.online.advantages import Rewarded
 from rlkern.trainer.rows import Rows, finished
 from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.learning import MaskedCorrection
+from rlkern.trainer.settings.learning import BoundedCorrection
 
 
 def check_overlong(settings: Settings, longest: int) -> None:
@@ -70,7 +70,7 @@ def correction(settings: Settings, rows: Rows) -> Tensor | None:
         rows.rollout_logprob,
         rows.mask,
         kind=asked.kind,
-        low=asked.low if isinstance(asked, MaskedCorrection) else 0.0,
+        low=asked.low if isinstance(asked, BoundedCorrection) else 0.0,
         high=asked.high,
     )
 

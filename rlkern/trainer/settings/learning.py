@@ -14,6 +14,7 @@ from pydantic import Field
 
 from rlkern.trainer.settings.group import Group
 from rlkern.trainer.settings.types import (
+    Bound,
     Count,
     NotNegative,
     Numbers,
@@ -160,24 +161,33 @@ class Critic(Group):
     """Half-width of the value clip; 0 does not clip."""
 
 
-class TruncatedCorrection(Group):
-    """Correction of the mismatch between sampler and trainer: ratios have an upper bound."""
+class BoundedCorrection(Group):
+    """Correction of the mismatch between sampler and trainer: ratios have two bounds."""
 
     main: ClassVar[str | None] = "kind"
-    kind: Literal["truncate", "sequence_truncate"] = "truncate"
-    """Kind of rlkern.rollout_correction."""
-    high: Positive = 2.0
-    """Upper bound of the ratio."""
-
-
-class MaskedCorrection(Group):
-    """Correction of the mismatch between sampler and trainer: ratios out of bounds count as 0."""
-
-    main: ClassVar[str | None] = "kind"
-    kind: Literal["mask", "sequence_mask", "geometric_mask"]
+    kind: Literal["truncate", "mask", "sequence_mask", "geometric_mask"] = "truncate"
+    """Kind of rlkern.rollout_correction: truncate holds a ratio at the bounds, a mask counts what
+    is outside as 0."""
     low: NotNegative = 0.0
     """Lower bound of the ratio."""
-    high: Positive = 2.0
+    high: Bound = 2.0
+    """Upper bound of the ratio, or of the divergence; inf is none."""
+
+
+class CappedCorrection(Group):
+    """Correction of the mismatch between sampler and trainer: the ratio of an answer is capped."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["sequence_truncate"]
+    high: Bound = 2.0
+
+
+class DivergenceCorrection(Group):
+    """Correction of the mismatch between sampler and trainer: tokens too far away count as 0."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["binary_kl_mask", "total_variation_mask"]
+    high: Positive
 
 
 class Pairs(Group):
@@ -207,4 +217,6 @@ class Loss(Group):
 
 
 Groups = Annotated[EveryGroup | DynamicGroups | DuplicateGroups, Field(discriminator="kind")]
-Correction = Annotated[TruncatedCorrection | MaskedCorrection, Field(discriminator="kind")]
+Correction = Annotated[
+    BoundedCorrection | CappedCorrection | DivergenceCorrection, Field(discriminator="kind")
+]
