@@ -155,7 +155,8 @@ def _checked(trainer: Trainer) -> list[_Replaced]:
         try:
             owner, name = target.owner()
             original = getattr(owner, name)
-            called = functools.reduce(getattr, target.called.split(".") if target.called else (), original)
+            path = target.called.split(".") if target.called else ()
+            called = functools.reduce(getattr, path, original)
         except (ImportError, AttributeError) as error:
             raise PatchError(
                 f"patch: {trainer.name} {found} must have {target.path}: {error}"
@@ -167,6 +168,15 @@ def _checked(trainer: Trainer) -> list[_Replaced]:
             )
         replaced.append(_Replaced(target, owner, name, original))
     return replaced
+
+
+def refusal(name: str) -> str | None:
+    """Returns why a trainer cannot be patched here, or None; imports it, which takes seconds."""
+    try:
+        _checked(trainer_of(name))
+    except PatchError as error:
+        return str(error)
+    return None
 
 
 def patch(name: str) -> contextlib.AbstractContextManager[None]:
