@@ -80,6 +80,12 @@ CONTRADICTING = [
     ("--coefficients.clip_low inf", "algorithm grpo: clip_low must be finite, got inf"),
     ("--coefficients.log_ratio_max nan", "coefficients.log_ratio_max must be a number or .*"),
     ("--coefficients.log_ratio_min inf", "algorithm grpo: log_ratio_min must not be positive"),
+    (
+        "--loss.entropy_over tokens",
+        "loss.entropy_over tokens weighs the entropy term, whose coefficients.entropy_coef must be",
+    ),
+    ("--loss.nll_coef -1", "loss.nll_coef must be a finite number, 0 or more, got '-1'"),
+    ("--algorithm sft --loss.nll_coef 1", "loss.nll_coef is read by runs that learn from answers"),
     ("--correction mask --correction.low 3", "correction.low must be at most correction.high 2"),
     ("--groups.rounds 3", "groups.rounds is read only with groups.kind dynamic"),
     ("--groups.by weight", "groups.by is read only with groups.kind duplicate"),

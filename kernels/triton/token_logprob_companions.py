@@ -30,7 +30,7 @@ def store_companions(companions, i, row, V, total, beaten):
 @triton.jit
 def beats_token(x, columns, row):
     """Returns which logits keep the token from being the first maximum; a NaN does."""
-    return tl.where(columns < row.token, (x < row.logit) == 0, (x <= row.logit) == 0)
+    return ((x <= row.logit) == 0) | ((x == row.logit) & (columns < row.token))
 
 
 @kernel

@@ -138,19 +138,27 @@ class Online:
 
     def _weighted(self, rows: Rows, copies: Tensor | None) -> Rows:
         """Returns the rows with the weights of their own counts; copies (B,) counts each answer."""
-        declared, constant = self.parts.settings.declared, None
+        settings, constant = self.parts.settings, None
+        declared = settings.declared
         assert isinstance(declared, Algorithm)  # what learns from rollouts is one
         mode = declared.aggregation
         if mode == "sequence_token_sum":
             constant = self.parts.sampling.longest
-        if copies is None:
-            weight = rlkern.aggregate.token_weight(rows.mask, mode, constant=constant)
-        else:
-            weight = rlkern.sampling.multiplicity_weight(rows.mask, copies, mode, constant=constant)
-        value_weight = None
+
+        def weights(mask: Tensor, mode: str, constant: float | None = None) -> Tensor:
+            if copies is None:
+                return rlkern.aggregate.token_weight(mask, mode, constant=constant)
+            return rlkern.sampling.multiplicity_weight(mask, copies, mode, constant=constant)
+
+        found: dict[str, Any] = {"weight": weights(rows.mask, mode, constant)}
+        if settings.loss.entropy_over == "tokens":
+            found["entropy_weight"] = weights(rows.mask, "token_mean")
+        if settings.loss.nll_coef:
+            of_right = weights(shaping.right_mask(rows), "token_mean")
+            found["nll_weight"] = settings.loss.nll_coef * of_right
         if rows.value_target is not None:
-            value_weight = rlkern.aggregate.token_weight(rows.mask, "token_mean")
-        return dataclasses.replace(rows, weight=weight, value_weight=value_weight)
+            found["value_weight"] = rlkern.aggregate.token_weight(rows.mask, "token_mean")
+        return dataclasses.replace(rows, **found)
 
     def _refilled(self, rows: Rows) -> tuple[Rows, Tensor | None]:
         """Returns the rows after DUPO's refill by copies, or the count of each answer by weight."""

@@ -60,6 +60,13 @@ def trained_mask(rows: Rows, stop: Tensor, settings: Settings) -> Tensor:
     return rlkern.sampling.overlong_filter(rows.mask, finished(rows, stop))
 
 
+def right_mask(rows: Rows) -> Tensor:
+    """Returns the counted tokens (B, T) of right answers, whose reward is 1 or more before
+    punishments of length."""
+    assert rows.reward is not None
+    return rows.mask & (rows.reward >= 1)[:, None]
+
+
 def correction(settings: Settings, rows: Rows) -> Tensor | None:
     """Returns the factor (B, T) of the policy loss of each token; None if there is none."""
     asked = settings.correction

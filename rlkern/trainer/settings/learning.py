@@ -214,6 +214,12 @@ class Loss(Group):
     """Kind of rlkern.preference_loss."""
     overlong_filter: bool = False
     """Leave answers that were cut off out of the loss."""
+    entropy_over: Literal["loss", "tokens"] = "loss"
+    """What the entropy term is a mean over: loss weighs its tokens as the loss does, tokens weighs
+    all of them alike (TRL)."""
+    nll_coef: NotNegative = 0.0
+    """Weight of the negative log-likelihood of right answers, whose reward is 1 or more; a mean
+    over their tokens (VAPO)."""
 
 
 Groups = Annotated[EveryGroup | DynamicGroups | DuplicateGroups, Field(discriminator="kind")]
