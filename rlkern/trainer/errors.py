@@ -11,3 +11,7 @@ class UserError(Exception):
     def __init__(self, sentence: str, *, code: int = 2) -> None:
         super().__init__(sentence)
         self.code = code
+
+
+class RewardError(UserError):
+    """A reward that failed inside a step: the run is saved as it was before the step, and ends."""

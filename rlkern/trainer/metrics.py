@@ -77,6 +77,7 @@ METRICS = (
     Metric("rewards/{function}/mean", "mean reward by one function"),
     Metric("rewards/{function}/std", "its spread over the rollout"),
     Metric("rewards/unscorable", "share of answers that no function could score"),
+    Metric("rewards/late", "answers so far that took a function longer than reward.timeout"),
     Metric(
         "rewards/accuracies",
         "share of the batch's pairs that are in the right order",
@@ -293,7 +294,7 @@ METRICS = (
     Metric("learning_rate", "of the policy, in the last update"),
     Metric("num_tokens", "tokens trained on so far"),
     Metric("compare/{which}", "difference to the loss of loss.compare"),
-    Metric("time/{part}", "seconds of a part of the step"),
+    Metric("time/{part}", "seconds of a part of the step, such as asking the reward functions"),
     Metric("step_time", "seconds of the step"),
     Metric("seconds", "seconds of the run"),
 )

@@ -78,6 +78,15 @@ def texts(policy: Policy, rows: Rows) -> list[str]:
     return policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
+def token_ids(rows: Rows) -> dict[str, list[list[int]]]:
+    """Returns prompt_ids and completion_ids, the real tokens of each answer and of its prompt: the
+    very ones that the model read and wrote."""
+    asked = [row[real].tolist() for row, real in zip(rows.prompt.cpu(), rows.prompt_mask.cpu())]
+    said = [row[real].tolist() for row, real in zip(rows.token.cpu(), rows.present.cpu())]
+    prompts = [ids for ids in asked for _ in range(rows.group_size)]
+    return {"prompt_ids": prompts, "completion_ids": said}
+
+
 def given_rows(policy: Policy, prompts: list[str], answers: list[str], *, stop: str) -> Rows:
     """Returns given answers as rows, len(answers) / len(prompts) consecutive ones to each prompt.
 

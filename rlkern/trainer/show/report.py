@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 import rlkern
-from rlkern.trainer.errors import UserError
+from rlkern.trainer.errors import RewardError, UserError
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rows import Rows, finished
 from rlkern.trainer.update import StepResult, rates
@@ -34,6 +34,27 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + now - self._last
         self._last = now
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Counts seconds of one part, measured inside it, as another's."""
+        self.seconds[f"time/{source}"] -= seconds
+        self.seconds[f"time/{target}"] = self.seconds.get(f"time/{target}", 0.0) + seconds
+
+
+def note_unscored(parts: Parts, rows: Rows, warn: Callable[[str], None]) -> None:
+    """Counts and says that no answer of a rollout has a reward; Raises RewardError if so many in a
+    row had none."""
+    assert rows.reward is not None and rows.advantage is not None
+    progress, limit = parts.progress, parts.settings.reward.degenerate_limit
+    if not rows.reward.isnan().all() or rows.advantage.any():
+        progress.unscored_rollouts = 0
+        return
+    progress.unscored_rollouts += 1
+    why = "no reward function could score any answer: all said None, or took too long"
+    if limit and progress.unscored_rollouts >= limit:
+        raise RewardError(f"in each of the last {limit} rollouts {why}")
+    if progress.unscored_rollouts == 1:
+        warn(f"step {progress.step + 1}: {why}, so this rollout teaches nothing")
 
 
 def note(
