@@ -189,13 +189,13 @@ class Online:
 
     def _sampling_values(self, rows: Rows) -> dict[str, float]:
         """Returns what sampling cost so far."""
-        progress, asked = self.parts.progress, self.parts.settings.reward
+        progress, timed = self.parts.progress, self.parts.rewards.timed
         return {
             "sampling/generated_tokens": progress.generated_tokens,
             "sampling/groups_sampled": progress.sampled_groups,
             "sampling/useful_groups": progress.useful_groups,
             "sampling/groups_trained": rows.prompts,
-            **({"rewards/late": progress.late_answers} if asked.timeout else {}),
+            **({"rewards/late": progress.late_answers} if timed else {}),
         }
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rlkern.trainer.device import resolve_device
 from rlkern.trainer.errors import RewardError, UserError
-from rlkern.trainer.reward.asking import Limited, Limits, described, limited
+from rlkern.trainer.reward.apart import Apart
+from rlkern.trainer.reward.asking import Awaited, Limited, Limits, described, is_async
 from rlkern.trainer.reward.model import load_reward_model
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
@@ -56,6 +57,11 @@ class Rewards:
         plain = [reward_name(function) for function in self.functions]
         before = [plain[:place].count(name) for place, name in enumerate(plain)]
         return [f"{name}_{n + 1}" if n else name for name, n in zip(plain, before)]
+
+    @property
+    def timed(self) -> bool:
+        """Returns whether a function has a limited time for an answer."""
+        return any(each.limits.timeout > 0 for each in self.functions if isinstance(each, Limited))
 
     @property
     def late(self) -> int:
@@ -101,6 +107,14 @@ def _load(name: str) -> RewardFunction:
     if not callable(found):
         raise UserError(f"reward {name!r} must be a function, got {type(found).__name__}")
     return found
+
+
+def limited(function: RewardFunction, limits: Limits) -> RewardFunction:
+    """Returns a reward function that asks a user's one under these limits: one for coroutines, one
+    for processes, or the function itself if there are no limits."""
+    if is_async(function):
+        return Awaited(function, limits)
+    return Apart(function, limits) if limits.apart else function
 
 
 def reward_name(function: Callable[..., object]) -> str:
