@@ -13,5 +13,9 @@ class UserError(Exception):
         self.code = code
 
 
+class NotFinite(UserError):
+    """Numbers that no run goes on from: logits that are NaN or infinite."""
+
+
 class RewardError(UserError):
     """A reward that failed inside a step: the run is saved as it was before the step, and ends."""

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 import rlkern
 from rlkern.trainer import build, preflight
 from rlkern.trainer.build import Run
-from rlkern.trainer.errors import RewardError, UserError
+from rlkern.trainer.errors import NotFinite, RewardError, UserError
 from rlkern.trainer.files import write_text
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import whole_state
@@ -87,9 +87,11 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
             log = Log(folder, step=step) if world.is_main else NoLog()
             stack.callback(log.close)
             desk = Desk(folder, display, log, Clock(parts.progress.seconds), interrupt)
-            return _run(parts, saved, desk)
-    except RewardError as error:
-        raise UserError(f"{error}; {_how_to_go_on(folder)}") from error
+            try:
+                return _run(parts, saved, desk)
+            except (RewardError, NotFinite) as error:
+                where = f"after step {parts.progress.step}"
+                raise UserError(f"{where}: {error}; {_how_to_go_on(folder)}") from error
     except (OSError, SafetensorError) as error:
         sentence = f"{folder}: reading or writing failed: {error}; {_how_to_go_on(folder)}"
         raise UserError(sentence) from error

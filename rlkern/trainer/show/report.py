@@ -18,6 +18,10 @@ from rlkern.trainer.update import StepResult, rates
 Sample = tuple[str, str, float]
 
 
+# The share of weights that a step may leave as they are.
+_MOST_UNCHANGED = 0.5
+
+
 class Stopwatch:
     """Splits a step's time into named parts."""
 
@@ -74,6 +78,13 @@ def note(
             f" {skipped} of {len(results)} updates skipped"
             f" ({progress.skipped_updates} so far)"
         )
+    share = max((result.unchanged or 0.0 for result in results), default=0.0)
+    if share > _MOST_UNCHANGED and (progress.step == 1 or progress.step % 50 == 0):
+        warn(
+            f"step {progress.step}: {share:.0%} of the bfloat16 weights did not change, since they"
+            f" round by more than a step of the learning rate ({parts.settings.optimizer.lr:g} at"
+            " most); --dtype mixed keeps them in float32"
+        )
     if not degenerate:
         return
     progress.degenerate_steps += 1
@@ -107,6 +118,9 @@ def update_values(parts: Parts, results: list[StepResult]) -> dict[str, float]:
         values["critic/vf_clipfrac"] = found["clip_fraction"]
     for result in results:
         values.update(result.differences)
+    unchanged = [result.unchanged for result in results if result.unchanged is not None]
+    if unchanged:
+        values["unchanged_weights"] = sum(unchanged) / len(unchanged)
     count = max(1, len(results))
     rate = rates(settings, max(0, progress.update - 1))["policy"]
     return {
