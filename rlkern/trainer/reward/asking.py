@@ -20,7 +20,7 @@ Call = dict[str, list]  # the arguments of one call, all of one length
 # Of a function that compares answers with each other.
 _COMPARES = "compares"
 # Seconds beyond their limits that coroutines may take before their event loop counts as blocked.
-_PATIENCE = 10.0
+_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
