@@ -3,6 +3,10 @@
 
 import itertools
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +90,11 @@ def test_adapters_on_the_attention_log_the_same_numbers(model, tmp_path):
 
 def test_bfloat16_logs_the_same_numbers_to_its_digits(model, tmp_path):
     assert_same("sft", model, tmp_path, 1e-2, bf16=True)
+
+
+def test_the_example_runs_as_printed(model, tmp_path):
+    page = Path(__file__).resolve().parents[2] / "examples" / "trl_grpo.py"
+    options = ["--model", model, "--steps", "2", "--out", tmp_path]
+    done = subprocess.run([sys.executable, page, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"rlkern scored tokens [1-9]\d* times", done.stdout)

@@ -48,7 +48,7 @@ def test_the_fused_head_gives_the_same_numbers_and_gradients(temperature):
         assert integrations.status()[1].calls[path] == 1
     for mine, other in zip(ours, theirs):
         assert mine.shape == other.shape and mine.dtype == other.dtype
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("gamma,lam", [(1.0, 1.0), (0.99, 0.95)])
