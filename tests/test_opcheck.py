@@ -53,7 +53,7 @@ def other_calls():
     return {
         "gae": (*torch.rand(2, 2, 4), torch.ones(2, 4) > 0, rates, None, None, 1),
         "scale_": (torch.rand(2, 3), torch.tensor(0.3)),
-        "reverse_scan": tuple(scan),
+        "reverse_scan": (*scan, None),
     }
 
 

@@ -106,6 +106,6 @@ def test_every_alternative_is_refused_where_it_is_not_chosen():
         given = {"groups.kind": kind, key: 3}
         with pytest.raises(UserError, match=rf"{key} is read only with groups.kind"):
             resolve(Layer("", given))
-    with pytest.raises(UserError, match=r"correction.low is read only with correction.kind mask"):
-        resolve(Layer("", {"correction": {"kind": "truncate", "low": 0.5}}))
+    with pytest.raises(UserError, match=r"correction.low is read only with correction.kind trun"):
+        resolve(Layer("", {"correction": {"kind": "sequence_truncate", "low": 0.5}}))
     assert len(alternatives(("groups",))) == 3

@@ -20,6 +20,38 @@ def register(schema: str, kernel: Callable, fake: Callable):
     return getattr(torch.ops.rlkern, name).default
 
 
+def register_gradient(op, backward: Callable, setup_context: Callable) -> None:
+    """Makes an operation differentiable, as torch.library.register_autograd does.
+
+    That one costs twice as much in each call as a small loss: it fills in the schema's defaults,
+    of which these operations have none, in a time quadratic in the arguments.
+    """
+    assert not any(argument.has_default_value() for argument in op._schema.arguments)
+    below = torch._C._after_autograd_keyset
+
+    class Gradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *given):
+            *inputs, keyset = given
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op.redispatch(keyset & below, *inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return *backward(ctx, *grads), None
+
+    def differentiable(keyset, *inputs):
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            return Gradient.apply(*inputs, keyset)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & below, *inputs)
+
+    name = op.name().split("::")[1].split(".")[0]
+    LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
+
+
 def number_tensor(numbers: Sequence[float]) -> Tensor:
     """Returns coefficients as one float64 tensor on the CPU, the form operators take them in.
 
@@ -69,7 +101,7 @@ def scaled_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     """Returns grad · factor in grad's dtype; may be grad itself where the factor is 1."""
     if type(factor) is not Tensor or torch.compiler.is_compiling():
         return (grad * factor).to(grad.dtype)  # traced: inductor fuses this
-    return implementation("scaled", grad)(grad, factor)
+    return implementation("scaled", grad.device, grad.dtype)(grad, factor)
 
 
 def scaled_gradients(grads: Iterable[Tensor | None], factor: Tensor) -> list[Tensor | None]:
@@ -80,10 +112,10 @@ def scaled_gradients(grads: Iterable[Tensor | None], factor: Tensor) -> list[Ten
 def upstream_of_scores(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
     """Returns the gradients that arrive at (logprob, entropy, lse), or None if none does.
 
-    grads are those of a Scored. lse = row_max + log_sum, and row_max is a constant: the whole
-    gradient of lse arrives through log_sum.
+    grads are those of a Scored, and of constants that may come after it. lse = row_max + log_sum,
+    and row_max is a constant: the whole gradient of lse arrives through log_sum.
     """
-    grad_logprob, grad_entropy, _, grad_log_sum, _ = grads
+    grad_logprob, grad_entropy, _, grad_log_sum, *_ = grads
     found = [
         None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)
     ]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlkern.backends.eager.token_logprob import Scored, Softmax, accumulation_dtype
+from rlkern.backends.eager.token_logprob import ACCUMULATION_DTYPE, Scored, Softmax
 from rlkern.ops._library import refuse_double_backward, upstream_of_scores
 from rlkern.ops._linear_head import Head
 from rlkern.ops._sharded import Slice, combine, gather_scores, in_slice
@@ -26,7 +26,7 @@ class _Replicated(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         refuse_double_backward("linear_token_logprob")
-        total = grad.to(accumulation_dtype(grad.dtype), copy=True)
+        total = grad.to(ACCUMULATION_DTYPE[grad.dtype], copy=True)
         dist.all_reduce(total, group=ctx.group)
         return total.to(grad.dtype), None
 

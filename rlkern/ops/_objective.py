@@ -14,7 +14,7 @@ from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.backends.eager.gates import GATE_COEFFICIENTS, TOKEN_GATES
 from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.backends.eager.levels import LEVELS
-from rlkern.backends.eager.token_logprob import accumulation_dtype
+from rlkern.backends.eager.token_logprob import ACCUMULATION_DTYPE
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
@@ -33,7 +33,7 @@ CLAMPS = {"log_ratio_min": -math.inf, "log_ratio_max": math.inf, "kl_max": math.
 
 def scalars(like: Tensor) -> tuple[Tensor, Tensor]:
     """Returns tensors shaped like a loss and its metrics."""
-    dtype = accumulation_dtype(like.dtype)
+    dtype = ACCUMULATION_DTYPE[like.dtype]
     return like.new_empty((), dtype=dtype), like.new_empty((len(METRICS),), dtype=dtype)
 
 
@@ -113,7 +113,7 @@ def _weights(
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     if weight is not None:
-        return torch.where(mask, weight, 0.0)
+        return weight.masked_fill(~mask, 0.0)
     if mask.ndim == 1 and bounds is None and declared.aggregation != "token_mean":
         raise ValueError(
             f"{op}: {declared.name} averages over sequences, so mask must be (B, T), "
@@ -154,13 +154,25 @@ class CheckedArguments(NamedTuple):
         return self.bounds, *names, number_tensor(self.objective.numbers)
 
 
+def _check_values(op: str, rows: Rows, given: LossArguments) -> None:
+    """Raises ValueError for values that no loss is made of."""
+    check.finite_values(op, "weight", given.weight, given.mask)
+    for name, x in zip(rows._fields, rows):
+        # An old_logprob that is NaN is one that nobody knows.
+        unknown = x.isnan() if name == "old_logprob" and x is not None else None
+        known = given.mask if unknown is None else given.mask & ~unknown
+        check.finite_values(op, name, x, known)
+    check.not_negative_values(op, "penalty", rows.penalty, given.mask)
+    check.unread_values(op, "entropy_weight", rows.entropy_weight, rows.weight)
+    check.unread_values(op, "nll_weight", rows.nll_weight, rows.weight)
+
+
 def checked_arguments(
     op: str, scores: Tensor, shape: torch.Size, given: LossArguments
 ) -> CheckedArguments:
     check.like(op, "mask", given.mask, shape, scores, (torch.bool,))
     if given.weight is not None:
         check.like(op, "weight", given.weight, shape, scores, check.FLOATS)
-        check.finite_values(op, "weight", given.weight, given.mask)
     bounds = check.sequence_bounds(op, given.cu_seqlens, shape, scores.device)
     declared = find_algorithm(given.algorithm)
     objective = make_objective(declared, given.coefficients)
@@ -178,7 +190,7 @@ def checked_arguments(
         )
     if objective.kl_coef != 0 and given.ref_logprob is None:
         raise ValueError(f"{op}: kl_coef is {objective.kl_coef}, so ref_logprob must be given")
-    dtype = accumulation_dtype(scores.dtype)
+    dtype = ACCUMULATION_DTYPE[scores.dtype]
     weight = _weights(op, given.mask, given.weight, declared, bounds, dtype)
     advantage = of_each_token(op, "advantage", given.advantage, shape, bounds)
     others = {name: getattr(given, name) for name in Rows._fields[2:]}
@@ -188,10 +200,6 @@ def checked_arguments(
     for name, x in zip(rows._fields, rows):
         if x is not None:
             check.like(op, name, x, shape, scores, check.FLOATS)
-            # An old_logprob that is NaN is one that nobody knows.
-            known = given.mask & ~x.isnan() if name == "old_logprob" else given.mask
-            check.finite_values(op, name, x, known)
-    check.not_negative_values(op, "penalty", rows.penalty, given.mask)
-    check.unread_values(op, "entropy_weight", rows.entropy_weight, weight)
-    check.unread_values(op, "nll_weight", rows.nll_weight, weight)
+    if check.checks_values():
+        _check_values(op, rows, given)
     return CheckedArguments(rows, bounds, objective)

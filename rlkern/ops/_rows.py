@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends.eager.levels import Sequences
-from rlkern.backends.eager.token_logprob import Softmax, accumulation_dtype
+from rlkern.backends.eager.token_logprob import ACCUMULATION_DTYPE, Softmax
 from rlkern.backends.eager.token_objective import Rows
 from rlkern.ops import _check as check
 
@@ -27,8 +27,8 @@ def as_grid(op: str, logits: Tensor) -> Tensor:
 
 def row_vectors(rows: Rows, grid: Tensor) -> Rows:
     """Returns the rows as contiguous (B, T) tensors in the logits' accumulation dtype."""
-    dtype = accumulation_dtype(grid.dtype)
-    return rows.each(lambda x: _as_rows(x, grid, dtype))
+    dtype = ACCUMULATION_DTYPE[grid.dtype]
+    return Rows(*[None if x is None else _as_rows(x, grid, dtype) for x in rows])  # type: ignore[arg-type]
 
 
 def token_vector(token: Tensor, grid: Tensor) -> Tensor:
@@ -113,13 +113,13 @@ def inverse_temperature(
             ) from None
         check.like(op, "temperature", rows, shape, grid, check.FLOATS)
         check.positive_values(op, "temperature", rows, mask)
-        return _as_rows(rows, grid, accumulation_dtype(grid.dtype)).reciprocal()
+        return _as_rows(rows, grid, ACCUMULATION_DTYPE[grid.dtype]).reciprocal()
     temperature = check.number(op, "temperature", temperature)
     if temperature <= 0:
         raise ValueError(f"{op}: temperature must be greater than 0, got {temperature}")
     if temperature == 1:
         return None
-    like: dict = {"dtype": accumulation_dtype(grid.dtype), "device": grid.device}
+    like: dict = {"dtype": ACCUMULATION_DTYPE[grid.dtype], "device": grid.device}
     if torch.compiler.is_compiling():  # a product keeps the number out of the guards
         return torch.ones(grid.shape[:2], **like) * (1.0 / temperature)
     return torch.full(grid.shape[:2], 1.0 / temperature, **like)

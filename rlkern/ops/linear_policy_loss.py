@@ -13,15 +13,20 @@ from torch.distributed import ProcessGroup
 from rlkern.algorithms import Algorithm
 from rlkern.backends import implementation
 from rlkern.backends.eager.token_logprob import (
+    ACCUMULATION_DTYPE,
     Scored,
     Softmax,
     Statistics,
     Upstream,
-    accumulation_dtype,
 )
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
-from rlkern.ops._library import refuse_double_backward, register, scaled_gradients
+from rlkern.ops._library import (
+    refuse_double_backward,
+    register,
+    register_gradient,
+    scaled_gradients,
+)
 from rlkern.ops._linear_arguments import Lora, checked_head, checked_softmax
 from rlkern.ops._linear_head import Gradients, Head, Waves, one_row
 from rlkern.ops._loss_output import LossOutput
@@ -86,7 +91,7 @@ class _Loss:
         if self.bounds is not None:
             inside = (self.bounds >= begin) & (self.bounds <= end)
             bounds = self.bounds[inside] - begin
-        objective = implementation("token_objective", logprob)
+        objective = implementation("token_objective", logprob.device, logprob.dtype)
         return Upstream(*objective(logprob, entropy, Rows(*known), bounds, self.objective)[2:])
 
     def differentiate(self, begin: int, end: int, upstream: Upstream, into: Gradients) -> None:
@@ -135,7 +140,7 @@ def _forward(hidden, *rest):
     for into, x in zip(everywhere, loss.scored):
         loss.waves.put(into, x)
     logprob, entropy = everywhere.reshape(2, *token.shape)
-    value, metrics, _, _ = implementation("token_objective", logprob)(
+    value, metrics, _, _ = implementation("token_objective", logprob.device, logprob.dtype)(
         logprob, entropy, rows, bounds, objective
     )
     return value, metrics, *gradients.results(hidden)
@@ -143,7 +148,7 @@ def _forward(hidden, *rest):
 
 def _forward_fake(hidden, *rest):
     head = Head(*rest[:5])
-    dtype = accumulation_dtype(head.weight.dtype)
+    dtype = ACCUMULATION_DTYPE[head.weight.dtype]
     scalars = hidden.new_empty((), dtype=dtype), hidden.new_empty(len(METRICS), dtype=dtype)
     return *scalars, *gradients_fake(hidden, head, rest[-1])
 
@@ -173,9 +178,7 @@ def _autograd(ctx, grad_loss, *unused):
     return *scaled_gradients(made, grad_loss), *others
 
 
-torch.library.register_autograd(
-    "rlkern::linear_policy_loss", _autograd, setup_context=_setup_context
-)
+register_gradient(forward, _autograd, _setup_context)
 
 
 def linear_policy_loss(

@@ -21,6 +21,7 @@ from rlkern.ops._library import (
     bump_version_of_first_argument,
     refuse_double_backward,
     register,
+    register_gradient,
     scaled_gradient,
 )
 from rlkern.ops._loss_output import LossOutput
@@ -47,16 +48,18 @@ def _parts(arguments):
 def _run(logits, token, arguments, grad_logits):
     rows, softmax, cu_seqlens, objective = _parts(arguments)
     if objective.level == "token":
-        return implementation("policy_loss", logits)(
+        return implementation("policy_loss", logits.device, logits.dtype)(
             logits, token, rows, softmax, objective, grad_logits
         )
     mask = rows.weight != 0
-    scored = implementation("token_logprob", logits)(logits, token, mask, softmax)
-    loss, metrics, *grads = implementation("token_objective", scored[0])(
+    scored = implementation("token_logprob", logits.device, logits.dtype)(
+        logits, token, mask, softmax
+    )
+    loss, metrics, *grads = implementation("token_objective", scored[0].device, scored[0].dtype)(
         scored[0], scored[1], rows, cu_seqlens, objective
     )
     if grad_logits is not None:
-        implementation("token_logprob_backward", logits)(
+        implementation("token_logprob_backward", logits.device, logits.dtype)(
             logits, token, mask, softmax, scored.statistics, Upstream(*grads), grad_logits
         )
     return loss, metrics
@@ -89,7 +92,7 @@ forward_ = register(
 bump_version_of_first_argument(forward_)
 scale_ = register(
     "scale_(Tensor(a!) tensor, Tensor factor) -> ()",
-    lambda tensor, factor: implementation("scale_", tensor)(tensor, factor),
+    lambda tensor, factor: implementation("scale_", tensor.device, tensor.dtype)(tensor, factor),
     lambda tensor, factor: None,
 )
 bump_version_of_first_argument(scale_)
@@ -108,7 +111,7 @@ def _autograd(ctx, grad_loss, grad_metrics, grad_grad):
     return scaled_gradient(ctx.saved_tensors[0], grad_loss), *(None,) * ctx.others
 
 
-torch.library.register_autograd("rlkern::policy_loss", _autograd, setup_context=_setup_context)
+register_gradient(forward, _autograd, _setup_context)
 
 
 class _InPlace(torch.autograd.Function):

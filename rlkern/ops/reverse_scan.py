@@ -7,11 +7,11 @@ from torch import Tensor
 from rlkern.backends import implementation
 from rlkern.backends.eager.reverse_scan import last_steps
 from rlkern.ops import _check as check
-from rlkern.ops._library import refuse_double_backward, register
+from rlkern.ops._library import refuse_double_backward, register, register_gradient
 
 _scan = register(
-    "reverse_scan(Tensor bias, Tensor decay, Tensor? cu_seqlens=None) -> Tensor",
-    lambda bias, *rest: implementation("reverse_scan", bias)(bias, *rest),
+    "reverse_scan(Tensor bias, Tensor decay, Tensor? cu_seqlens) -> Tensor",
+    lambda bias, *rest: implementation("reverse_scan", bias.device, bias.dtype)(bias, *rest),
     lambda bias, *rest: torch.empty_like(bias),
 )
 
@@ -37,7 +37,7 @@ def _autograd(ctx, grad):
     return grad_bias, grad_bias * following, None
 
 
-torch.library.register_autograd("rlkern::reverse_scan", _autograd, setup_context=_setup_context)
+register_gradient(_scan, _autograd, _setup_context)
 
 
 def reverse_scan(bias: Tensor, decay: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -76,4 +76,4 @@ def reverse_scan(bias: Tensor, decay: Tensor, *, cu_seqlens: Tensor | None = Non
     length = bias.shape[-1]
     rows = bias.numel() // length if length else 0
     flat = (bias.reshape(rows, length).contiguous(), decay.reshape(rows, length).contiguous())
-    return _scan(*flat).reshape(bias.shape)
+    return _scan(*flat, None).reshape(bias.shape)

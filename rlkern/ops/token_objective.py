@@ -8,7 +8,7 @@ from rlkern.algorithms import Algorithm
 from rlkern.backends import implementation
 from rlkern.backends.eager.token_objective import Objective, Rows, token_metrics, token_terms
 from rlkern.ops import _check as check
-from rlkern.ops._library import refuse_double_backward, register
+from rlkern.ops._library import refuse_double_backward, register, register_gradient
 from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._objective import OBJECTIVE, ROWS, LossArguments, checked_arguments, scalars
 
@@ -16,7 +16,7 @@ from rlkern.ops._objective import OBJECTIVE, ROWS, LossArguments, checked_argume
 def _forward(logprob, entropy, *rest):
     *rows, cu_seqlens, gate, level, kl, coefficients = rest
     objective = Objective.of(gate, level, kl, coefficients.tolist())
-    return implementation("token_objective", logprob)(
+    return implementation("token_objective", logprob.device, logprob.dtype)(
         logprob, entropy, Rows(*rows), cu_seqlens, objective
     )
 
@@ -47,7 +47,7 @@ def _autograd(ctx, grad_loss, *unused):
     return grad_logprob * grad_loss, grad_entropy * grad_loss, *(None,) * ctx.others
 
 
-torch.library.register_autograd("rlkern::token_objective", _autograd, setup_context=_setup_context)
+register_gradient(forward, _autograd, _setup_context)
 
 
 def _terms(

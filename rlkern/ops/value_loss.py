@@ -7,7 +7,13 @@ from torch import Tensor
 from rlkern.backends import implementation
 from rlkern.backends.eager.value_loss import FREE, VALUE_KINDS, VALUE_METRICS
 from rlkern.ops import _check as check
-from rlkern.ops._library import number_tensor, refuse_double_backward, register, scaled_gradient
+from rlkern.ops._library import (
+    number_tensor,
+    refuse_double_backward,
+    register,
+    register_gradient,
+    scaled_gradient,
+)
 from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._value_arguments import TABLES, constant, known_kind, positive, weights_of
 
@@ -21,7 +27,7 @@ def _forward_fake(value, *rest):
 forward = register(
     "value_loss(Tensor value, Tensor target, Tensor? old_value, Tensor weight, str kind,"
     " Tensor coef) -> (Tensor, Tensor, Tensor)",
-    lambda value, *rest: implementation("value_loss", value)(value, *rest),
+    lambda value, *rest: implementation("value_loss", value.device, value.dtype)(value, *rest),
     _forward_fake,
 )
 
@@ -39,7 +45,7 @@ def _autograd(ctx, grad_loss, *unused):
     return scaled_gradient(ctx.saved_tensors[0], grad_loss), *(None,) * 5
 
 
-torch.library.register_autograd("rlkern::value_loss", _autograd, setup_context=_setup_context)
+register_gradient(forward, _autograd, _setup_context)
 
 
 def _checked_old(

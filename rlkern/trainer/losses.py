@@ -84,6 +84,8 @@ class Objective:
             "correction": rows.correction,
             "penalty": rows.penalty,
             "weight": rows.weight,
+            "entropy_weight": rows.entropy_weight,
+            "nll_weight": rows.nll_weight,
             "keep": rows.keep,
             "temperature": self.temperature,
             "algorithm": self.algorithm,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ class Rows:
     correction       (B, T) factor of the policy loss
     penalty          (B, T) factor of |log r| in the policy loss
     weight           (B, T) of each token in the policy's loss
+    entropy_weight   (B, T) of its entropy; None is weight
+    nll_weight       (B, T) of its negative log-likelihood beside the loss
     value_weight     (B, T) of each token in the critic's loss
     prompt_weight    (Q,) of each pair, or of each answer that is judged by itself
     ref_total        (B,) log-probability of whole answers under the starting model
@@ -88,19 +91,23 @@ class Rows:
     correction: Tensor | None = _rows("answer", fill=0, default=None)
     penalty: Tensor | None = _rows("answer", fill=0, default=None)
     weight: Tensor | None = _rows("answer", fill=0, default=None)
+    entropy_weight: Tensor | None = _rows("answer", fill=0, default=None)
+    nll_weight: Tensor | None = _rows("answer", fill=0, default=None)
     value_weight: Tensor | None = _rows("answer", fill=0, default=None)
     prompt_weight: Tensor | None = _rows("prompt", default=None)
     ref_total: Tensor | None = _rows("answer", default=None)
     desirable: Tensor | None = _rows("answer", default=None)
     divergence: Tensor | None = _rows("batch", default=None)
 
-    prompts: int = dataclasses.field(init=False)  # Q
-    group_size: int = dataclasses.field(init=False)  # G
+    @cached_property
+    def prompts(self) -> int:
+        """The number of prompts, Q."""
+        return self.prompt.shape[0]
 
-    def __post_init__(self) -> None:
-        Q = self.prompt.shape[0]
-        object.__setattr__(self, "prompts", Q)
-        object.__setattr__(self, "group_size", self.token.shape[0] // Q if Q else 1)
+    @cached_property
+    def group_size(self) -> int:
+        """The answers to each prompt, G."""
+        return self.token.shape[0] // self.prompts if self.prompts else 1
 
     @property
     def group(self) -> Tensor:
@@ -129,7 +136,7 @@ class Rows:
 
     def _map(self, function: Callable[[dataclasses.Field, Any], Any]) -> Rows:
         """Returns the record with function(field, value) in place of every value that is known."""
-        known = [(f, getattr(self, f.name)) for f in dataclasses.fields(self) if f.init]
+        known = [(f, getattr(self, f.name)) for f in dataclasses.fields(self)]
         return Rows(**{f.name: function(f, x) for f, x in known if x is not None})
 
     def widened(self, prompt_width: int, width: int, kept: int = 0) -> Rows:
