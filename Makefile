@@ -23,6 +23,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off
 # $(call set-up,a b): the stamps of requirements/a.txt and b.txt, none of them with SYSTEM=1.
 set-up = $(if $(SYSTEM),,$(addprefix $(STAMPS)/,$(1)))
+TRAINERS := .venv-integrations
 NATIVE := $(STAMPS)/native-$(or $(RLKERN_BUILD),auto)
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 BUILD_INPUTS := setup.py pyproject.toml $(SOURCES)
@@ -80,7 +81,9 @@ doctor: $(call set-up,build) $(NATIVE)  ## versions, compiler, instruction set, 
 	$(PY) -m rlkern.doctor
 
 test-integrations:  ## run TRL and verl with rlkern inside, in an environment of their own (1.8 GB)
-	$(MAKE) --no-print-directory VENV=.venv-integrations integrations
+	$(MAKE) --no-print-directory VENV=$(TRAINERS) $(TRAINERS)/.stamps/integrations \
+	  $(TRAINERS)/.stamps/$(notdir $(NATIVE))
+	$(TRAINERS)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/integrations $(ARGS)
 
 gpu:  ## build, conformance and benchmark on a GPU machine, with its own torch and no network
 	$(MAKE) --no-print-directory SYSTEM=1 RLKERN_BUILD=$(if $(shell command -v nvcc),cuda,auto) gpu-steps
@@ -92,10 +95,6 @@ clean:  ## remove environments, builds and caches; runs/ stays
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*  ## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z-]+:.*  ## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-
-.PHONY: integrations
-integrations: $(STAMPS)/integrations $(NATIVE)
-	$(PY) -m pytest -n $(JOBS) --dist worksteal tests/integrations $(ARGS)
 
 # What `make gpu` does, in order: the sanitizer is slow and comes last, when the results are safe.
 GPU_TESTS = $(shell grep -lE 'mark\.(gpu|conformance)' tests/test_*.py 2>/dev/null)

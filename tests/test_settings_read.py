@@ -65,7 +65,18 @@ def test_a_run_reads_every_key_that_it_takes(tmp_path, name):
 
 
 def test_one_file_reads_a_key(tmp_path):
-    for name in ("grpo", "rloo", "ppo", "dapo", "dupo", "a_star_po", "dpo", "kto", "reward_model"):
+    for name in (
+        "grpo",
+        "rloo",
+        "ppo",
+        "dapo",
+        "dupo",
+        "a_star_po",
+        "gdpo",
+        "dpo",
+        "kto",
+        "reward_model",
+    ):
         if name not in READERS.get("ran", ()):
             ran(tmp_path / name, name)
             READERS.setdefault("ran", set()).add(name)

@@ -52,12 +52,22 @@ class Caught:
 
 @contextlib.contextmanager
 def forward_of(module: Any, forward: Any) -> Iterator[Any]:
-    """Replaces a module's forward inside the with block."""
+    """Replaces a module's forward inside the with block.
+
+    Raises RuntimeError at the end if something else has replaced it since, and leaves that alone:
+    it would have been lost, and it was called in place of this one.
+    """
     own = module.__dict__.get("forward")
     module.forward = forward
     try:
         yield forward
     finally:
+        if module.__dict__.get("forward") is not forward:
+            raise RuntimeError(
+                f"fused_head: the forward of {type(module).__name__} was replaced inside the with"
+                " block, so rlkern's was not called; with a trainer that does so use"
+                " rlkern.integrations.patch"
+            )
         if own is None:
             del module.forward
         else:
