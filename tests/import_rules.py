@@ -22,6 +22,7 @@ LAYERS = (
     {"testing"},
     {"trainer.errors", "trainer.files"},
     {"trainer.settings", "trainer.metrics", "trainer.progress"},
+    {"trainer.data"},
     {"trainer.device", "trainer.processes", "trainer.models", "trainer.tasks", "trainer.rows"},
     {"trainer.rollout"},
     {"trainer.reward"},
