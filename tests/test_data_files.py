@@ -36,10 +36,8 @@ def saved(folder, form):
     elif form == ".jsonl":
         lines(folder, ROWS, path.name)
     elif form == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(parquet.pa.Table.from_pylist(ROWS), path)
     else:
         pytest.importorskip("datasets").Dataset.from_list(ROWS).save_to_disk(path)
     return path

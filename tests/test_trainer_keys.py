@@ -26,6 +26,8 @@ ELSEWHERE = {
     "test_trainer_run": "seed",
     "test_trainer_models": "model",
     "test_trainer_tasks": "task data.shots data.template data.options",
+    "test_trainer_data": "data.train data.eval data.columns",
+    "test_trainer_data_keys": "data.system data.chat data.stop data.max_prompt data.too_long",
     "test_trainer_turns": "rollout.max_turns",
     "test_trainer_rollout_vllm": "rollout.engine",
     "test_trainer_rollout_draws": "memory.length_bucket",

@@ -44,5 +44,5 @@ def _sample(parts: Parts, items: list[Item]) -> list[Pair]:
             if known:
                 best, worst = max(known, key=reward.__getitem__), min(known, key=reward.__getitem__)
                 if reward[best] > reward[worst] and text[best] != text[worst]:
-                    found.append(Pair(item.prompt, text[best], text[worst]))
+                    found.append(Pair(item.asked or "", text[best], text[worst]))
     return found

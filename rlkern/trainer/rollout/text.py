@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlkern.trainer.data.chat import Answer, Prompt, shown, shown_answer
+from rlkern.trainer.data.render import Tokens, prompt_ids, tokens, unknown
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rows import Rows
@@ -20,11 +23,16 @@ class Prompts(NamedTuple):
     mask: Tensor
 
 
-def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
-    """Returns prompts as rows; Raises UserError if one leaves no room for its answer."""
+def encode(
+    policy: Policy, prompts: Sequence[Prompt], *, max_new_tokens: int, keep: int = 0
+) -> Prompts:
+    """Returns prompts as rows, of each the last `keep` tokens if that is not 0; Raises UserError if
+    one leaves no room for its answer."""
     # A tokenizer that begins every text with a special token begins prompts with it too.
-    rows, context = [policy.tokenizer.encode(text) for text in texts], policy.context
-    for text, row in zip(texts, rows, strict=True):
+    rows = [prompt_ids(policy.tokenizer, prompt, keep) for prompt in prompts]
+    context = policy.context
+    for prompt, row in zip(prompts, rows, strict=True):
+        text = shown(prompt)
         if not row:
             raise UserError(f"a prompt must have at least one token, got {text!r}")
         check_known(policy, row, text)
@@ -38,9 +46,7 @@ def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
 
 def check_known(policy: Policy, ids: list[int], text: str) -> None:
     """Raises UserError for text that the model has no tokens for."""
-    unknown = policy.tokenizer.unk_token_id
-    # Some tokenizers, which know every byte, call their end of text unknown too.
-    if unknown != policy.tokenizer.eos_token_id and unknown in ids:
+    if unknown(policy.tokenizer, ids):
         raise UserError(
             f"the model has no token for some of the text {text[:60]!r}; use another --model, or"
             " text in its alphabet"
@@ -58,16 +64,22 @@ def left_padded(policy: Policy, rows: list[list[int]]) -> Prompts:
 
 def stop_tokens(policy: Policy, stop: str) -> Tensor:
     """Returns the ids that end an answer: eos, and every token whose text contains `stop`."""
+    ids = _ends(policy)
+    if stop:
+        texts = policy.tokenizer.batch_decode([[i] for i in range(len(policy.tokenizer))])
+        ids.update(i for i, text in enumerate(texts) if stop in text)
+    return torch.tensor(sorted(ids), device=policy.device)
+
+
+def _ends(policy: Policy) -> set[int]:
+    """Returns the ids that end an answer, whatever the task."""
     ids = {policy.tokenizer.eos_token_id}
     # A reward model, which generates nothing, has no such configuration.
     generation = getattr(policy.model, "generation_config", None)
     configured = getattr(generation, "eos_token_id", None)
     if configured is not None:
         ids.update(configured if isinstance(configured, list) else [configured])
-    if stop:
-        texts = policy.tokenizer.batch_decode([[i] for i in range(len(policy.tokenizer))])
-        ids.update(i for i, text in enumerate(texts) if stop in text)
-    return torch.tensor(sorted(ids), device=policy.device)
+    return ids
 
 
 def texts(policy: Policy, rows: Rows) -> list[str]:
@@ -78,36 +90,50 @@ def texts(policy: Policy, rows: Rows) -> list[str]:
     return policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
-def given_rows(policy: Policy, prompts: list[str], answers: list[str], *, stop: str) -> Rows:
+def given_rows(
+    policy: Policy,
+    prompts: Sequence[Prompt | None],
+    answers: Sequence[Answer],
+    *,
+    stop: str,
+    keep: int = 0,
+) -> Rows:
     """Returns given answers as rows, len(answers) / len(prompts) consecutive ones to each prompt.
 
-    An answer ends with the end-of-text token, unless it holds the text `stop` that ends one itself.
+    An answer of text ends with the end-of-text token, unless it holds the text `stop` that ends one
+    itself. Of a prompt the last `keep` tokens are kept if that is not 0. What others say between an
+    answer's messages is present and does not count.
     """
-    group = len(answers) // len(prompts)
-    asked = [policy.tokenizer.encode(text) for text in prompts]
-    ids = [_answer_ids(policy, text, stop) for text in answers]
-    for index, row in enumerate(ids):
-        _check(policy, asked[index // group], row, prompts[index // group], answers[index])
+    group, ends = len(answers) // len(prompts), _ends(policy)
+    given = [
+        tokens(policy.tokenizer, prompts[n // group], answer, ends=ends, stop=stop, keep=keep)
+        for n, answer in enumerate(answers)
+    ]
+    asked = [each.prompt for each in given[::group]]
+    for n, each in enumerate(given):
+        # Both answers to a prompt go on from the same ids.
+        each = each._replace(prompt=asked[n // group])
+        _check(policy, each, shown(prompts[n // group] or ""), shown_answer(answers[n]))
+    ids = [each.answer for each in given]
     width, fill = max(map(len, ids)), policy.tokenizer.pad_token_id
     token = torch.tensor([row + [fill] * (width - len(row)) for row in ids]).to(policy.device)
-    mask = torch.tensor([[t < len(row) for t in range(width)] for row in ids]).to(policy.device)
+    mask, present = (
+        torch.tensor([row + [False] * (width - len(row)) for row in each]).to(policy.device)
+        for each in ([x.counts for x in given], [[True] * len(row) for row in ids])
+    )
     prompt, prompt_mask = left_padded(policy, asked)
     return Rows(
         prompt=prompt,
         prompt_mask=prompt_mask,
         token=token,
         mask=mask,
-        present=mask,
+        present=present,
         rollout_logprob=torch.zeros_like(token).float(),
     )
 
 
-def _answer_ids(policy: Policy, text: str, stop: str) -> list[int]:
-    ids = policy.tokenizer.encode(text, add_special_tokens=False)
-    return ids if stop and stop in text else [*ids, policy.tokenizer.eos_token_id]
-
-
-def _check(policy: Policy, asked: list[int], row: list[int], prompt: str, answer: str) -> None:
+def _check(policy: Policy, given: Tokens, prompt: str, answer: str) -> None:
+    asked, row = given.prompt, given.answer
     if not asked:
         raise UserError(f"a prompt must have at least one token, got {prompt!r}")
     check_known(policy, asked + row, prompt + answer)
