@@ -37,7 +37,8 @@ def saved(folder, form):
         lines(folder, ROWS, path.name)
     elif form == ".parquet":
         parquet = pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(parquet.pa.Table.from_pylist(ROWS), path)
+        table = pytest.importorskip("pyarrow").Table.from_pylist(ROWS)
+        parquet.write_table(table, path)
     else:
         pytest.importorskip("datasets").Dataset.from_list(ROWS).save_to_disk(path)
     return path

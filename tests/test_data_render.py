@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages become the tokens of one rendered template, of which only the assistant's count."""
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("transformers")
 
 from rlkern.trainer.data.chat import Chat
-from rlkern.trainer.data.render import prompt_ids, tokens
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.load import character_tokenizer, chat_tokenizer
+from rlkern.trainer.rollout.text import given_tokens, prompt_ids
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -66,8 +68,10 @@ def counted(tokenizer, found):
     return text + ("]" if inside else "")
 
 
-def rendered(tokenizer, prompt, answer, **more):
-    return tokens(tokenizer, prompt, answer, ends={tokenizer.eos_token_id}, **more)
+def rendered(tokenizer, prompt, answer):
+    policy = SimpleNamespace(tokenizer=tokenizer, model=None)
+    (found,) = given_tokens(policy, prompt, [answer], stop="")
+    return found
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED], ids=["by prefixes", "by marks"])
@@ -138,14 +142,6 @@ def test_plain_text_counts_but_for_its_first_token(bpe):
     found = rendered(bpe, None, "Yes.")
     assert found.prompt == [bpe.bos_token_id]
     assert counted(bpe, found) == "[Yes.<|im_end|>]"
-
-
-def test_the_end_of_a_prompt_is_kept(bpe):
-    tokenizer = with_template(bpe, CHATML)
-    prompt = Chat((USER,))
-    whole = prompt_ids(tokenizer, prompt)
-    assert prompt_ids(tokenizer, prompt, 3) == whole[-3:]
-    assert rendered(tokenizer, prompt, "2.", keep=3).prompt == whole[-3:]
 
 
 def test_a_template_that_ends_no_message_gets_the_end_of_text(bpe):

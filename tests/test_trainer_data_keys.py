@@ -127,7 +127,9 @@ def test_text_that_a_model_has_no_token_for_is_named_by_its_line(tmp_path):
     rows = [{"prompt": f"{a}+{b}=", "answer": a + b} for a, b in sums()]
     rows[6] = {"prompt": "six?", "answer": 6}
     path = write(tmp_path / "x.jsonl", rows)
-    with pytest.raises(UserError, match="x.jsonl, line 7: the model has no token for some of its"):
+    with pytest.raises(
+        UserError, match="x.jsonl, line 7: the model has no token for some of the text"
+    ):
         loaded(own(tmp_path, path, model=str(tmp_path / "model")))
 
 

@@ -103,9 +103,9 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
     from rlkern.trainer.evaluate import answer, in_mode, samples_in
     from rlkern.trainer.models.load import check_model_name, make_policy
     from rlkern.trainer.reward.functions import load_rewards
+    from rlkern.trainer.rollout.fitting import fitted
     from rlkern.trainer.rollout.text import stop_tokens
     from rlkern.trainer.rollout.turns import sampling_of
-    from rlkern.trainer.tasks.file import fitted
     from rlkern.trainer.tasks.registry import make_task
 
     device = resolve_device(settings.device)
@@ -125,8 +125,7 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
         chat=task.chat,
     )
     sampling = sampling_of(settings, task, stop_tokens(policy, task.stop))
-    new = sampling.max_new_tokens
-    task = fitted(task, policy.tokenizer, settings, context=policy.context, new=new)
+    task = fitted(task, policy, settings, new=sampling.max_new_tokens)
     rewards = None if task.rows is None else load_rewards(settings, task)
     items = task.held_out[:count]
     return items, {

@@ -36,13 +36,13 @@ from rlkern.trainer.progress import Progress
 from rlkern.trainer.reward.functions import load_rewards
 from rlkern.trainer.reward.model import is_scorer, load_scorer, make_scorer
 from rlkern.trainer.rollout.engines import make_engine
+from rlkern.trainer.rollout.fitting import fitted
 from rlkern.trainer.rollout.text import encode, stop_tokens
 from rlkern.trainer.rollout.turns import sampling_of
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.reads import DATA, samples_answers
 from rlkern.trainer.show.report import Sample
-from rlkern.trainer.tasks.file import fitted
 from rlkern.trainer.tasks.registry import make_task
 from rlkern.trainer.tasks.task import Task
 from rlkern.trainer.update import Updater
@@ -101,7 +101,7 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
         lora.targets(policy.model, settings.lora.targets)
     sampling = sampling_of(settings, task, stop_tokens(policy, task.stop))
     new = sampling.max_new_tokens if samples_answers(settings) else 0
-    task = fitted(task, policy.tokenizer, settings, context=policy.context, new=new)
+    task = fitted(task, policy, settings, new=new)
     parts = Parts(
         settings=settings,
         task=task,

@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.text import Text
 
 from rlkern.trainer import build, preflight
-from rlkern.trainer.data.render import Tokens, prompt_ids
+from rlkern.trainer.data.render import Tokens
 from rlkern.trainer.offline.pairs import Pair, given_pairs, of_file
 from rlkern.trainer.offline.preferences import judged_rows, pair_rows
 from rlkern.trainer.offline.supervised import right_answers
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.world import World
+from rlkern.trainer.rollout.text import prompt_ids
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.reads import DATA, SAMPLED
@@ -55,7 +56,7 @@ def _examples(parts: Parts, count: int) -> Iterator[Shown]:
         where = f" ({item.row.where})" if item.row is not None else ""
         title = f"example {number}{where}"
         if sampled:
-            ids = prompt_ids(policy.tokenizer, item.asked or "", task.keep)
+            ids = prompt_ids(policy.tokenizer, item.asked or "")[-task.keep :]
             right = f", right is {item.answer!r}" if item.answer else ""
             yield title + right, Tokens(ids, [], [])
         else:

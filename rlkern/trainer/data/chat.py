@@ -41,6 +41,11 @@ def shown(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else str(prompt.messages[-1].get("content") or "")
 
 
+def as_text(prompt: Prompt) -> str:
+    """Returns a prompt as a tokenizer without a template reads it."""
+    return prompt if isinstance(prompt, str) else prompt.text or ""
+
+
 def shown_answer(answer: Answer) -> str:
     """Returns an answer for a person: its text, of several messages the first one's."""
     return answer if isinstance(answer, str) else str(answer[0].get("content") or "")
@@ -82,15 +87,8 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def prompt_as_json(prompt: Prompt) -> Any:
-    """Returns what a JSON file holds of a prompt; prompt_of_json reads it."""
-    if isinstance(prompt, str):
-        return prompt
-    return {"messages": prompt.messages, "tools": prompt.tools, "text": prompt.text}
-
-
 def prompt_of_json(value: Any) -> Prompt:
-    """Returns the prompt that prompt_as_json wrote."""
+    """Returns the prompt whose fields a JSON file holds."""
     if isinstance(value, str):
         return value
     return Chat(tuple(value["messages"]), tuple(value["tools"]), value["text"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prompts and answers to token ids: through the chat template of a tokenizer, or as text.
+"""From conversations to token ids, through the chat template of a tokenizer.
 
 A conversation is rendered as a whole, and its prompt is rendered up to where the model writes; what
 is learned and what is sampled from therefore begin with the same ids.
@@ -26,65 +26,37 @@ class Tokens(NamedTuple):
     counts: list[bool]
 
 
-def prompt_ids(tokenizer: Any, prompt: Prompt, keep: int = 0) -> list[int]:
-    """Returns the ids that the model goes on from, of which the last `keep` are kept; 0 keeps all.
-
-    Raises UserError for messages and a tokenizer without a chat template.
-    """
-    if isinstance(prompt, Chat) and _templated(tokenizer, prompt):
-        ids = _encoded(tokenizer, _rendered(tokenizer, prompt.messages, prompt.tools, start=True))
-    else:
-        text = prompt.text if isinstance(prompt, Chat) else prompt
-        ids = tokenizer.encode(text)
-        first = tokenizer.bos_token_id
-        # A text that somebody rendered begins with what the tokenizer adds.
-        if first is not None and ids[:2] == [first, first]:
-            ids = ids[1:]
-    return ids[-keep:] if keep else ids
-
-
-def tokens(
-    tokenizer: Any,
-    prompt: Prompt | None,
-    answer: Answer,
-    *,
-    ends: Collection[int],
-    stop: str = "",
-    keep: int = 0,
-) -> Tokens:
-    """Returns a prompt and its given answer; without a prompt all but a text's first token counts.
-
-    ends  ids of which one ends an answer; an answer that has none gets the end of text
-    stop  text that ends an answer of text too
-    """
-    if isinstance(prompt, Chat) and _templated(tokenizer, prompt):
-        said = ({"role": ASSISTANT, "content": answer},) if isinstance(answer, str) else answer
-        marked = _MARKED.search(_template(tokenizer))
-        found = (_by_marks if marked else _by_prefixes)(tokenizer, prompt, said, ends)
-    else:
-        if not isinstance(answer, str):
-            raise UserError(_no_template(shown(prompt or "")))
-        given = (prompt.text or "") if isinstance(prompt, Chat) else prompt
-        asked = prompt_ids(tokenizer, given) if given is not None else []
-        ids = tokenizer.encode(answer, add_special_tokens=given is None)
-        if not (stop and stop in answer):
-            ids = [*ids, tokenizer.eos_token_id]
-        if given is None:
-            asked, ids = ids[:1], ids[1:]
-        found = Tokens(asked, ids, [True] * len(ids))
-    return found._replace(prompt=found.prompt[-keep:]) if keep else found
-
-
 def is_text(tokenizer: Any, prompt: Prompt | None) -> bool:
-    """Returns whether a prompt stays text under a tokenizer, no template ending its answer."""
-    return not isinstance(prompt, Chat) or not _templated(tokenizer, prompt)
+    """Returns whether a prompt stays text under a tokenizer, no template ending its answer; Raises
+    UserError for messages and a tokenizer without a chat template."""
+    if not isinstance(prompt, Chat):
+        return True
+    if not tokenizer.chat_template and prompt.text is None:
+        raise UserError(no_template(shown(prompt)))
+    return not tokenizer.chat_template
 
 
-def unknown(tokenizer: Any, ids: Sequence[int]) -> bool:
-    """Returns whether some of a text has no token."""
-    found = tokenizer.unk_token_id
-    # Some tokenizers, which know every byte, call their end of text unknown too.
-    return found != tokenizer.eos_token_id and found in ids
+def no_template(text: str) -> str:
+    """Returns what is said of messages and a tokenizer without a chat template."""
+    return (
+        "messages, data.system and data.chat need a chat template, which the model's tokenizer has"
+        f" not: use an instruct model, or prompts of text, got {text[:60]!r}"
+    )
+
+
+def chat_prompt_ids(tokenizer: Any, chat: Chat) -> list[int]:
+    """Returns the ids that a model goes on from: the messages and what begins an answer."""
+    return _encoded(tokenizer, _rendered(tokenizer, chat.messages, chat.tools, start=True))
+
+
+def chat_tokens(tokenizer: Any, chat: Chat, answer: Answer, ends: Collection[int]) -> Tokens:
+    """Returns a conversation and its given answer, a text or the messages that follow.
+
+    ends  ids of which one ends a message; an answer that has none gets the end of text
+    """
+    said = ({"role": ASSISTANT, "content": answer},) if isinstance(answer, str) else answer
+    marked = _MARKED.search(_template(tokenizer))
+    return (_by_marks if marked else _by_prefixes)(tokenizer, chat, said, ends)
 
 
 def _template(tokenizer: Any) -> str:
@@ -92,21 +64,6 @@ def _template(tokenizer: Any) -> str:
     if isinstance(found, dict):
         return str(found.get("default", ""))
     return found or ""
-
-
-def _templated(tokenizer: Any, chat: Chat) -> bool:
-    """Returns whether a conversation is put through a template; Raises UserError if it can be put
-    in no way."""
-    if not tokenizer.chat_template and chat.text is None:
-        raise UserError(_no_template(shown(chat)))
-    return bool(tokenizer.chat_template)
-
-
-def _no_template(text: str) -> str:
-    return (
-        "messages, data.system and data.chat need a chat template, which the model's tokenizer has"
-        f" not: use an instruct model, or prompts of text, got {text[:60]!r}"
-    )
 
 
 def _rendered(
@@ -144,7 +101,7 @@ def _by_marks(
         return_assistant_tokens_mask=True,
     )
     ids, marks = list(whole["input_ids"]), [bool(x) for x in whole["assistant_masks"]]
-    asked = prompt_ids(tokenizer, prompt)
+    asked = chat_prompt_ids(tokenizer, prompt)
     same = next(
         (n for n, (a, b) in enumerate(zip(asked, ids)) if a != b), min(map(len, (asked, ids)))
     )
@@ -179,7 +136,7 @@ def _by_prefixes(
                 )
             spans.append((len(heads[0]), len(heads[1])))
     borders = [place for span in spans for place in span]
-    pieces = _pieces(tokenizer, whole, borders, prompt_ids(tokenizer, prompt))
+    pieces = _pieces(tokenizer, whole, borders, chat_prompt_ids(tokenizer, prompt))
     ids, counts = list(pieces[0]), list[bool]()
     for n, piece in enumerate(pieces[1 : 2 * len(spans)]):
         own, last = n % 2 == 0, n == 2 * len(spans) - 2

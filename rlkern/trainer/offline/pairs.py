@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlkern.trainer.data.chat import Answer, Prompt, prompt_as_json, prompt_of_json
+from rlkern.trainer.data.chat import Answer, Prompt, prompt_of_json
 from rlkern.trainer.data.files import Record, records
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
 from rlkern.trainer.offline.statements import PROMPT, statements
+from rlkern.trainer.rollout.text import Ids
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.reads import DATA, FACTS, SAMPLED
 from rlkern.trainer.tasks.task import Task
@@ -26,20 +28,24 @@ _KEYS = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with a better and a worse answer to it."""
+    """A prompt with a better and a worse answer to it, and the tokens of all three if the answers
+    were sampled: another text's tokens need not be those that a model wrote."""
 
     prompt: Prompt
     chosen: Answer
     rejected: Answer
+    ids: tuple[list[int], list[int], list[int]] | None = None
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A prompt with an answer to it that is desirable or not."""
+    """A prompt with an answer to it that is desirable or not, and the tokens of both if the answer
+    was sampled."""
 
     prompt: Prompt
     answer: Answer
     desirable: bool
+    ids: Ids | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,22 @@ class Pairs:
     def judgements(self) -> list[Judgement]:
         """Returns what is learned by one answer at a time: the two of every pair."""
         of_pairs = [
-            Judgement(pair.prompt, text, desirable)
+            Judgement(pair.prompt, text, desirable, ids)
             for pair in self.train
-            for text, desirable in ((pair.chosen, True), (pair.rejected, False))
+            for text, desirable, ids in zip(
+                (pair.chosen, pair.rejected), (True, False), answer_ids(pair), strict=True
+            )
         ]
         return self.judged or of_pairs
+
+
+def answer_ids(pair: Pair) -> tuple[Ids | None, Ids | None]:
+    """Returns the tokens of prompt and answer, of the chosen and of the rejected one, if they were
+    sampled."""
+    if pair.ids is None:
+        return None, None
+    prompt, chosen, rejected = pair.ids
+    return (prompt, chosen), (prompt, rejected)
 
 
 def check_source(settings: Settings) -> None:
@@ -122,30 +139,32 @@ def write(pairs: Pairs, run: Path) -> None:
 
     def fill(folder: Path) -> None:
         for name, part in ((TRAIN, pairs.train), (HELD_OUT, pairs.held_out)):
-            lines = [json.dumps(_as_json(pair)) + "\n" for pair in part]
+            lines = [json.dumps(_entry(pair)) + "\n" for pair in part]
             (folder / name).write_text("".join(lines), encoding="utf-8")
 
     publish(run / FOLDER, fill)
 
 
+def _entry(pair: Pair) -> dict[str, Any]:
+    return {key: x for key, x in dataclasses.asdict(pair).items() if x is not None}
+
+
 def kept_pairs(run: Path) -> Pairs | None:
     """Returns the pairs that a run keeps, None if it has none yet."""
     folder = run / FOLDER
-    return Pairs(read(folder / TRAIN), read(folder / HELD_OUT)) if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    return Pairs(read(folder / TRAIN, own=True), read(folder / HELD_OUT, own=True))
 
 
-def read(path: Path) -> list[Pair]:
-    """Returns the pairs of a file, one JSON object per line with prompt, chosen and rejected;
-    Raises UserError, which names the line, for anything else. Other keys are not read."""
-    return [_pair(record) for record in records(path, "pairs.source")]
+def read(path: Path, *, own: bool = False) -> list[Pair]:
+    """Returns the pairs of a file, one JSON object per line with prompt, chosen and rejected, and
+    with ids in a file of the run's own; Raises UserError, which names the line, for anything else.
+    Other keys are not read."""
+    return [_pair(record, own=own) for record in records(path, "pairs.source")]
 
 
-def _as_json(pair: Pair) -> dict[str, Any]:
-    both = {"chosen": pair.chosen, "rejected": pair.rejected}
-    return {"prompt": prompt_as_json(pair.prompt), **both}
-
-
-def _pair(record: Record) -> Pair:
+def _pair(record: Record, *, own: bool) -> Pair:
     where, entry = record
     prompt, chosen, rejected = (entry.get(key) for key in _KEYS)
     kept = isinstance(prompt, dict) and {"messages", "tools", "text"} <= {*prompt}
@@ -156,4 +175,6 @@ def _pair(record: Record) -> Pair:
             )
     if chosen == rejected:
         raise UserError(f"{where} must have two different answers, both are {chosen!r}")
-    return Pair(prompt_of_json(prompt), str(chosen), str(rejected))
+    ids = entry.get("ids") if own else None
+    known = None if ids is None else (ids[0], ids[1], ids[2])
+    return Pair(prompt_of_json(prompt), str(chosen), str(rejected), known)

@@ -24,7 +24,7 @@ from rlkern.trainer.offline.losses import (
     answer_logprob,
     halves,
 )
-from rlkern.trainer.offline.pairs import Judgement, Pair, Pairs
+from rlkern.trainer.offline.pairs import Judgement, Pair, Pairs, answer_ids
 from rlkern.trainer.offline.supervised import take_step, with_times
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.model import scores
@@ -131,15 +131,17 @@ def pair_rows(parts: Parts, pairs: list[Pair], *, whole: bool = False) -> Rows:
     sampled = parts.settings.pairs.source == SAMPLED
     stop = parts.task.stop if sampled and not whole else ""
     answers = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    ids = [each for pair in pairs for each in answer_ids(pair)]
     asked = [pair.prompt for pair in pairs]
-    return given_rows(parts.policy, asked, answers, stop=stop, keep=parts.task.keep)
+    return given_rows(parts.policy, asked, answers, stop=stop, keep=parts.task.keep, ids=ids)
 
 
 def judged_rows(parts: Parts, judged: list[Judgement]) -> Rows:
     """Returns answers that are judged by themselves as tokens."""
     stop = parts.task.stop if parts.settings.pairs.source == SAMPLED else ""
     asked, answers = [each.prompt for each in judged], [each.answer for each in judged]
-    return given_rows(parts.policy, asked, answers, stop=stop, keep=parts.task.keep)
+    ids = [each.ids for each in judged]
+    return given_rows(parts.policy, asked, answers, stop=stop, keep=parts.task.keep, ids=ids)
 
 
 def share_right(margin: Tensor) -> float:

@@ -31,6 +31,7 @@ from rlkern.trainer.show.report import (
     completion_statistics,
     note,
     note_cut_off,
+    note_unscored,
     pick_samples,
     update_values,
 )
@@ -56,20 +57,23 @@ class Online:
     def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
         """Returns the metrics and some samples of the next step; the run moves one step on."""
         parts, progress = self.parts, self.parts.progress
-        watch = Stopwatch(parts.policy.device)
+        watch, asked = Stopwatch(parts.policy.device), parts.rewards.seconds
         with updater.gathered():
             rows = with_baseline(parts, collect(parts, warn))
             watch.lap("rollout")
+            watch.move("rollout", "reward", parts.rewards.seconds - asked)
             rows = shaping.shaped(self._scored(rows), parts.settings, parts.sampling.longest)
         given = Rewarded(rows, self._controller.coef, parts.settings)
         rows = self._trained(with_advantage(given))
+        note_unscored(parts, rows, warn)
         watch.lap("score")
         results = list(self._updates(rows, updater))
         progress.step += 1
         progress.num_tokens += rows.tokens
         statistics = reward_statistics(rows, parts.rewards)
         assert rows.advantage is not None
-        note(parts, results, not rows.advantage.any().item(), statistics["reward"], warn)
+        equal = not progress.unscored_rollouts and not rows.advantage.any().item()
+        note(parts, results, equal, statistics["reward"], warn)
         values = {
             **statistics,
             **update_values(parts, results),
@@ -187,12 +191,13 @@ class Online:
 
     def _sampling_values(self, rows: Rows) -> dict[str, float]:
         """Returns what sampling cost so far."""
-        progress = self.parts.progress
+        progress, timed = self.parts.progress, self.parts.rewards.timed
         return {
             "sampling/generated_tokens": progress.generated_tokens,
             "sampling/groups_sampled": progress.sampled_groups,
             "sampling/useful_groups": progress.useful_groups,
             "sampling/groups_trained": rows.prompts,
+            **({"rewards/late": progress.late_answers} if timed else {}),
         }
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from rlkern.trainer.errors import NotFinite
 from rlkern.trainer.models.policy import Policy, positions
-from rlkern.trainer.rollout.text import Prompts
+from rlkern.trainer.rollout.text import PADDING, Prompts
 from rlkern.trainer.rows import Rows
 
 
@@ -81,8 +82,9 @@ def sample(
         alive = seen.new_ones(seen.shape[0])
         for step in range(sampling.max_new_tokens):
             logprob = next_logprob(logits, sampling)
+            check_finite(policy, logprob, step)
             token = draw(logprob, None if uniform is None else uniform[:, step])
-            tokens.append(torch.where(alive, token, policy.tokenizer.pad_token_id))
+            tokens.append(torch.where(alive, token, PADDING))
             masks.append(alive)
             logprobs.append(torch.where(alive, logprob.gather(-1, token[:, None])[:, 0], 0.0))
             if truncates:
@@ -153,6 +155,20 @@ def next_logprob(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.truncates:
         logits = torch.where(_kept(logits, sampling.top_k, sampling.top_p), logits, -torch.inf)
     return torch.log_softmax(logits, -1)
+
+
+def check_finite(policy: Policy, logprob: Tensor, step: int) -> None:
+    """Raises NotFinite, which names the weight if it is one, for logits of the step'th token of
+    answers that are NaN or infinite."""
+    # One such logit makes its whole row NaN, so a column tells.
+    if not logprob[:, 0].isnan().any():
+        return
+    named = policy.model.named_parameters()
+    broken = next((name for name, p in named if not p.isfinite().all()), None)
+    why = f"the weight {broken} holds values that are not finite"
+    if broken is None:
+        why = "all weights are finite, so its forward pass overflows: try --dtype float32"
+    raise NotFinite(f"the model's logits of token {step + 1} of an answer are not finite: {why}")
 
 
 def _kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:

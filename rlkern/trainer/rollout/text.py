@@ -1,19 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between text and rows of tokens."""
+"""Between text and rows of tokens.
+
+The one rule: the ids of a prompt and its answer are those of one text. What is sampled keeps its
+ids, and is never encoded again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlkern.trainer.data.chat import Answer, Prompt, shown, shown_answer
-from rlkern.trainer.data.render import Tokens, prompt_ids, tokens, unknown
+from rlkern.trainer.data.chat import Answer, Chat, Prompt, as_text, shown, shown_answer
+from rlkern.trainer.data.render import (
+    Tokens,
+    chat_prompt_ids,
+    chat_tokens,
+    is_text,
+    no_template,
+)
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rows import Rows
+
+# Padding is masked by position, never by its id. Every model has embeddings for this one; for the
+# tokenizer's own it need not.
+PADDING = 0
+Ids = tuple[list[int], list[int]]  # of a prompt, and of an answer to it
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 class Prompts(NamedTuple):
@@ -28,13 +46,10 @@ def encode(
 ) -> Prompts:
     """Returns prompts as rows, of each the last `keep` tokens if that is not 0; Raises UserError if
     one leaves no room for its answer."""
-    # A tokenizer that begins every text with a special token begins prompts with it too.
-    rows = [prompt_ids(policy.tokenizer, prompt, keep) for prompt in prompts]
+    rows = [prompt_ids(policy.tokenizer, prompt)[-keep:] for prompt in prompts]
     context = policy.context
     for prompt, row in zip(prompts, rows, strict=True):
         text = shown(prompt)
-        if not row:
-            raise UserError(f"a prompt must have at least one token, got {text!r}")
         check_known(policy, row, text)
         if len(row) + max_new_tokens > context:
             raise UserError(
@@ -44,50 +59,185 @@ def encode(
     return left_padded(policy, rows)
 
 
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Returns the ids of a text that goes on: with the special tokens that the tokenizer puts
+    before every text, unless it holds them itself, and without those that it puts behind; of
+    messages those of the rendered template. Raises UserError if there are none."""
+    if isinstance(prompt, Chat) and not is_text(tokenizer, prompt):
+        return chat_prompt_ids(tokenizer, prompt)
+    text = as_text(prompt)
+    plain = _plain(tokenizer, text)
+    before = _before(tokenizer)
+    # A rendered chat template begins with them already.
+    found = plain if plain[: len(before)] == before else before + plain
+    if not found:
+        raise UserError(f"a prompt must have at least one token, got {text!r}")
+    return found
+
+
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _before(tokenizer: Any) -> list[int]:
+    """Returns the special tokens that a tokenizer puts before every text."""
+    plain, whole = _plain(tokenizer, "a"), tokenizer.encode("a")
+    places = range(len(whole) - len(plain) + 1)
+    return whole[: next((i for i in places if whole[i : i + len(plain)] == plain), 0)]
+
+
+def following(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Returns the ids of a text behind another one: what the two in one have beyond the first's, so
+    that no blank or special token of a beginning is in them."""
+    # A line break stands for a text whose last token would be another one with more behind it.
+    for known in (before, "\n"):
+        own, both = _plain(tokenizer, known), _plain(tokenizer, known + text)
+        if own and both[: len(own)] == own:
+            return both[len(own) :]
+    return _plain(tokenizer, text)
+
+
+def seam(tokenizer: Any, prompt: str, answers: list[str]) -> tuple[list[int], list[list[int]]]:
+    """Returns the ids of a prompt and of given answers to it, which together are those of one text.
+
+    A token across the seam belongs to the answer; the prompt ends before the first one that is in
+    any of them.
+    """
+    asked = prompt_ids(tokenizer, prompt)
+    whole = [prompt_ids(tokenizer, prompt + answer) for answer in answers]
+    width = min(len(row) for row in (asked, *whole))
+    same = [all(row[i] == asked[i] for row in whole) for i in range(width)]
+    shared = same.index(False) if False in same else width
+    if not shared:  # nothing would be left to ask with
+        return asked, [following(tokenizer, prompt, answer) for answer in answers]
+    return asked[:shared], [row[shared:] for row in whole]
+
+
 def check_known(policy: Policy, ids: list[int], text: str) -> None:
-    """Raises UserError for text that the model has no tokens for."""
-    if unknown(policy.tokenizer, ids):
+    """Raises UserError for text that the model has no tokens or no embeddings for."""
+    unknown = policy.tokenizer.unk_token_id
+    # Some tokenizers, which know every byte, call their end of text unknown too.
+    if unknown != policy.tokenizer.eos_token_id and unknown in ids:
         raise UserError(
             f"the model has no token for some of the text {text[:60]!r}; use another --model, or"
             " text in its alphabet"
+        )
+    any_text(policy, ids, text)
+
+
+def any_text(policy: Policy, ids: list[int], text: str) -> None:
+    """Raises UserError for text with a token that the model has no embeddings for."""
+    rows = policy.model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        raise UserError(
+            f"token {policy.tokenizer.convert_ids_to_tokens(max(ids))!r} has the id {max(ids)}, and"
+            f" the model's embeddings have {rows} rows: resize them to the tokenizer"
         )
 
 
 def left_padded(policy: Policy, rows: list[list[int]]) -> Prompts:
     """Returns rows of token ids as prompts."""
     width = max(map(len, rows))
-    fill = policy.tokenizer.pad_token_id
-    token = torch.tensor([[fill] * (width - len(row)) + row for row in rows])
+    token = torch.tensor([[PADDING] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
     return Prompts(token.to(policy.device), mask.to(policy.device))
 
 
+def end_tokens(policy: Policy) -> set[int]:
+    """Returns the ids that are the end of a text: the tokenizer's, and those that the model's
+    configuration names."""
+    # A reward model, which generates nothing, has no such configuration.
+    generation = getattr(policy.model, "generation_config", None)
+    configured = getattr(generation, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return {i for i in (policy.tokenizer.eos_token_id, *found) if i is not None}
+
+
 def stop_tokens(policy: Policy, stop: str) -> Tensor:
     """Returns the ids that end an answer: eos, and every token whose text contains `stop`."""
-    ids = _ends(policy)
+    ids = end_tokens(policy)
     if stop:
         texts = policy.tokenizer.batch_decode([[i] for i in range(len(policy.tokenizer))])
         ids.update(i for i, text in enumerate(texts) if stop in text)
     return torch.tensor(sorted(ids), device=policy.device)
 
 
-def _ends(policy: Policy) -> set[int]:
-    """Returns the ids that end an answer, whatever the task."""
-    ids = {policy.tokenizer.eos_token_id}
-    # A reward model, which generates nothing, has no such configuration.
-    generation = getattr(policy.model, "generation_config", None)
-    configured = getattr(generation, "eos_token_id", None)
-    if configured is not None:
-        ids.update(configured if isinstance(configured, list) else [configured])
-    return ids
-
-
 def texts(policy: Policy, rows: Rows) -> list[str]:
-    """Returns all that follows the prompts as text, without special tokens."""
-    ids = [
-        row[real].tolist() for row, real in zip(rows.token.cpu(), rows.present.cpu(), strict=True)
-    ]
-    return policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    """Returns all that follows the prompts as text: what rewards and environments read."""
+    ids = token_ids(rows)
+    both = zip(ids["prompt_ids"], ids["completion_ids"], strict=True)
+    return [text_of(policy, asked, said) for asked, said in both]
+
+
+def text_of(policy: Policy, asked: list[int], said: list[int]) -> str:
+    """Returns the text of tokens behind a prompt.
+
+    Nothing is left out but the tokens that are the end of a text: other special tokens are read as
+    their names, ids that the tokenizer does not know as UNKNOWN, and a blank at the seam is kept,
+    so that prompt and answer are the text of all tokens.
+    """
+    tokenizer, ends = policy.tokenizer, end_tokens(policy)
+    kept = [i for i in said if i not in ends]
+    head, whole = _decoded(tokenizer, asked), _decoded(tokenizer, asked + kept)
+    if not whole.startswith(head):  # a character's bytes lie on both sides
+        head, whole = "", _decoded(tokenizer, kept)
+    text = whole[len(head) :]
+    return text if _reads_blanks(tokenizer) else text.removeprefix(" ")
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    known = _known(tokenizer, len(tokenizer))
+    runs = [(real, list(some)) for real, some in groupby(ids, known.__contains__)]
+    return "".join(tokenizer.decode(x) if real else UNKNOWN * len(x) for real, x in runs)
+
+
+@lru_cache(maxsize=4)
+def _known(tokenizer: Any, size: int) -> frozenset[int]:
+    """Returns the ids of a tokenizer of this size, which a vocabulary may have holes between."""
+    return frozenset(tokenizer.get_vocab().values())
+
+
+@lru_cache(maxsize=4)
+def _reads_blanks(tokenizer: Any) -> bool:
+    """Returns whether a blank between words is in their tokens; else a decoder puts blanks between
+    all of them."""
+    return _plain(tokenizer, "1 + 1") != _plain(tokenizer, "1+1")
+
+
+def token_ids(rows: Rows) -> dict[str, list[list[int]]]:
+    """Returns prompt_ids and completion_ids, the real tokens of each answer and of its prompt: the
+    very ones that the model read and wrote."""
+    asked = [row[real].tolist() for row, real in zip(rows.prompt.cpu(), rows.prompt_mask.cpu())]
+    said = [row[real].tolist() for row, real in zip(rows.token.cpu(), rows.present.cpu())]
+    prompts = [ids for ids in asked for _ in range(rows.group_size)]
+    return {"prompt_ids": prompts, "completion_ids": said}
+
+
+def given_tokens(
+    policy: Policy, prompt: Prompt | None, answers: Sequence[Answer], *, stop: str
+) -> list[Tokens]:
+    """Returns given answers to a prompt as tokens, all behind the same ids; without a prompt an
+    answer of text goes on from its first token. An answer of text ends with the end-of-text token,
+    unless it does so already, or holds the text `stop` that ends one itself."""
+    tokenizer = policy.tokenizer
+    if isinstance(prompt, Chat) and not is_text(tokenizer, prompt):
+        ends = end_tokens(policy)
+        return [chat_tokens(tokenizer, prompt, answer, ends) for answer in answers]
+    given = [answer for answer in answers if isinstance(answer, str)]
+    if len(given) < len(answers):
+        raise UserError(no_template(shown(prompt or "")))
+    if prompt is None:
+        whole = [prompt_ids(tokenizer, answer) for answer in given]
+        head, tails = whole[0][:1], [row[1:] for row in whole]
+    else:
+        head, tails = seam(tokenizer, as_text(prompt), given)
+    return [_ended(policy, head, row, answer, stop) for row, answer in zip(tails, given)]
+
+
+def _ended(policy: Policy, head: list[int], row: list[int], answer: str, stop: str) -> Tokens:
+    if not ((stop and stop in answer) or (row and row[-1] in end_tokens(policy))):
+        row = [*row, policy.tokenizer.eos_token_id]
+    return Tokens(head, row, [True] * len(row))
 
 
 def given_rows(
@@ -97,34 +247,44 @@ def given_rows(
     *,
     stop: str,
     keep: int = 0,
+    ids: Sequence[Ids | None] = (),
+    check: Callable[[Policy, list[int], str], None] = check_known,
 ) -> Rows:
-    """Returns given answers as rows, len(answers) / len(prompts) consecutive ones to each prompt.
+    """Returns given answers as rows, len(answers) / len(prompts) consecutive ones to each prompt,
+    of which the last `keep` tokens are kept if that is not 0.
 
-    An answer of text ends with the end-of-text token, unless it holds the text `stop` that ends one
-    itself. Of a prompt the last `keep` tokens are kept if that is not 0. What others say between an
-    answer's messages is present and does not count.
+    ids are the tokens of the prompt of each answer, and its own, where they are known: those are
+    taken, not the texts'. check(policy, ids, text) raises UserError for text that is no answer; of
+    a text that a model wrote any is one. What others say between messages does not count.
     """
-    group, ends = len(answers) // len(prompts), _ends(policy)
-    given = [
-        tokens(policy.tokenizer, prompts[n // group], answer, ends=ends, stop=stop, keep=keep)
-        for n, answer in enumerate(answers)
-    ]
-    asked = [each.prompt for each in given[::group]]
-    for n, each in enumerate(given):
-        # Both answers to a prompt go on from the same ids.
-        each = each._replace(prompt=asked[n // group])
-        _check(policy, each, shown(prompts[n // group] or ""), shown_answer(answers[n]))
-    ids = [each.answer for each in given]
-    width, fill = max(map(len, ids)), policy.tokenizer.pad_token_id
-    token = torch.tensor([row + [fill] * (width - len(row)) for row in ids]).to(policy.device)
-    mask, present = (
-        torch.tensor([row + [False] * (width - len(row)) for row in each]).to(policy.device)
-        for each in ([x.counts for x in given], [[True] * len(row) for row in ids])
-    )
-    prompt, prompt_mask = left_padded(policy, asked)
+    group, asked, given = len(answers) // len(prompts), list[list[int]](), list[Tokens]()
+    for place, prompt in enumerate(prompts):
+        some = slice(place * group, (place + 1) * group)
+        known = [
+            _ended(policy, *own, shown_answer(answer), stop)
+            for own, answer in zip(ids[some], answers[some])
+            if own is not None
+        ]
+        found = known or given_tokens(policy, prompt, answers[some], stop=stop)
+        head, text = found[0].prompt[-keep:], shown(prompt or "")
+        asked.append(head)
+        given += found
+        for answer, each in zip(answers[some], found, strict=True):
+            said = text + shown_answer(answer)
+            (any_text if known else check)(policy, head + each.answer, said)
+            _check_room(policy, head, each.answer, text)
+    width = max(len(each.answer) for each in given)
+
+    def padded(rows: list[list]) -> Tensor:
+        return torch.tensor([row + [PADDING] * (width - len(row)) for row in rows])
+
+    token = padded([each.answer for each in given]).to(policy.device)
+    present = padded([[1] * len(each.answer) for each in given]).bool().to(policy.device)
+    mask = padded([each.counts for each in given]).bool().to(policy.device)
+    head_token, head_mask = left_padded(policy, asked)
     return Rows(
-        prompt=prompt,
-        prompt_mask=prompt_mask,
+        prompt=head_token,
+        prompt_mask=head_mask,
         token=token,
         mask=mask,
         present=present,
@@ -132,11 +292,7 @@ def given_rows(
     )
 
 
-def _check(policy: Policy, given: Tokens, prompt: str, answer: str) -> None:
-    asked, row = given.prompt, given.answer
-    if not asked:
-        raise UserError(f"a prompt must have at least one token, got {prompt!r}")
-    check_known(policy, asked + row, prompt + answer)
+def _check_room(policy: Policy, asked: list[int], row: list[int], prompt: str) -> None:
     if len(asked) + len(row) > policy.context:
         raise UserError(
             f"a prompt of {len(asked)} tokens and an answer of {len(row)} do not fit the model's"

@@ -146,7 +146,14 @@ class Reward(Group):
     """Tokens before the longest answer over which the overlong punishment grows; null is a fifth of
     the longest answer where the algorithm punishes, 0 switches it off."""
     degenerate_limit: Whole = 20
-    """Stop if each of the first n rollouts gives all groups equal rewards; 0 never stops."""
+    """Stop if each of the first n rollouts gives all groups equal rewards, or if n rollouts in a
+    row have no reward at all; 0 never stops."""
+    timeout: NotNegative = 0.0
+    """Seconds for an answer, which has no reward if a module:function takes longer; 0 has no
+    limit."""
+    workers: Count = 1
+    """Answers that a module:function is asked about at once. With this or a time limit it is asked
+    about one answer in each call, in processes of its own or, if it is async, as coroutines."""
 
 
 class Advantage(Group):

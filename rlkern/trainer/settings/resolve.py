@@ -30,7 +30,8 @@ from rlkern.trainer.settings.schema import Settings
 # the data a run records the content, which must stay the same wherever it lies.
 RESUMABLE = frozenset(
     "name output.dir output.sample_every output.save_every output.keep_checkpoints loss.compare"
-    " max_seconds reward.degenerate_limit data.train data.eval".split()
+    " max_seconds reward.degenerate_limit reward.timeout reward.workers data.train"
+    " data.eval".split()
 )
 
 

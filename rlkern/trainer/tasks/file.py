@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file as a task: its rows are the items, and the model's tokens decide which of them fit."""
+"""A file as a task: its rows are the items."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from rlkern.trainer.data.chat import Chat, shown
 from rlkern.trainer.data.examples import Example
-from rlkern.trainer.data.render import prompt_ids, tokens, unknown
 from rlkern.trainer.data.source import alphabet, key_of, read_source
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings import Settings
@@ -79,76 +75,3 @@ def _lacking(example: Example, settings: Settings) -> str | None:
             " (--data.columns.answer NAME), or another --reward"
         )
     return None
-
-
-def fitted(task: Task, tokenizer: Any, settings: Settings, *, context: int, new: int) -> Task:
-    """Returns the task without the rows that are too long for the model and data.max_prompt.
-
-    new  tokens that an answer may take if answers are sampled; else 0
-    Raises UserError for a prompt without tokens, for text without, and if nothing is left.
-    """
-    if task.rows is None:
-        return task
-    data = settings.data
-    most = data.max_prompt or context - max(new, 1)
-    if most + new > context:
-        raise UserError(
-            f"data.max_prompt {data.max_prompt} and {new} new tokens (rollout.max_new_tokens) must"
-            f" fit the model's context of {context}"
-        )
-    cut = data.too_long == "truncate"
-    keep, notes = (most if cut else 0), list(task.notes)
-    parts, long = [list[Item](), list[Item]()], list[str]()
-    over = 0
-    for part, items in zip(parts, (task.rows, task.held_out)):
-        for item in items:
-            asked, whole = _lengths(item, task, tokenizer, keep)
-            over += asked > most
-            if (asked > most and not cut) or min(asked, most) + whole > context:
-                long.append(f"{_example(item).where} with {asked} tokens and {whole} after them")
-            else:
-                part.append(item)
-    if over and cut:
-        notes.append(f"{over} prompts are cut to their last {most} tokens (data.max_prompt)")
-    if long:
-        notes.append(
-            f"{len(long)} rows left out, which do not fit {most} tokens of prompt (data.max_prompt)"
-            f" or the model's context of {context}, the first {long[0]}"
-        )
-    train, held = parts
-    if not train or not held:
-        raise UserError(
-            f"data.train {data.train} must keep rows to learn from and to hold out:"
-            f" {notes[-1]}; raise data.max_prompt or use --data.too_long truncate"
-        )
-    return dataclasses.replace(
-        task,
-        item=epochs(train, settings.seed),
-        rows=tuple(train),
-        held_out=held,
-        notes=tuple(notes),
-        keep=keep,
-    )
-
-
-def _example(item: Item) -> Example:
-    assert item.row is not None  # an item of a file
-    return item.row
-
-
-def _lengths(item: Item, task: Task, tokenizer: Any, keep: int) -> tuple[int, int]:
-    """Returns the tokens of a prompt, and those of the longest given answer to it."""
-    row, ends = _example(item), (tokenizer.eos_token_id,)
-    asked = [] if row.prompt is None else prompt_ids(tokenizer, row.prompt)
-    if row.prompt is not None and not asked:
-        raise UserError(f"{row.where}: a prompt must have at least one token, it has none")
-    given = [
-        tokens(tokenizer, row.prompt, answer, ends=ends, stop=task.stop)
-        for answer in (row.target, row.rejected)
-        if answer is not None
-    ]
-    if unknown(tokenizer, [*asked, *(i for each in given for i in each.answer)]):
-        raise UserError(
-            f"{row.where}: the model has no token for some of its text; use another --model"
-        )
-    return len(asked), max((len(each.answer) for each in given), default=0)
