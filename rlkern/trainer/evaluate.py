@@ -17,10 +17,13 @@ from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.reward.functions import Rewards, score_completions
 from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers
-from rlkern.trainer.rollout.text import texts
+from rlkern.trainer.rollout.text import texts, token_ids
 from rlkern.trainer.rollout.turns import converse
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
+
+# An answer: its text, the ids of its prompt and its own.
+Said = tuple[str, list[int], list[int]]
 
 
 @dataclass
@@ -90,7 +93,7 @@ def answer(
         uniform = uniform.view(len(items), samples, -1)
     first, last = world.share(len(items))
     own, numbers = items[first:last], None if uniform is None else uniform[first:last]
-    text: list[list[str]] = [[] for _ in own]
+    said: list[list[Said]] = [[] for _ in own]
     for some, drawn in _blocks(len(own), samples, settings.eval.batch):
         count = drawn.stop - drawn.start
         rows = converse(
@@ -101,10 +104,10 @@ def answer(
             group_size=count,
             uniform=None if numbers is None else numbers[some, drawn].flatten(0, 1),
         )
-        found = texts(policy, rows)
-        for place, kept in enumerate(text[some]):
+        found = list(zip(texts(policy, rows), *token_ids(rows).values(), strict=True))
+        for place, kept in enumerate(said[some]):
             kept.extend(found[place * count : (place + 1) * count])
-    score = _scores(task, own, text, rewards)
+    text, score = [[one for one, *_ in kept] for kept in said], _scores(task, own, said, rewards)
     parts = world.gather((text, score))
     return Answers(
         [kept for part, _ in parts for kept in part],
@@ -113,12 +116,14 @@ def answer(
 
 
 def _scores(
-    task: Task, items: list[Item], text: list[list[str]], rewards: Rewards | None
+    task: Task, items: list[Item], said: list[list[Said]], rewards: Rewards | None
 ) -> list[list[float]]:
     if rewards is None or not items:
-        return [[task.score(one, item) for one in kept] for kept, item in zip(text, items)]
-    repeated = [item for kept, item in zip(text, items) for _ in kept]
-    total, _ = score_completions(rewards, repeated, [one for kept in text for one in kept])
+        return [[task.score(one, item) for one, *_ in kept] for kept, item in zip(said, items)]
+    repeated = [item for kept, item in zip(said, items) for _ in kept]
+    text, prompt, completion = (list(x) for x in zip(*(one for kept in said for one in kept)))
+    ids = {"prompt_ids": prompt, "completion_ids": completion}
+    total, _ = score_completions(rewards, repeated, text, ids)
     return total.view(len(items), -1).tolist()
 
 

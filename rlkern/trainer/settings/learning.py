@@ -134,8 +134,8 @@ class Reward(Group):
 
     main: ClassVar[str | None] = "functions"
     functions: Words = ("task",)
-    """Rewards with commas, summed: task (the task's own; of a file, 1 for its answer),
-    module:function, or a folder that holds a
+    """Rewards with commas, summed: task (the task's own; of a file, 1 for its answer), math, exact,
+    contains, json, regex:PATTERN (without a comma), module:function, or a folder that holds a
     reward model."""
     weights: Numbers | None = None
     """Weight of each reward; a reward of weight 0 is only logged. Null takes ones."""

@@ -13,6 +13,8 @@ from rlkern.algorithms import BaseAlgorithm
 from rlkern.trainer.settings.schema import Settings
 
 SAMPLED, FACTS, DATA = "sampled", "facts", "data"
+# Rewards that compare with the answer of an item.
+OF_ANSWERS = frozenset(("task", "math", "exact", "contains"))
 # Advantages that spread rewards over tokens.
 OVER_TOKENS = frozenset(("gae", "reinforce_plus_plus"))
 # Tasks that are made here, not by reasoning-gym.

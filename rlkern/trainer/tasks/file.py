@@ -8,7 +8,7 @@ from rlkern.trainer.data.examples import Example
 from rlkern.trainer.data.source import alphabet, key_of, read_source
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.reads import DATA
+from rlkern.trainer.settings.reads import DATA, OF_ANSWERS
 from rlkern.trainer.tasks.task import Item, Task, epochs, same_text
 
 # Tokens of an answer to a prompt of a file, unless rollout.max_new_tokens says another number.
@@ -69,9 +69,10 @@ def _lacking(example: Example, settings: Settings) -> str | None:
             "its messages end with the assistant where a prompt is due; leave that message out, or"
             " name a column of prompts (--data.columns.prompt NAME)"
         )
-    if "task" in settings.reward.functions and example.answer is None:
+    comparing = [name for name in settings.reward.functions if name in OF_ANSWERS]
+    if comparing and example.answer is None:
         return (
-            "reward task compares with an answer, and there is none: name its column"
+            f"reward {comparing[0]} compares with an answer, and there is none: name its column"
             " (--data.columns.answer NAME), or another --reward"
         )
     return None
