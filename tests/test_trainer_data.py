@@ -142,7 +142,15 @@ def test_a_reward_is_given_every_column_and_the_question(tmp_path, monkeypatch):
 
     monkeypatch.setattr("trainer_rewards.even_digits", look)
     step(run_of(tmp_path, data__train=str(data_file(tmp_path, "chats")), **{**FEW, **EVEN}))
-    assert set(seen) == {"prompts", "prompt", "answer", "level", "item"}
+    assert set(seen) == {
+        "prompts",
+        "prompt",
+        "answer",
+        "level",
+        "item",
+        "prompt_ids",
+        "completion_ids",
+    }
     for text, level, answer in zip(seen["prompts"], seen["level"], seen["answer"], strict=True):
         a, b = text.removesuffix("=").split("+")
         assert (level, answer) == (int(a), str(int(a) + int(b)))

@@ -142,11 +142,14 @@ def _own(declared: BaseAlgorithm, merged: dict[str, Any]) -> dict[str, Any]:
         own["groups.kind"] = declared.sampling
     if correction := merged.get("correction"):
         own["correction.kind"] = "mask" if "low" in correction else "truncate"
-    if _at(merged, "data.train") is not None and declared.learns_from in ("pairs", "judged"):
+    file = _at(merged, "data.train") is not None
+    if file and declared.learns_from in ("pairs", "judged"):
         own["pairs.source"] = DATA
     if merged.get("model", "tiny") == "tiny":
         # Random weights have to learn from examples first.
-        own.update({"optimizer.lr": 5e-4, "sft.steps": Sft().steps})
+        own["optimizer.lr"] = 5e-4
+        if not (file and declared.learns_from == "answers"):
+            own["sft.steps"] = Sft().steps
     return normalized(Layer("the algorithm", own))
 
 
