@@ -30,7 +30,10 @@ def write_data(folder):
                 asked, right = user(f"{a} plus {b}?"), assistant(f"It is {a + b}.")
                 again = [user("Sure?"), assistant("Yes.")]
                 print(json.dumps({"messages": [asked, right, *again]}), file=first)
-                both = {"chosen": [asked, right], "rejected": [asked, assistant("No idea.")]}
+                both = {
+                    "chosen": [asked, right],
+                    "rejected": [asked, assistant(f"It is {a + b + 1}.")],
+                }
                 print(json.dumps(both), file=second)
     return chats, pairs
 
