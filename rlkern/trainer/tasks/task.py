@@ -119,7 +119,7 @@ def first_line(text: str) -> str:
 def same_text(text: str, item: Item) -> float:
     """Returns 1 if an answer is the right one but for the blanks around both, and 0 otherwise.
 
-    >>> same_text(" 42\n", Item("17+25=", "42"))
+    >>> same_text(" 42  ", Item("17+25=", "42"))
     1.0
     """
     return float(text.strip() == item.answer.strip())
