@@ -145,11 +145,18 @@ def test_the_source_is_the_last_layer_that_has_the_key():
 def test_every_key_is_refused_by_its_own_name_with_what_it_takes(key):
     readers = [name for name, one in declarations().items() if not _unread(key, one.name)]
     assert readers, "no algorithm reads it"
-    common = {"algorithm": readers[0], "task": "x", **_beside(key)}
+    common = {"algorithm": readers[0], **_questions(key), **_beside(key)}
     wrong = {**common, key: object()} if key != "algorithm" else {key: object()}
     found = refused(wrong)
     named = "there is no algorithm <object" if key == "algorithm" else f"{key} must be "
     assert found.startswith(f"{SOURCE}: {named}"), found
+
+
+def _questions(key):
+    """Returns where the questions come from in a run that may read a key."""
+    of_family = ("data.shots", "data.options", "data.template")
+    of_file = key.startswith("data.") and key not in of_family
+    return {"data.train": "x.jsonl"} if of_file else {"task": "x"}
 
 
 def _beside(key):
@@ -162,7 +169,7 @@ def _beside(key):
 
 
 def _unread(key, name):
-    own = of(algorithm=name, task="x", **asked(name))
+    own = of(algorithm=name, **_questions(key), **asked(name))
     return unread(key, facts(own))
 
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smallest thing that a key changes, seen in the step that it should steer: the optimizer, its
-schedule, the split of a rollout, the critic, and what is trained at all."""
+"""The smallest thing that a key changes, in the step that it should steer: optimizer, critic, …"""
 
 import importlib
 
@@ -25,9 +24,10 @@ NO_STEP = frozenset(
     " memory.share_prompts memory.gradient_checkpointing".split()
 )
 ELSEWHERE = {
-    "test_trainer_run": "seed",
-    "test_trainer_models": "model",
+    "test_trainer_run, test_trainer_models": "seed model",
     "test_trainer_tasks": "task data.shots data.template data.options",
+    "test_trainer_data": "data.train data.eval data.columns",
+    "test_trainer_data_keys": "data.system data.chat data.stop data.max_prompt data.too_long",
     "test_trainer_turns": "rollout.max_turns",
     "test_trainer_rollout_vllm": "rollout.engine",
     "test_trainer_rollout_draws": "memory.length_bucket",

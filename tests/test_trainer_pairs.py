@@ -61,9 +61,12 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, line, words):
     "pairs, words",
     [
         ("facts", r"pip install --no-deps TextArena==0\.7\.4"),
-        ("nowhere.jsonl", "nowhere.jsonl cannot be read"),
-        ("pairs.csv", "pairs.source must be sampled, facts or a .jsonl file, got 'pairs.csv'"),
-        ("empty.jsonl", "must hold a JSON object on each line, it is empty"),
+        ("nowhere.jsonl", "there is nothing at .nowhere.jsonl"),
+        (
+            "pairs.csv",
+            "pairs.source must be sampled, data, facts or a .jsonl file, got 'pairs.csv'",
+        ),
+        ("empty.jsonl", "must hold rows, it is empty"),
     ],
 )
 def test_pairs_that_are_not_there_are_refused_before_a_model_is_loaded(

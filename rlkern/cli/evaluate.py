@@ -102,7 +102,9 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
     from rlkern.trainer.device import resolve_device
     from rlkern.trainer.evaluate import answer, in_mode, samples_in
     from rlkern.trainer.models.load import check_model_name, make_policy
+    from rlkern.trainer.reward.functions import load_rewards
     from rlkern.trainer.rollout.check import check_model
+    from rlkern.trainer.rollout.fitting import fitted
     from rlkern.trainer.rollout.text import stop_tokens
     from rlkern.trainer.rollout.turns import sampling_of
     from rlkern.trainer.tasks.registry import make_task
@@ -110,7 +112,7 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
     device = resolve_device(settings.device)
     check_model_name(target.model)
     own, count = target.settings, settings.eval.items
-    held = own.eval.items if own is not None and own.task == settings.task else count
+    held = own.eval.items if own is not None and own.asked == settings.asked else count
     whole = settings.eval.model_copy(update={"items": held})
     task = make_task(settings.model_copy(update={"eval": whole}))
     if settings.threads:
@@ -121,8 +123,11 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
         seed=settings.seed,
         device=device,
         dtype=settings.dtype,
+        chat=task.chat,
     )
     sampling = sampling_of(settings, task, stop_tokens(policy, task.stop))
+    task = fitted(task, policy, settings, new=sampling.max_new_tokens)
+    rewards = None if task.rows is None else load_rewards(settings, task)
     items = task.held_out[:count]
     check_model(policy, [item.prompt for item in items[:4]], settings)
     return items, {
@@ -133,6 +138,7 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
             in_mode(sampling, mode),
             settings,
             samples=samples_in(settings, mode),
+            rewards=rewards,
         )
         for mode in settings.eval.modes
     }
@@ -142,12 +148,13 @@ def _values(settings: Settings, found: dict[str, Answers]) -> dict[str, float]:
     """Returns each accuracy and its standard error, by name."""
     from rlkern.trainer.evaluate import standard_error
 
-    columns = {f"accuracy_{mode}": answers.accuracy() for mode, answers in found.items()}
+    what = "accuracy" if settings.data.train is None else "reward"
+    columns = {f"{what}_{mode}": answers.accuracy() for mode, answers in found.items()}
     if "sampled" in found:
         columns.update({f"pass@{k}": found["sampled"].pass_at(k) for k in settings.eval.pass_at})
     values: dict[str, float] = {}
     for name, column in columns.items():
-        values[f"eval/{name}"] = column.mean().item()
+        values[f"eval/{name}"] = column.nanmean().item()
         values[f"eval/{name}_error"] = standard_error(column)
     return values
 
@@ -156,7 +163,7 @@ def _about(target: Target, settings: Settings) -> dict[str, Any]:
     return {
         "model": target.model,
         "label": target.label,
-        "task": settings.task,
+        "task": settings.asked,
         "items": settings.eval.items,
         "samples": settings.eval.samples,
         "temperature": settings.rollout.temperature,
@@ -179,13 +186,13 @@ def _print(
     from rich.text import Text
 
     console = Console(highlight=False)
-    title = f"{target.label}: {settings.task}, {len(items)} held-out items"
+    title = f"{target.label}: {settings.asked}, {len(items)} held-out items"
     table = Table(title=title, title_justify="left")
     for column, side in (("", "left"), ("mean", "right"), ("± standard error", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for name in (key for key in values if not key.endswith("_error")):
         label = name.removeprefix("eval/").replace("_", ", ")
-        if name == "eval/accuracy_sampled":
+        if name.endswith("_sampled"):
             label += f", {settings.eval.samples} for each"
         table.add_row(label, f"{values[name]:.3f}", f"{values[f'{name}_error']:.3f}")
     console.print(table)
@@ -194,7 +201,7 @@ def _print(
     for column in ("prompt (its end)", "completion", "right"):
         samples.add_column(column)
     for item, text, score in list(zip(items, answers.text, answers.score))[:show]:
-        right = "yes" if score[0] >= 1 else f"no: {item.answer[:20]}"
+        right = "yes" if score[0] >= 1 else f"no: {item.answer[:20]}" if item.answer else "no"
         prompt, completion = repr(item.prompt[-_PROMPT:]), repr(text[0][:_COMPLETION])
         samples.add_row(Text(prompt), Text(completion), Text(right))
     if show:

@@ -126,8 +126,9 @@ def _mapping(key: str, text: str) -> Any:
     return found
 
 
-# Mappings whose keys are not known here: coefficients of algorithms, options of task families.
-_FREE = ("coefficients", "data.options")
+# Mappings whose keys are not known here: coefficients of algorithms, options of task
+# families, columns of files.
+_FREE = ("coefficients", "data.options", "data.columns")
 
 
 def _without_free_keys(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -12,6 +12,7 @@ from rlkern.trainer.run import best, rundir
 from rlkern.trainer.run.checkpoint import STATE, all_checkpoints, name_of, read_settings
 from rlkern.trainer.settings import Layer, Settings, dump, resolve
 from rlkern.trainer.settings.document import saved
+from rlkern.trainer.settings.reads import facts
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,17 @@ def _judge(place: Path, settings: Settings) -> Settings:
             f"{place} trained a {trained.replace('_', ' ')}, which scores answers and gives none:"
             f" its held-out accuracy is in metrics.jsonl and summary.json"
         )
+    if settings.data.train is not None and not facts(settings).answers_task:
+        raise UserError(
+            f"{place} learned from given answers of {settings.asked}, and what it is measured by on"
+            " those held out is in metrics.jsonl and summary.json"
+        )
     return settings
 
 
 # What an evaluation reads of the settings of a run.
-_KEYS = ("task", "data", "seed", "device", "dtype", "threads", "rollout", "eval")
+_KEYS = ("task", "data", "reward", "seed", "device", "dtype", "threads", "rollout", "eval")
+_REWARD = ("functions", "weights")
 
 
 def settings_for(target: Target, changes: dict) -> Settings:
@@ -101,12 +108,17 @@ def settings_for(target: Target, changes: dict) -> Settings:
         )
     kept = {} if own is None else {k: v for k, v in dump(own).items() if k in _KEYS}
     kept.get("rollout", {}).pop("engine", None)  # evaluation stays with the model
-    if "task" in changes and own is not None and changes["task"] != own.task:
+    if own is not None and changes.get("task", own.asked) != own.asked:
         kept.pop("data", None)
+    # A file is measured by the run's own reward, a task by its verifier.
+    of_file = "train" in kept.get("data", {})
+    own_reward = kept.pop("reward", {}) if own is not None else {}
+    if of_file:
+        kept["reward"] = {k: v for k, v in own_reward.items() if k in _REWARD}
     # The algorithm reads every key of an evaluation, whatever trained the model.
     base = {"model": target.model, "algorithm": "reinforce", "sft": None}
     settings = resolve(Layer("", base), Layer(target.label, kept), Layer("flags", changes))
-    if own is not None and settings.task == own.task and settings.eval.items > own.eval.items:
+    if own is not None and settings.asked == own.asked and settings.eval.items > own.eval.items:
         raise UserError(
             f"items must be at most the {own.eval.items} that {target.label} held out,"
             f" got {settings.eval.items}: it may have been trained on others"

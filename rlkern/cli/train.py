@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlkern.cli.flags import Parser, add_settings, given
 from rlkern.cli.guard import guarded, silence_hub
+
+if TYPE_CHECKING:
+    from rlkern.trainer.settings import Settings
 
 # The file of a pipeline that has begun, which says what a directory is without importing torch.
 _PLAN = "pipeline.yaml"
@@ -39,6 +42,12 @@ def _parser() -> Parser:
     parser.add_argument(
         "--print_config", action="store_true", help="print the settings of the run and stop"
     )
+    parser.add_argument(
+        "--show",
+        type=int,
+        metavar="N",
+        help="print N examples as the model reads them, rendered and in tokens, and stop",
+    )
     add_settings(parser)
     return parser
 
@@ -51,12 +60,32 @@ def _parse_and_train(arguments: list[str]) -> int:
         return 0
     file, resume = flags.pop("config"), flags.pop("resume")
     print_only, folder = flags.pop("print_config"), Path(resume) if resume else None
+    show = flags.pop("show")
+    if show is not None and (resume is not None or show < 1):
+        raise _refused(show)
     if folder is not None and (folder / _PLAN).is_file():
         return _go_on(flags, folder, print_only=print_only)
     document = read(file) if file else {}
     if "stages" in document:
-        return _pipeline(document, file, flags, resume=resume is not None, print_only=print_only)
-    return _one_run(document, file, flags, resume, print_only=print_only)
+        return _pipeline(
+            document, file, flags, resume=resume is not None, print_only=print_only, show=show
+        )
+    return _one_run(document, file, flags, resume, print_only=print_only, show=show)
+
+
+def _refused(show: int) -> Exception:
+    from rlkern.trainer.errors import UserError
+
+    return UserError(f"show must be at least 1, and not with --resume, got {show}")
+
+
+def _show(settings: Settings, count: int) -> int:
+    """Returns 0 after printing examples of a run that is not begun."""
+    from rlkern.trainer.preview import preview
+
+    silence_hub()
+    preview(settings, count)
+    return 0
 
 
 def _one_run(
@@ -66,6 +95,7 @@ def _one_run(
     resume: str | None,
     *,
     print_only: bool,
+    show: int | None,
 ) -> int:
     from rlkern.trainer.settings import Layer, check_name, resolve
     from rlkern.trainer.settings.document import text
@@ -79,6 +109,8 @@ def _one_run(
     if print_only:
         print(text(settings), end="")
         return 0
+    if show is not None:
+        return _show(settings, show)
     from rlkern.trainer.loop import train
 
     silence_hub()
@@ -100,15 +132,23 @@ def _saved(folder: Path):
 
 
 def _pipeline(
-    document: dict[str, Any], file: str, flags: dict[str, Any], *, resume: bool, print_only: bool
+    document: dict[str, Any],
+    file: str,
+    flags: dict[str, Any],
+    *,
+    resume: bool,
+    print_only: bool,
+    show: int | None,
 ) -> int:
-    """Returns 0 after all stages of a YAML file have run."""
+    """Returns 0 after all stages of a YAML file have run, or examples of the first are shown."""
     from rlkern.trainer.pipeline import print_stages, run_pipeline, stages_of
     from rlkern.trainer.settings import check_name
 
     stages = stages_of(document, flags, file)
     if print_only:
         return print_stages(stages)
+    if show is not None:
+        return _show(stages[0], show)
     name = flags.get("name") or document.get("name") or Path(file).stem
     check_name(name)
     silence_hub()

@@ -18,13 +18,14 @@ import torch
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
+from rlkern.trainer.data.source import check_unchanged, digests
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora
 from rlkern.trainer.models.load import load_policy, make_policy, recomputing, train_last_layers
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.offline.pairs import Pairs, given_pairs, kept_pairs, write
+from rlkern.trainer.offline.pairs import Pairs, given_pairs, kept_pairs, of_file, write
 from rlkern.trainer.offline.preferences import FromPairs, Judged, Preferences, Scored, pair_rows
 from rlkern.trainer.offline.sampled import sampled_pairs
 from rlkern.trainer.offline.supervised import Supervised, supervise
@@ -36,10 +37,12 @@ from rlkern.trainer.reward.functions import load_rewards
 from rlkern.trainer.reward.model import is_scorer, load_scorer, make_scorer
 from rlkern.trainer.rollout.check import check_model
 from rlkern.trainer.rollout.engines import make_engine
+from rlkern.trainer.rollout.fitting import fitted
 from rlkern.trainer.rollout.text import encode, stop_tokens
 from rlkern.trainer.rollout.turns import sampling_of
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.reads import DATA, samples_answers
 from rlkern.trainer.show.report import Sample
 from rlkern.trainer.tasks.registry import make_task
 from rlkern.trainer.tasks.task import Task
@@ -87,20 +90,24 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
     """Returns the parts of a run, its model as it starts or as a checkpoint has it."""
     task = make_task(settings)
     rewards = load_rewards(settings, task)
-    progress = Progress(reward_kl_coef=settings.reward.kl_coef)
+    progress = Progress(reward_kl_coef=settings.reward.kl_coef, data=digests(settings))
     if saved is not None:
         progress = checkpoint.read_progress(saved, settings)
+        check_unchanged(settings, progress.data)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     policy = _policy(settings, task, world, saved)
     if settings.lora is not None and not lora.is_adapted(policy.model):
         lora.targets(policy.model, settings.lora.targets)
+    sampling = sampling_of(settings, task, stop_tokens(policy, task.stop))
+    new = sampling.max_new_tokens if samples_answers(settings) else 0
+    task = fitted(task, policy, settings, new=new)
     parts = Parts(
         settings=settings,
         task=task,
         rewards=rewards,
-        sampling=sampling_of(settings, task, stop_tokens(policy, task.stop)),
+        sampling=sampling,
         world=world,
         policy=policy,
         engine=make_engine(settings, policy),
@@ -118,7 +125,12 @@ def _policy(settings: Settings, task: Task, world: World, saved: Path | None) ->
         policy = LOADERS[settings.declared.trains](saved, device=device, dtype=dtype)
     else:
         policy = make_policy(
-            settings.model, alphabet=task.alphabet, seed=settings.seed, device=device, dtype=dtype
+            settings.model,
+            alphabet=task.alphabet,
+            seed=settings.seed,
+            device=device,
+            dtype=dtype,
+            chat=task.chat,
         )
     train_last_layers(policy.model, settings.optimizer.train_layers)
     return recomputing(policy) if settings.memory.gradient_checkpointing else policy
@@ -143,9 +155,10 @@ def _teacher(settings: Settings, policy: Policy) -> Policy | None:
 
 def _check_texts(parts: Parts) -> None:
     """Raises UserError for a held-out or early training text that the model cannot read."""
-    items, _ = parts.task.next_items(0, parts.settings.batch.prompts)
-    prompts = [item.prompt for item in items + parts.task.held_out]
-    encode(parts.policy, prompts, max_new_tokens=parts.sampling.max_new_tokens)
+    if parts.task.rows is None:  # those of a file were looked at one by one
+        items, _ = parts.task.next_items(0, parts.settings.batch.prompts)
+        prompts = [item.prompt for item in items + parts.task.held_out]
+        encode(parts.policy, prompts, max_new_tokens=parts.sampling.max_new_tokens)
     if _learner_of_pairs(parts.settings) and (given := given_pairs(parts.settings)):
         for pair in (*given.train, *given.held_out):
             pair_rows(parts, [pair])
@@ -257,6 +270,8 @@ def _critic(parts: Parts, saved: Path | None) -> Critic:
 
 def _pairs(parts: Parts, run: Path, say: Callable[[str], None]) -> Pairs:
     """Returns the pairs that the run keeps; they are made the first time."""
+    if parts.settings.pairs.source == DATA:
+        return of_file(parts.task)  # the run knows the file by its content
     pairs = kept_pairs(run)
     if pairs is None:
         pairs = given_pairs(parts.settings)

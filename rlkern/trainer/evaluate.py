@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers to held-out items, and the share of them that the task's verifier accepts."""
+"""Answers to held-out items, and the share of them that the task's verifier accepts; of a file,
+what the run's own reward says of them.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,28 @@ from torch import Tensor
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.world import World
+from rlkern.trainer.reward.functions import Rewards, score_completions
 from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers
-from rlkern.trainer.rollout.text import texts
+from rlkern.trainer.rollout.text import texts, token_ids
 from rlkern.trainer.rollout.turns import converse
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
 
+# An answer: its text, the ids of its prompt and its own.
+Said = tuple[str, list[int], list[int]]
+
 
 @dataclass
 class Answers:
-    """S answers to each of I items: text[i][s], and score (I, S) float64, 1 for a right one."""
+    """S answers to each of I items: text[i][s], and score (I, S) float64, 1 for a right one, NaN
+    where a reward cannot tell."""
 
     text: list[list[str]]
     score: Tensor
 
     def accuracy(self) -> Tensor:
         """Returns the mean score (I,) of each item."""
-        return self.score.mean(-1)
+        return self.score.nanmean(-1)
 
     def pass_at(self, k: int) -> Tensor:
         """Returns the estimate (I,) of the chance that one of k answers is right."""
@@ -71,8 +78,9 @@ def answer(
     *,
     samples: int = 1,
     world: World | None = None,
+    rewards: Rewards | None = None,
 ) -> Answers:
-    """Returns `samples` answers to each item, scored.
+    """Returns `samples` answers to each item, scored by the task, or by rewards if they are given.
 
     The numbers they are drawn by have a seed of their own, so that evaluating does not change the
     training; neither eval.batch nor the number of processes changes an answer.
@@ -85,7 +93,7 @@ def answer(
         uniform = uniform.view(len(items), samples, -1)
     first, last = world.share(len(items))
     own, numbers = items[first:last], None if uniform is None else uniform[first:last]
-    text: list[list[str]] = [[] for _ in own]
+    said: list[list[Said]] = [[] for _ in own]
     for some, drawn in _blocks(len(own), samples, settings.eval.batch):
         count = drawn.stop - drawn.start
         rows = converse(
@@ -96,15 +104,33 @@ def answer(
             group_size=count,
             uniform=None if numbers is None else numbers[some, drawn].flatten(0, 1),
         )
-        found = texts(policy, rows)
-        for place, kept in enumerate(text[some]):
+        found = list(zip(texts(policy, rows), *token_ids(rows).values(), strict=True))
+        for place, kept in enumerate(said[some]):
             kept.extend(found[place * count : (place + 1) * count])
-    score = [[task.score(one, item) for one in kept] for kept, item in zip(text, own)]
+    text, score = [[one for one, *_ in kept] for kept in said], _scores(task, own, said, rewards)
     parts = world.gather((text, score))
     return Answers(
         [kept for part, _ in parts for kept in part],
         torch.tensor([row for _, part in parts for row in part], dtype=torch.float64),
     )
+
+
+def _scores(
+    task: Task, items: list[Item], said: list[list[Said]], rewards: Rewards | None
+) -> list[list[float]]:
+    if rewards is None or not items:
+        return [[task.score(one, item) for one, *_ in kept] for kept, item in zip(said, items)]
+    repeated = [item for kept, item in zip(said, items) for _ in kept]
+    text, prompt, completion = (list(x) for x in zip(*(one for kept in said for one in kept)))
+    ids = {"prompt_ids": prompt, "completion_ids": completion}
+    total, _ = score_completions(rewards, repeated, text, ids)
+    return total.view(len(items), -1).tolist()
+
+
+def own_rewards(parts: Parts) -> Rewards | None:
+    """Returns the rewards that held-out answers are measured by: of a file those of the run, None
+    for a task, which has a verifier."""
+    return None if parts.task.rows is None else parts.rewards
 
 
 def _blocks(items: int, samples: int, most: int) -> Iterator[tuple[slice, slice]]:
@@ -126,9 +152,11 @@ def _blocks(items: int, samples: int, most: int) -> Iterator[tuple[slice, slice]
 
 def task_accuracies(parts: Parts) -> dict[str, float]:
     """Returns eval/accuracy_<mode> of the policy on held-out items for each of eval.modes, the
-    first also as eval/accuracy, and eval/pass@k of the sampled answers.
+    first also as eval/accuracy, and eval/pass@k of the sampled answers. Of a file it is
+    eval/reward_<mode>, and right is an answer whose reward is at least 1.
     """
     settings, task, values = parts.settings, parts.task, dict[str, float]()
+    what = measured(task)
     for mode in settings.eval.modes:
         found = answer(
             parts.policy,
@@ -138,12 +166,18 @@ def task_accuracies(parts: Parts) -> dict[str, float]:
             settings,
             samples=samples_in(settings, mode),
             world=parts.world,
+            rewards=own_rewards(parts),
         )
-        values[f"eval/accuracy_{mode}"] = found.accuracy().mean().item()
+        values[f"eval/{what}_{mode}"] = found.accuracy().nanmean().item()
         if mode == "sampled":
             for k in settings.eval.pass_at:
                 values[f"eval/pass@{k}"] = found.pass_at(k).mean().item()
-    return {"eval/accuracy": values[f"eval/accuracy_{settings.eval.modes[0]}"], **values}
+    return {"eval/accuracy": values[f"eval/{what}_{settings.eval.modes[0]}"], **values}
+
+
+def measured(task: Task) -> str:
+    """Returns what a held-out score is called: the accuracy of a task, the reward of a file."""
+    return "accuracy" if task.rows is None else "reward"
 
 
 def in_mode(sampling: Sampling, mode: str) -> Sampling:

@@ -75,6 +75,8 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
             saved = found[-1] if found else None
             parts = build.load(settings, world, saved)
             _check_steps(parts, folder)
+            for note in parts.task.notes:
+                display.say(note)
             display.say(f"run {folder}" + (f", going on after {saved.name}" if saved else ""))
             world.barrier()  # everyone has seen the run as it was
             if world.is_main:
@@ -226,7 +228,7 @@ def _summary(parts: Parts, desk: Desk) -> dict:
         "name": desk.folder.name,
         "algorithm": settings.algorithm,
         "model": settings.model,
-        "task": settings.task,
+        "task": settings.asked,
         "seed": settings.seed,
         "steps": settings.steps,
         "loss": settings.loss.path,

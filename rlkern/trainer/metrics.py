@@ -3,41 +3,7 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A key of metrics.jsonl.
-
-    key      {name} in it stands for any word, such as that of a reward function
-    meaning  what it is, with its unit
-    label    what the terminal calls it; empty if it is not shown there
-    form     format of its number on the terminal
-    line     whether a plain line shows it too, not only the live panel
-    panel    title of the plot that it is drawn in; empty if it is not drawn
-    curve    its label in that plot, and its color there
-    healthy  where it lies in runs that learned; a run outside is not wrong, but worth a look
-    watch    which algorithms' pages list it: a name of rlkern.compare.guide.AUDIENCES
-    """
-
-    key: str
-    meaning: str
-    label: str = ""
-    form: str = "{:.3f}"
-    line: bool = True
-    panel: str = ""
-    curve: str = ""
-    color: str = "blue"
-    healthy: str = ""
-    watch: str = ""
-
-    @property
-    def pattern(self) -> re.Pattern[str]:
-        """What matches the key."""
-        return re.compile(re.sub(r"\\\{\w+\\\}", r"([^/]+)", re.escape(self.key)))
-
+from rlkern.trainer.metric import Metric
 
 _REWARD = "reward of training rollouts"
 _PAIRS = "pairs of a batch: share with the chosen ahead"
@@ -60,9 +26,11 @@ METRICS = (
         watch="every",
     ),
     Metric("eval/accuracy_{mode}", "held-out accuracy of sampled or greedy answers"),
+    Metric("eval/reward_{mode}", "their reward, which is measured of a file"),
     Metric("eval/pass@{k}", "chance that one of k sampled answers is right"),
-    Metric("eval/pair_accuracy", "share of held-out pairs whose chosen answer is ahead"),
-    Metric("eval/pair_{what}", "the same by means over tokens, and the mean lead of the chosen"),
+    Metric("eval/pair_{what}", "share of held-out pairs whose chosen answer is ahead; its lead"),
+    Metric("eval/loss", "mean −log π of the tokens of held-out answers of a file"),
+    Metric("eval/token_accuracy", "share of these tokens that are the likeliest"),
     Metric("eval/score_{which}", "mean and spread of a reward model's scores of held-out pairs"),
     Metric(
         "reward",
@@ -249,6 +217,8 @@ METRICS = (
     Metric(
         "completions/clipped_ratio",
         "share of answers cut off at rollout.max_new_tokens",
+        "cut off",
+        "{:.2f}",
         healthy="below 0.1; else allow longer answers or punish them",
         watch="online",
     ),

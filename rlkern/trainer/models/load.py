@@ -31,13 +31,21 @@ def check_model_name(name: str) -> None:
         )
 
 
-def make_policy(name: str, *, alphabet: str, seed: int, device: torch.device, dtype: str) -> Policy:
-    """Returns the policy called `name`: fresh for tiny, else with its stored weights, to which
-    stored adapters are added."""
+def make_policy(
+    name: str,
+    *,
+    alphabet: str,
+    seed: int,
+    device: torch.device,
+    dtype: str,
+    chat: bool = False,
+) -> Policy:
+    """Returns the policy called `name`: fresh for tiny, with a chat template if `chat`, else with
+    its stored weights, to which stored adapters are added."""
     check_model_name(name)
     if name == "tiny":
         weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        model, tokenizer = tiny(alphabet, seed)
+        model, tokenizer = tiny(alphabet, seed, chat=chat)
         return Policy(model.to(device, weights).eval(), tokenizer, device, mixed=dtype == "mixed")
     policy = load_policy(_folder_of(name), device=device, dtype=dtype)
     if lora.is_adapted(policy.model):
@@ -113,12 +121,12 @@ def export_merged(folder: Path, target: Path) -> None:
     make_policy(str(folder), alphabet="", seed=0, device=cpu, dtype="float32").save(target)
 
 
-def tiny(alphabet: str, seed: int) -> tuple[Any, Any]:
+def tiny(alphabet: str, seed: int, *, chat: bool = False) -> tuple[Any, Any]:
     """Returns a 0.4M-parameter Llama-shaped character model with random weights, and
     its tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = character_tokenizer(alphabet)
+    tokenizer = (chat_tokenizer if chat else character_tokenizer)(alphabet)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -152,3 +160,17 @@ def character_tokenizer(alphabet: str) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     )
+
+
+def chat_tokenizer(alphabet: str) -> Any:
+    """Returns a character tokenizer with a chat template: one token before each message, which says
+    whose it is, and the end of text behind it.
+    """
+    tokenizer = character_tokenizer(alphabet)
+    roles = [f"<{role}>" for role in ("system", "user", "assistant", "tool")]
+    tokenizer.add_special_tokens({"additional_special_tokens": roles})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer

@@ -13,6 +13,7 @@ from torch import Tensor
 import rlkern
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.collect import Warn
+from rlkern.trainer.data import chat
 from rlkern.trainer.evaluate import task_accuracies
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models.policy import Policy, without_gradient
@@ -23,18 +24,16 @@ from rlkern.trainer.offline.losses import (
     answer_logprob,
     halves,
 )
-from rlkern.trainer.offline.pairs import Pair, Pairs
+from rlkern.trainer.offline.pairs import Judgement, Pair, Pairs, answer_ids
 from rlkern.trainer.offline.supervised import take_step, with_times
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.model import scores
-from rlkern.trainer.rollout.text import Ids, given_rows
+from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings.reads import SAMPLED
 from rlkern.trainer.show.report import Sample, Stopwatch, note, update_values
 from rlkern.trainer.tasks.task import epochs
 from rlkern.trainer.update import Updater
-
-Judgement = tuple[str, str, bool, Ids | None]  # prompt, answer, desirable
 
 
 class Preferences(ABC):
@@ -133,17 +132,16 @@ def pair_rows(parts: Parts, pairs: list[Pair], *, whole: bool = False) -> Rows:
     stop = parts.task.stop if sampled and not whole else ""
     answers = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
     ids = [each for pair in pairs for each in answer_ids(pair)]
-    prompts = [pair.prompt for pair in pairs]
-    return given_rows(parts.policy, prompts, answers, stop=stop, ids=ids)
+    asked = [pair.prompt for pair in pairs]
+    return given_rows(parts.policy, asked, answers, stop=stop, keep=parts.task.keep, ids=ids)
 
 
-def answer_ids(pair: Pair) -> tuple[Ids | None, Ids | None]:
-    """Returns the tokens of prompt and answer, of the chosen and of the rejected one, if they were
-    sampled."""
-    if pair.ids is None:
-        return None, None
-    prompt, chosen, rejected = pair.ids
-    return (prompt, chosen), (prompt, rejected)
+def judged_rows(parts: Parts, judged: list[Judgement]) -> Rows:
+    """Returns answers that are judged by themselves as tokens."""
+    stop = parts.task.stop if parts.settings.pairs.source == SAMPLED else ""
+    asked, answers = [each.prompt for each in judged], [each.answer for each in judged]
+    ids = [each.ids for each in judged]
+    return given_rows(parts.policy, asked, answers, stop=stop, keep=parts.task.keep, ids=ids)
 
 
 def share_right(margin: Tensor) -> float:
@@ -163,7 +161,7 @@ def even_weight(count: int, device: torch.device) -> Tensor:
 def shown(pairs: list[Pair]) -> list[Sample]:
     """Returns both answers of the first pairs, the chosen one with reward 1."""
     return [
-        (pair.prompt, text, reward)
+        (chat.shown(pair.prompt), chat.shown_answer(text), reward)
         for pair in pairs[:4]
         for text, reward in ((pair.chosen, 1.0), (pair.rejected, 0.0))
     ]
@@ -202,29 +200,44 @@ class Judged(Preferences):
         """Returns the next answers."""
         parts, reference = self.parts, self.parts.reference
         assert reference is not None
-        judged: list[Judgement] = [
-            (pair.prompt, text, desirable, ids)
-            for pair in self.pairs.train
-            for text, desirable, ids in zip(
-                (pair.chosen, pair.rejected), (True, False), answer_ids(pair), strict=True
-            )
-        ]
-        asked = zip(*self.next_of(judged), strict=True)
-        prompts, answers, desirable, ids = (list(x) for x in asked)
-        stop = parts.task.stop if parts.settings.pairs.source == SAMPLED else ""
-        rows = given_rows(parts.policy, prompts, answers, stop=stop, ids=ids)
+        judged = self.next_of(self.pairs.judgements())
+        rows = judged_rows(parts, judged)
         others = mismatched(rows)
         found = dataclasses.replace(
             rows,
-            prompt_weight=even_weight(len(prompts), rows.token.device),
+            prompt_weight=even_weight(len(judged), rows.token.device),
             ref_total=self.ref_total(rows),
-            desirable=torch.tensor(desirable, device=rows.token.device),
+            desirable=torch.tensor([each.desirable for each in judged], device=rows.token.device),
             divergence=rlkern.mismatched_kl(
                 self.logprob(parts.policy, others), self.logprob(reference, others)
             ),
         )
-        some = list(zip(prompts, answers, desirable, strict=True))[:8]
-        return found, [(prompt, text, float(good)) for prompt, text, good in some]
+        return found, [
+            (chat.shown(each.prompt), chat.shown_answer(each.answer), float(each.desirable))
+            for each in judged[:8]
+        ]
+
+    def evaluate(self) -> dict[str, float]:
+        """Returns the same of pairs; where each held-out answer is judged by itself, the chance
+        that a desirable one has the higher implicit reward than one that is not."""
+        parts, held = self.parts, self.pairs.judged_held_out
+        if not held:
+            return super().evaluate()
+        at_once, found = parts.settings.eval.batch, list[Tensor]()
+        for first in range(0, len(held), at_once):
+            rows = judged_rows(parts, held[first : first + at_once])
+            ref = self.ref_total(rows)
+            assert ref is not None
+            found.append(self.logprob(parts.policy, rows) - ref)
+        reward = torch.cat(found)
+        good = torch.tensor([each.desirable for each in held], device=reward.device)
+        margin = (reward[good][:, None] - reward[~good]).flatten()
+        right = share_right(margin)
+        return {
+            "eval/accuracy": right,
+            "eval/pair_accuracy": right,
+            "eval/pair_margin": margin.mean().item(),
+        }
 
 
 def mismatched(rows: Rows) -> Rows:

@@ -47,5 +47,5 @@ def _sample(parts: Parts, items: list[Item]) -> list[Pair]:
                 if reward[best] > reward[worst] and text[best] != text[worst]:
                     said = ids["completion_ids"]
                     own = (ids["prompt_ids"][best], said[best], said[worst])
-                    found.append(Pair(item.prompt, text[best], text[worst], own))
+                    found.append(Pair(item.asked or "", text[best], text[worst], own))
     return found

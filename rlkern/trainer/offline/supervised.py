@@ -12,9 +12,12 @@ import torch
 
 import rlkern
 from rlkern.trainer.collect import Warn
-from rlkern.trainer.evaluate import answer, task_accuracies
+from rlkern.trainer.data.chat import Answer, shown_answer
+from rlkern.trainer.data.render import is_text
+from rlkern.trainer.evaluate import answer, own_rewards, task_accuracies
 from rlkern.trainer.losses import Losses, Objective, PolicyLosses
 from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.offline.likelihood import likelihood
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rollout.turns import without_replies
@@ -30,14 +33,23 @@ _TARGET_ITEMS, _TARGET_EVERY = 256, 10
 
 def right_answers(policy: Policy, items: list[Item], task: Task) -> Rows:
     """Returns the right answers of items as rows whose loss is their negative log-likelihood."""
-    answers = [item.answer + task.stop for item in items]
-    given = given_rows(policy, [item.prompt for item in items], answers, stop=task.stop)
+    asked = [item.asked for item in items]
+    answers = [_ended(policy, item, task.stop) for item in items]
+    given = given_rows(policy, asked, answers, stop=task.stop, keep=task.keep)
     rows = without_replies(policy, given, items, task)
     return dataclasses.replace(
         rows,
         advantage=torch.ones(len(items), device=policy.device),
         weight=rlkern.aggregate.token_weight(rows.mask, "token_mean"),
     )
+
+
+def _ended(policy: Policy, item: Item, stop: str) -> Answer:
+    """Returns the right answer, a text with what ends it in this task; a template ends others."""
+    right = item.right
+    if isinstance(right, str) and is_text(policy.tokenizer, item.asked):
+        return right + stop
+    return right
 
 
 def supervise(parts: Parts, asked: Sft, *, after_step: Callable[[int, float], None]) -> None:
@@ -58,7 +70,15 @@ def supervise(parts: Parts, asked: Sft, *, after_step: Callable[[int, float], No
         after_step(step, result.loss)
         if asked.target and step % _TARGET_EVERY == 0:
             coming, _ = task.next_items(position, _TARGET_ITEMS)
-            found = answer(policy, task, coming, parts.sampling, settings, world=parts.world)
+            found = answer(
+                policy,
+                task,
+                coming,
+                parts.sampling,
+                settings,
+                world=parts.world,
+                rewards=own_rewards(parts),
+            )
             if found.accuracy().mean().item() >= asked.target:
                 break
 
@@ -93,8 +113,16 @@ class Supervised:
         return PolicyLosses(self.parts.policy, settings, objective)
 
     def evaluate(self) -> dict[str, float]:
-        """Returns the accuracies on held-out items."""
-        return task_accuracies(self.parts)
+        """Returns the accuracies on held-out items, or the likelihood of a file's held-out
+        answers."""
+        task, at_once = self.parts.task, self.parts.settings.eval.batch
+        if task.rows is None:
+            return task_accuracies(self.parts)
+        firsts, held = range(0, len(task.held_out), at_once), task.held_out
+        return likelihood(
+            self.parts,
+            (right_answers(self.parts.policy, held[n : n + at_once], task) for n in firsts),
+        )
 
     def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
         """Returns the metrics and some answers of the next step; the run moves one step on."""
@@ -108,4 +136,5 @@ class Supervised:
         result = take_step(parts, updater, rows)
         note(parts, [result], False, 0.0, warn)
         values = with_times(update_values(parts, [result]), watch, result)
-        return values, [(item.prompt, item.answer, 1.0) for item in items[:4]]
+        shown = [(item.prompt, shown_answer(item.right), 1.0) for item in items[:4]]
+        return values, shown

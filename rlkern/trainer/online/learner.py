@@ -30,6 +30,7 @@ from rlkern.trainer.show.report import (
     Stopwatch,
     completion_statistics,
     note,
+    note_cut_off,
     note_unscored,
     pick_samples,
     update_values,
@@ -76,11 +77,12 @@ class Online:
         values = {
             **statistics,
             **update_values(parts, results),
-            **completion_statistics(given.rows, parts.sampling.stop),
+            **(lengths := completion_statistics(given.rows, parts.sampling.stop)),
             **self._sampling_values(given.rows),
             **shaping.mismatch_metrics(given.rows, rows.correction),
             **shaping.objective_metrics(given),
         }
+        note_cut_off(parts, lengths["completions/clipped_ratio"], warn)
         self._steer(given)
         watch.seconds["time/loss"] = sum(result.loss_seconds for result in results)
         watch.seconds["time/step"] = sum(result.step_seconds for result in results)

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from rlkern.trainer.device import resolve_device
 from rlkern.trainer.errors import RewardError, UserError
+from rlkern.trainer.reward import graders
 from rlkern.trainer.reward.apart import Apart
 from rlkern.trainer.reward.asking import Awaited, Limited, Limits, described, is_async
 from rlkern.trainer.reward.model import load_reward_model
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.message import nearest
 from rlkern.trainer.tasks.task import Item, Task
 
 RewardFunction = Callable[..., "list[float | None]"]
@@ -81,6 +83,8 @@ def load_rewards(settings: Settings, task: Task) -> Rewards:
 def _find(name: str, settings: Settings, task: Task) -> RewardFunction:
     if name == TASK:
         return task_reward(task)
+    if (grader := graders.named(name)) is not None:
+        return grader
     if ":" not in name and (Path(name) / "config.json").is_file():
         device = resolve_device(settings.device)
         return load_reward_model(Path(name), device=device, dtype=settings.dtype)
@@ -91,8 +95,8 @@ def _load(name: str) -> RewardFunction:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise UserError(
-            "reward.functions must be task, module:function or the folder of a reward model, got"
-            f" {name!r}"
+            f"reward.functions must be task, {', '.join(graders.NAMES)}, module:function or the"
+            f" folder of a reward model, got {name!r}{nearest(name, ('task', *graders.NAMES))}"
         )
     if "" not in sys.path:
         sys.path.insert(0, "")

@@ -123,11 +123,13 @@ class RewardModel:
         self, prompts: Sequence[str], completions: Sequence[str], **columns: Any
     ) -> list[float | None]:
         """Returns the score of each completion; every one counts as ended."""
+        # Of a conversation the prompts are only its last message.
+        asked = [item.asked for item in columns.get("item", [])] or list(prompts)
         found: list[float | None] = []
         for first in range(0, len(prompts), self._batch):
             some = slice(first, first + self._batch)
             rows = given_rows(
-                self.policy, list(prompts[some]), list(completions[some]), stop="", check=any_text
+                self.policy, asked[some], list(completions[some]), stop="", check=any_text
             )
             found += scores(self.policy, rows).tolist()
         return found

@@ -4,9 +4,12 @@ itself, over a row alone, give sampled tokens the same log-probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from rlkern.trainer.data.chat import Prompt
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy, token_logprob
 from rlkern.trainer.models.ways import Way
@@ -23,7 +26,7 @@ _ERRORS: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, Attribu
 _ERRORS += (LookupError, RuntimeError, TypeError, ValueError)
 
 
-def check_model(policy: Policy, texts: list[str], settings: Settings) -> None:
+def check_model(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> None:
     """Raises UserError, naming the model's class, unless some sampled tokens have one
     log-probability whoever scores them, and a gradient.
 
@@ -32,7 +35,7 @@ def check_model(policy: Policy, texts: list[str], settings: Settings) -> None:
     ways, refused = [policy.passes.way, Way(False, True), Way(False, False)], []
     for way in dict.fromkeys(ways):
         policy.passes.choose(way)
-        why = _disagreement(policy, texts, settings)
+        why = _disagreement(policy, prompts, settings)
         if why is None:
             return
         refused.append(why)
@@ -40,10 +43,10 @@ def check_model(policy: Policy, texts: list[str], settings: Settings) -> None:
     raise UserError(f"model {type(policy.head.causal).__name__} {refused[0]}")
 
 
-def _disagreement(policy: Policy, texts: list[str], settings: Settings) -> str | None:
+def _disagreement(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> str | None:
     """Returns why a model cannot be trained as it is run, None if it can."""
     try:
-        found = differences(policy, texts, settings)
+        found = differences(policy, prompts, settings)
     except _ERRORS as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"cannot be run here: {type(error).__name__}: {first}"
@@ -58,11 +61,11 @@ def _disagreement(policy: Policy, texts: list[str], settings: Settings) -> str |
     return None
 
 
-def differences(policy: Policy, texts: list[str], settings: Settings) -> dict[str, float]:
+def differences(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> dict[str, float]:
     """Returns by how many nats the sampler and the trainer differ on average from the model over
     rows alone."""
     with torch.no_grad():
-        found = _sampled(policy, _two_lengths(policy, texts), settings)
+        found = _sampled(policy, _two_lengths(policy, prompts), settings)
         alone = _alone(policy, found, settings.rollout.temperature)
     trained = token_logprob(policy, found, settings)
     first = list(policy.parameters().values())[:1]
@@ -72,9 +75,9 @@ def differences(policy: Policy, texts: list[str], settings: Settings) -> dict[st
     return {who: (x - alone)[::_GROUP].abs().mean().item() for who, x in scores.items()}
 
 
-def _two_lengths(policy: Policy, texts: list[str]) -> Prompts:
+def _two_lengths(policy: Policy, prompts: Sequence[Prompt]) -> Prompts:
     """Returns a long and a short prompt."""
-    every = encode(policy, texts, max_new_tokens=1)
+    every = encode(policy, prompts, max_new_tokens=1)
     rows = sorted((row[real].tolist() for row, real in zip(*every)), key=len)
     short, long = rows[0], rows[-1]
     return left_padded(policy, [long, short if len(short) < len(long) else short[-2:]])

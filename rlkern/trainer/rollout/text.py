@@ -15,6 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlkern.trainer.data.chat import Answer, Chat, Prompt, as_text, shown, shown_answer
+from rlkern.trainer.data.render import (
+    Tokens,
+    chat_prompt_ids,
+    chat_tokens,
+    is_text,
+    no_template,
+)
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rows import Rows
@@ -33,10 +41,15 @@ class Prompts(NamedTuple):
     mask: Tensor
 
 
-def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
-    """Returns prompts as rows; Raises UserError if one leaves no room for its answer."""
-    rows, context = [prompt_ids(policy.tokenizer, text) for text in texts], policy.context
-    for text, row in zip(texts, rows, strict=True):
+def encode(
+    policy: Policy, prompts: Sequence[Prompt], *, max_new_tokens: int, keep: int = 0
+) -> Prompts:
+    """Returns prompts as rows, of each the last `keep` tokens if that is not 0; Raises UserError if
+    one leaves no room for its answer."""
+    rows = [prompt_ids(policy.tokenizer, prompt)[-keep:] for prompt in prompts]
+    context = policy.context
+    for prompt, row in zip(prompts, rows, strict=True):
+        text = shown(prompt)
         check_known(policy, row, text)
         if len(row) + max_new_tokens > context:
             raise UserError(
@@ -46,10 +59,13 @@ def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
     return left_padded(policy, rows)
 
 
-def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Returns the ids of a text that goes on: with the special tokens that the tokenizer puts
-    before every text, unless it holds them itself, and without those that it puts behind. Raises
-    UserError if there are none."""
+    before every text, unless it holds them itself, and without those that it puts behind; of
+    messages those of the rendered template. Raises UserError if there are none."""
+    if isinstance(prompt, Chat) and not is_text(tokenizer, prompt):
+        return chat_prompt_ids(tokenizer, prompt)
+    text = as_text(prompt)
     plain = _plain(tokenizer, text)
     before = _before(tokenizer)
     # A rendered chat template begins with them already.
@@ -197,47 +213,81 @@ def token_ids(rows: Rows) -> dict[str, list[list[int]]]:
     return {"prompt_ids": prompts, "completion_ids": said}
 
 
+def given_tokens(
+    policy: Policy, prompt: Prompt | None, answers: Sequence[Answer], *, stop: str
+) -> list[Tokens]:
+    """Returns given answers to a prompt as tokens, all behind the same ids; without a prompt an
+    answer of text goes on from its first token. An answer of text ends with the end-of-text token,
+    unless it does so already, or holds the text `stop` that ends one itself."""
+    tokenizer = policy.tokenizer
+    if isinstance(prompt, Chat) and not is_text(tokenizer, prompt):
+        ends = end_tokens(policy)
+        return [chat_tokens(tokenizer, prompt, answer, ends) for answer in answers]
+    given = [answer for answer in answers if isinstance(answer, str)]
+    if len(given) < len(answers):
+        raise UserError(no_template(shown(prompt or "")))
+    if prompt is None:
+        whole = [prompt_ids(tokenizer, answer) for answer in given]
+        head, tails = whole[0][:1], [row[1:] for row in whole]
+    else:
+        head, tails = seam(tokenizer, as_text(prompt), given)
+    return [_ended(policy, head, row, answer, stop) for row, answer in zip(tails, given)]
+
+
+def _ended(policy: Policy, head: list[int], row: list[int], answer: str, stop: str) -> Tokens:
+    if not ((stop and stop in answer) or (row and row[-1] in end_tokens(policy))):
+        row = [*row, policy.tokenizer.eos_token_id]
+    return Tokens(head, row, [True] * len(row))
+
+
 def given_rows(
     policy: Policy,
-    prompts: list[str],
-    answers: list[str],
+    prompts: Sequence[Prompt | None],
+    answers: Sequence[Answer],
     *,
     stop: str,
+    keep: int = 0,
     ids: Sequence[Ids | None] = (),
     check: Callable[[Policy, list[int], str], None] = check_known,
 ) -> Rows:
-    """Returns given answers as rows, len(answers) / len(prompts) consecutive ones to each prompt.
+    """Returns given answers as rows, len(answers) / len(prompts) consecutive ones to each prompt,
+    of which the last `keep` tokens are kept if that is not 0.
 
-    An answer ends with the end-of-text token, unless it does so already, or holds the text `stop`
-    that ends one itself. ids are the tokens of the prompt of each answer, and its own, where they
-    are known: those are taken, not the texts'. check(policy, ids, text) raises UserError for text
-    that is no answer; of a text that a model wrote any is one.
+    ids are the tokens of the prompt of each answer, and its own, where they are known: those are
+    taken, not the texts'. check(policy, ids, text) raises UserError for text that is no answer; of
+    a text that a model wrote any is one. What others say between messages does not count.
     """
-    group, ends = len(answers) // len(prompts), end_tokens(policy)
-    asked, said = list[list[int]](), list[list[int]]()
-    for place, text in enumerate(prompts):
+    group, asked, given = len(answers) // len(prompts), list[list[int]](), list[Tokens]()
+    for place, prompt in enumerate(prompts):
         some = slice(place * group, (place + 1) * group)
-        known = [each for each in ids[some] if each is not None]
-        if known:
-            head, tails = known[0][0], [own for _, own in known]
-        else:
-            head, tails = seam(policy.tokenizer, text, answers[some])
+        known = [
+            _ended(policy, *own, shown_answer(answer), stop)
+            for own, answer in zip(ids[some], answers[some])
+            if own is not None
+        ]
+        found = known or given_tokens(policy, prompt, answers[some], stop=stop)
+        head, text = found[0].prompt[-keep:], shown(prompt or "")
         asked.append(head)
-        for answer, row in zip(answers[some], tails, strict=True):
-            ended = (stop and stop in answer) or (row and row[-1] in ends)
-            said.append(row if ended else [*row, policy.tokenizer.eos_token_id])
-            (any_text if known else check)(policy, head + said[-1], text + answer)
-            _check_room(policy, head, said[-1], text)
-    width = max(map(len, said))
-    token = torch.tensor([row + [PADDING] * (width - len(row)) for row in said]).to(policy.device)
-    mask = torch.tensor([[t < len(row) for t in range(width)] for row in said]).to(policy.device)
-    prompt, prompt_mask = left_padded(policy, asked)
+        given += found
+        for answer, each in zip(answers[some], found, strict=True):
+            said = text + shown_answer(answer)
+            (any_text if known else check)(policy, head + each.answer, said)
+            _check_room(policy, head, each.answer, text)
+    width = max(len(each.answer) for each in given)
+
+    def padded(rows: list[list]) -> Tensor:
+        return torch.tensor([row + [PADDING] * (width - len(row)) for row in rows])
+
+    token = padded([each.answer for each in given]).to(policy.device)
+    present = padded([[1] * len(each.answer) for each in given]).bool().to(policy.device)
+    mask = padded([each.counts for each in given]).bool().to(policy.device)
+    head_token, head_mask = left_padded(policy, asked)
     return Rows(
-        prompt=prompt,
-        prompt_mask=prompt_mask,
+        prompt=head_token,
+        prompt_mask=head_mask,
         token=token,
         mask=mask,
-        present=mask,
+        present=present,
         rollout_logprob=torch.zeros_like(token).float(),
     )
 

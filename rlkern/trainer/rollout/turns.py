@@ -41,7 +41,8 @@ def converse(
     uniform  (B, max_turns·max_new_tokens) as in sample; turn k reads its own max_new_tokens columns
     """
     policy, width = engine.policy, sampling.max_new_tokens
-    prompts = encode(policy, [item.prompt for item in items], max_new_tokens=width)
+    asked = [item.asked or "" for item in items]
+    prompts = encode(policy, asked, max_new_tokens=width, keep=task.keep)
 
     def numbers(rows: slice | list[int], turn: int) -> Tensor | None:
         return None if uniform is None else uniform[rows, turn * width : (turn + 1) * width]

@@ -25,7 +25,7 @@ def automatic_name(settings: Settings) -> str:
     >>> automatic_name(of(model="models/llama"))
     'grpo-llama-addition'
     """
-    parts = (settings.algorithm, Path(settings.model).name, settings.task)
+    parts = (settings.algorithm, Path(settings.model).name, Path(settings.asked).stem)
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)
 
 

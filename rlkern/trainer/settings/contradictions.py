@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.settings.reads import Facts, facts, unread
+from rlkern.trainer.settings.reads import DATA, SAMPLED, Facts, facts, unread
 from rlkern.trainer.settings.schema import Settings
 
 # Advantages that compare an answer with something other than the other answers to its prompt.
@@ -157,6 +157,29 @@ def _entropy_without_weight(settings: Settings, run: Facts) -> str | None:
     )
 
 
+def _pairs_of_nothing(settings: Settings, run: Facts) -> str | None:
+    source, given = settings.pairs.source, settings.data.train
+    if not run.judges or (source == DATA and run.file) or source == SAMPLED:
+        return None
+    if source == DATA:
+        return "pairs.source data are the pairs of data.train, which must be given"
+    if run.file:
+        return f"pairs.source {source} and data.train {given} both name pairs: give one of the two"
+    return None
+
+
+def _two_ways_of_putting_a_prompt(settings: Settings, run: Facts) -> str | None:
+    data = settings.data
+    for key, value in (("data.chat", data.chat or None), ("data.system", data.system)):
+        if run.file and data.template is not None and value is not None:
+            return (
+                f"data.template makes a text of a prompt and {key} a message: give one of the two"
+            )
+    if run.file and data.system is not None and data.chat is False:
+        return "data.system is a message of a chat template, which data.chat false leaves out"
+    return None
+
+
 def _samples_of_evaluation(settings: Settings, run: Facts) -> str | None:
     own = settings.eval
     if not run.answers_task:
@@ -183,5 +206,7 @@ CONTRADICTIONS: tuple[Callable[[Settings, Facts], str | None], ...] = (
     _steered_from_zero,
     _ordered_bounds,
     _entropy_without_weight,
+    _pairs_of_nothing,
+    _two_ways_of_putting_a_prompt,
     _samples_of_evaluation,
 )

@@ -28,13 +28,32 @@ from rlkern.trainer.settings.types import (
 
 
 class Data(Group):
-    """Data: how a question of the task is put."""
+    """Data: a file of one's own in place of a task, and how a question is put."""
 
+    main: ClassVar[str | None] = "train"
+    train: str | None = None
+    """File to learn from in place of a task: .jsonl, .json, .parquet or a folder that datasets
+    saved, with the columns prompt, answer, messages, completion, text, chosen, rejected, label."""
+    eval: str | None = None
+    """File of held-out rows; null holds out a part of data.train that the seed chooses."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns by other names, such as data.columns.prompt question."""
+    system: str | None = None
+    """System message of every conversation, in place of its own."""
+    chat: bool | None = None
+    """Whether a prompt that is text becomes a user's message in the model's chat template; null
+    does so if its tokenizer has one and data.template is not given."""
+    stop: str = ""
+    """Text that ends an answer, in addition to the model's own ends."""
+    max_prompt: Whole = 0
+    """Longest prompt in tokens; 0 takes what the model's context leaves beside an answer."""
+    too_long: Literal["drop", "truncate"] = "drop"
+    """Leave rows with longer prompts out, or keep the end of these prompts."""
     shots: Whole | None = None
     """Solved examples before each question; null takes the task's own."""
     template: str | None = None
-    """Text that ends where the answer starts, with {question} or other fields of the family; null
-    takes the task's own."""
+    """Text that ends where the answer starts, with {question} or other fields of the family, or
+    with columns of data.train; null takes the task's own."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Settings of the reasoning-gym family, by name."""
 
@@ -116,7 +135,8 @@ class Reward(Group):
 
     main: ClassVar[str | None] = "functions"
     functions: Words = ("task",)
-    """Rewards with commas, summed: task (the task's own), module:function, or a folder that holds a
+    """Rewards with commas, summed: task (the task's own; of a file, 1 for its answer), math, exact,
+    contains, json, regex:PATTERN (without a comma), module:function, or a folder that holds a
     reward model."""
     weights: Numbers | None = None
     """Weight of each reward; a reward of weight 0 is only logged. Null takes ones."""
@@ -202,8 +222,9 @@ class Pairs(Group):
 
     main: ClassVar[str | None] = "source"
     source: str = "sampled"
-    """sampled (answers of the starting model, sorted by the reward), facts (true and false
-    statements of TextArena) or a .jsonl file with prompt, chosen and rejected."""
+    """sampled (answers of the starting model, sorted by the reward), data (those of data.train),
+    facts (true and false statements of TextArena) or a .jsonl file with prompt, chosen and
+    rejected as texts that no template changes."""
     items: Count = 512
     """Training prompts that pairs are sampled for."""
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from rlkern.algorithms import BaseAlgorithm
 from rlkern.trainer.settings.schema import Settings
 
-SAMPLED, FACTS = "sampled", "facts"
+SAMPLED, FACTS, DATA = "sampled", "facts", "data"
+# Rewards that compare with the answer of an item.
+OF_ANSWERS = frozenset(("task", "math", "exact", "contains"))
 # Advantages that spread rewards over tokens.
 OVER_TOKENS = frozenset(("gae", "reinforce_plus_plus"))
 # Tasks that are made here, not by reasoning-gym.
@@ -21,12 +23,13 @@ OWN_TASKS = ("addition", "guess")
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides which keys are read: the declaration and three values."""
+    """What decides which keys are read: the declaration and four values."""
 
     declared: BaseAlgorithm
     task: str
     pairs: str
     supervised: bool
+    file: bool = False
 
     @property
     def online(self) -> bool:
@@ -46,8 +49,12 @@ class Facts:
     @property
     def answers_task(self) -> bool:
         """Whether the policy is evaluated by answers to the task."""
-        trains_policy = self.declared.trains == "policy"
-        return trains_policy and (not self.judges or self.pairs == SAMPLED)
+        if self.declared.trains != "policy":
+            return False
+        # What a file says need not be the only right answer.
+        if self.declared.learns_from == "answers":
+            return not self.file
+        return not self.judges or self.pairs == SAMPLED
 
     @property
     def advantage(self) -> str:
@@ -120,7 +127,22 @@ READERS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
         lambda run: run.declared.trains == "policy" or run.supervised,
     ),
     ("lora", "train a policy", lambda run: run.declared.trains == "policy"),
-    ("data", "ask a reasoning-gym family", lambda run: run.task not in OWN_TASKS),
+    ("task", "have no data.train", lambda run: not run.file),
+    (
+        "data.shots data.options",
+        "ask a reasoning-gym family",
+        lambda run: not run.file and run.task not in OWN_TASKS,
+    ),
+    (
+        "data.template",
+        "ask a reasoning-gym family or have a data.train",
+        lambda run: run.file or run.task not in OWN_TASKS,
+    ),
+    (
+        "data.eval data.columns data.system data.chat data.stop data.max_prompt data.too_long",
+        "have a data.train",
+        lambda run: run.file,
+    ),
 )
 
 
@@ -138,6 +160,18 @@ def unread(key: str, run: Facts) -> str | None:
     return None
 
 
+def samples_answers(settings: Settings) -> bool:
+    """Returns whether answers are sampled in a run, to learn from or to be evaluated by."""
+    run = facts(settings)
+    return run.samples or run.answers_task or run.supervised
+
+
 def facts(settings: Settings) -> Facts:
     """Returns what decides which keys of these settings are read."""
-    return Facts(settings.declared, settings.task, settings.pairs.source, settings.sft is not None)
+    return Facts(
+        settings.declared,
+        settings.task,
+        settings.pairs.source,
+        settings.sft is not None,
+        settings.data.train is not None,
+    )

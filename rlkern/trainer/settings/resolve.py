@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ from rlkern.trainer.settings.layers import (
     source_of,
 )
 from rlkern.trainer.settings.message import first_problem, nearest
-from rlkern.trainer.settings.reads import Facts, facts, unread
+from rlkern.trainer.settings.reads import DATA, Facts, facts, unread
 from rlkern.trainer.settings.running import Sft
 from rlkern.trainer.settings.schema import Settings
 
-# Keys that may change when a run is resumed: none of them alters what an earlier step computed.
+# Keys that may change when a run is resumed: none of them alters what an earlier step computed. Of
+# the data a run records the content, which must stay the same wherever it lies.
 RESUMABLE = frozenset(
     "name output.dir output.sample_every output.save_every output.keep_checkpoints loss.compare"
-    " max_seconds reward.degenerate_limit reward.timeout reward.workers".split()
+    " max_seconds reward.degenerate_limit reward.timeout reward.workers data.train"
+    " data.eval".split()
 )
 
 
@@ -77,6 +80,7 @@ def laid(*layers: Layer) -> Resolved:
         str(everything.get("task", Settings.model_fields["task"].default)),
         str(_at(everything, "pairs.source") or Settings().pairs.source),
         start is not None,
+        _at(everything, "data.train") is not None,
     )
     left = set()
     for key in dotted(merged):
@@ -87,11 +91,7 @@ def laid(*layers: Layer) -> Resolved:
         layer = source_of(path, given)
         assert layer is not None  # the key is in one of them
         if not layer.shared:
-            raise UserError(
-                f"{layer.source}: {key} is read by runs that {what}, which algorithm"
-                f" {declared.name} does not; choose one that does (rlkern algorithms), or leave"
-                f" {key} out"
-            )
+            raise UserError(f"{layer.source}: {key} is read by runs that {what}, {_fix(key, run)}")
         left.add((layer.source, key))
         _remove(everything, path)
     try:
@@ -100,6 +100,17 @@ def laid(*layers: Layer) -> Resolved:
         path, sentence = first_problem(error, Settings)
         raise UserError(_placed(sentence, path, given)) from None
     return Resolved(settings, frozenset(left))
+
+
+def _fix(key: str, run: Facts) -> str:
+    """Returns why a run does not read a key, its algorithm or its data, and what to do."""
+    others = (dataclasses.replace(run, declared=each) for each in declarations().values())
+    if any(unread(key, other) is None for other in others):
+        return (
+            f"which algorithm {run.declared.name} does not; choose one that does (rlkern"
+            f" algorithms), or leave {key} out"
+        )
+    return f"which this one does not; leave {key} out"
 
 
 def _placed(sentence: str, path: tuple[str, ...], given: list[tuple[Layer, dict]]) -> str:
@@ -131,9 +142,14 @@ def _own(declared: BaseAlgorithm, merged: dict[str, Any]) -> dict[str, Any]:
         own["groups.kind"] = declared.sampling
     if correction := merged.get("correction"):
         own["correction.kind"] = "mask" if "low" in correction else "truncate"
+    file = _at(merged, "data.train") is not None
+    if file and declared.learns_from in ("pairs", "judged"):
+        own["pairs.source"] = DATA
     if merged.get("model", "tiny") == "tiny":
         # Random weights have to learn from examples first.
-        own.update({"optimizer.lr": 5e-4, "sft.steps": Sft().steps})
+        own["optimizer.lr"] = 5e-4
+        if not (file and declared.learns_from == "answers"):
+            own["sft.steps"] = Sft().steps
     return normalized(Layer("the algorithm", own))
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -43,10 +44,11 @@ class Settings(Group):
     """Model that a distillation learns from: smollm2, or a directory in Hugging Face format, with
     the tokenizer of model."""
     task: str = "addition"
-    """addition, guess (in turns), arithmetic, or the name of a reasoning-gym family."""
+    """addition, guess (in turns), arithmetic, or the name of a reasoning-gym family; data.train
+    takes its place."""
     name: str | None = None
-    """Run directory in output.dir; null makes one from algorithm, model and task, numbered if
-    taken."""
+    """Run directory in output.dir; null makes one from algorithm, model and task or file, numbered
+    if taken."""
     seed: Seed = 0
     """Seed of the weights, the data order and the sampler."""
     steps: Count = 100
@@ -85,6 +87,11 @@ class Settings(Group):
     def declared(self) -> BaseAlgorithm:
         """The declaration of the algorithm."""
         return declarations()[self.algorithm]
+
+    @property
+    def asked(self) -> str:
+        """What a person calls the questions: the task, or the name of the file."""
+        return self.task if self.data.train is None else Path(self.data.train).name
 
     @cached_property
     def updates(self) -> int:

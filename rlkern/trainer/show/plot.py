@@ -87,11 +87,13 @@ def _legend(axes: Any, **place: Any) -> None:
 
 
 def _accuracy(axes: Any, lines: list[dict]) -> None:
-    axes.set_title("right on held-out data", fontsize=10, loc="left")
+    rewarded = any("eval/reward" in key for line in lines for key in line)
+    title = "reward on held-out data" if rewarded else "right on held-out data"
+    axes.set_title(title, fontsize=10, loc="left")
     curves = {
         key[5:].removeprefix("accuracy_"): series(lines, key)
         for key in dict.fromkeys(key for line in lines for key in line)
-        if re.fullmatch(r"eval/(accuracy_\w+|pair_accuracy|pass@(?!1$)\d+)", key)
+        if re.fullmatch(r"eval/((accuracy|reward)_\w+|(pair|token)_accuracy|pass@(?!1$)\d+)", key)
     }
     colors = (_BLUE, _ORANGE, _GREEN, _RED, _GREY)
     for (label, (steps, values)), color in zip(curves.items(), colors):
@@ -106,7 +108,8 @@ def _accuracy(axes: Any, lines: list[dict]) -> None:
                 fontsize=9,
                 color=color,
             )
-    axes.set_ylim(0, 1.08)
+    if all(0 <= value <= 1 for _, values in curves.values() for value in values):
+        axes.set_ylim(0, 1.08)
     axes.margins(x=0.14)
     _legend(axes, loc="best")
 

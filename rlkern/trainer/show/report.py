@@ -18,6 +18,8 @@ from rlkern.trainer.update import StepResult, rates
 Sample = tuple[str, str, float]
 
 
+# The share of answers cut off from which a step says so.
+_CUT_OFF = 0.9
 # The share of weights that a step may leave as they are.
 _MOST_UNCHANGED = 0.5
 
@@ -145,6 +147,22 @@ def completion_statistics(rows: Rows, stop: torch.Tensor) -> dict[str, float]:
         values[f"completions/min_{name}"] = float(lengths.min())
         values[f"completions/max_{name}"] = float(lengths.max())
     return values
+
+
+def note_cut_off(parts: Parts, share: float, warn: Callable[[str], None]) -> None:
+    """Counts a step that cut nearly all of its answers off, and says so with the key to change, the
+    first time and every fiftieth."""
+    progress, sampling = parts.progress, parts.sampling
+    if share < _CUT_OFF:
+        return
+    progress.cut_off_steps += 1
+    if progress.cut_off_steps == 1 or progress.cut_off_steps % 50 == 0:
+        warn(
+            f"step {progress.step}: {share:.0%} of the answers were cut off at"
+            f" {sampling.max_new_tokens} tokens before they ended; raise rollout.max_new_tokens, or"
+            f" see whether the model knows how an answer ends ({progress.cut_off_steps} such steps"
+            " so far)"
+        )
 
 
 def pick_samples(rows: Rows) -> list[Sample]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.addition import addition
+from rlkern.trainer.tasks.file import file_task
 from rlkern.trainer.tasks.guess import guess
 from rlkern.trainer.tasks.reasoning import ARITHMETIC, reasoning
 from rlkern.trainer.tasks.task import Task
@@ -17,7 +18,10 @@ _SUMS = "arithmetic"
 
 
 def make_task(settings: Settings) -> Task:
-    """Returns the task that the settings name; Raises UserError if there is none."""
+    """Returns the task that the settings name, or that their file is; Raises UserError if there is
+    none."""
+    if settings.data.train is not None:
+        return file_task(settings)
     name, seed, held_out = settings.task, settings.seed, settings.eval.items
     if name in OWN:
         return OWN[name](seed=seed, eval_items=held_out)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from rlkern.trainer.data.chat import Answer, Prompt
+from rlkern.trainer.data.examples import Example
 from rlkern.trainer.errors import UserError
 
 # Give up when this many stream items in a row were held out: the family has no other items.
@@ -18,16 +20,29 @@ _MOST_SKIPS = 10_000
 @dataclass(frozen=True)
 class Item:
     """One question: the text that the model continues, the right answer, what else rewards may
-    read, and what makes it the same question as another one, by default its prompt."""
+    read, what makes it the same question as another one, by default its prompt, and the row of a
+    file that it is, which may hold the prompt as messages."""
 
     prompt: str
     answer: str
     columns: dict[str, Any] = field(default_factory=dict)
     key: Any = None
+    row: Example | None = None
 
     def __post_init__(self) -> None:
         if self.key is None:
             object.__setattr__(self, "key", self.prompt)
+
+    @property
+    def asked(self) -> Prompt | None:
+        """What the model goes on with; None for plain text of a file, which has no prompt."""
+        return self.prompt if self.row is None else self.row.prompt
+
+    @property
+    def right(self) -> Answer:
+        """What a model that learns from right answers should say."""
+        given = None if self.row is None else self.row.target
+        return self.answer if given is None else given
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,9 @@ class Task:
     `item(i)` depends only on i and the seed, so the position in the data is one integer. Where an
     environment answers, reply(item, text after the prompt so far) is its next message, None ends
     the conversation, and max_new_tokens is that of a message. shown are the keys of items that are
-    in prompts as examples, and therefore not trained on.
+    in prompts as examples, and therefore not trained on. A file has its training items in rows,
+    says in notes what became of its rows, keeps so many last tokens of a prompt, all if keep is 0,
+    and is a chat if its prompts can only be messages.
     """
 
     name: str
@@ -50,6 +67,10 @@ class Task:
     reply: Callable[[Item, str], str | None] | None = None
     max_turns: int = 1
     shown: frozenset = frozenset()
+    rows: tuple[Item, ...] | None = None
+    notes: tuple[str, ...] = ()
+    keep: int = 0
+    chat: bool = False
 
     @cached_property
     def barred(self) -> frozenset:
@@ -93,6 +114,15 @@ def first_line(text: str) -> str:
     A family's own scorer gives partial credit to text around the right answer.
     """
     return text.strip().split("\n", 1)[0].strip()
+
+
+def same_text(text: str, item: Item) -> float:
+    """Returns 1 if an answer is the right one but for the blanks around both, and 0 otherwise.
+
+    >>> same_text(" 42  ", Item("17+25=", "42"))
+    1.0
+    """
+    return float(text.strip() == item.answer.strip())
 
 
 def exact_match(text: str, item: Item) -> float:

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows that a run learns from and those that it is only measured on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlkern.trainer.data.chat import Answer, Chat, identity
+from rlkern.trainer.data.examples import Example, Wording, examples
+from rlkern.trainer.data.files import digest, records
+from rlkern.trainer.errors import UserError
+from rlkern.trainer.settings import Settings
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of data.train, those held out, and what a person should know of the split."""
+
+    train: list[Example]
+    held_out: list[Example]
+    notes: tuple[str, ...]
+
+
+def read_source(settings: Settings) -> Source:
+    """Returns the rows to learn from and those held out: the first eval.items of data.eval, or a
+    part of data.train that the seed chooses, at most a fifth.
+
+    A row whose prompt is held out is not learned from, whichever file it is in.
+    """
+    data = settings.data
+    assert data.train is not None
+    train, name = _read(data.train, "data.train", settings), Path(data.train).name
+    if data.eval is None:
+        held, where = _part(train, settings), "by the seed"
+    else:
+        every = _distinct(_read(data.eval, "data.eval", settings))
+        _check_alike(train, every)
+        held = every[: settings.eval.items]
+        where = f"of the {len(every)} prompts of {Path(data.eval).name}"
+    barred = {key_of(example) for example in held}
+    rest = [example for example in train if key_of(example) not in barred]
+    if not rest:
+        raise UserError(f"data.train {data.train}: every row is held out; lower eval.items")
+    note = f"{name}: {len(rest)} rows to learn from, {len(held)} held out ({where})"
+    same = len(train) - len(rest) - (len(held) if data.eval is None else 0)
+    if same > 0:
+        note += f"; {same} rows left out, whose prompts are held out"
+    return Source(rest, held, (note,))
+
+
+def digests(settings: Settings) -> dict[str, str]:
+    """Returns the SHA-256 of what data.train and data.eval name, by key; nothing without them."""
+    given = {"data.train": settings.data.train, "data.eval": settings.data.eval}
+    return {key: digest(Path(path)) for key, path in given.items() if path is not None}
+
+
+def check_unchanged(settings: Settings, before: dict[str, str]) -> None:
+    """Raises UserError if a resumed run would go on with other data than it began with."""
+    now = digests(settings)
+    for key in sorted({*now, *before}):
+        if now.get(key) != before.get(key):
+            path = getattr(settings.data, key.removeprefix("data."))
+            raise UserError(
+                f"{key} {path} has changed since the run began (SHA-256 was"
+                f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): a resumed run"
+                " goes on with the same rows; start a new run for these"
+            )
+
+
+def key_of(example: Example) -> str:
+    """Returns what makes a row the same question as another one."""
+    return str(example.target) if example.prompt is None else identity(example.prompt)
+
+
+def alphabet(rows: list[Example]) -> str:
+    """Returns every character of the rows, in the order of their codes: what a model that is made
+    for them has to know."""
+    found = set[str]()
+    for row in rows:
+        asked: Answer | None = row.prompt.messages if isinstance(row.prompt, Chat) else row.prompt
+        for said in (asked, row.answer, row.target, row.rejected):
+            found.update(*_texts(said))
+    return "".join(sorted(found))
+
+
+def _texts(said: Answer | None) -> list[str]:
+    if said is None or isinstance(said, str):
+        return [said or ""]
+    return [str(message.get("content") or "") for message in said]
+
+
+def _read(path: str, key: str, settings: Settings) -> list[Example]:
+    data = settings.data
+    wording = Wording(data.system, data.chat, data.template)
+    return examples(records(Path(path), key), data.columns, wording)
+
+
+def _distinct(rows: list[Example]) -> list[Example]:
+    """Returns the first row of each prompt; of rows that are judged by themselves all."""
+    if rows[0].label is not None:
+        return rows
+    return list({key_of(row): row for row in reversed(rows)}.values())[::-1]
+
+
+def _part(rows: list[Example], settings: Settings) -> list[Example]:
+    """Returns rows that the seed chooses, whatever they are chosen for."""
+    every = _distinct(rows)
+    count = min(settings.eval.items, len(every) // 5)
+    if not count:
+        raise UserError(
+            f"data.train {settings.data.train} must hold at least 5 different prompts, of which one"
+            f" is held out, got {len(every)}; give more, or a data.eval"
+        )
+    return random.Random(f"{settings.seed}/data").sample(every, len(every))[:count]
+
+
+def _check_alike(train: list[Example], held: list[Example]) -> None:
+    def form(example: Example) -> dict[str, Any]:
+        return {
+            "a prompt": example.prompt is not None,
+            "messages as its prompt": isinstance(example.prompt, Chat),
+            "an answer": example.answer is not None,
+            "a completion": example.target is not None,
+            "a rejected answer": example.rejected is not None,
+            "a label": example.label is not None,
+        }
+
+    mine, other = form(train[0]), form(held[0])
+    for what, has in mine.items():
+        if has is not other[what]:
+            raise UserError(
+                f"{held[0].where} must be of the form of data.train, whose rows"
+                f" {'have' if has else 'have not'} {what}"
+            )

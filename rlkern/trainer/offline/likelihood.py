@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How likely a policy makes held-out answers of a file: what supervised steps on it are measured
+by, since another answer than the given one need not be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from rlkern.trainer.models.policy import Policy, hidden_states, without_gradient
+from rlkern.trainer.parts import Parts
+from rlkern.trainer.rows import Rows
+
+# Tokens whose logits are stored at once.
+_AT_ONCE = 1024
+
+
+def likelihood(parts: Parts, held_out: Iterable[Rows]) -> dict[str, float]:
+    """Returns eval/loss, the mean −log π of the tokens that count in held-out answers, and
+    eval/token_accuracy, the share of them that the policy finds likeliest, which is eval/accuracy.
+    """
+    settings, found = parts.settings, list[Tensor]()
+    for rows in held_out:
+        found.append(
+            without_gradient(
+                lambda part: _sums(parts.policy, part, settings.memory.share_prompts),
+                rows,
+                world=parts.world,
+                parts=settings.batch.micro_batches,
+            )
+        )
+    loss, right, count = torch.cat(found).double().sum(0).tolist()
+    accuracy = right / count
+    return {
+        "eval/accuracy": accuracy,
+        "eval/token_accuracy": accuracy,
+        "eval/loss": loss / count,
+    }
+
+
+def _sums(policy: Policy, rows: Rows, share_prompts: bool) -> Tensor:
+    """Returns (B, 3) by answer: the sum of −log π, the tokens that are likeliest, the tokens."""
+    hidden = hidden_states(policy, rows, share_prompts=share_prompts)
+    sums = torch.zeros(len(rows.token), 3, device=rows.token.device)
+    for row, (state, token, mask) in enumerate(zip(hidden, rows.token, rows.mask, strict=True)):
+        state, token = state[mask], token[mask]
+        for at in range(0, len(token), _AT_ONCE):
+            some = token[at : at + _AT_ONCE]
+            with policy.precision():
+                logits = policy.head.logits(state[None, at : at + _AT_ONCE])[0].float()
+            nll = torch.nn.functional.cross_entropy(logits, some, reduction="sum")
+            right = (logits.argmax(-1) == some).sum()
+            sums[row] += torch.stack([nll, right.float(), torch.ones_like(nll) * len(some)])
+    return sums

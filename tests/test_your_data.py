@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page about data of one's own runs as it is written, and so do its examples."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+from trainer_helpers import ROOT, compiled  # noqa: F401
+
+from rlkern.cli import main
+from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.layers import leaves
+
+PAGE = ROOT / "docs" / "your-data.md"
+BLOCK = re.compile(r"```(python|bash)\n(.*?)```", re.DOTALL)
+# Fewer steps than on the page: whether it learns is not this test's question.
+SHORT = {"--steps": "2", "--sft.steps": "4"}
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+
+def shortened(words):
+    """Returns the words of a command with fewer steps."""
+    if words[1] != "train":
+        return words[1:]
+    more = [word for flag in SHORT.items() for word in flag]
+    algorithm = words[words.index("--algorithm") + 1] if "--algorithm" in words else "grpo"
+    return [*words[1:], *(more if algorithm == "grpo" else more[:2]), "--threads", "1"]
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for language, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(text, str(PAGE), "exec"), {})
+            continue
+        for line in text.strip().splitlines():
+            words = shlex.split(line)
+            assert words[0] == "rlkern"
+            assert main(shortened(words)) == 0, f"{line}\n{capsys.readouterr().err}"
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sums", "chat", "better"}
+
+
+def test_every_key_on_the_page_exists():
+    known = {key for key, _ in leaves()} | {"data.columns.prompt", *Settings.model_fields}
+    text = PAGE.read_text(encoding="utf-8")
+    keys = set(
+        re.findall(
+            r"(?:--|`)((?:data|reward|eval|rollout|sft|optimizer|batch)\.\w+(?:\.\w+)?)", text
+        )
+    )
+    assert keys and not keys - known
+
+
+def example(monkeypatch, name):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module(name)
+
+
+def test_the_example_of_a_file_and_a_reward_of_ones_own_runs(tmp_path, monkeypatch):
+    page = example(monkeypatch, "own_data")
+    few = {"sft.steps": 4, "sft.target": 0, "threads": 1, "eval.items": 20}
+    summary = page.main(folder=tmp_path, steps=2, **few)
+    assert 0 <= summary["eval/reward_sampled_after"] <= 1
+    assert page.score([], ["046", "045"], ["046", "046"]) == [1.0, pytest.approx(1 / 3)]
+
+
+def test_the_example_of_sft_and_dpo_on_messages_runs(tmp_path, monkeypatch):
+    page = example(monkeypatch, "sft_dpo_messages")
+    first, second = page.main(folder=tmp_path, steps=(2, 2), threads=1)
+    assert first["eval/loss_after"] < first["eval/loss_before"]
+    assert 0 <= second["eval/pair_accuracy_after"] <= 1
