@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instructions by which the threads of a warp exchange numbers."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,15 @@ def whole_warps(active: Any) -> None:
         raise PtxFault("an instruction of whole warps reached by part of one")
 
 
-def source_lane(mode: str, n: Any, c: Any) -> tuple[Any, Any]:
+@cache
+def source_lane(mode: str, n: int, c: int) -> tuple[Any, Any]:
     """Returns (which lane each reads, whether it is within its segment)."""
     segment, clamp = (c >> 8) & 31, c & 31
     lowest = LANE & segment
     highest = lowest | (clamp & ~segment)
-    if mode == "bfly":
-        return LANE ^ n, (LANE ^ n) <= highest
-    if mode == "up":
-        return LANE - n, (LANE - n) >= highest
-    if mode == "down":
-        return LANE + n, (LANE + n) <= highest
-    at = lowest | (n & ~segment)
-    return at, at <= highest
+    moved = {"bfly": LANE ^ n, "up": LANE - n, "down": LANE + n, "idx": lowest | (n & ~segment)}
+    inside = moved[mode] >= highest if mode == "up" else moved[mode] <= highest
+    return np.where(inside, moved[mode], LANE), inside
 
 
 def shuffle(program: Program, i: Instruction) -> Step:
@@ -42,15 +39,15 @@ def shuffle(program: Program, i: Instruction) -> Step:
     read, distance, clamp = (program.source(x, 4) for x in i.operands[1:4])
 
     def step(m: Any, active: Any) -> None:
-        value = m.full(read(m)).reshape(-1, WARP)
-        n, c = (m.full(x(m)).reshape(-1, WARP).astype(np.int64) for x in (distance, clamp))
-        lane, inside = source_lane(mode, n, c)
-        lane = np.where(inside, lane, LANE)
-        absent = ~np.take_along_axis(active.reshape(-1, WARP), lane, 1)
-        got = np.where(absent, POISON[4], np.take_along_axis(value, lane, 1))
-        m.put(names[0], got.ravel(), active)
+        n, c = distance(m), clamp(m)
+        if np.ndim(n) or np.ndim(c):
+            raise PtxFault("a shuffle whose lanes differ by thread is not known here")
+        lane, inside = source_lane(mode, int(n), int(c))
+        present = active.reshape(-1, WARP)[:, lane]
+        value = m.full(read(m)).reshape(-1, WARP)[:, lane]
+        m.put(names[0], np.where(present, value, POISON[4]).ravel(), active)
         if len(names) > 1:
-            m.put(names[1], inside.ravel(), active)
+            m.put(names[1], np.tile(inside, len(value)), active)
 
     return step
 

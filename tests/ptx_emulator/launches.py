@@ -25,6 +25,7 @@ from .machine import Machine
 from .memory import Buffer
 from .program import Program
 
+_programs: dict[str, Program] = {}  # by their text
 ALLOCATORS = ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty"))
 
 
@@ -138,7 +139,6 @@ def buffers_of(arguments: list[tuple[str, Any]], allocations: Allocations) -> li
 def emulated(target: str, edit: Callable[[str], str] | None = None) -> Iterator[Machine]:
     """Executes launches inside the with block, compiled for a target; edit changes their PTX."""
     machine, allocations = Machine(), Allocations()
-    programs: dict[str, Program] = {}
 
     def execute(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         kernel = compile_only(self, *args, grid=grid, warmup=warmup, **kwargs)
@@ -149,13 +149,13 @@ def emulated(target: str, edit: Callable[[str], str] | None = None) -> Iterator[
             for name, kind in kernel.src.signature.items()
             for leaf in leaves(name, kind, bound[name])
         ]
-        if kernel.hash not in programs:
-            ptx = kernel.asm["ptx"]
-            programs[kernel.hash] = Program(edit(ptx) if edit else ptx)
+        ptx = kernel.asm["ptx"] if edit is None else edit(kernel.asm["ptx"])
+        if ptx not in _programs:
+            _programs[ptx] = Program(ptx)
         values = [x.data_ptr() if isinstance(x, Tensor) else x for _, x in arguments]
         (blocks,) = grid
         machine.launch(
-            programs[kernel.hash], values, buffers_of(arguments, allocations),
+            _programs[ptx], values, buffers_of(arguments, allocations),
             blocks, kernel.metadata.shared,
         )  # fmt: skip
         return kernel

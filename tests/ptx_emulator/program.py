@@ -104,20 +104,20 @@ class Program:
 
     def size(self, register: str) -> int:
         """Returns the bytes of a register, 0 for a predicate."""
-        return size_of(self._kinds[re.match(r"%[a-z]+", register)[0]])  # type: ignore[index]
+        return size_of(self._kinds[register.rstrip("0123456789")])
 
     def source(self, text: str, size: int) -> Callable[[Any], Any]:
         """Returns the function of the machine that reads an operand of so many bytes."""
-        if size == 0 and not text.startswith("%"):
-            constant = np.bool_(text != "0")
-            return lambda m: constant
-        value = UNSIGNED[size](0) if text == SHARED else literal(text, size)
-        if value is not None:
-            return lambda m: value
-        if not re.fullmatch(r"%[a-z]+\d+", text) and text not in SPECIAL:
+        if text.startswith("%") and (text[-1].isdigit() or text in SPECIAL):
+            absent = POISON[size] if size else np.False_
+            return lambda m: m.registers.get(text, absent)
+        if size == 0:
+            value = np.bool_(text != "0")
+        else:
+            value = UNSIGNED[size](0) if text == SHARED else literal(text, size)
+        if value is None:
             raise PtxFault(f"unknown operand {text}")
-        absent = POISON[size] if size else np.False_
-        return lambda m: m.registers.get(text, absent)
+        return lambda m: value
 
     def address(self, text: str) -> Callable[[Any], Any]:
         """Returns the function of the machine that computes `[register + number]`."""

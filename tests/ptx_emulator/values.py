@@ -7,6 +7,7 @@ if all threads have the same, else a vector with an element for each thread.
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ POISON = {
 SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
 
 
+@cache
 def size_of(kind: str) -> int:
     """Returns the bytes of a PTX type, 0 for a predicate.
 
@@ -36,6 +38,7 @@ def size_of(kind: str) -> int:
     return int(width) // 8 * int(pair or 1)
 
 
+@cache
 def number_of(kind: str) -> Callable[[Any], Any]:
     """Returns the function from bits to the numbers that they are in a PTX type.
 
