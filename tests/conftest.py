@@ -73,4 +73,4 @@ def pytest_terminal_summary(terminalreporter):
         lines = [line for key, line in properties if key == table]
         if lines and not terminalreporter.config.option.no_summary:
             terminalreporter.section(title)
-            terminalreporter.write_line("\n".join(lines))
+            terminalreporter.write_line("\n".join(sorted(lines)))

@@ -6,7 +6,6 @@ GPUs that are not there. A fault of the machine (ptx_emulator) is an exception, 
 """
 
 import doctest
-import os
 from unittest import mock
 
 import pytest
@@ -76,12 +75,12 @@ NEEDED = {
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
-    """Returns the process that compiles and executes; all workers share what it compiles."""
-    folder = tmp_path_factory.getbasetemp()
-    process = compare.Elsewhere(
-        (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "triton"
-    )
+def elsewhere(pytestconfig, tmp_path_factory):
+    """Returns the process that compiles and executes; all workers, and the next run, share what it
+    compiles, which has no machine code and is therefore kept apart from Triton's own cache."""
+    cache = getattr(pytestconfig, "cache", None)  # None where its plugin is off
+    make = tmp_path_factory.mktemp if cache is None else cache.mkdir
+    process = compare.Elsewhere(make("triton-ptx"))
     yield process
     process.close()
 
@@ -124,6 +123,11 @@ def test_bad_inputs_make_what_the_reference_makes(elsewhere):
 def test_a_token_outside_the_vocabulary_has_no_logprob(elsewhere):
     *outside, (inside,) = elsewhere.run(direct.tokens_outside, "sm_90")
     assert all(x != x for (x,) in outside) and inside < 0
+
+
+def test_logits_that_nobody_has_written_are_not_read_in_silence(elsewhere):
+    fault = elsewhere.run(direct.fault_of_fresh_logits, "sm_90")
+    assert "token_logprob_forward" in fault and "logits_ptr+" in fault and "nobody wrote" in fault
 
 
 def test_rows_far_apart_have_the_bits_of_rows_side_by_side(elsewhere):

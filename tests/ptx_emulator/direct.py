@@ -14,9 +14,10 @@ from rlkern.backends import triton as kernels
 from rlkern.backends.eager.group_advantage import KINDS
 from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream
 from rlkern.backends.eager.token_objective import Objective, Rows
-from rlkern.backends.eager.value_loss import VALUE_KINDS
+from rlkern.backends.eager.value_loss import FREE, VALUE_KINDS
 
 from .launches import emulated
+from .program import PtxFault
 
 OBJECTIVE = Objective("ppo_clip", "token", "k3", (0.2, 0.28, 0.0, 0.0), 0.1, 0.01)
 COEFFICIENTS = torch.tensor([0.99, 0.95], dtype=torch.float64)
@@ -135,7 +136,7 @@ def bad_vectors() -> Iterator[Bad]:
     """Yields losses of values, scans and advantages of NaN or of nothing."""
     weight, coefs = torch.ones(1, 8), torch.tensor([0.2, 1.0])
     for kind in VALUE_KINDS:
-        for which in range(3):
+        for which in (0, 1) if VALUE_KINDS[kind].rule == FREE else (0, 2):
             x = [torch.randn(1, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]
             x[which][0, 3] = math.nan
             yield Bad(
@@ -196,6 +197,17 @@ def tokens_outside(target: str) -> list[list[float]]:
         with emulated(target):
             found.append(scored(kernels, given)[0].flatten().tolist())
     return found
+
+
+def fault_of_fresh_logits(target: str) -> str:
+    """Returns what the machine says of logits that nobody has written."""
+    given = inputs(300)
+    with emulated(target):
+        try:
+            scored(kernels, given._replace(logits=torch.empty_like(given.logits)))
+        except PtxFault as fault:
+            return str(fault)
+    return ""
 
 
 def far_rows_are_the_same(target: str) -> bool:
