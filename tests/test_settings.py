@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a run: layers, refusals in one sentence, and one immutable object."""
 
+import math
+
 import pytest
 from pydantic import ValidationError
 from trainer_helpers import asked, changed, settings
 
 from rlkern.algorithms import declarations
 from rlkern.trainer import UserError
+from rlkern.trainer.preflight import check_coefficients
 from rlkern.trainer.settings import Layer, Settings, differing, dump, of, resolve
 from rlkern.trainer.settings.document import parsed, read, saved, text
 from rlkern.trainer.settings.layers import dotted, leaves
@@ -36,7 +39,7 @@ WRONG = [
     ({"coefficients": 3}, "coefficients must be key: value pairs, got 3"),
     (
         {"coefficients": {"kl_coef": [1]}},
-        "coefficients.kl_coef must be a finite number or the name of a choice, got [1]",
+        "coefficients.kl_coef must be a number or the name of a choice, got [1]",
     ),
     (
         {"batch": 3},
@@ -56,7 +59,7 @@ WRONG = [
     ({"eval.modes": []}, "eval.modes must be sampled, greedy or both, got []"),
     (
         {"coefficients": {"kl_coef": float("nan")}},
-        "coefficients.kl_coef must be a finite number or the name of a choice, got nan",
+        "coefficients.kl_coef must be a number or the name of a choice, got nan",
     ),
     (
         {"groups": {"kind": "dynamic", "rounds": 0}},
@@ -94,8 +97,20 @@ WRONG = [
         "groups.by is read only with groups.kind duplicate",
     ),
     (
-        {"correction": {"kind": "truncate", "low": 1}},
-        "correction.low is read only with correction.kind mask or sequence_mask or geometric_mask",
+        {"correction": {"kind": "sequence_truncate", "low": 1}},
+        "correction.low is read only with correction.kind truncate or mask or sequence_mask or geo",
+    ),
+    (
+        {"correction": {"kind": "binary_kl_mask", "low": 1, "high": 1}},
+        "correction.low is read only with correction.kind truncate or mask",
+    ),
+    (
+        {"correction": "total_variation_mask"},
+        "correction.high must be given with the other keys of correction",
+    ),
+    (
+        {"correction": {"kind": "mask", "high": float("nan")}},
+        "correction.high must be a number above 0, or inf, got nan",
     ),
     # algorithms
     ({"algorithm": "gpro"}, "there is no algorithm 'gpro'; did you mean grpo (rlkern algorithms"),
@@ -149,6 +164,18 @@ def _beside(key):
 def _unread(key, name):
     own = of(algorithm=name, task="x", **asked(name))
     return unread(key, facts(own))
+
+
+@pytest.mark.parametrize("infinite", (".inf", "inf"))
+def test_a_bound_that_is_off_is_inf_in_files_and_flags(tmp_path, infinite):
+    path, keys = tmp_path / "config.yaml", ("coefficients.log_ratio_max", "correction.high")
+    path.write_text("".join(f"{key}: {infinite}\n" for key in keys))
+    of_file = saved(path)
+    of_flags = resolve(Layer("flags", {key: parsed(infinite) for key in keys}))
+    path.write_text(text(of_file))
+    for found in (of_file, of_flags, saved(path)):
+        assert found.coefficients["log_ratio_max"] == found.correction.high == math.inf
+        check_coefficients(found)
 
 
 def test_null_of_a_plain_key_or_group_is_not_given_and_turns_off_a_group_that_may_be_off():

@@ -65,7 +65,18 @@ def test_a_run_reads_every_key_that_it_takes(tmp_path, name):
 
 
 def test_one_file_reads_a_key(tmp_path):
-    for name in ("grpo", "rloo", "ppo", "dapo", "dupo", "a_star_po", "dpo", "kto", "reward_model"):
+    for name in (
+        "grpo",
+        "rloo",
+        "ppo",
+        "dapo",
+        "dupo",
+        "a_star_po",
+        "gdpo",
+        "dpo",
+        "kto",
+        "reward_model",
+    ):
         if name not in READERS.get("ran", ()):
             ran(tmp_path / name, name)
             READERS.setdefault("ran", set()).add(name)
@@ -106,6 +117,6 @@ def test_every_alternative_is_refused_where_it_is_not_chosen():
         given = {"groups.kind": kind, key: 3}
         with pytest.raises(UserError, match=rf"{key} is read only with groups.kind"):
             resolve(Layer("", given))
-    with pytest.raises(UserError, match=r"correction.low is read only with correction.kind mask"):
-        resolve(Layer("", {"correction": {"kind": "truncate", "low": 0.5}}))
+    with pytest.raises(UserError, match=r"correction.low is read only with correction.kind trun"):
+        resolve(Layer("", {"correction": {"kind": "sequence_truncate", "low": 0.5}}))
     assert len(alternatives(("groups",))) == 3

@@ -2,6 +2,8 @@
 """The smallest thing that a key changes, seen in the step that it should steer: the optimizer, its
 schedule, the split of a rollout, the critic, and what is trained at all."""
 
+import importlib
+
 import pytest
 import torch
 from keys_helpers import HELD, calls, holds, norm, run_of, step, steps, weights_of
@@ -38,9 +40,8 @@ ELSEWHERE = {
 
 
 def test_every_key_that_steers_a_step_has_a_test_of_its_smallest_effect():
-    import test_trainer_keys_loss  # noqa: F401  they mark the keys that they hold
-    import test_trainer_keys_reward  # noqa: F401
-
+    for topic in ("loss", "reward", "terms"):  # they mark the keys that they hold
+        importlib.import_module(f"test_trainer_keys_{topic}")
     known = {*HELD, *NO_STEP, *(key for keys in ELSEWHERE.values() for key in keys.split())}
     every = {key for key, _ in leaves() if not key.startswith(("eval.", "output."))}
     assert every == known
@@ -232,12 +233,8 @@ def test_the_first_step_after_the_critics_warmup_has_the_first_rate_of_the_sched
 
 
 def test_the_schedule_of_the_policy_falls_over_the_steps_that_its_critic_leaves_it():
-    given = settings(
-        algorithm="a2c",
-        steps=6,
-        critic__warmup=2,
-        optimizer__decay={"kind": "linear", "floor": 0.4},
-    )
+    decay = {"kind": "linear", "floor": 0.4}
+    given = settings(algorithm="a2c", steps=6, critic__warmup=2, optimizer__decay=decay)
     found = [rates(given, update) for update in range(6)]
     assert [r["policy"] for r in found[2:]] == pytest.approx([1, 0.85, 0.7, 0.55])
     assert [r["critic"] for r in found] == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5])

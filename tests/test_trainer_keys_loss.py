@@ -65,6 +65,17 @@ def test_every_coefficient_arrives_at_the_loss_of_its_algorithm(tmp_path, monkey
             assert named["algorithm"] == name and named["ref_logprob"] is not None
 
 
+def test_the_clamps_arrive_at_the_loss_and_one_that_is_off_changes_nothing(tmp_path, monkeypatch):
+    asked = {"log_ratio_min": -20.0, "log_ratio_max": "inf", "kl_max": 10.0}
+    seen = calls(monkeypatch, rlkern, "linear_policy_loss")
+    _, (free,) = step(run_of(tmp_path / "free", **TINY))
+    _, (held,) = step(run_of(tmp_path / "held", **TINY, coefficients=asked))
+    (_, _, before), (_, named, after) = seen[0], seen[-1]
+    expected = {"log_ratio_min": -20.0, "log_ratio_max": float("inf"), "kl_max": 10.0}
+    assert {key: named[key] for key in asked} == expected and before.loss == after.loss
+    assert all(torch.equal(free.gradients[name], g) for name, g in held.gradients.items())
+
+
 def grpo(log_ratio, logprob, advantage, mask):
     ratio = log_ratio.exp()
     loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)

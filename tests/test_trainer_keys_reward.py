@@ -30,6 +30,19 @@ def test_the_advantage_is_of_the_weighted_sum_of_rewards(tmp_path):
     torch.testing.assert_close(taken.rows.advantage, expected)
 
 
+@holds("reward.timeout", "reward.workers")
+def test_with_a_time_limit_or_workers_a_call_is_about_one_answer(tmp_path, monkeypatch):
+    (tmp_path / "counting_rewards.py").write_text(
+        "def count(prompts, completions):\n    n = len(completions)\n    return [float(n)] * n\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    given = {**TINY, "reward__functions": "counting_rewards:count"}
+    for changes in ({}, {"reward__timeout": 30.0}, {"reward__workers": 2}):
+        values, _ = step(run_of(tmp_path / str(changes), **given, **changes))
+        assert values["rewards/count/mean"] == (1.0 if changes else 4.0)
+        assert ("rewards/late" in values) is ("reward__timeout" in changes)
+
+
 @holds("reward.overlong_cache")
 def test_a_punishment_of_long_answers_is_in_the_advantage(tmp_path):
     (taken,) = steps(run_of(tmp_path, algorithm="reinforce", reward__overlong_cache=2), 1)

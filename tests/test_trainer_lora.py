@@ -114,6 +114,29 @@ def test_an_adapter_of_a_tied_head_leaves_the_embeddings_alone(tmp_path):
     assert not torch.equal(whole.get_output_embeddings().weight, embedding)
 
 
+def test_an_adapter_of_tied_embeddings_leaves_the_head_alone(rollout):
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    policy = tiny_policy()
+    policy = dataclasses.replace(policy, model=peft.get_peft_model(policy.model, config).eval())
+    with torch.no_grad():
+        for x in policy.parameters().values():
+            x.copy_(0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    expected = scores(policy, rollout)
+    assert (expected - scores(tiny_policy(), rollout)).abs().max() > 1e-2
+    whole = dataclasses.replace(policy, model=lora.merged(policy.model))
+    torch.testing.assert_close(scores(whole, rollout), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_that_cannot_be_added_to_the_weights_are_refused():
+    import peft
+
+    config = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="kind PROMPT_TUNING cannot be added to the weights"):
+        lora.merged(peft.get_peft_model(tiny_policy().model, config))
+
+
 def test_a_missing_base_is_one_sentence(tmp_path):
     adapted().save(tmp_path / "checkpoint-1")
     with pytest.raises(UserError, match="there is no model '../base'"):

@@ -12,6 +12,7 @@ from trainer_helpers import small, small_parts
 from rlkern.trainer import UserError, preflight
 from rlkern.trainer.offline import pairs as module
 from rlkern.trainer.offline.pairs import Pair, check_source, given_pairs, kept_pairs, read
+from rlkern.trainer.offline.preferences import pair_rows
 from rlkern.trainer.offline.sampled import sampled_pairs
 from rlkern.trainer.offline.statements import PROMPT, facts_file, statements
 from rlkern.trainer.processes.world import World
@@ -149,14 +150,31 @@ def test_sampled_pairs_are_sorted_by_the_reward_and_held_out_by_prompt(parts):
 def test_answers_that_were_cut_off_are_no_examples(parts):
     found = sampled_pairs(parts)
     for pair in found.train + found.held_out:
-        for text in (pair.chosen, pair.rejected):
-            assert len(text) < 4 or text[-1] in "13579", text
+        for ids in pair.ids[1:]:
+            assert len(ids) < 4 or ids[-1] in parts.sampling.stop, ids
 
 
 def test_sampled_pairs_are_the_same_for_the_same_seed(parts):
     first = sampled_pairs(parts)
     parts.generator.manual_seed(parts.settings.seed)
     assert sampled_pairs(parts) == first
+
+
+def test_sampled_pairs_keep_the_tokens_that_the_model_wrote(parts, tmp_path):
+    found = sampled_pairs(parts)
+    module.write(found, tmp_path)
+    assert kept_pairs(tmp_path) == found
+    # Tokens whose text would be encoded as others: they are taken, not the text.
+    one, two = parts.policy.tokenizer.encode("12")
+    eos = parts.policy.tokenizer.eos_token_id
+    given = Pair("7", "8", "9", ([one], [two, two, eos], [one, eos]))
+    rows = pair_rows(parts, [given])
+    assert [row[real].tolist() for row, real in zip(rows.prompt, rows.prompt_mask)] == [[one]]
+    said = [row[real].tolist() for row, real in zip(rows.token, rows.mask)]
+    assert said == [[two, two, eos], [one, eos]]
+    # A file of somebody else's has the ids of another tokenizer.
+    path = write_lines(tmp_path / "p.jsonl", [{**LINES[0], "ids": [[1], [2], [3]]}])
+    assert read(path) == [Pair("0+1=", "1", "0")]
 
 
 def test_too_few_pairs_say_how_to_get_more(parts):

@@ -114,7 +114,7 @@ def test_a_prompt_longer_than_the_context_is_one_sentence(policy):
         encode(policy, ["1x"], max_new_tokens=4)
 
 
-def test_completions_are_text_without_special_tokens(policy):
+def test_completions_are_text_without_their_end(policy):
     for text in texts(policy, ragged_rollout(policy)):
         assert set(text) <= set("0123456789+=<unkpad>")
         assert "<eos>" not in text

@@ -38,10 +38,17 @@ def rows(old=OLD):
         ({"kind": "mask", "low": 0.4}, [[0.0, 0.5], [1.0, 0.0]]),
         ({"kind": "mask", "low": 0.6}, [[0.0, 0.0], [1.0, 0.0]]),
         ({"kind": "sequence_truncate"}, [[1.5, 1.5], [1.0, 0.0]]),
+        ({"kind": "truncate", "low": 0.6}, [[2.0, 0.6], [1.0, 0.0]]),
+        ({"kind": "truncate", "high": math.inf}, [[3.0, 0.5], [1.0, 0.0]]),
+        # |π_old − μ| is 0.6 and 0.2; the KL of two outcomes 1.03 and 0.10
+        ({"kind": "total_variation_mask", "high": 0.4}, [[0.0, 0.5], [1.0, 0.0]]),
+        ({"kind": "total_variation_mask", "high": 0.1}, [[0.0, 0.0], [1.0, 0.0]]),
+        ({"kind": "binary_kl_mask", "high": 0.5}, [[0.0, 0.5], [1.0, 0.0]]),
+        ({"kind": "binary_kl_mask", "high": 1.2}, [[3.0, 0.5], [1.0, 0.0]]),
     ],
 )
 def test_the_factor_is_the_bounded_ratio(tmp_path, asked, expected):
-    config = small(tmp_path, correction={**asked, "high": 2.0})
+    config = small(tmp_path, correction={"high": 2.0, **asked})
     torch.testing.assert_close(correction(config, rows()), torch.tensor(expected))
 
 

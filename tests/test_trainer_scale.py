@@ -174,7 +174,7 @@ def test_lengths_of_one_bucket_are_compiled_once(part):
     head, width = policy.head.parameters()["weight"], policy.model.config.hidden_size
     rollouts = [rollout_of(policy, length) for length in (8, 5)]
     run = {
-        "model": lambda one: decoded(policy.head.decoder, one),
+        "model": lambda one: decoded(policy.model.base_model, one),
         "loss": lambda one: loss_of(head, torch.zeros(*one.token.shape, width), one),
     }[part]
 

@@ -20,7 +20,7 @@ import rlkern
 from rlkern.trainer import losses
 from rlkern.trainer.evaluate import Answers
 from rlkern.trainer.losses import Objective, PolicyLosses
-from rlkern.trainer.models.policy import hidden_states
+from rlkern.trainer.models.policy import run_rows
 from rlkern.trainer.offline import supervised
 from rlkern.trainer.offline.supervised import right_answers, supervise
 from rlkern.trainer.online.learner import minibatches
@@ -92,6 +92,16 @@ def test_comparing_with_eager_changes_no_gradient_and_finds_rounding_only(tmp_pa
     assert max(compared[3].values()) < 1e-5
 
 
+def altered(change):
+    """Returns run_rows with other hidden states."""
+
+    def run(*args, **kwargs):
+        found = run_rows(*args, **kwargs)
+        return found._replace(states=change(found.states))
+
+    return run
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_hidden_states_that_are_not_finite_skip_the_step_and_leave_the_weights_alone(
     tmp_path, monkeypatch, poison
@@ -102,7 +112,7 @@ def test_hidden_states_that_are_not_finite_skip_the_step_and_leave_the_weights_a
     spoilt = torch.zeros(*batch.token.shape, policy.model.config.hidden_size)
     spoilt[0, 0, 0] = poison
     with monkeypatch.context() as patch:
-        patch.setattr(losses, "hidden_states", lambda *a, **k: hidden_states(*a, **k) + spoilt)
+        patch.setattr(losses, "run_rows", altered(lambda states: states + spoilt))
         result = updater.step(batch, {"policy": 1.0})
     assert result.skipped
     assert all(torch.equal(before[name], p) for name, p in policy.parameters().items())
@@ -113,7 +123,7 @@ def test_hidden_states_that_are_not_finite_skip_the_step_and_leave_the_weights_a
 
 def test_steps_that_are_skipped_are_counted_and_said(tmp_path, monkeypatch):
     parts, learner, updater = begun(small(tmp_path, sft=None, batch__epochs=2), tmp_path)
-    monkeypatch.setattr(losses, "hidden_states", lambda *a, **k: hidden_states(*a, **k) * torch.nan)
+    monkeypatch.setattr(losses, "run_rows", altered(lambda states: states * torch.nan))
     said = []
     values, _ = learner.step(updater, said.append)
     assert values["skipped_updates"] == 2

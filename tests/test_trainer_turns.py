@@ -15,7 +15,7 @@ from rlkern.trainer.loop import train
 from rlkern.trainer.offline.supervised import right_answers
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers, sample
-from rlkern.trainer.rollout.text import Prompts, stop_tokens, texts
+from rlkern.trainer.rollout.text import Prompts, stop_tokens, text_of, texts
 from rlkern.trainer.rollout.turns import converse, most_turns
 from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.tasks.guess import guess
@@ -86,7 +86,7 @@ def test_each_message_of_the_environment_stands_behind_what_it_answers(policy):
         ids = rollout.token[row][rollout.present[row]].tolist()
         for turn, piece in enumerate(pieces):
             count = piece.count("T")
-            so_far += policy.tokenizer.decode(ids[:count], skip_special_tokens=True)
+            so_far += text_of(policy, [], ids[:count])
             said = policy.tokenizer.decode(ids[count : len(piece)])
             over = turn + 1 == len(pieces)
             asked = task.reply(item, so_far)

@@ -36,6 +36,11 @@ def starts_with_seven(prompts, completions):
     return [float(text[:1] == "7") for text in completions]
 
 
+def starts_even(prompts, completions):
+    """Returns 1 for a completion that begins with an even digit: about half of them do."""
+    return [float(text != "" and text[0] in "02468") for text in completions]
+
+
 def nothing(prompts, completions):
     """Returns 0 for every completion."""
     return [0.0] * len(completions)

@@ -6,8 +6,9 @@
 namespace rlkern {
 namespace {
 
-void bind_token_logprob(const Tensor& logits, const Tensor& token, const Tensor& mask,
-                        const Fields& softmax, const Fields& out, int threads) {
+// companions: neither of the two tensors is given where nobody asks for them.
+void score(const Tensor& logits, const Tensor& token, const Tensor& mask, const Fields& softmax,
+           const Fields& out, const Tensor& mean_logit, const Tensor& is_argmax, int threads) {
   const Grid z = grid("logits", logits);
   const SoftmaxFields s(softmax);
   const Tensor logprob = out.tensor("logprob"), entropy = out.tensor("entropy"),
@@ -19,9 +20,27 @@ void bind_token_logprob(const Tensor& logits, const Tensor& token, const Tensor&
     const Scored<T> scored{logprob.elements<T>("logprob", n), entropy.elements<T>("entropy", n),
                            row_max.elements<T>("row_max", n), log_sum.elements<T>("log_sum", n),
                            sum_pi_squared.elements<T>("sum_pi_squared", n)};
+    const Companions<T> companions{mean_logit.elements_or_null<T>("mean_logit", n),
+                                   is_argmax.elements_or_null<bool>("is_argmax", n)};
     token_logprob<T>(z, token.elements<int64_t>("token", n), mask.elements_or_null<bool>("mask", n),
-                     s.of<T>(n), scored, threads);
+                     s.of<T>(n), scored, companions, threads);
   });
+}
+
+void bind_token_logprob(const Tensor& logits, const Tensor& token, const Tensor& mask,
+                        const Fields& softmax, const Fields& out, int threads) {
+  score(logits, token, mask, softmax, out, Tensor(), Tensor(), threads);
+}
+
+void bind_token_logprob_companions(const Tensor& logits, const Tensor& token, const Tensor& mask,
+                                   const Fields& softmax, const Fields& out,
+                                   const Fields& companions, int threads) {
+  const Tensor mean_logit = companions.tensor("mean_logit"),
+               is_argmax = companions.tensor("is_argmax");
+  if (!mean_logit.given() || !is_argmax.given()) {
+    throw std::invalid_argument("companions must be two tensors");
+  }
+  score(logits, token, mask, softmax, out, mean_logit, is_argmax, threads);
 }
 
 void bind_token_logprob_backward(const Tensor& logits, const Tensor& token, const Tensor& mask,
@@ -51,6 +70,8 @@ void bind_token_logprob_backward(const Tensor& logits, const Tensor& token, cons
 RLKERN_BINDINGS(m) {
   define(m, "token_logprob", bind_token_logprob, "logits", "token", "mask", "softmax", "out",
          "threads");
+  define(m, "token_logprob_companions", bind_token_logprob_companions, "logits", "token", "mask",
+         "softmax", "out", "companions", "threads");
   define(m, "token_logprob_backward", bind_token_logprob_backward, "logits", "token", "mask",
          "softmax", "statistics", "upstream", "grad_logits", "threads");
 }

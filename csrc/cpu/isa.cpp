@@ -30,7 +30,12 @@ bool runs_baseline() { return true; }
 #endif
 
 #define RLKERN_ISA_ENTRY(name) \
-  {#name, runs_##name, name::row_kernels, &name::scan_kernels, &name::value_kernels},
+  {#name,                      \
+   runs_##name,                \
+   name::row_kernels,          \
+   &name::scan_kernels,        \
+   &name::value_kernels,       \
+   name::companion_kernels},
 constexpr Isa kIsas[] = {RLKERN_ISAS(RLKERN_ISA_ENTRY)};
 #undef RLKERN_ISA_ENTRY
 

@@ -30,14 +30,16 @@ struct Isa {
   const RowKernels* rows;  // by Dtype
   const PerType<ScanKernels>* scans;
   const PerType<ValueKernels>* values;
+  const CompanionKernel* companions;  // by Dtype
 };
 
 // RLKERN_ISAS(X) is X(name) of every set, best first; the build defines it.
-#define RLKERN_DECLARE_ISA(name)                    \
-  namespace name {                                  \
-  extern const RowKernels row_kernels[kDtypes];     \
-  extern const PerType<ScanKernels> scan_kernels;   \
-  extern const PerType<ValueKernels> value_kernels; \
+#define RLKERN_DECLARE_ISA(name)                           \
+  namespace name {                                         \
+  extern const RowKernels row_kernels[kDtypes];            \
+  extern const CompanionKernel companion_kernels[kDtypes]; \
+  extern const PerType<ScanKernels> scan_kernels;          \
+  extern const PerType<ValueKernels> value_kernels;        \
   }
 RLKERN_ISAS(RLKERN_DECLARE_ISA)
 #undef RLKERN_DECLARE_ISA

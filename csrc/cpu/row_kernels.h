@@ -36,6 +36,16 @@ struct RowKernels {
                            const float* stash, const float* block_max, void* grad);
 };
 
+// What is known of a row of logits, whichever of them could be sampled.
+struct RowCompanions {
+  double mean_logit;  // capped, and divided by the temperature
+  bool is_argmax;     // whether the token is the first of the largest, as they are given
+};
+
+// 1 read, of a row the sums have just brought into the cache: who does not ask for companions has
+// sweeps without them.
+using CompanionKernel = RowCompanions (*)(const Row&, int64_t token);
+
 // A block is read from memory once and then swept twice in the L1 cache: for its maximum, for its
 // sums.
 constexpr int64_t kBlock = 4096;

@@ -4,14 +4,32 @@
 #include <cmath>
 
 namespace rlkern {
+namespace {
+
+template <class T>
+void write_companions(const Grid& logits, int64_t i, int64_t token, const Softmax<T>& softmax,
+                      const Companions<T>& companions) {
+  const Row whole{logits.row(i), nullptr, logits.vocab, softmax.inv_temperature_of(i),
+                  softmax.softcap};
+  const bool absent = token == kAbsent;
+  const RowCompanions found = chosen_isa().companions[logits.dtype](whole, absent ? 0 : token);
+  companions.mean_logit[i] = T(found.mean_logit);
+  companions.is_argmax[i] = found.is_argmax && !absent;
+}
+
+}  // namespace
 
 template <class T>
 void token_logprob(const Grid& logits, const int64_t* token, const bool* mask,
-                   const Softmax<T>& softmax, const Scored<T>& out, int threads) {
+                   const Softmax<T>& softmax, const Scored<T>& out, const Companions<T>& companions,
+                   int threads) {
   const RowOrder order(logits.rows(), [&](int64_t i) { return mask == nullptr || mask[i]; });
   check_tokens("token_logprob", logits, order.counted, token);
   for (const int64_t i : order.masked) {
     for (T* x : {out.logprob, out.entropy, out.row_max, out.log_sum, out.sum_pi_squared}) x[i] = 0;
+    if (companions.mean_logit == nullptr) continue;
+    companions.mean_logit[i] = 0;
+    companions.is_argmax[i] = false;
   }
   const auto rows_from = [&](int64_t begin, int64_t end) {
     RowReader<T> reader(logits, token, softmax, nullptr);
@@ -25,6 +43,7 @@ void token_logprob(const Grid& logits, const int64_t* token, const bool* mask,
       out.row_max[i] = T(sums.max * open.row.inv_temperature);
       out.log_sum[i] = T(log_sum);
       out.sum_pi_squared[i] = T(sums.square_sum / (sums.sum * sums.sum));
+      if (companions.mean_logit) write_companions(logits, i, token[i], softmax, companions);
     }
   };
   parallel(order.counted.size(), logits.vocab + kRowOverhead, threads, rows_from);
@@ -60,7 +79,7 @@ void token_logprob_backward(const Grid& logits, const int64_t* token, const bool
 
 #define RLKERN_INSTANTIATE(T)                                                                    \
   template void token_logprob(const Grid&, const int64_t*, const bool*, const Softmax<T>&,       \
-                              const Scored<T>&, int);                                            \
+                              const Scored<T>&, const Companions<T>&, int);                      \
   template void token_logprob_backward(const Grid&, const int64_t*, const bool*,                 \
                                        const Softmax<T>&, const ScoredGradient<T>&, const Grid&, \
                                        int);

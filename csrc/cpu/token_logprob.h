@@ -12,8 +12,15 @@ struct Scored {
 };
 
 template <class T>
+struct Companions {
+  T* mean_logit;  // null where nobody asks for them
+  bool* is_argmax;
+};
+
+template <class T>
 void token_logprob(const Grid& logits, const int64_t* token, const bool* mask,
-                   const Softmax<T>& softmax, const Scored<T>& out, int threads);
+                   const Softmax<T>& softmax, const Scored<T>& out, const Companions<T>& companions,
+                   int threads);
 
 template <class T>
 struct ScoredGradient {

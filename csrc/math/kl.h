@@ -50,14 +50,23 @@ RLKERN_HD Dual<T> kl_importance_k1(T log_ratio, T d) {
   return {ratio * d, ratio * (d + 1)};
 }
 
-// r·k3 has the slope r·(k3 + 1 − exp(−d)) = r·d: added up, the exponentials would take d with them.
-// Far below the reference r and exp(−d) are multiplied as one power: r may be 0 and k3 infinite.
+// r·k3 and its slope while r is a constant. Far below the reference r and exp(−d) are multiplied as
+// one power: r may be 0 and k3 infinite.
+template <class T>
+RLKERN_HD Dual<T> kl_level_k3(T log_ratio, T d) {
+  if (d < -1) {
+    const T power = std::exp(log_ratio - d), e = std::exp(d);
+    return {power * (1 - e * (1 - d)), power * (e - 1)};
+  }
+  const T ratio = std::exp(log_ratio);
+  return {ratio * kl_k3(d).value, ratio * kl_k3(d).slope};
+}
+
+// Of the token's own r the slope is r·(k3 + 1 − exp(−d)) = r·d: added up, the exponentials would
+// take d with them.
 template <class T>
 RLKERN_HD Dual<T> kl_importance_k3(T log_ratio, T d) {
-  const T ratio = std::exp(log_ratio);
-  const T value =
-      d < -1 ? std::exp(log_ratio - d) * (1 - std::exp(d) * (1 - d)) : ratio * kl_k3(d).value;
-  return {value, ratio * d};
+  return {kl_level_k3(log_ratio, d).value, std::exp(log_ratio) * d};
 }
 
 // d = log π − log π_ref; log_ratio = log π − log π_old, of level_k3 what the gate sees of it, in
@@ -81,10 +90,8 @@ RLKERN_HD Dual<T> kl_divergence(Kl kind, T d, T log_ratio) {
       return kl_importance_k1(log_ratio, d);
     case Kl::importance_k3:
       return kl_importance_k3(log_ratio, d);
-    case Kl::level_k3: {
-      const T ratio = std::exp(log_ratio);
-      return {ratio * kl_k3(d).value, ratio * kl_k3(d).slope};
-    }
+    case Kl::level_k3:
+      return kl_level_k3(log_ratio, d);
   }
   return {};
 }

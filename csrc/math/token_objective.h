@@ -46,6 +46,7 @@ enum Metric : int {
   kKl2,
   kKl3,
   kOldKl,
+  kOldKl1,
   kRatio,
   kClipLow,
   kClipHigh,
@@ -53,7 +54,7 @@ enum Metric : int {
   kRatioMin,
   kRatioMax
 };
-constexpr int kSummedMetrics = 12, kMetrics = 14;
+constexpr int kSummedMetrics = 13, kMetrics = 15;
 
 // All weighted but the metrics. grad_ratio is the derivative in the log ratio that the level made;
 // whose log π that depends on is the level's to say.
@@ -102,6 +103,7 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   r.metric[kKl2] = x.has_ref ? kl_k2(difference).value : T(0);
   r.metric[kKl3] = x.has_ref ? kl_k3(difference).value : T(0);
   r.metric[kOldKl] = kl_k3(-log_ratio).value;  // the old policy drew the token: KL(π_old‖π)
+  r.metric[kOldKl1] = -log_ratio;
   r.metric[kRatio] = std::exp(seen);
   r.metric[kClipLow] = gate.clip_low || gate_ratio.clip_low;
   r.metric[kClipHigh] = gate.clip_high || gate_ratio.clip_high;

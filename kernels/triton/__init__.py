@@ -15,6 +15,7 @@ from rlkern.backends.triton.group_advantage import group_advantage, group_segmen
 from rlkern.backends.triton.policy_loss import policy_loss, policy_loss_kernel, scale_, scaled
 from rlkern.backends.triton.reverse_scan import reverse_scan
 from rlkern.backends.triton.token_logprob import token_logprob, token_logprob_backward
+from rlkern.backends.triton.token_logprob_companions import token_logprob_companions
 from rlkern.backends.triton.token_objective import token_objective
 from rlkern.backends.triton.value_loss import value_loss
 
@@ -28,6 +29,7 @@ __all__ = [
     "scaled",
     "token_logprob",
     "token_logprob_backward",
+    "token_logprob_companions",
     "token_objective",
     "value_loss",
 ]
@@ -40,6 +42,7 @@ _LOGITS = (torch.float16, torch.bfloat16, torch.float32)
 _DTYPES = {
     "token_logprob": _LOGITS,
     "token_logprob_backward": _LOGITS,
+    "token_logprob_companions": _LOGITS,
     "policy_loss": _LOGITS,
     "scale_": _LOGITS,
     "scaled": _LOGITS,

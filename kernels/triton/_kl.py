@@ -57,23 +57,24 @@ def importance_k1(d, log_ratio):
 
 
 @triton.jit
-def importance_k3(d, log_ratio):
-    """Returns r·k3 and its derivative r·d, in which the exponentials of k3 and of its slope cancel.
+def level_k3(d, log_ratio):
+    """Returns r·k3 and its derivative, r a constant: it is the gate's, not the token's alone.
 
     Far below the reference r and exp(−d) are multiplied as one power: r may be 0 and k3 infinite.
     """
-    ratio = tl.exp(log_ratio)
-    value, _ = k3(d, log_ratio)
-    far = tl.exp(log_ratio - d) * (1.0 - tl.exp(d) * (1.0 - d))
-    return tl.where(d < -1.0, far, ratio * value), ratio * d
+    value, slope = k3(d, log_ratio)
+    ratio, power, e = tl.exp(log_ratio), tl.exp(log_ratio - d), tl.exp(d)
+    far = d < -1.0
+    value = tl.where(far, power * (1.0 - e * (1.0 - d)), ratio * value)
+    return value, tl.where(far, power * (e - 1.0), ratio * slope)
 
 
 @triton.jit
-def level_k3(d, log_ratio):
-    """Returns r·k3 and its derivative, r a constant: it is the gate's, not the token's alone."""
-    value, slope = k3(d, log_ratio)
-    ratio = tl.exp(log_ratio)
-    return ratio * value, ratio * slope
+def importance_k3(d, log_ratio):
+    """Returns r·k3 and its derivative r·d, in which the exponentials of k3 and of its slope cancel,
+    as r is the token's own."""
+    value, _ = level_k3(d, log_ratio)
+    return value, tl.exp(log_ratio) * d
 
 
 class Kl(NamedTuple):

@@ -164,10 +164,11 @@ def store_statistics(
     tl.store(at + 6 * N, third, mask=counted)
     old_kl, _ = k3(-tokens.log_ratio, tokens.log_ratio)  # the old policy drew the token
     tl.store(at + 7 * N, old_kl, mask=counted)
-    tl.store(at + 8 * N, tl.exp(score.log_ratio), mask=counted)
-    tl.store(at + 9 * N, clip_low.to(tl.float32), mask=counted)
-    tl.store(at + 10 * N, clip_high.to(tl.float32), mask=counted)
-    tl.store(at + 11 * N, tokens.correction, mask=counted)
+    tl.store(at + 8 * N, -tokens.log_ratio, mask=counted)
+    tl.store(at + 9 * N, tl.exp(score.log_ratio), mask=counted)
+    tl.store(at + 10 * N, clip_low.to(tl.float32), mask=counted)
+    tl.store(at + 11 * N, clip_high.to(tl.float32), mask=counted)
+    tl.store(at + 12 * N, tokens.correction, mask=counted)
 
 
 @triton.jit

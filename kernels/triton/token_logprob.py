@@ -198,23 +198,29 @@ def kept_token_logprob_backward_kernel(
         sweep_gradient(grad_row, row_ptr, row, softcap, slopes, V, VECTOR, BLOCK)
 
 
+def forward_launch(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax):
+    """Returns (the first three arguments, the last four, the options) of a forward."""
+    _, T, V = logits.shape
+    block, warps = launch_shape(V)
+    launch = Launch(vector_width(logits), block, kept_block_of(block))
+    given = (logits, aligned(Tokens(token, mask)), softmax_argument(softmax))
+    options = {"LAUNCH": launch, "num_warps": warps, "enable_fp_fusion": True}
+    return given, (T, V, *row_strides(logits)), options
+
+
 def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
     """Returns what is left of each row, as the reference; a bad token gives a logprob of NaN."""
     scored = Scored(*(torch.empty_like(token, dtype=torch.float32) for _ in Scored._fields))
     rows = token.numel()
     if not rows:
         return scored
-    _, T, V = logits.shape
-    block, warps = launch_shape(V)
-    launch = Launch(vector_width(logits), block, kept_block_of(block))
-    tokens = aligned(Tokens(token, mask))
-    arguments = (logits, tokens, softmax_argument(softmax), scored, T, V, *row_strides(logits))
-    options = {"LAUNCH": launch, "num_warps": warps, "enable_fp_fusion": True}
+    given, sizes, options = forward_launch(logits, token, mask, softmax)
     with torch.cuda.device_of(logits):
         if softmax.keep is None:
-            token_logprob_forward[(rows,)](*arguments, **options)
+            token_logprob_forward[(rows,)](*given, scored, *sizes, **options)
         else:
-            kept_token_logprob_forward[(rows,)](*arguments, softmax.keep.shape[2], **options)
+            kept = softmax.keep.shape[2]
+            kept_token_logprob_forward[(rows,)](*given, scored, *sizes, kept, **options)
     return scored
 
 

@@ -56,6 +56,7 @@ NAMES = tuple(backend.name for backend in BACKENDS)
 STEMS = (
     "token_logprob",
     "token_logprob_backward",
+    "token_logprob_companions",
     "token_objective",
     "policy_loss",
     "scale_",

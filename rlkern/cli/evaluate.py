@@ -102,6 +102,7 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
     from rlkern.trainer.device import resolve_device
     from rlkern.trainer.evaluate import answer, in_mode, samples_in
     from rlkern.trainer.models.load import check_model_name, make_policy
+    from rlkern.trainer.rollout.check import check_model
     from rlkern.trainer.rollout.text import stop_tokens
     from rlkern.trainer.rollout.turns import sampling_of
     from rlkern.trainer.tasks.registry import make_task
@@ -123,6 +124,7 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
     )
     sampling = sampling_of(settings, task, stop_tokens(policy, task.stop))
     items = task.held_out[:count]
+    check_model(policy, [item.prompt for item in items[:4]], settings)
     return items, {
         mode: answer(
             policy,

@@ -96,6 +96,12 @@ def overwritable(op: str, logits: Tensor) -> None:
         )
 
 
+def whole_rows(op: str, companions: bool, group: object) -> None:
+    """Raises ValueError if companions are asked for where a rank holds a slice of each row."""
+    if companions and group is not None:
+        raise ValueError(f"{op}: companions must be False with group, got True")
+
+
 def token_values(op: str, token: Tensor, mask: Tensor | None, vocabulary: int) -> None:
     """Raises ValueError if a counted token is outside the vocabulary (a check of values)."""
     if not checks_values():

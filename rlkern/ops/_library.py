@@ -112,10 +112,10 @@ def scaled_gradients(grads: Iterable[Tensor | None], factor: Tensor) -> list[Ten
 def upstream_of_scores(grads: Sequence[Tensor | None]) -> list[Tensor | None] | None:
     """Returns the gradients that arrive at (logprob, entropy, lse), or None if none does.
 
-    grads are those of a Scored. lse = row_max + log_sum, and row_max is a constant: the whole
-    gradient of lse arrives through log_sum.
+    grads are those of a Scored, and of constants that may come after it. lse = row_max + log_sum,
+    and row_max is a constant: the whole gradient of lse arrives through log_sum.
     """
-    grad_logprob, grad_entropy, _, grad_log_sum, _ = grads
+    grad_logprob, grad_entropy, _, grad_log_sum, *_ = grads
     found = [
         None if g is None else g.contiguous() for g in (grad_logprob, grad_entropy, grad_log_sum)
     ]

@@ -93,6 +93,13 @@ class Waves:
             logits, *self._given(begin, end)
         )
 
+    def score_with_companions(self, begin: int, end: int) -> tuple[Tensor, ...]:
+        """Returns what is left of the rows of a wave, then their companions, each (1, n)."""
+        logits = self._logits(begin, end).unsqueeze(0)
+        serve = implementation("token_logprob_companions", logits.device, logits.dtype)
+        scored, companions = serve(logits, *self._given(begin, end))
+        return *scored, *companions
+
     def overwrite(self, begin: int, end: int, statistics: Statistics, upstream: Upstream) -> Tensor:
         """Returns the gradient (n, V) of a wave's logits, written over them."""
         logits = self._logits(begin, end).unsqueeze(0)

@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 
 from rlkern.backends.eager.token_logprob import (
     ACCUMULATION_DTYPE,
+    Companions,
     Scored,
     Softmax,
     Statistics,
@@ -33,22 +34,38 @@ HEAD = "Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, float lora_
 SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
 
 
-def _forward(hidden, *rest):
+def _in_waves(score, fields, hidden, *rest):
+    """Returns what score(waves, begin, end) gives for each wave, together; 0 where masked."""
     head, token, mask, softmax, wave = Head(*rest[:5]), *rest[5:7], Softmax(*rest[7:10]), rest[10]
     waves = Waves(head, hidden, token, mask, softmax, wave)
     dtype = ACCUMULATION_DTYPE[head.weight.dtype]
-    found = hidden.new_empty((len(Scored._fields), waves.count), dtype=dtype)
+    found = hidden.new_empty((len(fields), waves.count), dtype=dtype)
     for begin, end in waves.spans():
-        found[:, begin:end] = torch.cat(waves.score(begin, end))
-    results = hidden.new_zeros((len(Scored._fields), hidden.shape[0]), dtype=dtype)
+        found[:, begin:end] = torch.cat(score(waves, begin, end))
+    results = hidden.new_zeros((len(fields), hidden.shape[0]), dtype=dtype)
     for into, x in zip(results, found):
         waves.put(into, x)
-    return tuple([x.clone() for x in results])
+    return [x.clone() for x in results]
+
+
+def _forward(hidden, *rest):
+    return tuple(_in_waves(Waves.score, Scored._fields, hidden, *rest))
 
 
 def _forward_fake(hidden, weight, *rest):
     dtype = ACCUMULATION_DTYPE[weight.dtype]
     return tuple(hidden.new_empty(hidden.shape[0], dtype=dtype) for _ in Scored._fields)
+
+
+def _forward_with_companions(hidden, *rest):
+    fields = Scored._fields + Companions._fields
+    *found, is_argmax = _in_waves(Waves.score_with_companions, fields, hidden, *rest)
+    return *found, is_argmax != 0
+
+
+def _forward_with_companions_fake(hidden, weight, *rest):
+    scored = _forward_fake(hidden, weight)
+    return *scored, torch.empty_like(scored[0]), torch.empty_like(scored[0], dtype=torch.bool)
 
 
 def _backward(hidden, *rest):
@@ -77,6 +94,12 @@ forward = register(
     _forward,
     _forward_fake,
 )
+forward_with_companions = register(
+    f"linear_token_logprob_companions(Tensor hidden, {HEAD}, Tensor token, Tensor? mask, {SOFTMAX},"
+    " int wave) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward_with_companions,
+    _forward_with_companions_fake,
+)
 backward = register(
     f"linear_token_logprob_backward(Tensor hidden, {HEAD}, Tensor token, Tensor? mask, {SOFTMAX},"
     " int wave, Tensor entropy, Tensor row_max, Tensor log_sum, Tensor? grad_logprob,"
@@ -91,7 +114,7 @@ def _setup_context(ctx, inputs, output):
     tensors = [x for x in inputs if x is None or isinstance(x, Tensor)]
     ctx.save_for_backward(*tensors, *output[1:4])
     ctx.lora_scale, ctx.softcap, ctx.wave = inputs[5], inputs[9], inputs[11]
-    ctx.mark_non_differentiable(output[2], output[4])
+    ctx.mark_non_differentiable(output[2], *output[4:])
     ctx.set_materialize_grads(False)
 
 
@@ -110,7 +133,8 @@ def _autograd(ctx, *grads):
     return *(g if wanted else None for g, wanted in zip(made, wants)), *(None,) * 7
 
 
-register_gradient(forward, _autograd, _setup_context)
+for _operation in (forward, forward_with_companions):
+    register_gradient(_operation, _autograd, _setup_context)
 
 
 def scored_rows(
@@ -139,6 +163,7 @@ def linear_token_logprob(
     keep: Tensor | None = None,
     wave: int | None = None,
     group: ProcessGroup | None = None,
+    companions: bool = False,
 ) -> TokenLogprob:
     """Returns what token_logprob(hidden·weightᵀ + bias, token) does, without storing the logits.
 
@@ -161,9 +186,11 @@ def linear_token_logprob(
         group        the process group whose ranks hold the vocabulary in slices, in rank order and
                      of any size above 0: weight, bias and lora.b are this rank's rows of the head,
                      token and keep are ids of the whole vocabulary; the rest is the same on all
+        companions   also mean_logit and is_argmax, as in rlkern.token_logprob; not with group
     Returns
-        TokenLogprob(logprob, entropy, lse, sum_pi_squared), each (...) float32 (float64 for
-        float64)
+        TokenLogprob(logprob, entropy, lse, sum_pi_squared, mean_logit, is_argmax), each (...)
+        float32 (float64 for float64), but is_argmax, which is bool; the last two are None without
+        companions
     Raises
         TypeError, ValueError  for an argument of the wrong dtype, shape or device, or a DTensor
         RuntimeError           on double backward
@@ -178,6 +205,7 @@ def linear_token_logprob(
     0.8
     """
     op = "linear_token_logprob"
+    check.whole_rows(op, companions, group)
     door = checked_head(op, hidden, weight, bias, lora, logit_scale, wave, group)
     shape = hidden.shape[:-1]
     check.like(op, "token", token, shape, hidden, check.INTEGERS)
@@ -185,9 +213,9 @@ def linear_token_logprob(
         check.like(op, "mask", mask, shape, hidden, (torch.bool,))
     check.token_values(op, token, mask, door.grid.shape[-1])
     softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep)
-    scored = scored_rows(
-        door, token_vector(token, door.grid), mask_vector(mask, door.grid), softmax
-    )
-    lse = scored.row_max + scored.log_sum
-    results = (scored.logprob, scored.entropy, lse, scored.sum_pi_squared)
-    return TokenLogprob(*(x.reshape(shape) for x in results))
+    rows = token_vector(token, door.grid), mask_vector(mask, door.grid)
+    if not companions:
+        return TokenLogprob.of(scored_rows(door, *rows, softmax), shape)
+    flat = (None if x is None else x.flatten() for x in rows)
+    scored = forward_with_companions(door.hidden, *door.head, *flat, *softmax, door.wave)
+    return TokenLogprob.of(scored, shape)

@@ -15,11 +15,11 @@ def metrics_dict(metrics: Tensor) -> dict[str, float]:
 
     logprob, entropy; kl to the reference by the loss's estimator, and by k1, k2, k3, estimates of
     KL(π‖π_ref) as if π had drawn the tokens; old_kl = exp(d) − 1 − d with d = log π − log π_old,
-    k3's estimate of KL(π_old‖π), whose tokens they are; ratio/{mean,min,max}, as the gate saw it;
-    the share of tokens a clip holds, clip_ratio/{low,high,region}_mean; correction, the mean factor
-    of the rollout correction.
+    k3's estimate of KL(π_old‖π), whose tokens they are, and old_kl_k1 = −d, k1's, which has a sign;
+    ratio/{mean,min,max}, as the gate saw it; the share of tokens a clip holds,
+    clip_ratio/{low,high,region}_mean; correction, the mean factor of the rollout correction.
 
-    >>> values = [2.0, -3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 1.0, 0.0, 2.0, 0.9, 1.1]
+    >>> values = [2.0, -3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0, 1.0, 0.0, 2.0, 0.9, 1.1]
     >>> metrics_dict(torch.tensor(values))["logprob"]
     -1.5
     """
@@ -31,10 +31,11 @@ def metrics_dict(metrics: Tensor) -> dict[str, float]:
     if count == 0:
         values.update(ratio_min=0.0, ratio_max=0.0)
     mean = {name: values[name] / max(count, 1.0) for name in SUMMED_METRICS}
-    same = ("logprob", "entropy", "kl", "kl_k1", "kl_k2", "kl_k3", "old_kl", "correction")
+    same = ("logprob", "entropy", "kl", "kl_k1", "kl_k2", "kl_k3", "old_kl", "old_kl_k1")
     return {
         "num_tokens": count,
         **{name: mean[name] for name in same},
+        "correction": mean["correction"],
         "ratio/mean": mean["ratio"],
         "ratio/min": values["ratio_min"],
         "ratio/max": values["ratio_max"],
@@ -47,7 +48,7 @@ def metrics_dict(metrics: Tensor) -> dict[str, float]:
 def merge_metrics(metrics: list[Tensor]) -> Tensor:
     """Returns the metrics vector of several batches together.
 
-    >>> a = torch.tensor([1.0, -1.0, *[0.0] * 10, 0.5, 1.0])
+    >>> a = torch.tensor([1.0, -1.0, *[0.0] * 11, 0.5, 1.0])
     >>> merge_metrics([a, a])[:2].tolist()
     [2.0, -2.0]
     """

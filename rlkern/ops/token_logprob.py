@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operation token_logprob: log-probability, entropy and lse of given tokens, differentiable."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from rlkern.backends import implementation
-from rlkern.backends.eager.token_logprob import ACCUMULATION_DTYPE, Softmax, Statistics, Upstream
+from rlkern.backends.eager.token_logprob import (
+    ACCUMULATION_DTYPE,
+    Scored,
+    Softmax,
+    Statistics,
+    Upstream,
+)
 from rlkern.backends.memory import fresh
 from rlkern.ops import _check as check
 from rlkern.ops import _sharded as sharded
@@ -23,12 +30,24 @@ from rlkern.ops._rows import as_grid, make_softmax, mask_vector, token_vector
 
 
 class TokenLogprob(NamedTuple):
-    """Per-token results in the leading shape of the logits: float32, or float64 for float64."""
+    """Per-token results in the leading shape of the logits: float32, or float64 for float64.
+
+    The companions, of which is_argmax is bool, are None where they are not asked for.
+    """
 
     logprob: Tensor
     entropy: Tensor
     lse: Tensor
     sum_pi_squared: Tensor
+    mean_logit: Tensor | None = None
+    is_argmax: Tensor | None = None
+
+    @classmethod
+    def of(cls, scored: Sequence[Tensor], shape: torch.Size) -> "TokenLogprob":
+        """Returns the results, of this shape, from a Scored, after which companions may come."""
+        logprob, entropy, row_max, log_sum, *rest = scored
+        results = (logprob, entropy, row_max + log_sum, *rest)
+        return cls(*(x.reshape(shape) for x in results))
 
 
 def _forward(logits, token, mask, *softmax):
@@ -39,7 +58,18 @@ def _forward(logits, token, mask, *softmax):
 
 def _forward_fake(logits, token, *rest):
     dtype = ACCUMULATION_DTYPE[logits.dtype]
-    return tuple(logits.new_empty(token.shape, dtype=dtype) for _ in range(5))
+    return tuple(logits.new_empty(token.shape, dtype=dtype) for _ in Scored._fields)
+
+
+def _forward_with_companions(logits, token, mask, *softmax):
+    serve = implementation("token_logprob_companions", logits.device, logits.dtype)
+    scored, companions = serve(logits, token, mask, Softmax(*softmax))
+    return *scored, *companions
+
+
+def _forward_with_companions_fake(logits, token, *rest):
+    scored = _forward_fake(logits, token)
+    return *scored, torch.empty_like(scored[0]), torch.empty_like(scored[0], dtype=torch.bool)
 
 
 def _write_gradient(logits, token, mask, rest, grad_logits):
@@ -73,6 +103,12 @@ forward = register(
     _forward,
     _forward_fake,
 )
+forward_with_companions = register(
+    f"token_logprob_companions(Tensor logits, {_SCORED})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward_with_companions,
+    _forward_with_companions_fake,
+)
 backward = register(
     f"token_logprob_backward(Tensor logits, {_ROWS}) -> Tensor", _backward, _backward_fake
 )
@@ -86,10 +122,10 @@ bump_version_of_first_argument(backward_)
 
 def _setup_context(ctx, inputs, output):
     logits, token, mask, inv_temperature, softcap, keep = inputs
-    _, entropy, row_max, log_sum, sum_pi_squared = output
+    _, entropy, row_max, log_sum, *constants = output
     ctx.save_for_backward(logits, token, mask, inv_temperature, keep, entropy, row_max, log_sum)
     ctx.softcap = softcap
-    ctx.mark_non_differentiable(row_max, sum_pi_squared)
+    ctx.mark_non_differentiable(row_max, *constants)
     ctx.set_materialize_grads(False)
 
 
@@ -109,7 +145,8 @@ def _autograd(ctx, *grads):
     return None if found is None else backward(found[0], *found[1]), *(None,) * 5
 
 
-register_gradient(forward, _autograd, _setup_context)
+for _operation in (forward, forward_with_companions):
+    register_gradient(_operation, _autograd, _setup_context)
 
 
 class _InPlace(torch.autograd.Function):
@@ -135,6 +172,24 @@ class _InPlace(torch.autograd.Function):
         return logits, *(None,) * 5
 
 
+class _InPlaceWithCompanions(_InPlace):
+    """The same for the functional operation with companions."""
+
+    @staticmethod
+    def forward(ctx, logits, *rest):
+        output = forward_with_companions(logits.detach(), *rest)
+        _setup_context(ctx, (logits, *rest), output)
+        return output
+
+
+def _score(grid, rows, softmax, inplace, companions):
+    if companions:
+        score = _InPlaceWithCompanions.apply if inplace else forward_with_companions
+    else:
+        score = _InPlace.apply if inplace else forward
+    return score(grid, *rows, *softmax)
+
+
 def token_logprob(
     logits: Tensor,
     token: Tensor,
@@ -145,6 +200,7 @@ def token_logprob(
     keep: Tensor | None = None,
     inplace: bool = False,
     group: ProcessGroup | None = None,
+    companions: bool = False,
 ) -> TokenLogprob:
     """Returns the log-probability of each token, and entropy, log-sum-exp and Σp² of its row.
 
@@ -167,14 +223,18 @@ def token_logprob(
         group        the process group whose ranks hold the vocabulary in slices, in rank order and
                      of any size above 0: logits are this rank's slice, token and keep are ids of
                      the whole vocabulary, and all but the logits is the same on every rank
+        companions   also mean_logit, Σⱼ zⱼ / V, and is_argmax, whether the token is the first of
+                     the row's largest logits, from the same read of the row; not with group. Both
+                     are of the whole row, also with keep. A NaN in it makes them NaN and False
     Returns
-        TokenLogprob(logprob, entropy, lse, sum_pi_squared), each (...) float32 (float64 for
-        float64 logits)
+        TokenLogprob(logprob, entropy, lse, sum_pi_squared, mean_logit, is_argmax), each (...)
+        float32 (float64 for float64 logits), but is_argmax, which is bool; the last two are None
+        without companions
     Raises
         TypeError, ValueError  for an argument of the wrong dtype, shape or device
         RuntimeError           on double backward
     Gradient
-        to logits, through logprob, entropy and lse; sum_pi_squared and all else are constants.
+        to logits, through logprob, entropy and lse; the other results are constants.
         With group each rank gets its slice's, provided that all make the same loss
 
     >>> import math, torch
@@ -182,9 +242,12 @@ def token_logprob(
     >>> out = token_logprob(logits, torch.tensor([1]))
     >>> round(out.logprob.exp().item(), 4), round(out.lse.exp().item(), 4)
     (0.75, 4.0)
+    >>> token_logprob(logits, torch.tensor([1]), companions=True).is_argmax
+    tensor([True])
     """
     op = "token_logprob"
     check.logits(op, logits)
+    check.whole_rows(op, companions, group)
     if inplace:
         check.overwritable(op, logits)
     shape = logits.shape[:-1]
@@ -198,10 +261,5 @@ def token_logprob(
     softmax = make_softmax(op, whole, shape, mask, temperature, softcap, keep)
     rows = token_vector(token, grid), mask_vector(mask, grid)
     if part is None:
-        scored = (_InPlace.apply if inplace else forward)(grid, *rows, *softmax)
-    else:
-        scored = sharded.score(part, grid, *rows, softmax, inplace)
-    logprob, entropy, row_max, log_sum, sum_pi_squared = scored
-    lse = row_max + log_sum
-    results = (logprob, entropy, lse, sum_pi_squared)
-    return TokenLogprob(*(x.reshape(shape) for x in results))
+        return TokenLogprob.of(_score(grid, rows, softmax, inplace, companions), shape)
+    return TokenLogprob.of(sharded.score(part, grid, *rows, softmax, inplace), shape)

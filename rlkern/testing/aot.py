@@ -163,6 +163,7 @@ def launch_rows(
     if K:
         softmax = Softmax(x, 1 + abs(coef), torch.zeros(B, T, K, dtype=torch.int64))
     kernels.token_logprob(z, token, mask, softmax)
+    kernels.token_logprob_companions(z, token, mask, softmax)
     kernels.token_logprob_backward(
         z, token, mask, softmax, Statistics(x, x, x), Upstream(x, x, x), z
     )

@@ -34,6 +34,7 @@ from rlkern.trainer.processes.world import World
 from rlkern.trainer.progress import Progress
 from rlkern.trainer.reward.functions import load_rewards
 from rlkern.trainer.reward.model import is_scorer, load_scorer, make_scorer
+from rlkern.trainer.rollout.check import check_model
 from rlkern.trainer.rollout.engines import make_engine
 from rlkern.trainer.rollout.text import encode, stop_tokens
 from rlkern.trainer.rollout.turns import sampling_of
@@ -170,6 +171,10 @@ def begin(
     # A reward model has no head to sample pairs with.
     pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
     parts = dataclasses.replace(parts, policy=_trained(parts, run))
+    if not is_scorer(parts.policy):
+        some = [item.prompt for item in parts.task.held_out[:4]]
+        for policy in filter(None, (parts.policy, parts.teacher)):
+            check_model(policy, some, settings)
     if parts.policy is not parts.engine.policy:
         parts = dataclasses.replace(parts, engine=make_engine(settings, parts.policy))
     parts = dataclasses.replace(
@@ -232,10 +237,11 @@ def _reference(parts: Parts, run: Path) -> Policy:
     if parts.progress.step == 0:
         if parts.world.is_main and not folder.is_dir():
             publish(folder, policy.save)
-        model = copy.deepcopy(policy.model).requires_grad_(False)
-        return Policy(model, policy.tokenizer, policy.device, policy.mixed)
-    found = load_policy(folder, device=policy.device, dtype=parts.settings.dtype)
+        found = Policy(copy.deepcopy(policy.model), policy.tokenizer, policy.device, policy.mixed)
+    else:
+        found = load_policy(folder, device=policy.device, dtype=parts.settings.dtype)
     found.model.requires_grad_(False)
+    found.passes.choose(policy.passes.way)
     return found
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.functions import score_completions
 from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers
-from rlkern.trainer.rollout.text import texts
+from rlkern.trainer.rollout.text import texts, token_ids
 from rlkern.trainer.rollout.turns import converse
 from rlkern.trainer.rows import Rows, joined
 from rlkern.trainer.settings.learning import DynamicGroups
@@ -53,12 +54,20 @@ def generate(
 
 
 def rewarded(parts: Parts, items: list[Item], rows: Rows) -> Rows:
-    """Returns the rows with their rewards, as the reward functions give them."""
-    text = texts(parts.policy, rows)
+    """Returns the rows with their rewards, as the reward functions give them. They are asked once
+    about each answer, by the main process."""
+    started, text = time.perf_counter(), texts(parts.policy, rows)
     repeated = [item for item in items for _ in range(rows.group_size)]
-    reward, rewards = (
-        x.to(rows.token.device) for x in score_completions(parts.rewards, repeated, text)
-    )
+
+    def ask() -> tuple[Tensor, Tensor, int]:
+        before = parts.rewards.late
+        found = score_completions(parts.rewards, repeated, text, token_ids(rows))
+        return *found, parts.rewards.late - before
+
+    reward, rewards, late = parts.world.in_main(ask)
+    reward, rewards = reward.to(rows.token.device), rewards.to(rows.token.device)
+    parts.progress.late_answers += late
+    parts.rewards.seconds += time.perf_counter() - started
     return dataclasses.replace(rows, item=repeated, text=text, reward=reward, rewards=rewards)
 
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rlkern
-from rlkern.integrations.fused_head import find_head
+from rlkern.integrations.head import HeadOf
 from rlkern.trainer.errors import UserError
-from rlkern.trainer.models.policy import Policy, hidden_states
+from rlkern.trainer.models import lora
+from rlkern.trainer.models.policy import Passes, Policy, hidden_states
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 
@@ -108,17 +109,19 @@ class Separate(Critic):
 
     def __init__(self, policy: Policy, *, share_prompts: bool) -> None:
         super().__init__(share_prompts=share_prompts)
-        self._trunk, self._last = _trunk_of(policy), _last_layer(policy)
-        self.module = nn.ModuleDict({"trunk": self._trunk, "last": self._last})
+        trunk, self._last = _trunk_of(policy), _last_layer(policy)
+        self._passes = Passes(trunk)
+        self._passes.choose(policy.passes.way)
+        self.module = nn.ModuleDict({"trunk": trunk.model, "last": self._last})
 
     def begin(self, policy: Policy) -> None:
         """Copies the policy's weights, with what adapters add to them."""
-        self._trunk.load_state_dict(_trunk_of(policy).state_dict())
+        self._passes.head.model.load_state_dict(_trunk_of(policy).model.state_dict())
 
     def value(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
         """Returns the values (B, T) that the critic's own model gives the tokens."""
-        share, trunk = self._share_prompts, self._trunk
-        own = hidden_states(policy, rows, share_prompts=share, decoder=trunk)
+        share, passes = self._share_prompts, self._passes
+        own = hidden_states(policy, rows, share_prompts=share, passes=passes)
         return self._last(own.float()).squeeze(-1)
 
 
@@ -135,12 +138,16 @@ def _last_layer(policy: Policy) -> nn.Linear:
     return layer
 
 
-def _trunk_of(policy: Policy) -> nn.Module:
-    """Returns a copy of the policy without its head, all of it trainable."""
+def _trunk_of(policy: Policy) -> HeadOf:
+    """Returns a copy of the policy, all of it trainable, with nothing in the place of its head."""
     model = copy.deepcopy(policy.model)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    return find_head(model).decoder.requires_grad_(True)
+    if lora.is_adapted(model):
+        model = lora.merged(model)
+    head, nothing = model.get_output_embeddings(), nn.Identity()
+    places = [(x, name) for x in model.modules() for name, y in x.named_children() if y is head]
+    for module, name in places:
+        setattr(module, name, nothing)
+    return HeadOf(model, model.requires_grad_(True), nothing, 1.0, None)
 
 
 def make_critic(settings: Settings, policy: Policy, saved: Path | None) -> Critic:

@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 import rlkern
 from rlkern.trainer import build, preflight
 from rlkern.trainer.build import Run
-from rlkern.trainer.errors import UserError
+from rlkern.trainer.errors import NotFinite, RewardError, UserError
 from rlkern.trainer.files import write_text
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import whole_state
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.run import best, checkpoint, rundir
-from rlkern.trainer.run.checkpoint import all_checkpoints
+from rlkern.trainer.run.checkpoint import Place, all_checkpoints
 from rlkern.trainer.run.interrupt import Interrupt
 from rlkern.trainer.run.logs import Log, NoLog, read_metrics
 from rlkern.trainer.settings import Settings
@@ -87,7 +87,11 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
             log = Log(folder, step=step) if world.is_main else NoLog()
             stack.callback(log.close)
             desk = Desk(folder, display, log, Clock(parts.progress.seconds), interrupt)
-            return _run(parts, saved, desk)
+            try:
+                return _run(parts, saved, desk)
+            except (RewardError, NotFinite) as error:
+                where = f"after step {parts.progress.step}"
+                raise UserError(f"{where}: {error}; {_how_to_go_on(folder)}") from error
     except (OSError, SafetensorError) as error:
         sentence = f"{folder}: reading or writing failed: {error}; {_how_to_go_on(folder)}"
         raise UserError(sentence) from error
@@ -150,7 +154,13 @@ def _first_evaluation(run: Run, desk: Desk) -> None:
 
 def _one_step(run: Run, desk: Desk) -> None:
     settings, output = run.parts.settings, run.parts.settings.output
-    values, samples = run.learner.step(run.updater, desk.display.warn)
+    before = Place(run.parts)
+    try:
+        values, samples = run.learner.step(run.updater, desk.display.warn)
+    except RewardError:
+        before.put_back()
+        _save(run, desk)
+        raise
     step, last = run.parts.progress.step, _over(run, desk)
     if last or (settings.eval.every and step % settings.eval.every == 0):
         started = time.perf_counter()

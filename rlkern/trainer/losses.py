@@ -13,7 +13,7 @@ from torch import Tensor
 import rlkern
 from rlkern import LossOutput
 from rlkern.trainer.critic import Critic
-from rlkern.trainer.models.policy import Policy, hidden_states
+from rlkern.trainer.models.policy import Policy, run_rows
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 
@@ -22,12 +22,13 @@ class Found(NamedTuple):
     """The losses of some rows, and how far they are from those of another path.
 
     Each is None if it does not train: the policy while it waits for its critic, or the critic if
-    there is none.
+    there is none. router is what a mixture of experts adds for its router, None without one.
     """
 
     policy: LossOutput | None
     critic: LossOutput | None = None
     differences: dict[str, float] = {}
+    router: Tensor | None = None
 
 
 class Losses(torch.nn.Module):
@@ -83,6 +84,8 @@ class Objective:
             "correction": rows.correction,
             "penalty": rows.penalty,
             "weight": rows.weight,
+            "entropy_weight": rows.entropy_weight,
+            "nll_weight": rows.nll_weight,
             "keep": rows.keep,
             "temperature": self.temperature,
             "algorithm": self.algorithm,
@@ -106,7 +109,7 @@ class PolicyLosses(Losses):
     def forward(self, rows: Rows, train_policy: bool = True) -> Found:
         """Returns the losses of the rows."""
         policy, share = self.policy, self.settings.memory.share_prompts
-        hidden = hidden_states(policy, rows, share_prompts=share)
+        hidden, router = run_rows(policy, rows, share_prompts=share)
         found, differences = None, {}
         if train_policy:
             arguments = self.objective.arguments(rows)
@@ -114,11 +117,11 @@ class PolicyLosses(Losses):
                 differences = compare(policy, hidden, arguments, self.objective)
             found = policy_loss(policy, hidden, arguments, self.objective.path)
         if self.critic is None:
-            return Found(found, None, differences)
+            return Found(found, None, differences, router)
         # While the critic warms up the policy must stay as it is, what they share included.
         states = hidden if train_policy else hidden.detach()
         value = self.critic.loss(policy, rows, states, self.settings.critic.clip)
-        return Found(found, value, differences)
+        return Found(found, value, differences, router if train_policy else None)
 
 
 def policy_loss(

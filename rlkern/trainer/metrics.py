@@ -76,7 +76,6 @@ METRICS = (
     Metric("reward_std", "mean spread of the rewards in a group"),
     Metric("rewards/{function}/mean", "mean reward by one function"),
     Metric("rewards/{function}/std", "its spread over the rollout"),
-    Metric("rewards/unscorable", "share of answers that no function could score"),
     Metric(
         "rewards/accuracies",
         "share of the batch's pairs that are in the right order",
@@ -109,6 +108,7 @@ METRICS = (
         healthy="rises from 0; if logps/chosen falls at the same time, lower the learning rate",
         watch="pairs",
     ),
+    Metric("rewards/{which}", "share of answers that are unscorable; late ones (reward.timeout)"),
     Metric("logps/{which}", "mean log-probability of chosen and of rejected answers"),
     Metric(
         "loss",
@@ -291,9 +291,10 @@ METRICS = (
     ),
     Metric("degenerate_steps", "rollouts so far that taught nothing"),
     Metric("learning_rate", "of the policy, in the last update"),
+    Metric("unchanged_weights", "share of bfloat16 weights that updates left as they were"),
     Metric("num_tokens", "tokens trained on so far"),
     Metric("compare/{which}", "difference to the loss of loss.compare"),
-    Metric("time/{part}", "seconds of a part of the step"),
+    Metric("time/{part}", "seconds of a part of the step, such as asking the reward functions"),
     Metric("step_time", "seconds of the step"),
     Metric("seconds", "seconds of the run"),
 )

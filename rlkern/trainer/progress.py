@@ -12,7 +12,8 @@ class Progress:
     are the steps of its learner.
 
     step counts rollouts or batches, update optimizer steps, position is the place in the task's
-    stream; the others are sums over the steps so far.
+    stream, unscored_rollouts counts the last ones, if no answer of theirs had a reward; the others
+    are sums over the steps so far.
     """
 
     step: int = 0
@@ -25,6 +26,8 @@ class Progress:
     degenerate_steps: int = 0
     short_steps: int = 0
     skipped_updates: int = 0
+    late_answers: int = 0
+    unscored_rollouts: int = 0
     seconds: float = 0.0
     reward_kl_coef: float = 0.0
     before: dict[str, float] = field(default_factory=dict)

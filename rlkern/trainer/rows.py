@@ -59,6 +59,8 @@ class Rows:
     correction       (B, T) factor of the policy loss
     penalty          (B, T) factor of |log r| in the policy loss
     weight           (B, T) of each token in the policy's loss
+    entropy_weight   (B, T) of its entropy; None is weight
+    nll_weight       (B, T) of its negative log-likelihood beside the loss
     value_weight     (B, T) of each token in the critic's loss
     prompt_weight    (Q,) of each pair, or of each answer that is judged by itself
     ref_total        (B,) log-probability of whole answers under the starting model
@@ -89,6 +91,8 @@ class Rows:
     correction: Tensor | None = _rows("answer", fill=0, default=None)
     penalty: Tensor | None = _rows("answer", fill=0, default=None)
     weight: Tensor | None = _rows("answer", fill=0, default=None)
+    entropy_weight: Tensor | None = _rows("answer", fill=0, default=None)
+    nll_weight: Tensor | None = _rows("answer", fill=0, default=None)
     value_weight: Tensor | None = _rows("answer", fill=0, default=None)
     prompt_weight: Tensor | None = _rows("prompt", default=None)
     ref_total: Tensor | None = _rows("answer", default=None)

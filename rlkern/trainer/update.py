@@ -27,7 +27,8 @@ class StepResult:
     """What one optimizer step did; `skipped` if a loss or gradient was not finite.
 
     metrics are the vectors of the pieces, none while the policy waits for its critic; value_metrics
-    is their sum, None without a critic.
+    is their sum, None without a critic. unchanged is the share of bfloat16 weights with a gradient
+    that the step left as they were, None if no weight is bfloat16.
     """
 
     loss: float
@@ -38,6 +39,7 @@ class StepResult:
     skipped: bool
     loss_seconds: float
     step_seconds: float
+    unchanged: float | None = None
     differences: dict[str, float] = field(default_factory=dict)
 
 
@@ -103,10 +105,13 @@ class Updater:
         scored = time.perf_counter()
         norm = clip(self.optimizer, self._settings.optimizer.max_grad_norm or math.inf)
         finite = all(math.isfinite(x) for x in (loss, value_loss, norm))
+        unchanged = None
         if finite:
+            watch = Rounding(self.optimizer)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["peak"] * rates[group["part"]]
             self.optimizer.step()
+            unchanged = watch.unchanged()
         self.optimizer.zero_grad(set_to_none=True)
         done = time.perf_counter()
         return StepResult(
@@ -118,6 +123,7 @@ class Updater:
             not finite,
             scored - started,
             done - scored,
+            unchanged,
             sums.differences,
         )
 
@@ -133,8 +139,9 @@ class Updater:
         for number, (begin, end) in enumerate(own, 1):
             with parallel.accumulating(self.losses, last=number == len(own)):
                 found: Found = self.losses(rows.piece(begin, max(end, 1)), train_policy)
-                outputs = [x.loss for x in (found.policy, found.critic) if x is not None]
                 if begin == end:
+                    outputs = [x.loss for x in (found.policy, found.critic) if x is not None]
+                    outputs += [] if found.router is None else [found.router]
                     torch.stack([0.0 * loss for loss in outputs]).sum().backward()
                     continue
                 sums.add(found)
@@ -143,8 +150,42 @@ class Updater:
                     total = total + found.policy.loss
                 if found.critic is not None:
                     total = total + self._settings.critic.coef * found.critic.loss
+                if found.router is not None:
+                    # A mean over tokens, which no count of the whole batch is in.
+                    total = total + (end - begin) / rows.prompts * found.router
                 total.backward()
         return of_all(sums, self._world)
+
+
+class Rounding:
+    """Looks whether a step moves weights, or is lost when their sum is rounded: a bfloat16 has 8
+    significant bits, so a step of less than 1/512 of a weight leaves it as it is.
+
+    At most _SAMPLE values of each bfloat16 tensor are looked at, evenly spread, in this process.
+    """
+
+    _SAMPLE = 4096
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        self._weights = [p for p in every if p.dtype == torch.bfloat16 and p.grad is not None]
+        self._before = [self._some(p).clone() for p in self._weights]
+        self._state = optimizer.state
+
+    def unchanged(self) -> float | None:
+        """Returns the share of weights with a step to take that are as before; None without
+        any."""
+        same = moving = torch.zeros(())
+        for weight, before in zip(self._weights, self._before, strict=True):
+            # A row of embeddings that no text had in it has no step to take.
+            asked = self._some(self._state[weight]["exp_avg"]) != 0
+            moving = moving + asked.sum().cpu()
+            same = same + (asked & (self._some(weight) == before)).sum().cpu()
+        return (same / moving).item() if moving else None
+
+    def _some(self, tensor: Tensor) -> Tensor:
+        own = parallel.own(tensor.detach()).reshape(-1)
+        return own[:: max(1, -(-own.numel() // self._SAMPLE))]
 
 
 def shares(prompts: int, world: World, count: int) -> list[tuple[int, int]]:

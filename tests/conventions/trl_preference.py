@@ -167,6 +167,10 @@ ROWS = {
     ),
     "ld_alpha=0.5": length_desensitized,
     "use_weighting=True": likelihood,
+    "logits/chosen (a metric)": lambda x: x.logits.detach().mean(-1)[x.mask].mean(),
+    "mean_token_accuracy (a metric)": lambda x: (
+        (x.logits.argmax(-1) == x.token)[x.mask].double().mean()
+    ),
     "KTO: the KL term": zero_point,
     "KTO: desirable_weight=1.5, undesirable_weight=0.5": lambda x: kto(x, zero_point(x), 1.5, 0.5),
     'KTO: loss_type="apo_zero_unpaired"': lambda x: kto(x, 0.0),

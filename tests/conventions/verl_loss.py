@@ -191,4 +191,5 @@ ROWS = {
     'kl_loss_type="k1+"': lambda x: with_kl(x, straight_through(x, k1(x))),
     'kl_loss_type="low_var_kl+"': lambda x: with_kl(x, straight_through(x, k3(x))),
     "cliprange_value=0.5": clipped_value,
+    "actor/ppo_kl (a metric)": lambda x: -log_ratio(x).detach()[x.mask].mean(),
 }

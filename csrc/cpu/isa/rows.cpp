@@ -5,12 +5,11 @@
 #include <type_traits>
 
 #include "cpu/isa.h"
-#include "cpu/isa/simd.h"
+#include "cpu/isa/cap.h"
 
 namespace rlkern::RLKERN_ISA {
 namespace {
 
-constexpr float kInfinity = __builtin_inff();
 // The sweeps count in powers of two: t = u / ln 2. What leaves them is natural again.
 constexpr double kLn2 = 0.693147180559945309;
 
@@ -28,19 +27,6 @@ RLKERN_INLINE float block_max(const S* x, int64_t n) {
   if (i < n) a = maximum(a, load_head(x + i, n - i));
   return horizontal_max(maximum(maximum(a, b), maximum(c, d)));
 }
-
-// A logit as the row's softmax takes it: as it is, or capped.
-struct Uncapped {
-  explicit Uncapped(double) {}
-  Vec operator()(Vec x) const { return x; }
-};
-
-struct Capped {
-  float cap, inverse;
-  explicit Capped(double softcap) : cap(float(softcap)), inverse(float(1 / softcap)) {}
-  // Also of the −inf beyond a row's end: what has no probability keeps none.
-  Vec operator()(Vec x) const { return x == -kInfinity ? x : cap * tangent(x * inverse); }
-};
 
 // What a sweep for sums does with the exponentials.
 enum class Exponentials { dropped, stashed };
@@ -272,11 +258,6 @@ void row_gradient_stashed(const Row& row, const RowSums& sums, const RowSlope& s
     if (i < end) store_head(g + i, load_head(stash + i, end - i) * factor, end - i);
   }
   if (token >= 0) store_one(g + token, float(slope.token * row.inv_temperature));
-}
-
-double capped(double x, double softcap) {
-  const bool banned = x == -__builtin_inf();
-  return softcap == 0 || banned ? x : softcap * std::tanh(x / softcap);
 }
 
 RowSums row_sums_float64(const Row& row) {

@@ -12,7 +12,11 @@ from rlkern.backends.cpu.gae import gae
 from rlkern.backends.cpu.group_advantage import group_advantage, group_segments
 from rlkern.backends.cpu.policy_loss import policy_loss, scale_, scaled
 from rlkern.backends.cpu.reverse_scan import reverse_scan
-from rlkern.backends.cpu.token_logprob import token_logprob, token_logprob_backward
+from rlkern.backends.cpu.token_logprob import (
+    token_logprob,
+    token_logprob_backward,
+    token_logprob_companions,
+)
 from rlkern.backends.cpu.token_objective import token_objective
 from rlkern.backends.cpu.value_loss import value_loss
 
@@ -26,6 +30,7 @@ __all__ = [
     "scaled",
     "token_logprob",
     "token_logprob_backward",
+    "token_logprob_companions",
     "token_objective",
     "value_loss",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 from rlkern import _C  # type: ignore[attr-defined]
 from rlkern.backends.eager.token_logprob import (
     ACCUMULATION_DTYPE,
+    Companions,
     Scored,
     Softmax,
     Statistics,
@@ -16,8 +17,7 @@ from rlkern.backends.eager.token_logprob import (
 
 def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
     """Returns what is left of each row; see rlkern.backends.eager.token_logprob."""
-    dtype = ACCUMULATION_DTYPE[logits.dtype]
-    out = Scored(*(torch.empty(token.shape, dtype=dtype) for _ in Scored._fields))
+    out = _empty_scored(logits, token)
     _C.token_logprob(
         logits=logits,
         token=token,
@@ -27,6 +27,30 @@ def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: S
         threads=torch.get_num_threads(),
     )
     return out
+
+
+def token_logprob_companions(
+    logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax
+) -> tuple[Scored, Companions]:
+    """Returns what is left of each row, and its companions."""
+    out = _empty_scored(logits, token)
+    is_argmax = torch.empty(token.shape, dtype=torch.bool)
+    companions = Companions(torch.empty_like(out.logprob), is_argmax)
+    _C.token_logprob_companions(
+        logits=logits,
+        token=token,
+        mask=mask,
+        softmax=softmax,
+        out=out,
+        companions=companions,
+        threads=torch.get_num_threads(),
+    )
+    return out, companions
+
+
+def _empty_scored(logits: Tensor, token: Tensor) -> Scored:
+    dtype = ACCUMULATION_DTYPE[logits.dtype]
+    return Scored(*(torch.empty(token.shape, dtype=dtype) for _ in Scored._fields))
 
 
 def token_logprob_backward(

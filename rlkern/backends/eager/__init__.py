@@ -7,7 +7,11 @@ from rlkern.backends.eager.gae import gae
 from rlkern.backends.eager.group_advantage import group_advantage, group_segments
 from rlkern.backends.eager.policy_loss import policy_loss, scale_, scaled
 from rlkern.backends.eager.reverse_scan import reverse_scan
-from rlkern.backends.eager.token_logprob import token_logprob, token_logprob_backward
+from rlkern.backends.eager.token_logprob import (
+    token_logprob,
+    token_logprob_backward,
+    token_logprob_companions,
+)
 from rlkern.backends.eager.token_objective import token_objective
 from rlkern.backends.eager.value_loss import value_loss
 
@@ -21,6 +25,7 @@ __all__ = [
     "scaled",
     "token_logprob",
     "token_logprob_backward",
+    "token_logprob_companions",
     "token_objective",
     "value_loss",
 ]

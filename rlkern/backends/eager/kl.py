@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -58,25 +59,55 @@ def k3_straight_through(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor)
     return _with_gradient_of_k2(k3(logprob, ref_logprob, log_ratio), logprob, ref_logprob)
 
 
+class _Sloped(torch.autograd.Function):
+    """A value with its derivatives in d and in log_ratio as they are given.
+
+    Autograd would add them up from factors that overflow, and make NaN of ∞ − ∞ and 0·∞.
+    """
+
+    @staticmethod
+    def forward(ctx, value, slope, ratio_slope, d, log_ratio):
+        ctx.save_for_backward(slope, ratio_slope)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        # An upstream gradient of 0 drops what is infinite.
+        slopes = (torch.where(grad == 0, 0.0, grad * x) for x in ctx.saved_tensors)
+        return None, None, None, *slopes
+
+
+def _ratio_times_k3(d: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns r·k3 and its slope while r is a constant."""
+    # Far below the reference r and exp(−d) are multiplied as one power: r may be 0 and k3 infinite.
+    far = d < -1
+    below, near = torch.where(far, d, -1.0), torch.where(far, 0.0, d)
+    power, ratio, decay = (log_ratio - d).exp(), log_ratio.exp(), torch.expm1(-near)
+    value = torch.where(far, power * (1 - below.exp() * (1 - below)), ratio * (decay + near))
+    return value, torch.where(far, power * torch.expm1(below), ratio * -decay)
+
+
 def importance_k1(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
     """Returns r·d with r = π/π_old of the token, differentiable in both (open-instruct)."""
-    return log_ratio.exp() * k1(logprob, ref_logprob, log_ratio)
+    d = logprob - ref_logprob
+    with torch.no_grad():
+        ratio = log_ratio.exp()
+        value, slope = ratio * d, ratio * (d + 1)
+    return _Sloped.apply(value, torch.zeros_like(d), slope, d, log_ratio)
 
 
 def importance_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
     """Returns r·k3 with r = π/π_old of the token, differentiable in both: unbiased off policy.
 
-    Paper: DeepSeek-V3.2, arXiv 2512.02556. On policy it is k3 with its score-function term.
+    Paper: DeepSeek-V3.2, arXiv 2512.02556. On policy it is k3 with its score-function term. The
+    slope in log π, r·d, is that of both factors together.
     """
-    difference = logprob - ref_logprob
-    far = difference.detach() < -1
-    near, below = torch.where(far, 0.0, difference), torch.where(far, difference, -1.0)
-    # There r·exp(−d) = π_ref/π_old is one power, with no gradient in log π: r may be 0 and exp(−d)
-    # infinite, or both.
-    power = (log_ratio - difference).detach().exp()
-    distant = power * (1 - below.exp() * (1 - below))
-    ratio = torch.where(far, 0.0, log_ratio).exp()
-    return torch.where(far, distant, ratio * (torch.expm1(-near) + near))
+    d = logprob - ref_logprob
+    with torch.no_grad():
+        value, _ = _ratio_times_k3(d, log_ratio)
+        slope = log_ratio.exp() * d
+    return _Sloped.apply(value, torch.zeros_like(d), slope, d, log_ratio)
 
 
 def level_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
@@ -85,7 +116,10 @@ def level_k3(logprob: Tensor, ref_logprob: Tensor, log_ratio: Tensor) -> Tensor:
     TRL's use_bias_correction_kl: at the level of sequences all tokens of an answer share r. At
     level token it is importance_k3 with the clamped ratio.
     """
-    return log_ratio.exp() * k3(logprob, ref_logprob, log_ratio)
+    d = logprob - ref_logprob
+    with torch.no_grad():
+        value, slope = _ratio_times_k3(d, log_ratio)
+    return _Sloped.apply(value, slope, value, d, log_ratio)
 
 
 # The position in this table is the number the native kernels know the formula by.

@@ -61,6 +61,13 @@ class Scored(NamedTuple):
         return Statistics(self.entropy, self.row_max, self.log_sum)
 
 
+class Companions(NamedTuple):
+    """What is known of each row of logits, whichever of them could be sampled."""
+
+    mean_logit: Tensor
+    is_argmax: Tensor  # bool
+
+
 class Upstream(NamedTuple):
     """The gradients that arrive at the results of token_logprob, each (B, T) or None."""
 
@@ -124,6 +131,28 @@ def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: S
     if mask is None:
         return scored
     return Scored(*(torch.where(mask, x, 0.0) for x in scored))
+
+
+@torch.no_grad()
+def token_logprob_companions(
+    logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax
+) -> tuple[Scored, Companions]:
+    """Returns what token_logprob does, and the companions of each row; 0 and False if masked.
+
+    mean_logit = Σⱼ zⱼ / V of the whole row, also where a kept set is given: −inf with a logit of
+    −inf, NaN with a NaN
+    is_argmax = whether the token is the first of the row's largest logits, as they are given: a
+    cap or a temperature may round two of them to one number. False for a row that holds a NaN;
+    in a row of nothing but −inf the first is the first
+    """
+    whole = scaled_logits(logits, token, mask, softmax._replace(keep=None))
+    x = logits if mask is None else torch.where(mask.unsqueeze(-1), logits, 0.0)
+    is_argmax = (x.argmax(-1) == token) & ~x.isnan().any(-1)
+    mean_logit = whole.mean(-1)
+    if mask is not None:
+        is_argmax = is_argmax & mask
+        mean_logit = torch.where(mask, mean_logit, 0.0)
+    return token_logprob(logits, token, mask, softmax), Companions(mean_logit, is_argmax)
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ SUMMED_METRICS = (
     "kl_k2",
     "kl_k3",
     "old_kl",
+    "old_kl_k1",
     "ratio",
     "clip_low",
     "clip_high",
@@ -167,6 +168,7 @@ def token_metrics(
         entropy,
         *divergences,
         k3(-own, torch.zeros_like(own), own),  # the old policy drew the token: KL(π_old‖π)
+        -own,  # the same divergence by k1
         ratio,
         gate.clip_low.to(logprob.dtype),
         gate.clip_high.to(logprob.dtype),

@@ -73,7 +73,7 @@ def train_last_layers(model: Any, count: int) -> None:
     """Freezes all but the last `count` transformer layers; 0 leaves every weight trainable."""
     if count == 0:
         return
-    layers = model.get_decoder().layers
+    layers = getattr(model.get_decoder(), "layers", ())
     if count > len(layers):
         raise UserError(
             f"optimizer.train_layers must be at most the model's {len(layers)} layers, got {count}"
@@ -96,8 +96,14 @@ def recomputing(policy: Policy) -> Policy:
     def contexts() -> tuple:
         return contextlib.nullcontext(), policy.attention()
 
-    kwargs = {"use_reentrant": False, "context_fn": contexts}
-    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    model, kwargs = policy.model, {"use_reentrant": False, "context_fn": contexts}
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):  # transformers since 5.23
+            model.activation_checkpointing_enable(kwargs)
+        else:
+            model.gradient_checkpointing_enable(kwargs)
+    except ValueError as error:
+        raise UserError(f"memory.gradient_checkpointing: {error}") from error
     return dataclasses.replace(policy, recompute=True)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from rlkern.integrations.head import without_adapter
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.running import Lora
@@ -135,19 +136,30 @@ def save_adapters(model: Any, folder: Path, state: dict | None) -> None:
 
 
 def merged(model: Any) -> Any:
-    """Returns the model with its adapters added to the weights, as if it had been trained whole.
+    """Returns the model with its adapters added to the weights, as if it had been trained whole;
+    Raises UserError for adapters that cannot be.
 
-    A head tied to the embeddings is untied first where it has an adapter: the embeddings have none.
+    A head tied to the embeddings is untied first where one of the two has an adapter, which the
+    other has not.
     """
-    head = model.get_output_embeddings()
-    if hasattr(head, "base_layer") and head.base_layer.weight is _embedding(model):
-        head.base_layer.weight = torch.nn.Parameter(head.base_layer.weight.detach().clone())
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    layer, wrapped = (
+        without_adapter(head),
+        (head, table) != tuple(map(without_adapter, (head, table))),
+    )
+    if wrapped and layer.weight is without_adapter(table).weight:
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
         model.config.tie_word_embeddings = False
-    return model.merge_and_unload().requires_grad_(True)
-
-
-def _embedding(model: Any) -> torch.Tensor:
-    return model.get_input_embeddings().weight
+    try:
+        return model.merge_and_unload().requires_grad_(True)
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        kinds = {
+            str(getattr(x.peft_type, "value", x.peft_type)) for x in model.peft_config.values()
+        }
+        raise UserError(
+            f"adapters of kind {', '.join(sorted(kinds))} cannot be added to the weights of a"
+            f" {type(model.get_base_model()).__name__}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def is_adapted(model: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,122 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 import rlkern
 from rlkern import TokenLogprob
-from rlkern.integrations.fused_head import HeadOf, find_head
+from rlkern.integrations.find_head import find_head
+from rlkern.integrations.head import HeadOf, Hidden, text_config, without_adapter
 from rlkern.trainer.models import lora
+from rlkern.trainer.models.ways import (
+    ATTENTION,
+    WAYS,
+    Way,
+    context_of,
+    kinds_of_layers,
+    pads_left,
+)
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rows import Rows, pieces
 from rlkern.trainer.settings import Settings
+
+# What a model calls the cache that its forward takes and returns, in the order they are looked for.
+_CACHES = ("past_key_values", "cache_params", "state")
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Returns the position of each token of left-padded rows, padding not counted.
+
+    >>> positions(torch.tensor([[False, True, True]])).tolist()
+    [[0, 0, 1]]
+    """
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """How a model is run; its head says where it ends in hidden states."""
+
+    head: HeadOf
+
+    @functools.cached_property
+    def _taken(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.head.causal.forward).parameters)
+
+    @functools.cached_property
+    def last_only(self) -> dict[str, int]:
+        """The inputs with which the model makes the logits of the last token alone, and no loss for
+        a router, whose mask is of all tokens so far."""
+        asked = {"logits_to_keep": 1, "output_router_logits": False}
+        return {name: x for name, x in asked.items() if name in self._taken}
+
+    @property
+    def way(self) -> Way:
+        """How the model is run: as was measured or chosen, once for each model."""
+        if self.head.causal not in WAYS:
+            self.choose(Way(pads_left(self.head, self._left), True))
+        return WAYS[self.head.causal]
+
+    def choose(self, way: Way) -> None:
+        """Runs the model in this way from now on."""
+        WAYS[self.head.causal] = way
+
+    @property
+    def cache_name(self) -> str | None:
+        """What the model calls its cache; None for one that reads whole rows each time."""
+        return self._cache_name if self.way.cached else None
+
+    @functools.cached_property
+    def _cache_name(self) -> str | None:
+        names = [name for name in _CACHES if name in self._taken]
+        return names[-1] if names else None
+
+    @functools.cached_property
+    def _kinds(self) -> frozenset[type]:
+        return kinds_of_layers(self.head.causal)
+
+    @functools.cached_property
+    def attends(self) -> bool:
+        """Whether the cache holds the keys and values of plain attention and nothing else, through
+        which gradients flow."""
+        return self._cache_name == _CACHES[0] and bool(self._kinds) and self._kinds <= ATTENTION
+
+    @property
+    def shares(self) -> bool:
+        """Whether the answers to a prompt may attend to one cache of it, with gradients."""
+        routed = getattr(text_config(self.head.causal), "output_router_logits", False)
+        return self.way == Way(True, True) and not routed and self.attends
+
+    def new_cache(self) -> Any:
+        """Returns an empty cache, None where the model makes its own."""
+        if self.cache_name is None or not self._kinds:
+            return None
+        # Without a configuration it makes such layers as they come.
+        growing = self._kinds == {DynamicLayer}
+        return DynamicCache() if growing else DynamicCache(config=text_config(self.head.causal))
+
+    def _left(self, token: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        found = {"input_ids": token, "attention_mask": seen.long()}
+        if "position_ids" in self._taken:
+            found["position_ids"] = positions(seen)[:, -token.shape[1] :]
+        return found
+
+    def inputs(self, token: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        """Returns what a forward pass over the last tokens (B, T) of rows takes; seen (B, S) says
+        which of all S so far are real."""
+        if self.way.pads_left:
+            return self._left(token, seen)
+        return {"input_ids": token, "attention_mask": seen.long()}
+
+    def whole_rows(self, token: Tensor, seen: Tensor) -> Hidden:
+        """Returns the hidden states (B, S, H) of rows that begin with padding or end in it."""
+        if self.way.pads_left:
+            return self.head.hidden(**self.inputs(token, seen), use_cache=False)
+        order = (~seen).long().argsort(dim=1, stable=True)
+        given = self.inputs(token.gather(1, order), seen.gather(1, order))
+        found = self.head.hidden(**given, use_cache=False)
+        back = order.argsort(dim=1)[..., None].expand_as(found.states)
+        return found._replace(states=found.states.gather(1, back))
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +155,18 @@ class Policy:
     def head(self) -> HeadOf:
         """Returns where the model's logits come from."""
         found = find_head(self.model)
-        if not self.bare:
-            return found
-        base: Any = getattr(found.head, "base_layer", found.head)
-        return found._replace(head=base)
+        return found._replace(head=without_adapter(found.head)) if self.bare else found
 
-    @property
+    @functools.cached_property
+    def passes(self) -> Passes:
+        """Returns how the model is run over tokens."""
+        return Passes(self.head)
+
+    @functools.cached_property
     def context(self) -> int:
-        """Returns the longest sequence in tokens that the model was made for."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2**31)
+        """Returns the longest sequence in tokens that the model was made for, and up to which its
+        rotary embeddings do not change with the length."""
+        return context_of(text_config(self.model))
 
     def without_adapters(self) -> Policy:
         """Returns the model that the adapters are laid over: no copy, the same weights."""
@@ -103,63 +215,49 @@ class Policy:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Returns the position of each token of left-padded rows, padding not counted.
-
-    >>> positions(torch.tensor([[False, True, True]])).tolist()
-    [[0, 0, 1]]
-    """
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
 def hidden_states(
-    policy: Policy, rows: Rows, *, share_prompts: bool, decoder: Any = None
+    policy: Policy, rows: Rows, *, share_prompts: bool, passes: Passes | None = None
 ) -> Tensor:
     """Returns hidden states (B, T, H) with hidden[b, t] scoring rows.token[b, t].
 
-    share_prompts runs each prompt once and lets its answers attend to the cached keys and
-    values; gradients flow through the cache, so the result is that of whole rows. They are those of
-    `decoder` if one is given, such as a critic's, and else the policy's own.
+    They are those of `passes` if they are given, such as a critic's, and else the policy's own.
     """
-    run = _shared if share_prompts and rows.prompt.shape[1] > 1 else _whole_rows
-    return run(policy, rows, policy.head.decoder if decoder is None else decoder)
+    return run_rows(policy, rows, share_prompts=share_prompts, passes=passes).states
 
 
-def _whole_rows(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
+def run_rows(
+    policy: Policy, rows: Rows, *, share_prompts: bool, passes: Passes | None = None
+) -> Hidden:
+    """Returns the hidden states that score the tokens of rows, and the loss of a mixture's router.
+
+    share_prompts runs each prompt once and lets its answers attend to the cached keys and
+    values; gradients flow through the cache, so the result is that of whole rows. Where a model
+    keeps something else in its cache, or has a loss for its router, whose sum is over whole rows,
+    whole rows are run all the same.
+    """
+    passes = policy.passes if passes is None else passes
+    shared = share_prompts and rows.prompt.shape[1] > 1 and passes.shares
+    return (_shared if shared else _whole_rows)(policy, rows, passes)
+
+
+def _whole_rows(policy: Policy, rows: Rows, passes: Passes) -> Hidden:
     prompt = rows.prompt.repeat_interleave(rows.group_size, 0)
     seen = torch.cat([rows.prompt_mask.repeat_interleave(rows.group_size, 0), rows.present], 1)
     with policy.precision():
-        output = decoder(
-            input_ids=torch.cat([prompt, rows.token], 1),
-            attention_mask=seen.long(),
-            position_ids=positions(seen),
-            use_cache=False,
-        )
-    return output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
+        found = passes.whole_rows(torch.cat([prompt, rows.token], 1), seen)
+    return found._replace(states=found.states[:, prompt.shape[1] - 1 : -1])
 
 
-def _shared(policy: Policy, rows: Rows, decoder: Any) -> Tensor:
+def _shared(policy: Policy, rows: Rows, passes: Passes) -> Hidden:
     prompt, known = rows.prompt, rows.prompt_mask
     seen = torch.cat([known.repeat_interleave(rows.group_size, 0), rows.present[:, :-1]], 1)
     last = prompt[:, -1:].repeat_interleave(rows.group_size, 0)
-    cache = DynamicCache()
+    token = torch.cat([last, rows.token[:, :-1]], 1)
+    cache, run = passes.new_cache(), passes.head.hidden
     with policy.precision():
-        decoder(
-            input_ids=prompt[:, :-1],
-            attention_mask=known[:, :-1].long(),
-            position_ids=positions(known)[:, :-1],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        run(**passes.inputs(prompt[:, :-1], known[:, :-1]), past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(rows.group_size)
-        output = decoder(
-            input_ids=torch.cat([last, rows.token[:, :-1]], 1),
-            attention_mask=seen.long(),
-            position_ids=positions(seen)[:, prompt.shape[1] - 1 :],
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return output.last_hidden_state
+        return run(**passes.inputs(token, seen), past_key_values=cache, use_cache=True)
 
 
 def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:

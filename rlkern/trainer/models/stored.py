@@ -22,7 +22,7 @@ def read_model(directory: Path, kind: Any, dtype: str, *, what: str, hint: str) 
     weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        model, found = kind.from_pretrained(
+        model, found = _class_of(directory, kind).from_pretrained(
             directory,
             dtype=weights,
             local_files_only=True,
@@ -44,3 +44,16 @@ def read_model(directory: Path, kind: Any, dtype: str, *, what: str, hint: str) 
         # Padding is always masked by position, never by its id, so any id serves.
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _class_of(directory: Path, kind: Any) -> Any:
+    """Returns the class of the model in a folder, or an Auto class that knows it.
+
+    A class that is part of a wrapper stores a configuration that no Auto class knows.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    named = (getattr(config, "architectures", None) or [""])[0]
+    known = type(config) in kind._model_mapping or not named.endswith("ForCausalLM")
+    return kind if known else getattr(transformers, named, kind)

@@ -11,7 +11,7 @@ from torch import Tensor
 import rlkern
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.losses import Found, Losses
-from rlkern.trainer.models.policy import Policy, hidden_states
+from rlkern.trainer.models.policy import Policy, run_rows
 from rlkern.trainer.reward.model import scores
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
@@ -20,10 +20,15 @@ from rlkern.trainer.settings import Settings
 def answer_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:
     """Returns the log-probability (B,) of each answer, at temperature 1: Σ_t log π of its
     tokens."""
-    hidden = hidden_states(policy, rows, share_prompts=settings.memory.share_prompts)
+    return routed_logprob(policy, rows, settings)[0]
+
+
+def routed_logprob(policy: Policy, rows: Rows, settings: Settings) -> tuple[Tensor, Tensor | None]:
+    """Returns the same and the loss that a mixture of experts adds for its router."""
+    hidden, router = run_rows(policy, rows, share_prompts=settings.memory.share_prompts)
     with policy.precision():
         logprob = TOKEN_LOGPROB[settings.loss.path](policy, hidden, rows)
-    return rlkern.sequence_logprob(logprob, rows.mask)
+    return rlkern.sequence_logprob(logprob, rows.mask), router
 
 
 def _linear(policy: Policy, hidden: Tensor, rows: Rows) -> Tensor:
@@ -61,7 +66,8 @@ class PairLosses(Losses):
 
     def forward(self, rows: Rows, train_policy: bool = True) -> Found:
         """Returns the loss of the pairs."""
-        chosen, rejected = halves(answer_logprob(self.policy, rows, self.settings))
+        logprob, router = routed_logprob(self.policy, rows, self.settings)
+        chosen, rejected = halves(logprob)
         kind = self.settings.loss.kind
         asked: dict[str, Any] = dict(self.settings.coefficients)
         if not PREFERENCE_KINDS[kind].sorted_by:
@@ -72,7 +78,7 @@ class PairLosses(Losses):
         if PREFERENCE_KINDS[kind].average:
             lengths = halves(rows.mask.sum(-1))
             asked.update(zip(("chosen_length", "rejected_length"), lengths, strict=True))
-        return Found(rlkern.preference_loss(chosen, rejected, kind=kind, **asked))
+        return Found(rlkern.preference_loss(chosen, rejected, kind=kind, **asked), router=router)
 
 
 class JudgedLosses(Losses):
@@ -83,16 +89,16 @@ class JudgedLosses(Losses):
         assert rows.ref_total is not None and rows.desirable is not None
         assert rows.divergence is not None
         coefficients: dict[str, Any] = dict(self.settings.coefficients)
-        return Found(
-            rlkern.kto_loss(
-                answer_logprob(self.policy, rows, self.settings),
-                rows.ref_total,
-                rows.desirable,
-                rows.divergence,
-                weight=rows.prompt_weight,
-                **coefficients,
-            )
+        logprob, router = routed_logprob(self.policy, rows, self.settings)
+        loss = rlkern.kto_loss(
+            logprob,
+            rows.ref_total,
+            rows.desirable,
+            rows.divergence,
+            weight=rows.prompt_weight,
+            **coefficients,
         )
+        return Found(loss, router=router)
 
 
 class ScoreLosses(Losses):

@@ -8,6 +8,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
@@ -23,11 +24,13 @@ _KEYS = ("prompt", "chosen", "rejected")
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with a better and a worse answer to it."""
+    """A prompt with a better and a worse answer to it, and the tokens of all three if the answers
+    were sampled: another text's tokens need not be those that a model wrote."""
 
     prompt: str
     chosen: str
     rejected: str
+    ids: tuple[list[int], list[int], list[int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,32 +74,40 @@ def write(pairs: Pairs, run: Path) -> None:
 
     def fill(folder: Path) -> None:
         for name, part in ((TRAIN, pairs.train), (HELD_OUT, pairs.held_out)):
-            lines = [json.dumps(dataclasses.asdict(pair)) + "\n" for pair in part]
+            lines = [json.dumps(_entry(pair)) + "\n" for pair in part]
             (folder / name).write_text("".join(lines), encoding="utf-8")
 
     publish(run / FOLDER, fill)
 
 
+def _entry(pair: Pair) -> dict[str, Any]:
+    return {key: x for key, x in dataclasses.asdict(pair).items() if x is not None}
+
+
 def kept_pairs(run: Path) -> Pairs | None:
     """Returns the pairs that a run keeps, None if it has none yet."""
     folder = run / FOLDER
-    return Pairs(read(folder / TRAIN), read(folder / HELD_OUT)) if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    return Pairs(*(read(folder / name, own=True) for name in (TRAIN, HELD_OUT)))
 
 
-def read(path: Path) -> list[Pair]:
-    """Returns the pairs of a file, one JSON object per line with prompt, chosen and rejected;
-    Raises UserError, which names the line, for anything else. Other keys are not read."""
+def read(path: Path, *, own: bool = False) -> list[Pair]:
+    """Returns the pairs of a file, one JSON object per line with prompt, chosen and rejected, and
+    with ids in a file of the run's own; Raises UserError, which names the line, for anything else.
+    Other keys are not read."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"pairs {path} cannot be read: {error}") from error
-    found = [_pair(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    known = [(f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
+    found = [_pair(line, where, own=own) for where, line in known]
     if not found:
         raise UserError(f"pairs {path} must hold a JSON object on each line, it is empty")
     return found
 
 
-def _pair(line: str, where: str) -> Pair:
+def _pair(line: str, where: str, *, own: bool) -> Pair:
     try:
         entry = json.loads(line)
     except ValueError as error:
@@ -108,4 +119,6 @@ def _pair(line: str, where: str) -> Pair:
             raise UserError(f"{where} must have a text {key!r}, got {entry.get(key)!r}")
     if entry["chosen"] == entry["rejected"]:
         raise UserError(f"{where} must have two different answers, both are {entry['chosen']!r}")
-    return Pair(*(entry[key] for key in _KEYS))
+    ids = entry.get("ids") if own else None
+    prompt, chosen, rejected = (entry[key] for key in _KEYS)
+    return Pair(prompt, chosen, rejected, None if ids is None else tuple(ids))

@@ -27,14 +27,14 @@ from rlkern.trainer.offline.pairs import Pair, Pairs
 from rlkern.trainer.offline.supervised import take_step, with_times
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.model import scores
-from rlkern.trainer.rollout.text import given_rows
+from rlkern.trainer.rollout.text import Ids, given_rows
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings.reads import SAMPLED
 from rlkern.trainer.show.report import Sample, Stopwatch, note, update_values
 from rlkern.trainer.tasks.task import epochs
 from rlkern.trainer.update import Updater
 
-Judgement = tuple[str, str, bool]  # prompt, answer, desirable
+Judgement = tuple[str, str, bool, Ids | None]  # prompt, answer, desirable
 
 
 class Preferences(ABC):
@@ -132,7 +132,18 @@ def pair_rows(parts: Parts, pairs: list[Pair], *, whole: bool = False) -> Rows:
     sampled = parts.settings.pairs.source == SAMPLED
     stop = parts.task.stop if sampled and not whole else ""
     answers = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
-    return given_rows(parts.policy, [pair.prompt for pair in pairs], answers, stop=stop)
+    ids = [each for pair in pairs for each in answer_ids(pair)]
+    prompts = [pair.prompt for pair in pairs]
+    return given_rows(parts.policy, prompts, answers, stop=stop, ids=ids)
+
+
+def answer_ids(pair: Pair) -> tuple[Ids | None, Ids | None]:
+    """Returns the tokens of prompt and answer, of the chosen and of the rejected one, if they were
+    sampled."""
+    if pair.ids is None:
+        return None, None
+    prompt, chosen, rejected = pair.ids
+    return (prompt, chosen), (prompt, rejected)
 
 
 def share_right(margin: Tensor) -> float:
@@ -192,13 +203,16 @@ class Judged(Preferences):
         parts, reference = self.parts, self.parts.reference
         assert reference is not None
         judged: list[Judgement] = [
-            (pair.prompt, text, desirable)
+            (pair.prompt, text, desirable, ids)
             for pair in self.pairs.train
-            for text, desirable in ((pair.chosen, True), (pair.rejected, False))
+            for text, desirable, ids in zip(
+                (pair.chosen, pair.rejected), (True, False), answer_ids(pair), strict=True
+            )
         ]
-        prompts, answers, desirable = (list(x) for x in zip(*self.next_of(judged), strict=True))
+        asked = zip(*self.next_of(judged), strict=True)
+        prompts, answers, desirable, ids = (list(x) for x in asked)
         stop = parts.task.stop if parts.settings.pairs.source == SAMPLED else ""
-        rows = given_rows(parts.policy, prompts, answers, stop=stop)
+        rows = given_rows(parts.policy, prompts, answers, stop=stop, ids=ids)
         others = mismatched(rows)
         found = dataclasses.replace(
             rows,

@@ -9,6 +9,7 @@ from rlkern.trainer.collect import generate, rewarded
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.offline.pairs import Pair, Pairs
 from rlkern.trainer.parts import Parts
+from rlkern.trainer.rollout.text import token_ids
 from rlkern.trainer.tasks.task import Item
 
 
@@ -37,12 +38,14 @@ def _sample(parts: Parts, items: list[Item]) -> list[Pair]:
         ended = (torch.isin(rows.token, stop) & rows.mask).any(-1).tolist()
         rows = rewarded(parts, part, rows)
         assert rows.reward is not None and rows.text is not None
-        reward, text = rows.reward.tolist(), rows.text
+        reward, text, ids = rows.reward.tolist(), rows.text, token_ids(rows)
         for q, item in enumerate(part):
             # No text tells where an answer that was cut off would have ended, so it is no example.
             known = [b for b in range(q * G, q * G + G) if ended[b] and reward[b] == reward[b]]
             if known:
                 best, worst = max(known, key=reward.__getitem__), min(known, key=reward.__getitem__)
                 if reward[best] > reward[worst] and text[best] != text[worst]:
-                    found.append(Pair(item.prompt, text[best], text[worst]))
+                    said = ids["completion_ids"]
+                    own = (ids["prompt_ids"][best], said[best], said[worst])
+                    found.append(Pair(item.prompt, text[best], text[worst], own))
     return found

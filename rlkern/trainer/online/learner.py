@@ -30,6 +30,7 @@ from rlkern.trainer.show.report import (
     Stopwatch,
     completion_statistics,
     note,
+    note_unscored,
     pick_samples,
     update_values,
 )
@@ -55,20 +56,23 @@ class Online:
     def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
         """Returns the metrics and some samples of the next step; the run moves one step on."""
         parts, progress = self.parts, self.parts.progress
-        watch = Stopwatch(parts.policy.device)
+        watch, asked = Stopwatch(parts.policy.device), parts.rewards.seconds
         with updater.gathered():
             rows = with_baseline(parts, collect(parts, warn))
             watch.lap("rollout")
+            watch.move("rollout", "reward", parts.rewards.seconds - asked)
             rows = shaping.shaped(self._scored(rows), parts.settings, parts.sampling.longest)
         given = Rewarded(rows, self._controller.coef, parts.settings)
         rows = self._trained(with_advantage(given))
+        note_unscored(parts, rows, warn)
         watch.lap("score")
         results = list(self._updates(rows, updater))
         progress.step += 1
         progress.num_tokens += rows.tokens
         statistics = reward_statistics(rows, parts.rewards)
         assert rows.advantage is not None
-        note(parts, results, not rows.advantage.any().item(), statistics["reward"], warn)
+        equal = not progress.unscored_rollouts and not rows.advantage.any().item()
+        note(parts, results, equal, statistics["reward"], warn)
         values = {
             **statistics,
             **update_values(parts, results),
@@ -138,19 +142,27 @@ class Online:
 
     def _weighted(self, rows: Rows, copies: Tensor | None) -> Rows:
         """Returns the rows with the weights of their own counts; copies (B,) counts each answer."""
-        declared, constant = self.parts.settings.declared, None
+        settings, constant = self.parts.settings, None
+        declared = settings.declared
         assert isinstance(declared, Algorithm)  # what learns from rollouts is one
         mode = declared.aggregation
         if mode == "sequence_token_sum":
             constant = self.parts.sampling.longest
-        if copies is None:
-            weight = rlkern.aggregate.token_weight(rows.mask, mode, constant=constant)
-        else:
-            weight = rlkern.sampling.multiplicity_weight(rows.mask, copies, mode, constant=constant)
-        value_weight = None
+
+        def weights(mask: Tensor, mode: str, constant: float | None = None) -> Tensor:
+            if copies is None:
+                return rlkern.aggregate.token_weight(mask, mode, constant=constant)
+            return rlkern.sampling.multiplicity_weight(mask, copies, mode, constant=constant)
+
+        found: dict[str, Any] = {"weight": weights(rows.mask, mode, constant)}
+        if settings.loss.entropy_over == "tokens":
+            found["entropy_weight"] = weights(rows.mask, "token_mean")
+        if settings.loss.nll_coef:
+            of_right = weights(shaping.right_mask(rows), "token_mean")
+            found["nll_weight"] = settings.loss.nll_coef * of_right
         if rows.value_target is not None:
-            value_weight = rlkern.aggregate.token_weight(rows.mask, "token_mean")
-        return dataclasses.replace(rows, weight=weight, value_weight=value_weight)
+            found["value_weight"] = rlkern.aggregate.token_weight(rows.mask, "token_mean")
+        return dataclasses.replace(rows, **found)
 
     def _refilled(self, rows: Rows) -> tuple[Rows, Tensor | None]:
         """Returns the rows after DUPO's refill by copies, or the count of each answer by weight."""
@@ -185,12 +197,13 @@ class Online:
 
     def _sampling_values(self, rows: Rows) -> dict[str, float]:
         """Returns what sampling cost so far."""
-        progress = self.parts.progress
+        progress, timed = self.parts.progress, self.parts.rewards.timed
         return {
             "sampling/generated_tokens": progress.generated_tokens,
             "sampling/groups_sampled": progress.sampled_groups,
             "sampling/useful_groups": progress.useful_groups,
             "sampling/groups_trained": rows.prompts,
+            **({"rewards/late": progress.late_answers} if timed else {}),
         }
 
 

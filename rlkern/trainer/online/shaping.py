@@ -15,7 +15,7 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.online.advantages import Rewarded
 from rlkern.trainer.rows import Rows, finished
 from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.learning import MaskedCorrection
+from rlkern.trainer.settings.learning import BoundedCorrection
 
 
 def check_overlong(settings: Settings, longest: int) -> None:
@@ -60,6 +60,13 @@ def trained_mask(rows: Rows, stop: Tensor, settings: Settings) -> Tensor:
     return rlkern.sampling.overlong_filter(rows.mask, finished(rows, stop))
 
 
+def right_mask(rows: Rows) -> Tensor:
+    """Returns the counted tokens (B, T) of right answers, whose reward is 1 or more before
+    punishments of length."""
+    assert rows.reward is not None
+    return rows.mask & (rows.reward >= 1)[:, None]
+
+
 def correction(settings: Settings, rows: Rows) -> Tensor | None:
     """Returns the factor (B, T) of the policy loss of each token; None if there is none."""
     asked = settings.correction
@@ -70,7 +77,7 @@ def correction(settings: Settings, rows: Rows) -> Tensor | None:
         rows.rollout_logprob,
         rows.mask,
         kind=asked.kind,
-        low=asked.low if isinstance(asked, MaskedCorrection) else 0.0,
+        low=asked.low if isinstance(asked, BoundedCorrection) else 0.0,
         high=asked.high,
     )
 

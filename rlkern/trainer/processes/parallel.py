@@ -130,6 +130,11 @@ def whole(tensor: Tensor) -> Tensor:
     return cast(Any, tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def own(tensor: Tensor) -> Tensor:
+    """Returns this process's part of a tensor that may be spread over processes."""
+    return cast(Any, tensor).to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Returns a whole tensor spread over processes as the parameter is."""
     if not hasattr(parameter, "full_tensor") or tensor.shape != parameter.shape:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes of a run: who they are, how they share rows, and how they agree.
 
-Every process computes rewards, advantages, weights and statistics of the whole batch, from the same
-numbers in the same order, and draws the random numbers of the whole batch. Three things alone are
-split: sampling, scoring, and forward and backward. So a run of several processes is the run of one.
+Every process computes advantages, weights and statistics of the whole batch, from the same numbers
+in the same order, and draws the random numbers of the whole batch. Three things alone are split:
+sampling, scoring, and forward and backward; rewards are asked by the main process, which tells the
+others. So a run of several processes is the run of one.
 """
 
 from __future__ import annotations
 
 import atexit
+import datetime
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +25,9 @@ from rlkern.trainer.errors import UserError
 
 T = TypeVar("T")
 # What torchrun tells each process of a run.
+# The others wait while the main process asks a reward, which may take as long as it likes; those of
+# a process that died are ended by torchrun.
+_PATIENCE = datetime.timedelta(days=7)
 _RANK, _SIZE, _LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 
 
@@ -30,8 +36,8 @@ class World:
     """Process number `rank` of `size`, and the device it works on; World() is a run of one process,
     in which every method returns what it was given.
 
-    Methods that talk (gather, gather_rows, sum, any, from_main, barrier) must be called by every
-    process, in the same order.
+    Methods that talk (gather, gather_rows, sum, any, from_main, in_main, barrier) must be called
+    by every process, in the same order.
     """
 
     rank: int = 0
@@ -57,7 +63,8 @@ class World:
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            kind = "nccl" if chosen.type == "cuda" else "gloo"
+            dist.init_process_group(kind, timeout=_PATIENCE)
             atexit.register(dist.destroy_process_group)
         return cls(rank, size, chosen)
 
@@ -115,6 +122,23 @@ class World:
     def from_main(self, value: T) -> T:
         """Returns what the main process gave: for what clocks or folders decide."""
         return self.gather(value)[0]
+
+    def in_main(self, function: Callable[[], T]) -> T:
+        """Returns what the function returned in the main process, the only one that calls it: for
+        code of the user's, which may say something else when it is asked again. What it raises for
+        the person is raised in every process."""
+        if self.size == 1:
+            return function()
+        found: tuple[T | None, UserError | None] = (None, None)
+        if self.is_main:
+            try:
+                found = (function(), None)
+            except UserError as error:
+                found = (None, error)
+        value, problem = self.from_main(found)
+        if problem is not None:
+            raise problem
+        return cast(T, value)
 
     def barrier(self) -> None:
         """Returns once every process has come here."""

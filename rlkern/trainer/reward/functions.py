@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from rlkern.trainer.device import resolve_device
-from rlkern.trainer.errors import UserError
+from rlkern.trainer.errors import RewardError, UserError
+from rlkern.trainer.reward.apart import Apart
+from rlkern.trainer.reward.asking import Awaited, Limited, Limits, described, is_async
 from rlkern.trainer.reward.model import load_reward_model
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
@@ -41,10 +43,12 @@ def task_reward(task: Task) -> RewardFunction:
 
 @dataclass
 class Rewards:
-    """The reward functions of a run, each with the weight its rewards have in the sum."""
+    """The reward functions of a run, each with the weight its rewards have in the sum, and the
+    seconds that asking them took so far."""
 
     functions: list[RewardFunction]
     weights: list[float]
+    seconds: float = 0.0
 
     @property
     def names(self) -> list[str]:
@@ -53,6 +57,16 @@ class Rewards:
         plain = [reward_name(function) for function in self.functions]
         before = [plain[:place].count(name) for place, name in enumerate(plain)]
         return [f"{name}_{n + 1}" if n else name for name, n in zip(plain, before)]
+
+    @property
+    def timed(self) -> bool:
+        """Returns whether a function has a limited time for an answer."""
+        return any(each.limits.timeout > 0 for each in self.functions if isinstance(each, Limited))
+
+    @property
+    def late(self) -> int:
+        """Returns how often an answer cost a function more than its time."""
+        return sum(each.late for each in self.functions if isinstance(each, Limited))
 
 
 def load_rewards(settings: Settings, task: Task) -> Rewards:
@@ -70,7 +84,7 @@ def _find(name: str, settings: Settings, task: Task) -> RewardFunction:
     if ":" not in name and (Path(name) / "config.json").is_file():
         device = resolve_device(settings.device)
         return load_reward_model(Path(name), device=device, dtype=settings.dtype)
-    return _load(name)
+    return limited(_load(name), Limits(settings.reward.timeout, settings.reward.workers))
 
 
 def _load(name: str) -> RewardFunction:
@@ -95,21 +109,34 @@ def _load(name: str) -> RewardFunction:
     return found
 
 
+def limited(function: RewardFunction, limits: Limits) -> RewardFunction:
+    """Returns a reward function that asks a user's one under these limits: one for coroutines, one
+    for processes, or the function itself if there are no limits."""
+    if is_async(function):
+        return Awaited(function, limits)
+    return Apart(function, limits) if limits.apart else function
+
+
 def reward_name(function: Callable[..., object]) -> str:
     """Returns the name a function's rewards are logged under."""
     return getattr(function, "__name__", type(function).__name__)
 
 
 def score_completions(
-    rewards: Rewards, items: list[Item], completions: list[str]
+    rewards: Rewards,
+    items: list[Item],
+    completions: list[str],
+    ids: dict[str, list[list[int]]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the weighted sum (B,) of all functions' rewards for each completion, and the rewards
     (B, F) by function.
 
+    ids are more columns: prompt_ids and completion_ids, the tokens of each answer.
+
     None means that a function cannot score a completion; the reward is NaN if none that counts can.
     A function of weight 0 is asked and logged, and has no part in the sum.
     """
-    columns = _columns(items)
+    columns = {**(ids or {}), **_columns(items)}
     prompts = [item.prompt for item in items]
     rows = [_call(function, prompts, completions, columns) for function in rewards.functions]
     by_function = torch.tensor(rows, dtype=torch.float32).view(len(rows), len(completions))
@@ -128,7 +155,7 @@ def _columns(items: list[Item]) -> dict[str, list]:
 def _call(
     function: RewardFunction, prompts: list[str], completions: list[str], columns: dict
 ) -> list[float]:
-    """Returns a function's rewards with NaN for None; Raises UserError, which names the function,
+    """Returns a function's rewards with NaN for None; Raises RewardError, which names the function,
     for anything else.
     """
     name = reward_name(function)
@@ -136,10 +163,12 @@ def _call(
         values = list(
             function(prompts=prompts, completions=completions, **_wanted(function, columns))
         )
+    except RewardError:
+        raise
     except Exception as error:
-        raise UserError(f"reward function {name} raised {type(error).__name__}: {error}") from error
+        raise RewardError(f"reward function {name} {described(error, function)}") from error
     if len(values) != len(completions):
-        raise UserError(
+        raise RewardError(
             f"reward function {name} must return {len(completions)} rewards, got {len(values)}"
         )
     return [_number(name, index, value) for index, value in enumerate(values)]
@@ -164,7 +193,7 @@ def _number(name: str, index: int, value: object) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not abs(number) <= torch.finfo(torch.float32).max:
-        raise UserError(
+        raise RewardError(
             f"reward function {name} must return finite numbers or None, got {value!r}"
             f" for completion {index}"
         )

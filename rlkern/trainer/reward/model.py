@@ -19,7 +19,7 @@ from torch import Tensor
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.models.stored import read_model
-from rlkern.trainer.rollout.text import given_rows
+from rlkern.trainer.rollout.text import PADDING, any_text, given_rows
 from rlkern.trainer.rows import Rows
 
 _CLASS = "ForSequenceClassification"
@@ -39,7 +39,9 @@ def make_scorer(policy: Policy) -> Policy:
 
     config = copy.deepcopy(policy.model.config)
     config.num_labels, config.tie_word_embeddings = 1, False
-    config.pad_token_id = policy.tokenizer.pad_token_id
+    pad = policy.tokenizer.pad_token_id
+    # Others pool by it; a model cannot have it where its embeddings do not.
+    config.pad_token_id = pad if pad is None or pad < config.vocab_size else None
     try:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config)
@@ -84,10 +86,16 @@ def check_scorer(directory: Path) -> None:
 
 def scores(policy: Policy, rows: Rows) -> Tensor:
     """Returns the score (B,) of each answer: the model's output at its last token."""
-    token, seen = right_padded(rows, policy.tokenizer.pad_token_id)
+    token, seen = right_padded(rows, PADDING)
+    last = seen.sum(1) - 1
+    # Not by the model's own forward, which goes by the id of padding: where a tokenizer pads with
+    # its end of text, that would read the token before the end.
     with policy.precision():
-        found = policy.model(input_ids=token, attention_mask=seen.long(), use_cache=False)
-    return found.logits[:, 0].float()
+        found = policy.model.base_model(
+            input_ids=token, attention_mask=seen.long(), use_cache=False
+        )
+        hidden = found.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        return policy.model.score(hidden)[:, 0].float()
 
 
 def right_padded(rows: Rows, fill: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +126,9 @@ class RewardModel:
         found: list[float | None] = []
         for first in range(0, len(prompts), self._batch):
             some = slice(first, first + self._batch)
-            rows = given_rows(self.policy, list(prompts[some]), list(completions[some]), stop="")
+            rows = given_rows(
+                self.policy, list(prompts[some]), list(completions[some]), stop="", check=any_text
+            )
             found += scores(self.policy, rows).tolist()
         return found
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from itertools import combinations
 
+from rlkern.trainer.reward.asking import compares
 from rlkern.trainer.reward.functions import RewardFunction, reward_name
 
 # The chance that answer a to a prompt beats answer b: 1, 0, ½ for a tie, or None if it cannot tell.
@@ -36,6 +37,7 @@ def win_rate_of(judge: Judge) -> RewardFunction:
     [0.0, 1.0, 0.5, 0.5]
     """
 
+    @compares
     def win_rate(prompts: list[str], completions: list[str]) -> list[float | None]:
         places: dict[str, list[int]] = {}
         for place, prompt in enumerate(prompts):

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling answers in batches with the model's own KV cache."""
+"""Sampling answers in batches with the cache that the model's own `generate` would use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 
-from rlkern.trainer.models.policy import Policy, positions
-from rlkern.trainer.rollout.text import Prompts
-from rlkern.trainer.rows import Rows
+from rlkern.trainer.errors import NotFinite
+from rlkern.trainer.models.policy import Passes, Policy
+from rlkern.trainer.rollout.text import PADDING, Prompts
+from rlkern.trainer.rows import Rows, joined
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,51 @@ def sample(
     uniform  (B, max_new_tokens) float64 in [0, 1), which token t of row b is drawn by; None where
              nothing is drawn, at temperature 0
     """
-    cache, truncates = DynamicCache(), sampling.truncates
+    lengths = prompts.mask.sum(-1)
+    if policy.passes.way.pads_left or (lengths == lengths[0]).all():
+        return _sample(policy, prompts, sampling, group_size, uniform)
+    return _sample_by_length(policy, prompts, sampling, group_size, uniform)
+
+
+def _sample_by_length(
+    policy: Policy,
+    prompts: Prompts,
+    sampling: Sampling,
+    group_size: int,
+    uniform: Tensor | None,
+) -> Rows:
+    """Returns answers to prompts of which those of equal length are sampled together, unpadded."""
+    found, order, lengths = [], [], prompts.mask.sum(-1)
+    for length in lengths.unique().tolist():
+        chosen = (lengths == length).nonzero()[:, 0]
+        some = Prompts(*(x[chosen, -length:] for x in prompts))
+        numbers = None
+        if uniform is not None:
+            numbers = uniform.view(len(lengths), group_size, -1)[chosen.to(uniform.device)]
+            numbers = numbers.flatten(0, 1)
+        found.append(_sample(policy, some, sampling, group_size, numbers))
+        order.append(chosen)
+    return joined(found).take(torch.cat(order).argsort())
+
+
+def _sample(
+    policy: Policy,
+    prompts: Prompts,
+    sampling: Sampling,
+    group_size: int,
+    uniform: Tensor | None,
+) -> Rows:
+    truncates, reading = sampling.truncates, Reading(policy.model, policy.passes)
     tokens, masks, logprobs, keeps = [], [], [], []
     with policy.precision():
-        logits = _forward(policy, prompts.token, prompts.mask, positions(prompts.mask), cache)
-        cache.batch_repeat_interleave(group_size)
-        logits = logits.repeat_interleave(group_size, 0)
+        logits = reading.begin(prompts.token, prompts.mask, group_size)
         seen = prompts.mask.repeat_interleave(group_size, 0)
         alive = seen.new_ones(seen.shape[0])
         for step in range(sampling.max_new_tokens):
             logprob = next_logprob(logits, sampling)
+            check_finite(policy, logprob, step)
             token = draw(logprob, None if uniform is None else uniform[:, step])
-            tokens.append(torch.where(alive, token, policy.tokenizer.pad_token_id))
+            tokens.append(torch.where(alive, token, PADDING))
             masks.append(alive)
             logprobs.append(torch.where(alive, logprob.gather(-1, token[:, None])[:, 0], 0.0))
             if truncates:
@@ -91,7 +126,7 @@ def sample(
             alive = alive & ~torch.isin(token, sampling.stop)
             if step + 1 == sampling.max_new_tokens or not alive.any():
                 break
-            logits = _forward(policy, tokens[-1][:, None], seen, positions(seen)[:, -1:], cache)
+            logits = reading.read(tokens[-1][:, None], seen)
     mask = torch.stack(masks, 1)
     return Rows(
         prompt=prompts.token,
@@ -102,6 +137,66 @@ def sample(
         rollout_logprob=torch.stack(logprobs, 1),
         keep=_stacked(keeps) if keeps else None,
     )
+
+
+class Reading:
+    """A model that reads rows token by token, each pass over what is new.
+
+    A model with no cache reads all of its rows again in each pass.
+    """
+
+    def __init__(self, model: Any, passes: Passes) -> None:
+        self._model, self._passes, self._name = model, passes, passes.cache_name
+        self._cache: Any = passes.new_cache()
+        self._token: Tensor | None = None
+        prepare = type(passes.head.causal).prepare_inputs_for_generation
+        usual = prepare is GenerationMixin.prepare_inputs_for_generation
+        self._plain = usual and self._name is not None
+
+    def begin(self, token: Tensor, seen: Tensor, group_size: int) -> Tensor:
+        """Returns the logits (B, V) after prompts (Q, P), each of them for a group of rows."""
+        if self._cache is None:
+            return self.read(*(x.repeat_interleave(group_size, 0) for x in (token, seen)))
+        logits = self.read(token, seen)
+        if self._passes.attends:
+            self._cache.batch_repeat_interleave(group_size)
+        else:
+            # Not every layer knows how to repeat itself, but each can be put into another order.
+            rows = torch.arange(token.shape[0], device=token.device)
+            self._cache.reorder_cache(rows.repeat_interleave(group_size))
+        if self._token is not None:
+            self._token = self._token.repeat_interleave(group_size, 0)
+        return logits.repeat_interleave(group_size, 0)
+
+    def read(self, token: Tensor, seen: Tensor) -> Tensor:
+        """Returns the logits (B, V) after more tokens (B, T), usually one; seen (B, S) says which
+        of all so far are real."""
+        name = self._name
+        if self._plain:
+            given = {**self._passes.inputs(token, seen), str(name): self._cache, "use_cache": True}
+        else:
+            given = self._prepared(token, seen)
+        output = self._model(**{**given, **self._passes.last_only})
+        if name is not None and not isinstance(self._cache, DynamicCache):
+            self._cache = getattr(output, name)
+        return output.logits[:, -1].float()
+
+    def _prepared(self, token: Tensor, seen: Tensor) -> dict[str, Any]:
+        """Returns what the model's own `generate` gives a pass over rows."""
+        first = self._token is None
+        so_far = [] if self._token is None else [self._token]
+        self._token = torch.cat([*so_far, token], 1)
+        given: dict[str, Any] = self._passes.inputs(self._token, seen)
+        if self._name is None:
+            return {**given, "use_cache": False}
+        if self._cache is not None:
+            given[self._name] = self._cache
+        return self._passes.head.causal.prepare_inputs_for_generation(
+            next_sequence_length=None if first else 1,
+            is_first_iteration=first,
+            use_cache=True,
+            **given,
+        )
 
 
 @dataclass
@@ -118,21 +213,6 @@ class ModelEngine:
     ) -> Rows:
         """Returns group_size answers to each prompt."""
         return sample(self.policy, prompts, sampling, group_size=group_size, uniform=uniform)
-
-
-def _forward(
-    policy: Policy, token: Tensor, seen: Tensor, position: Tensor, cache: DynamicCache
-) -> Tensor:
-    """Returns the logits (B, V) after the last token; the cache grows."""
-    output = policy.model(
-        input_ids=token,
-        attention_mask=seen.long(),
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return output.logits[:, -1].float()
 
 
 def next_logprob(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -153,6 +233,20 @@ def next_logprob(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.truncates:
         logits = torch.where(_kept(logits, sampling.top_k, sampling.top_p), logits, -torch.inf)
     return torch.log_softmax(logits, -1)
+
+
+def check_finite(policy: Policy, logprob: Tensor, step: int) -> None:
+    """Raises NotFinite, which names the weight if it is one, for logits of the step'th token of
+    answers that are NaN or infinite."""
+    # One such logit makes its whole row NaN, so a column tells.
+    if not logprob[:, 0].isnan().any():
+        return
+    named = policy.model.named_parameters()
+    broken = next((name for name, p in named if not p.isfinite().all()), None)
+    why = f"the weight {broken} holds values that are not finite"
+    if broken is None:
+        why = "all weights are finite, so its forward pass overflows: try --dtype float32"
+    raise NotFinite(f"the model's logits of token {step + 1} of an answer are not finite: {why}")
 
 
 def _kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:

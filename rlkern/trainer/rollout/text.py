@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between text and rows of tokens."""
+"""Between text and rows of tokens.
+
+The one rule: the ids of a prompt and its answer are those of one text. What is sampled keeps its
+ids, and is never encoded again.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +18,12 @@ from torch import Tensor
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rows import Rows
+
+# Padding is masked by position, never by its id. Every model has embeddings for this one; for the
+# tokenizer's own it need not.
+PADDING = 0
+Ids = tuple[list[int], list[int]]  # of a prompt, and of an answer to it
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 class Prompts(NamedTuple):
@@ -22,11 +35,8 @@ class Prompts(NamedTuple):
 
 def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
     """Returns prompts as rows; Raises UserError if one leaves no room for its answer."""
-    # A tokenizer that begins every text with a special token begins prompts with it too.
-    rows, context = [policy.tokenizer.encode(text) for text in texts], policy.context
+    rows, context = [prompt_ids(policy.tokenizer, text) for text in texts], policy.context
     for text, row in zip(texts, rows, strict=True):
-        if not row:
-            raise UserError(f"a prompt must have at least one token, got {text!r}")
         check_known(policy, row, text)
         if len(row) + max_new_tokens > context:
             raise UserError(
@@ -36,8 +46,59 @@ def encode(policy: Policy, texts: list[str], *, max_new_tokens: int) -> Prompts:
     return left_padded(policy, rows)
 
 
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Returns the ids of a text that goes on: with the special tokens that the tokenizer puts
+    before every text, unless it holds them itself, and without those that it puts behind. Raises
+    UserError if there are none."""
+    plain = _plain(tokenizer, text)
+    before = _before(tokenizer)
+    # A rendered chat template begins with them already.
+    found = plain if plain[: len(before)] == before else before + plain
+    if not found:
+        raise UserError(f"a prompt must have at least one token, got {text!r}")
+    return found
+
+
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _before(tokenizer: Any) -> list[int]:
+    """Returns the special tokens that a tokenizer puts before every text."""
+    plain, whole = _plain(tokenizer, "a"), tokenizer.encode("a")
+    places = range(len(whole) - len(plain) + 1)
+    return whole[: next((i for i in places if whole[i : i + len(plain)] == plain), 0)]
+
+
+def following(tokenizer: Any, before: str, text: str) -> list[int]:
+    """Returns the ids of a text behind another one: what the two in one have beyond the first's, so
+    that no blank or special token of a beginning is in them."""
+    # A line break stands for a text whose last token would be another one with more behind it.
+    for known in (before, "\n"):
+        own, both = _plain(tokenizer, known), _plain(tokenizer, known + text)
+        if own and both[: len(own)] == own:
+            return both[len(own) :]
+    return _plain(tokenizer, text)
+
+
+def seam(tokenizer: Any, prompt: str, answers: list[str]) -> tuple[list[int], list[list[int]]]:
+    """Returns the ids of a prompt and of given answers to it, which together are those of one text.
+
+    A token across the seam belongs to the answer; the prompt ends before the first one that is in
+    any of them.
+    """
+    asked = prompt_ids(tokenizer, prompt)
+    whole = [prompt_ids(tokenizer, prompt + answer) for answer in answers]
+    width = min(len(row) for row in (asked, *whole))
+    same = [all(row[i] == asked[i] for row in whole) for i in range(width)]
+    shared = same.index(False) if False in same else width
+    if not shared:  # nothing would be left to ask with
+        return asked, [following(tokenizer, prompt, answer) for answer in answers]
+    return asked[:shared], [row[shared:] for row in whole]
+
+
 def check_known(policy: Policy, ids: list[int], text: str) -> None:
-    """Raises UserError for text that the model has no tokens for."""
+    """Raises UserError for text that the model has no tokens or no embeddings for."""
     unknown = policy.tokenizer.unk_token_id
     # Some tokenizers, which know every byte, call their end of text unknown too.
     if unknown != policy.tokenizer.eos_token_id and unknown in ids:
@@ -45,25 +106,40 @@ def check_known(policy: Policy, ids: list[int], text: str) -> None:
             f"the model has no token for some of the text {text[:60]!r}; use another --model, or"
             " text in its alphabet"
         )
+    any_text(policy, ids, text)
+
+
+def any_text(policy: Policy, ids: list[int], text: str) -> None:
+    """Raises UserError for text with a token that the model has no embeddings for."""
+    rows = policy.model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        raise UserError(
+            f"token {policy.tokenizer.convert_ids_to_tokens(max(ids))!r} has the id {max(ids)}, and"
+            f" the model's embeddings have {rows} rows: resize them to the tokenizer"
+        )
 
 
 def left_padded(policy: Policy, rows: list[list[int]]) -> Prompts:
     """Returns rows of token ids as prompts."""
     width = max(map(len, rows))
-    fill = policy.tokenizer.pad_token_id
-    token = torch.tensor([[fill] * (width - len(row)) + row for row in rows])
+    token = torch.tensor([[PADDING] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
     return Prompts(token.to(policy.device), mask.to(policy.device))
 
 
-def stop_tokens(policy: Policy, stop: str) -> Tensor:
-    """Returns the ids that end an answer: eos, and every token whose text contains `stop`."""
-    ids = {policy.tokenizer.eos_token_id}
+def end_tokens(policy: Policy) -> set[int]:
+    """Returns the ids that are the end of a text: the tokenizer's, and those that the model's
+    configuration names."""
     # A reward model, which generates nothing, has no such configuration.
     generation = getattr(policy.model, "generation_config", None)
     configured = getattr(generation, "eos_token_id", None)
-    if configured is not None:
-        ids.update(configured if isinstance(configured, list) else [configured])
+    found = configured if isinstance(configured, list) else [configured]
+    return {i for i in (policy.tokenizer.eos_token_id, *found) if i is not None}
+
+
+def stop_tokens(policy: Policy, stop: str) -> Tensor:
+    """Returns the ids that end an answer: eos, and every token whose text contains `stop`."""
+    ids = end_tokens(policy)
     if stop:
         texts = policy.tokenizer.batch_decode([[i] for i in range(len(policy.tokenizer))])
         ids.update(i for i, text in enumerate(texts) if stop in text)
@@ -71,26 +147,90 @@ def stop_tokens(policy: Policy, stop: str) -> Tensor:
 
 
 def texts(policy: Policy, rows: Rows) -> list[str]:
-    """Returns all that follows the prompts as text, without special tokens."""
-    ids = [
-        row[real].tolist() for row, real in zip(rows.token.cpu(), rows.present.cpu(), strict=True)
-    ]
-    return policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    """Returns all that follows the prompts as text: what rewards and environments read."""
+    ids = token_ids(rows)
+    both = zip(ids["prompt_ids"], ids["completion_ids"], strict=True)
+    return [text_of(policy, asked, said) for asked, said in both]
 
 
-def given_rows(policy: Policy, prompts: list[str], answers: list[str], *, stop: str) -> Rows:
+def text_of(policy: Policy, asked: list[int], said: list[int]) -> str:
+    """Returns the text of tokens behind a prompt.
+
+    Nothing is left out but the tokens that are the end of a text: other special tokens are read as
+    their names, ids that the tokenizer does not know as UNKNOWN, and a blank at the seam is kept,
+    so that prompt and answer are the text of all tokens.
+    """
+    tokenizer, ends = policy.tokenizer, end_tokens(policy)
+    kept = [i for i in said if i not in ends]
+    head, whole = _decoded(tokenizer, asked), _decoded(tokenizer, asked + kept)
+    if not whole.startswith(head):  # a character's bytes lie on both sides
+        head, whole = "", _decoded(tokenizer, kept)
+    text = whole[len(head) :]
+    return text if _reads_blanks(tokenizer) else text.removeprefix(" ")
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    known = _known(tokenizer, len(tokenizer))
+    runs = [(real, list(some)) for real, some in groupby(ids, known.__contains__)]
+    return "".join(tokenizer.decode(x) if real else UNKNOWN * len(x) for real, x in runs)
+
+
+@lru_cache(maxsize=4)
+def _known(tokenizer: Any, size: int) -> frozenset[int]:
+    """Returns the ids of a tokenizer of this size, which a vocabulary may have holes between."""
+    return frozenset(tokenizer.get_vocab().values())
+
+
+@lru_cache(maxsize=4)
+def _reads_blanks(tokenizer: Any) -> bool:
+    """Returns whether a blank between words is in their tokens; else a decoder puts blanks between
+    all of them."""
+    return _plain(tokenizer, "1 + 1") != _plain(tokenizer, "1+1")
+
+
+def token_ids(rows: Rows) -> dict[str, list[list[int]]]:
+    """Returns prompt_ids and completion_ids, the real tokens of each answer and of its prompt: the
+    very ones that the model read and wrote."""
+    asked = [row[real].tolist() for row, real in zip(rows.prompt.cpu(), rows.prompt_mask.cpu())]
+    said = [row[real].tolist() for row, real in zip(rows.token.cpu(), rows.present.cpu())]
+    prompts = [ids for ids in asked for _ in range(rows.group_size)]
+    return {"prompt_ids": prompts, "completion_ids": said}
+
+
+def given_rows(
+    policy: Policy,
+    prompts: list[str],
+    answers: list[str],
+    *,
+    stop: str,
+    ids: Sequence[Ids | None] = (),
+    check: Callable[[Policy, list[int], str], None] = check_known,
+) -> Rows:
     """Returns given answers as rows, len(answers) / len(prompts) consecutive ones to each prompt.
 
-    An answer ends with the end-of-text token, unless it holds the text `stop` that ends one itself.
+    An answer ends with the end-of-text token, unless it does so already, or holds the text `stop`
+    that ends one itself. ids are the tokens of the prompt of each answer, and its own, where they
+    are known: those are taken, not the texts'. check(policy, ids, text) raises UserError for text
+    that is no answer; of a text that a model wrote any is one.
     """
-    group = len(answers) // len(prompts)
-    asked = [policy.tokenizer.encode(text) for text in prompts]
-    ids = [_answer_ids(policy, text, stop) for text in answers]
-    for index, row in enumerate(ids):
-        _check(policy, asked[index // group], row, prompts[index // group], answers[index])
-    width, fill = max(map(len, ids)), policy.tokenizer.pad_token_id
-    token = torch.tensor([row + [fill] * (width - len(row)) for row in ids]).to(policy.device)
-    mask = torch.tensor([[t < len(row) for t in range(width)] for row in ids]).to(policy.device)
+    group, ends = len(answers) // len(prompts), end_tokens(policy)
+    asked, said = list[list[int]](), list[list[int]]()
+    for place, text in enumerate(prompts):
+        some = slice(place * group, (place + 1) * group)
+        known = [each for each in ids[some] if each is not None]
+        if known:
+            head, tails = known[0][0], [own for _, own in known]
+        else:
+            head, tails = seam(policy.tokenizer, text, answers[some])
+        asked.append(head)
+        for answer, row in zip(answers[some], tails, strict=True):
+            ended = (stop and stop in answer) or (row and row[-1] in ends)
+            said.append(row if ended else [*row, policy.tokenizer.eos_token_id])
+            (any_text if known else check)(policy, head + said[-1], text + answer)
+            _check_room(policy, head, said[-1], text)
+    width = max(map(len, said))
+    token = torch.tensor([row + [PADDING] * (width - len(row)) for row in said]).to(policy.device)
+    mask = torch.tensor([[t < len(row) for t in range(width)] for row in said]).to(policy.device)
     prompt, prompt_mask = left_padded(policy, asked)
     return Rows(
         prompt=prompt,
@@ -102,15 +242,7 @@ def given_rows(policy: Policy, prompts: list[str], answers: list[str], *, stop: 
     )
 
 
-def _answer_ids(policy: Policy, text: str, stop: str) -> list[int]:
-    ids = policy.tokenizer.encode(text, add_special_tokens=False)
-    return ids if stop and stop in text else [*ids, policy.tokenizer.eos_token_id]
-
-
-def _check(policy: Policy, asked: list[int], row: list[int], prompt: str, answer: str) -> None:
-    if not asked:
-        raise UserError(f"a prompt must have at least one token, got {prompt!r}")
-    check_known(policy, asked + row, prompt + answer)
+def _check_room(policy: Policy, asked: list[int], row: list[int], prompt: str) -> None:
     if len(asked) + len(row) > policy.context:
         raise UserError(
             f"a prompt of {len(asked)} tokens and an answer of {len(row)} do not fit the model's"

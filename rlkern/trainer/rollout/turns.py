@@ -12,7 +12,15 @@ from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.engines import Engine
 from rlkern.trainer.rollout.sampler import Sampling
-from rlkern.trainer.rollout.text import Prompts, encode, left_padded, texts
+from rlkern.trainer.rollout.text import (
+    Prompts,
+    encode,
+    following,
+    left_padded,
+    text_of,
+    texts,
+    token_ids,
+)
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
@@ -82,18 +90,23 @@ def sampling_of(settings: Settings, task: Task, stop: Tensor) -> Sampling:
 
 def _replies(
     policy: Policy, task: Task, items: list[Item], found: Rows, going: list[int]
-) -> dict[int, str]:
-    """Returns what the environment says next, by row; nothing for a conversation that is over."""
+) -> dict[int, list[int]]:
+    """Returns the tokens of what the environment says next, by row; nothing for a conversation that
+    is over."""
     if task.reply is None or not going:
         return {}
-    said = texts(policy, found)
-    replies = {row: task.reply(items[row // found.group_size], said[row]) for row in going}
-    return {row: message for row, message in replies.items() if message is not None}
+    said, replies = texts(policy, found), dict[int, list[int]]()
+    for row in going:
+        item = items[row // found.group_size]
+        message = task.reply(item, said[row])
+        if message is not None:
+            replies[row] = following(policy.tokenizer, item.prompt + said[row], message)
+    return replies
 
 
-def _messages(policy: Policy, found: Rows, messages: list[str]) -> Rows:
-    """Returns the environment's messages as rows that are present and do not count."""
-    rows = [policy.tokenizer.encode(text, add_special_tokens=False) for text in messages]
+def _messages(policy: Policy, found: Rows, rows: list[list[int]]) -> Rows:
+    """Returns the tokens of the environment's messages as rows that are present and do not
+    count."""
     width = max(map(len, rows))
     token = [row + [0] * (width - len(row)) for row in rows]
     present = [[t < len(row) for t in range(width)] for row in rows]
@@ -155,15 +168,16 @@ def without_replies(policy: Policy, conversations: Rows, items: list[Item], task
     """
     if task.reply is None:
         return conversations
-    tokenizer, mask = policy.tokenizer, conversations.mask.clone()
+    mask, every = conversations.mask.clone(), token_ids(conversations)
     for row, item in enumerate(items):
-        ids = conversations.token[row][conversations.present[row]].tolist()
+        asked, ids = every["prompt_ids"][row], every["completion_ids"][row]
         at = 0
         while at < len(ids):
-            said, at = None, at + 1
-            if task.stop in tokenizer.decode(ids[at - 1 : at]):
-                said = task.reply(item, tokenizer.decode(ids[:at], skip_special_tokens=True))
-            count = len(tokenizer.encode(said or "", add_special_tokens=False))
-            mask[row, at : at + count] = False
-            at += count
+            at += 1
+            if task.stop in policy.tokenizer.decode(ids[at - 1 : at]):
+                so_far = text_of(policy, asked, ids[:at])
+                said = task.reply(item, so_far) or ""
+                count = len(following(policy.tokenizer, item.prompt + so_far, said))
+                mask[row, at : at + count] = False
+                at += count
     return replace(conversations, mask=mask)

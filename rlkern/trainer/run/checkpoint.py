@@ -146,6 +146,21 @@ def restore(folder: Path, parts: Parts, updater: Updater) -> None:
 _KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
+class Place:
+    """Where a run is before a step: what sampling moves, and weights do not hold."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._progress = dataclasses.asdict(parts.progress)
+        self._sampler = parts.generator.get_state()
+
+    def put_back(self) -> None:
+        """Takes the run back, from a step that ended before its first update."""
+        for name, value in self._progress.items():
+            setattr(self._parts.progress, name, value)
+        self._parts.generator.set_state(self._sampler)
+
+
 def _optimizer_tensors(parts: Parts, updater: Updater) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, parameter in parts.parameters().items():

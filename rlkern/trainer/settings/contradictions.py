@@ -147,6 +147,16 @@ def _ordered_bounds(settings: Settings, run: Facts) -> str | None:
     return f"correction.low must be at most correction.high {bounds.high:g}, got {low:g}"
 
 
+def _entropy_without_weight(settings: Settings, run: Facts) -> str | None:
+    coef = settings.coefficients.get("entropy_coef", 0.0)
+    if not run.online or settings.loss.entropy_over == "loss" or coef != 0:
+        return None
+    return (
+        f"loss.entropy_over {settings.loss.entropy_over} weighs the entropy term, whose"
+        " coefficients.entropy_coef must be above 0, got 0"
+    )
+
+
 def _samples_of_evaluation(settings: Settings, run: Facts) -> str | None:
     own = settings.eval
     if not run.answers_task:
@@ -172,5 +182,6 @@ CONTRADICTIONS: tuple[Callable[[Settings, Facts], str | None], ...] = (
     _teacher_that_knows_nothing,
     _steered_from_zero,
     _ordered_bounds,
+    _entropy_without_weight,
     _samples_of_evaluation,
 )

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from rlkern.trainer.settings.group import Group
 from rlkern.trainer.settings.types import (
+    Bound,
     Count,
     NotNegative,
     Numbers,
@@ -126,7 +127,14 @@ class Reward(Group):
     """Tokens before the longest answer over which the overlong punishment grows; null is a fifth of
     the longest answer where the algorithm punishes, 0 switches it off."""
     degenerate_limit: Whole = 20
-    """Stop if each of the first n rollouts gives all groups equal rewards; 0 never stops."""
+    """Stop if each of the first n rollouts gives all groups equal rewards, or if n rollouts in a
+    row have no reward at all; 0 never stops."""
+    timeout: NotNegative = 0.0
+    """Seconds for an answer, which has no reward if a module:function takes longer; 0 has no
+    limit."""
+    workers: Count = 1
+    """Answers that a module:function is asked about at once. With this or a time limit it is asked
+    about one answer in each call, in processes of its own or, if it is async, as coroutines."""
 
 
 class Advantage(Group):
@@ -160,24 +168,33 @@ class Critic(Group):
     """Half-width of the value clip; 0 does not clip."""
 
 
-class TruncatedCorrection(Group):
-    """Correction of the mismatch between sampler and trainer: ratios have an upper bound."""
+class BoundedCorrection(Group):
+    """Correction of the mismatch between sampler and trainer: ratios have two bounds."""
 
     main: ClassVar[str | None] = "kind"
-    kind: Literal["truncate", "sequence_truncate"] = "truncate"
-    """Kind of rlkern.rollout_correction."""
-    high: Positive = 2.0
-    """Upper bound of the ratio."""
-
-
-class MaskedCorrection(Group):
-    """Correction of the mismatch between sampler and trainer: ratios out of bounds count as 0."""
-
-    main: ClassVar[str | None] = "kind"
-    kind: Literal["mask", "sequence_mask", "geometric_mask"]
+    kind: Literal["truncate", "mask", "sequence_mask", "geometric_mask"] = "truncate"
+    """Kind of rlkern.rollout_correction: truncate holds a ratio at the bounds, a mask counts what
+    is outside as 0."""
     low: NotNegative = 0.0
     """Lower bound of the ratio."""
-    high: Positive = 2.0
+    high: Bound = 2.0
+    """Upper bound of the ratio, or of the divergence; inf is none."""
+
+
+class CappedCorrection(Group):
+    """Correction of the mismatch between sampler and trainer: the ratio of an answer is capped."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["sequence_truncate"]
+    high: Bound = 2.0
+
+
+class DivergenceCorrection(Group):
+    """Correction of the mismatch between sampler and trainer: tokens too far away count as 0."""
+
+    main: ClassVar[str | None] = "kind"
+    kind: Literal["binary_kl_mask", "total_variation_mask"]
+    high: Positive
 
 
 class Pairs(Group):
@@ -204,7 +221,15 @@ class Loss(Group):
     """Kind of rlkern.preference_loss."""
     overlong_filter: bool = False
     """Leave answers that were cut off out of the loss."""
+    entropy_over: Literal["loss", "tokens"] = "loss"
+    """What the entropy term is a mean over: loss weighs its tokens as the loss does, tokens weighs
+    all of them alike (TRL)."""
+    nll_coef: NotNegative = 0.0
+    """Weight of the negative log-likelihood of right answers, whose reward is 1 or more; a mean
+    over their tokens (VAPO)."""
 
 
 Groups = Annotated[EveryGroup | DynamicGroups | DuplicateGroups, Field(discriminator="kind")]
-Correction = Annotated[TruncatedCorrection | MaskedCorrection, Field(discriminator="kind")]
+Correction = Annotated[
+    BoundedCorrection | CappedCorrection | DivergenceCorrection, Field(discriminator="kind")
+]

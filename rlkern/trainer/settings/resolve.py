@@ -28,7 +28,7 @@ from rlkern.trainer.settings.schema import Settings
 # Keys that may change when a run is resumed: none of them alters what an earlier step computed.
 RESUMABLE = frozenset(
     "name output.dir output.sample_every output.save_every output.keep_checkpoints loss.compare"
-    " max_seconds reward.degenerate_limit".split()
+    " max_seconds reward.degenerate_limit reward.timeout reward.workers".split()
 )
 
 

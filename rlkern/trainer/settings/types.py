@@ -24,13 +24,24 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _bound(value: Any) -> Any:
+    """Returns the value, which may be infinite; Raises ValueError for true, false and NaN."""
+    if isinstance(value, bool) or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError("not a number")
+    return value
+
+
 def _coefficient(value: Any) -> Any:
-    """Returns the number that a text holds, any other text as it is."""
+    """Returns the number that a text holds, any other text as it is.
+
+    >>> _coefficient("inf"), _coefficient("k3")
+    (inf, 'k3')
+    """
     try:
         value = float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-    return _number(value)
+    return _bound(value)
 
 
 def _split(value: Any) -> Any:
@@ -51,10 +62,13 @@ Count = Annotated[int, _Number, Field(ge=1), Says("a whole number, at least 1")]
 Whole = Annotated[int, _Number, Field(ge=0), Says("a whole number, 0 or more")]
 Seed = Annotated[int, _Number, Field(ge=0, lt=2**63), Says("a whole number from 0 to 2**63 - 1")]
 Number = Annotated[float, _Number, Field(allow_inf_nan=False), Says("a finite number")]
-# A number, or a name such as that of a KL estimator.
+# A number, or a name such as that of a KL estimator. The loss says which may be infinite: a clamp
+# that is off.
 Coefficient = Annotated[
-    float | str, BeforeValidator(_coefficient), Says("a finite number or the name of a choice")
+    float | str, BeforeValidator(_coefficient), Says("a number or the name of a choice")
 ]
+# Above which nothing is held where it is inf.
+Bound = Annotated[float, BeforeValidator(_bound), Field(gt=0), Says("a number above 0, or inf")]
 Positive = Annotated[
     float, _Number, Field(gt=0, allow_inf_nan=False), Says("a finite number above 0")
 ]

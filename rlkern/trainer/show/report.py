@@ -10,12 +10,16 @@ from collections.abc import Callable
 import torch
 
 import rlkern
-from rlkern.trainer.errors import UserError
+from rlkern.trainer.errors import RewardError, UserError
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rows import Rows, finished
 from rlkern.trainer.update import StepResult, rates
 
 Sample = tuple[str, str, float]
+
+
+# The share of weights that a step may leave as they are.
+_MOST_UNCHANGED = 0.5
 
 
 class Stopwatch:
@@ -35,6 +39,27 @@ class Stopwatch:
         self.seconds[f"time/{name}"] = self.seconds.get(f"time/{name}", 0.0) + now - self._last
         self._last = now
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Counts seconds of one part, measured inside it, as another's."""
+        self.seconds[f"time/{source}"] -= seconds
+        self.seconds[f"time/{target}"] = self.seconds.get(f"time/{target}", 0.0) + seconds
+
+
+def note_unscored(parts: Parts, rows: Rows, warn: Callable[[str], None]) -> None:
+    """Counts and says that no answer of a rollout has a reward; Raises RewardError if so many in a
+    row had none."""
+    assert rows.reward is not None and rows.advantage is not None
+    progress, limit = parts.progress, parts.settings.reward.degenerate_limit
+    if not rows.reward.isnan().all() or rows.advantage.any():
+        progress.unscored_rollouts = 0
+        return
+    progress.unscored_rollouts += 1
+    why = "no reward function could score any answer: all said None, or took too long"
+    if limit and progress.unscored_rollouts >= limit:
+        raise RewardError(f"in each of the last {limit} rollouts {why}")
+    if progress.unscored_rollouts == 1:
+        warn(f"step {progress.step + 1}: {why}, so this rollout teaches nothing")
+
 
 def note(
     parts: Parts,
@@ -52,6 +77,13 @@ def note(
             f"step {progress.step}: loss or gradient was not finite,"
             f" {skipped} of {len(results)} updates skipped"
             f" ({progress.skipped_updates} so far)"
+        )
+    share = max((result.unchanged or 0.0 for result in results), default=0.0)
+    if share > _MOST_UNCHANGED and (progress.step == 1 or progress.step % 50 == 0):
+        warn(
+            f"step {progress.step}: {share:.0%} of the bfloat16 weights did not change, since they"
+            f" round by more than a step of the learning rate ({parts.settings.optimizer.lr:g} at"
+            " most); --dtype mixed keeps them in float32"
         )
     if not degenerate:
         return
@@ -86,6 +118,9 @@ def update_values(parts: Parts, results: list[StepResult]) -> dict[str, float]:
         values["critic/vf_clipfrac"] = found["clip_fraction"]
     for result in results:
         values.update(result.differences)
+    unchanged = [result.unchanged for result in results if result.unchanged is not None]
+    if unchanged:
+        values["unchanged_weights"] = sum(unchanged) / len(unchanged)
     count = max(1, len(results))
     rate = rates(settings, max(0, progress.update - 1))["policy"]
     return {

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What rlkern serves inside TRL: the log-probabilities of every one of its trainers.
+
+GRPO, RLOO, DPO, KTO and SFT of TRL 1.15 and later score their tokens by one function of hidden
+states and head, looked up in one place. Its replacement gives every output that TRL may ask for, so
+no loss, option or metric of TRL changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+import rlkern
+from rlkern.integrations._patch import Target, Trainer
+
+_COMPANIONS = {"mean_logits", "is_top1"}
+
+
+def token_scores(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    chunk_size: int,
+    final_logit_softcapping: float | None = None,
+    logit_scale: float = 1.0,
+    outputs: tuple[str, ...] = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1"),
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Returns (log π, entropy, log Σp², mean logit, is the token the likeliest) of N tokens.
+
+    As TRL's ChunkedLogProbFunction: all but the first are None unless outputs names them, and
+    gradients reach hidden, weight and bias through the first two. chunk_size, TRL's columns of a
+    tile, is not read: rlkern holds whole rows, `wave` of them at a time.
+
+    Raises ValueError for a head that DeepSpeed's ZeRO-3 has taken apart: TRL gathers it only for
+    the forward, and the gradient needs it again.
+
+    >>> import torch
+    >>> hidden, weight, token = torch.zeros(1, 4), torch.ones(2, 4), torch.tensor([1])
+    >>> token_scores(hidden, weight, None, token, 1.0, 8, outputs=("is_top1",))
+    (tensor([-0.6931]), None, None, None, tensor([False]))
+    """
+    if hasattr(weight, "ds_id"):
+        raise ValueError(
+            "rlkern in TRL: the head must be whole while its gradient is made, got one of DeepSpeed"
+            " ZeRO-3; use ZeRO-2 or FSDP2, or unpatch"
+        )
+    scored = rlkern.linear_token_logprob(
+        hidden,
+        weight.to(hidden.dtype),
+        targets,
+        bias=None if bias is None else bias.to(hidden.dtype),
+        temperature=temperature,
+        softcap=final_logit_softcapping,
+        logit_scale=logit_scale,
+        companions=not _COMPANIONS.isdisjoint(outputs),
+    )
+    return (
+        scored.logprob,
+        scored.entropy if "entropy" in outputs else None,
+        scored.sum_pi_squared.log() if "log_sum_sq_probs" in outputs else None,
+        scored.mean_logit if "mean_logits" in outputs else None,
+        scored.is_argmax if "is_top1" in outputs else None,
+    )
+
+
+def _log_prob_function(original: Any, count: Callable[[], None]) -> type:
+    class ChunkedLogProbFunction:
+        """Stands where TRL's autograd function of this name was."""
+
+        @staticmethod
+        def apply(*args, **kwargs):
+            count()
+            return token_scores(*args, **kwargs)
+
+    return ChunkedLogProbFunction
+
+
+TRAINER = Trainer(
+    "trl",
+    "1.15",
+    "1.17",
+    (
+        Target(
+            "trl.trainer.utils",
+            "_ChunkedLogProbFunction",
+            "(ctx, hidden, weight, bias, targets, temperature, chunk_size,"
+            " final_logit_softcapping=None, logit_scale=1.0, outputs=('entropy',"
+            " 'log_sum_sq_probs', 'mean_logits', 'is_top1'))",
+            _log_prob_function,
+            called="forward",
+        ),
+    ),
+)
