@@ -45,6 +45,7 @@ def _loaded(loop: Loop, size: int) -> float:
 
 KERNELS = {
     "token_logprob_forward": Work(_loaded, lambda size: size),
+    "companion_forward": Work(_loaded, lambda size: size),
     "token_logprob_backward_kernel": Work(_loaded, lambda size: 2 * size),
     "policy_loss_kernel": Work(_loaded, lambda size: 2 * size),
     "scale_kernel": Work(_loaded, lambda size: 2 * size),

@@ -25,6 +25,8 @@ CASES = {
         "vector_minus_one", "keep_without_token", "softcap_minus_infinity", "no_rows"),
     ("token_logprob", "bfloat16"): ("block", "garbage_under_mask"),
     ("token_logprob", "float16"): ("minus_infinity",),
+    ("token_logprob_companions", "float32"): ("vector_minus_one", "keep_without_token"),
+    ("token_logprob_companions", "bfloat16"): ("block_plus_one", "garbage_under_mask"),
     ("token_logprob (in place)", "float32"): ("one_logit", "time_slice"),
     ("token_logprob (in place)", "bfloat16"): (
         "block_plus_one", "minus_infinity", "temperature_per_row", "keep_slice_temperature"),
@@ -55,6 +57,7 @@ COMPARISONS = [
 # Which part of the bytes fetched is used, at least: of rows that begin at 16 bytes, and of others.
 USED = {
     "token_logprob_forward": (0.9, 0.7),
+    "companion_forward": (0.9, 0.7),
     "token_logprob_backward_kernel": (0.9, 0.7),
     "policy_loss_kernel": (0.9, 0.7),
     "scale_kernel": (0.9, 0.7),

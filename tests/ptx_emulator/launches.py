@@ -129,9 +129,13 @@ def buffers_of(arguments: list[tuple[str, Any]], allocations: Allocations) -> li
             merged.append([begin, end, name, tensor])
     return [
         Buffer(
-            name, begin, bytes_at(begin, end - begin), allocations.written(t, begin, end - begin)
+            name,
+            begin,
+            bytes_at(begin, end - begin),
+            allocations.written(tensor, begin, end - begin),
+            min(tensor.element_size(), 2),
         )
-        for begin, end, name, t in merged
+        for begin, end, name, tensor in merged
     ]
 
 

@@ -21,8 +21,6 @@ BUILDERS = {
     for module in (arithmetic, control, conversions, exchanges, transfers)
     for name, builder in module.BUILDERS.items()
 }
-# Places of two bytes, of which a kernel may write both only.
-GLOBAL_GRANULE = 2
 
 
 class Machine:
@@ -40,7 +38,7 @@ class Machine:
         self.program, self.blocks, self.shared_size = program, blocks, max(shared, 16)
         self.clock = Clock(program.threads, blocks)
         self.memory = GlobalMemory(
-            [Region(b, Shadow(len(b.data), GLOBAL_GRANULE, self.clock)) for b in buffers]
+            [Region(b, Shadow(len(b.data), b.granule, self.clock)) for b in buffers]
         )
         self.parameters = {
             name: self._parameter(kind, value)
@@ -188,8 +186,6 @@ class Machine:
             self._note(self.shared, self.shared.store(access, data))
             return
         access = self._access(at, size, len(values), lane)
-        if access.width < GLOBAL_GRANULE:
-            raise PtxFault("single bytes written to global memory: races would not be seen")
         self._tally(access)
         for chosen, region, part in self.memory.locate(access):
             self._note(region, region.store(part, data[chosen]))

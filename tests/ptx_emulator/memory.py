@@ -37,6 +37,7 @@ class Buffer(NamedTuple):
     address: int
     data: Any
     written: Any = None  # None: all
+    granule: int = 2  # bytes of a place, of which threads may write the whole only
 
 
 class Region:
@@ -69,6 +70,8 @@ class Region:
 
     def store(self, access: Access, values: Any) -> list[Conflict]:
         """Writes numbers (threads, count); returns the conflicts."""
+        if access.width < self.shadow.granule:
+            raise PtxFault("single bytes written where races of larger places are looked for")
         at = self._bytes(access)
         changes = (self._values(at, access) != values).any(1)
         conflicts = self.shadow.write(access.address, access.width, access.thread, changes)
