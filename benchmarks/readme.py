@@ -180,7 +180,7 @@ def numbers(folder: Path = report.RESULTS) -> str:
     """Returns what stands between the marks."""
     paragraphs = cpu(folder / "cpu.jsonl")
     for path in sorted(folder.glob("*.jsonl")):
-        if path.name != "cpu.jsonl":
+        if path.name not in ("cpu.jsonl", "instructions.jsonl"):
             paragraphs += gpu(path)
     return "\n\n".join(paragraphs)
 

@@ -54,11 +54,23 @@ def conformance_table(record_property):
     return lambda line: record_property("conformance", line)
 
 
+@pytest.fixture
+def emulation_table(record_property):
+    """Takes a line about compiled kernels that were executed; printed in the same way."""
+    return lambda line: record_property("emulation", line)
+
+
+TABLES = {
+    "conformance": "conformance with float64",
+    "emulation": "compiled kernels, executed on the CPU",
+}
+
+
 def pytest_terminal_summary(terminalreporter):
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
-    lines = [
-        line for report in reports for key, line in report.user_properties if key == "conformance"
-    ]
-    if lines and not terminalreporter.config.option.no_summary:
-        terminalreporter.section("conformance with float64")
-        terminalreporter.write_line("\n".join(lines))
+    properties = [pair for report in reports for pair in report.user_properties]
+    for table, title in TABLES.items():
+        lines = [line for key, line in properties if key == table]
+        if lines and not terminalreporter.config.option.no_summary:
+            terminalreporter.section(title)
+            terminalreporter.write_line("\n".join(sorted(lines)))

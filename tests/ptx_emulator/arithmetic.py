@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instructions that compute a number of each thread from others of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .program import Instruction, Program, PtxFault
+from .values import SIGNED, UNSIGNED, bits_of, flushed, number_of, size_of
+
+Step = Callable[[Any, Any], Any]
+
+
+def elementwise(program: Program, i: Instruction, function: Callable[..., Any]) -> Step:
+    """Returns the step that applies a function to the operands as numbers of the type."""
+    if i.kind.endswith(("f16", "x2")):
+        raise PtxFault(f"{'.'.join(i.parts)} is not known here")
+    size, number, flushes = size_of(i.kind), number_of(i.kind), "ftz" in i.parts
+    destination, *operands = i.operands
+    reads = [program.source(x, size) for x in operands]
+
+    def step(m: Any, active: Any) -> None:
+        numbers = [number(read(m)) for read in reads]
+        if flushes:
+            numbers = [flushed(x) for x in numbers]
+        value = function(*numbers)
+        m.put(destination, bits_of(flushed(value) if flushes else value), active)
+
+    return step
+
+
+def of_numbers(function: Callable[..., Any]) -> Callable[[Program, Instruction], Step]:
+    """Returns the builder of an instruction that is one function for all its types."""
+    return lambda program, i: elementwise(program, i, function)
+
+
+def rounded(function: Callable[[Any], Any]) -> Callable[[Program, Instruction], Step]:
+    """Returns the builder of a function of float32 that is computed in float64, then rounded."""
+    return of_numbers(lambda x: np.asarray(function(np.asarray(x, np.float64))).astype(np.float32))
+
+
+def widened(program: Program, i: Instruction, function: Callable[..., Any]) -> Step:
+    """Returns the step of a product in twice as many bits as its factors have."""
+    size = size_of(i.kind)
+    wide = (SIGNED if i.kind[0] == "s" else UNSIGNED)[2 * size]
+    number, wide_number = number_of(i.kind), number_of(f"{i.kind[0]}{16 * size}")
+    destination, *operands = i.operands
+    reads = [program.source(x, size) for x in operands[:2]]
+    sums = [program.source(x, 2 * size) for x in operands[2:]]
+
+    def step(m: Any, active: Any) -> None:
+        factors = [np.asarray(number(read(m))).astype(wide) for read in reads]
+        m.put(destination, bits_of(function(*factors, *(wide_number(r(m)) for r in sums))), active)
+
+    return step
+
+
+def multiply(program: Program, i: Instruction) -> Step:
+    if "hi" in i.parts:
+        raise PtxFault("mul.hi is not known here")
+    if "wide" in i.parts:
+        return widened(program, i, lambda a, b: a * b)
+    return elementwise(program, i, lambda a, b: a * b)
+
+
+def multiply_add(program: Program, i: Instruction) -> Step:
+    if "hi" in i.parts:
+        raise PtxFault("mad.hi is not known here")
+    if "wide" in i.parts:
+        return widened(program, i, lambda a, b, c: a * b + c)
+    return elementwise(program, i, lambda a, b, c: a * b + c)
+
+
+def fused(a: Any, b: Any, c: Any) -> Any:
+    """Returns a·b + c rounded once: float32 by way of float64, float64 by way of 80 bits.
+
+    The sum in the wider format is rounded too, so that in rare ties the last bit is another.
+    """
+    narrow = np.asarray(a).dtype
+    wide = np.float64 if narrow == np.float32 else np.longdouble
+    a, b, c = (np.asarray(x).astype(wide) for x in (a, b, c))
+    return (a * b + c).astype(narrow)
+
+
+def quotient(a: Any, b: Any) -> Any:
+    """Returns a / b; of integers cut towards 0, as C has it."""
+    if np.asarray(a).dtype.kind == "f":
+        return np.asarray(a / b)
+    b = np.where(b == 0, np.ones_like(b), b)
+    if np.asarray(a).dtype.kind == "u":
+        return a // b
+    q = np.abs(a) // np.abs(b)
+    return np.where((a < 0) != (b < 0), -q, q).astype(np.asarray(a).dtype)
+
+
+def extreme(dropping: Callable[..., Any], spreading: Callable[..., Any]) -> Any:
+    """Returns the builder of min or max, which drops a NaN unless it is told to spread it."""
+
+    def build(program: Program, i: Instruction) -> Step:
+        drops = i.kind[0] == "f" and "NaN" not in i.parts
+        return elementwise(program, i, dropping if drops else spreading)
+
+    return build
+
+
+def shift(function: Callable[..., Any]) -> Callable[[Program, Instruction], Step]:
+    """Returns the builder of a shift; its distance always has 32 bits."""
+
+    def build(program: Program, i: Instruction) -> Step:
+        destination, a, b = i.operands
+        size, number = size_of(i.kind), number_of(i.kind)
+        read, distance = program.source(a, size), program.source(b, 4)
+
+        def step(m: Any, active: Any) -> None:
+            x = np.asarray(number(read(m)))
+            n = np.asarray(distance(m))
+            far, n = n >= 8 * size, np.minimum(n, 8 * size - 1).astype(x.dtype)
+            m.put(destination, bits_of(function(x, n, far)), active)
+
+        return step
+
+    return build
+
+
+def shifted_right(x: Any, n: Any, far: Any) -> Any:
+    moved = np.asarray(x >> n)
+    return moved if x.dtype.kind == "i" else np.where(far, x.dtype.type(0), moved)
+
+
+def shifted_left(x: Any, n: Any, far: Any) -> Any:
+    return np.where(far, x.dtype.type(0), x << n)
+
+
+def extract(program: Program, i: Instruction) -> Step:
+    """bfe: the bits of a from b on, c of them."""
+    if i.kind != "u32":
+        raise PtxFault(f"bfe.{i.kind} is not known here")
+
+    def function(a: Any, b: Any, c: Any) -> Any:
+        ones = (np.uint64(1) << np.asarray(c).astype(np.uint64)) - np.uint64(1)
+        return ((np.asarray(a).astype(np.uint64) >> np.asarray(b).astype(np.uint64)) & ones).astype(
+            np.uint32
+        )
+
+    return elementwise(program, i, function)
+
+
+def population(program: Program, i: Instruction) -> Step:
+    """popc: how many bits are 1, a number of 32 bits."""
+    return elementwise(program, i, lambda a: np.asarray(np.bitwise_count(a)).astype(np.uint32))
+
+
+def permute(program: Program, i: Instruction) -> Step:
+    """prmt: four bytes of a and b, chosen by the four low digits of c."""
+
+    def function(a: Any, b: Any, c: Any) -> Any:
+        both = np.asarray(a).astype(np.uint64) | np.asarray(b).astype(np.uint64) << np.uint64(32)
+        out = np.uint64(0)
+        for k in range(4):
+            digit = np.asarray(c).astype(np.uint64) >> np.uint64(4 * k)
+            byte = both >> (digit & np.uint64(7)) * np.uint64(8) & np.uint64(255)
+            out = out | byte << np.uint64(8 * k)
+        return np.asarray(out).astype(np.uint32)
+
+    return elementwise(program, i, function)
+
+
+BUILDERS = {
+    "add": of_numbers(lambda a, b: a + b),
+    "sub": of_numbers(lambda a, b: a - b),
+    "mul": multiply,
+    "mad": multiply_add,
+    "fma": of_numbers(fused),
+    "div": of_numbers(quotient),
+    "neg": of_numbers(lambda a: -a),
+    "abs": of_numbers(np.abs),
+    "min": extreme(np.fmin, np.minimum),
+    "max": extreme(np.fmax, np.maximum),
+    "and": of_numbers(lambda a, b: a & b),
+    "or": of_numbers(lambda a, b: a | b),
+    "xor": of_numbers(lambda a, b: a ^ b),
+    "not": of_numbers(lambda a: ~a),
+    "shl": shift(shifted_left),
+    "shr": shift(shifted_right),
+    "bfe": extract,
+    "popc": population,
+    "prmt": permute,
+    "ex2": rounded(np.exp2),
+    "lg2": rounded(np.log2),
+    "rcp": rounded(np.reciprocal),
+    "sqrt": rounded(np.sqrt),
+    "rsqrt": rounded(lambda x: 1 / np.sqrt(x)),
+}

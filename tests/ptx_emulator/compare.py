@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests ask of compiled kernels, in a process without Triton's interpreter.
+
+Each function is run there by Elsewhere, and returns what can be sent back.
+"""
+
+import multiprocessing
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from rlkern.backends.triton import _device
+from rlkern.testing import aot, conformance
+from rlkern.testing.cases import CASES
+
+from . import direct, launches
+from .machine import Machine
+from .shadow import Race
+
+# Of one multiprocessor: two persistent programs, so that each of them takes several rows.
+SMALL_DEVICE = (1, 50 << 20)
+
+
+class Result(NamedTuple):
+    """How far the outputs of a case are off, and what the machine found on the way."""
+
+    comparison: conformance.Comparison
+    races: list[Race]
+    sectors: float  # per request of a warp
+    used: float  # of the bytes fetched
+
+    @property
+    def share_of_bound(self) -> float:
+        c = self.comparison
+        return c.error / c.bound if c.bound else 0.0
+
+
+class Elsewhere:
+    """A process in which kernels are compiled, into a folder that others share, and executed."""
+
+    def __init__(self, cache: Path) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        with mock.patch.dict(os.environ, TRITON_CACHE_DIR=str(cache)):
+            os.environ.pop("TRITON_INTERPRET", None)
+            self.run(launches.skip_the_assembler)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns what a function returns there."""
+        return self._pool.submit(function, *arguments).result()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._pool.shutdown()
+
+
+def compare(operation: str, name: str, kind: str, target: str) -> Result:
+    """Returns how an operation fares on a case, compiled for a target."""
+    case = next(case for case in CASES if case.name == name)
+    dtype = getattr(torch, kind)
+    with (
+        launches.emulated(target) as machine,
+        mock.patch.object(_device, "limits", lambda device: SMALL_DEVICE),
+    ):
+        got = conformance.outputs(operation, case, "triton", dtype, "cpu")
+    comparison = conformance.judged(conformance.expected(operation, case, dtype, "cpu"), got)
+    traffic = machine.traffic.values()
+    requests, sectors, used = (
+        sum(getattr(t, name) for t in traffic) for name in ("requests", "sectors", "bytes")
+    )
+    races = list(machine.races.values())
+    return Result(comparison, races, sectors / max(requests, 1), used / max(32 * sectors, 1))
+
+
+def used_bytes(kind: str, V: int) -> dict[str, float]:
+    """Returns which part of the bytes that each kernel fetches it uses, by name.
+
+    Of rows of V logits, of 8192 tokens, and of 4 sequences of 2048 steps.
+    """
+    with launches.emulated("sm_90") as machine:
+        aot.launch_rows(getattr(torch, kind), V)
+        vocabulary = {name: traffic.used for name, traffic in machine.traffic.items()}
+    with launches.emulated("sm_90") as machine:
+        direct.vectors(4, 2048)
+    vectors = {name: traffic.used for name, traffic in machine.traffic.items()}
+    return vocabulary | vectors
+
+
+def without_barriers(launch: Callable[[], None], kernel: str) -> list[tuple[str, bool]]:
+    """Returns (line, whether a race was found) of every second barrier of a kernel."""
+    texts: list[str] = []
+
+    def run(edit: Callable[[str], str]) -> Machine:
+        with (
+            launches.emulated("sm_90", edit) as machine,
+            mock.patch.object(_device, "limits", lambda device: SMALL_DEVICE),
+        ):
+            launch()
+        return machine
+
+    def unchanged(ptx: str) -> str:
+        if f".entry {kernel}(" in ptx:
+            texts.append(ptx)
+        return ptx
+
+    assert not run(unchanged).races
+    (text,) = texts
+    found = []
+    for barrier in list(re.finditer(r"bar\.sync\s+0;", text))[::2]:
+        cut = text[: barrier.start()] + text[barrier.end() :]
+        machine = run(lambda ptx, cut=cut: cut if ptx == text else ptx)
+        line = re.findall(r"\.loc.*// ([\w.:]+)", text[: barrier.start()])[-1]
+        found.append((line, bool(machine.races)))
+    return found

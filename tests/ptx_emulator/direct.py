@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls of a backend's own functions, with inputs that no front door would let through."""
+
+import math
+import mmap
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlkern.backends import eager
+from rlkern.backends import triton as kernels
+from rlkern.backends.eager.group_advantage import KINDS
+from rlkern.backends.eager.token_logprob import Softmax, Statistics, Upstream
+from rlkern.backends.eager.token_objective import Objective, Rows
+from rlkern.backends.eager.value_loss import FREE, VALUE_KINDS
+
+from .launches import emulated
+from .program import PtxFault
+
+OBJECTIVE = Objective("ppo_clip", "token", "k3", (0.2, 0.28, 0.0, 0.0), 0.1, 0.01)
+COEFFICIENTS = torch.tensor([0.99, 0.95], dtype=torch.float64)
+STRIDE = 2**31 + 24
+
+
+class Inputs(NamedTuple):
+    """Rows of logits with what a loss needs beside them."""
+
+    logits: Tensor
+    token: Tensor
+    rows: Rows
+    softmax: Softmax = Softmax()
+
+
+def inputs(V: int, B: int = 1, T: int = 3, dtype: torch.dtype = torch.float32) -> Inputs:
+    """Returns random inputs; the first token is the last column."""
+    random = torch.Generator().manual_seed(V)
+    x = [torch.rand(B, T, generator=random) + 0.1 for _ in range(2)]
+    level = [-math.log(V) + 0.2 * torch.randn(B, T, generator=random) for _ in range(2)]
+    token = torch.randint(0, V, (B, T), generator=random)
+    token[0, 0] = V - 1
+    logits = torch.randn(B, T, V, generator=random).to(dtype)
+    return Inputs(logits, token, Rows(x[0] - 0.5, x[1], *level))
+
+
+def loss(backend: Any, given: Inputs, grad: Tensor | None = None) -> list[Tensor]:
+    """Returns [loss, metrics, gradient] of the policy loss."""
+    grad = torch.zeros_like(given.logits) if grad is None else grad
+    return [
+        *backend.policy_loss(
+            given.logits, given.token, given.rows, given.softmax, OBJECTIVE, grad
+        ),
+        grad,
+    ]  # fmt: skip
+
+
+def scored(backend: Any, given: Inputs) -> list[Tensor]:
+    """Returns [log π, H, lse, Σπ²] and the gradient of their sum, made in place."""
+    mask = given.rows.weight != 0
+    found = backend.token_logprob(given.logits, given.token, mask, given.softmax)
+    grad, one = given.logits.clone(), torch.ones_like(found.entropy)
+    backend.token_logprob_backward(
+        grad, given.token, mask, given.softmax,
+        Statistics(found.entropy, found.row_max, found.log_sum), Upstream(one, one, one), grad,
+    )  # fmt: skip
+    lse = found.row_max + found.log_sum
+    return [found.logprob, found.entropy, lse, found.sum_pi_squared, grad]
+
+
+def backward_in_place() -> None:
+    """Launches the gradient of log-probabilities, over the logits."""
+    given = inputs(1000, dtype=torch.bfloat16)
+    scored(kernels, given)
+
+
+def loss_in_place() -> None:
+    """Launches the loss on rows of several blocks, over the logits."""
+    given = inputs(4104, dtype=torch.bfloat16)
+    loss(kernels, given, given.logits)
+
+
+def advantages() -> None:
+    """Launches the advantages of a sequence of two blocks."""
+    x = torch.linspace(-1, 1, 1100).reshape(1, 1100)
+    kernels.gae(x, x.flip(1), x != 0, COEFFICIENTS)
+
+
+def vectors(B: int, T: int) -> None:
+    """Launches what sees no vocabulary, on B sequences of T steps."""
+    x = torch.linspace(-1, 1, B * T).reshape(B, T)
+    one = torch.ones(B, T)
+    kernels.reverse_scan(x, one)
+    kernels.gae(x, x, one != 0, COEFFICIENTS)
+    kernels.value_loss(x, x, x, one, "clipped", torch.tensor([0.2, 1.0]))
+    kernels.token_objective(x, one, Rows(x, one, x, x), None, OBJECTIVE)
+
+
+class Bad(NamedTuple):
+    """An input that is not as it should be, and what it is given to."""
+
+    name: str
+    call: Callable[[Any], list[Tensor]]
+
+
+def bad_rows() -> Iterator[Bad]:
+    """Yields losses of rows with NaN, infinities, nothing that counts, or no rows."""
+    for where, index, number in (
+        ("logit NaN", (0, 1, 7), math.nan),
+        ("logit +inf", (0, 1, 7), math.inf),
+        ("logits −inf", (0, 1, slice(0, 299)), -math.inf),
+        ("all logits −inf", (0, 1, slice(None)), -math.inf),
+    ):
+        given = inputs(300)
+        given.logits[index] = number
+        yield Bad(f"{where}: loss", lambda b, given=given: loss(b, given))
+        yield Bad(f"{where}: log-probabilities", lambda b, given=given: scored(b, given))
+    own = inputs(300)
+    own.logits[0, 1, own.token[0, 1]] = -math.inf
+    yield Bad("the token's logit −inf", lambda b: loss(b, own))
+    for number in (math.nan, math.inf, -math.inf):
+        for name in ("old_logprob", "ref_logprob", "advantage"):
+            given = inputs(300)
+            getattr(given.rows, name)[0, 2] = number
+            yield Bad(f"{name} {number}", lambda b, given=given: loss(b, given))
+    none = inputs(300)
+    none.rows.weight.zero_()
+    none.logits.fill_(math.nan)
+    yield Bad("nothing counts", lambda b: [*loss(b, none), *scored(b, none)])
+    empty = inputs(300)
+    empty = Inputs(*(x[:, :0] for x in empty[:2]), Rows(*(x[:, :0] for x in empty.rows[:4])))
+    yield Bad("no rows", lambda b: [*loss(b, empty), *scored(b, empty)])
+
+
+def bad_vectors() -> Iterator[Bad]:
+    """Yields losses of values, scans and advantages of NaN or of nothing."""
+    weight, coefs = torch.ones(1, 8), torch.tensor([0.2, 1.0])
+    for kind in VALUE_KINDS:
+        for which in (0, 1) if VALUE_KINDS[kind].rule == FREE else (0, 2):
+            x = [torch.randn(1, 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]
+            x[which][0, 3] = math.nan
+            yield Bad(
+                f"value_loss {kind}, NaN in the {('value', 'target', 'old value')[which]}",
+                lambda b, x=x, kind=kind: list(b.value_loss(*x, weight, kind, coefs)),
+            )
+    for T in (7, 1500):
+        x, decay = torch.ones(1, T), torch.full((1, T), 0.5)
+        x[0, T // 2], decay[0, T // 3] = math.nan, 0.0
+        yield Bad(f"scan of NaN, {T}", lambda b, x=x, d=decay: [b.reverse_scan(x, d)])
+        mask = torch.arange(T)[None] != T // 2
+        yield Bad(
+            f"advantages of NaN that does not count, {T}",
+            lambda b, x=x, mask=mask: list(b.gae(torch.ones_like(x), x, mask, COEFFICIENTS)),
+        )
+    nothing = torch.zeros(0, 5)
+    yield Bad("scan of nothing", lambda b: [b.reverse_scan(nothing, nothing)])
+    reward, order, offset = torch.zeros(12), torch.arange(12), torch.arange(0, 15, 3)
+    reward[4], offset = math.nan, torch.cat([offset, torch.full((8,), 12)])
+    for kind in KINDS:
+        yield Bad(
+            f"group_advantage {kind} of NaN",
+            lambda b, kind=kind: [
+                b.group_advantage(reward, order, offset, kind, 1e-4, 1, torch.ones(12))
+            ],
+        )
+
+
+def unlike(got: Tensor, want: Tensor) -> bool:
+    """Returns whether two results are finite in other places, or differ there by a thousandth.
+
+    Infinity and NaN are alike: of an infinite loss the reference adds ∞ and −∞ where a kernel does
+    not, at the token's own logit.
+    """
+    got, want = (x.double().masked_fill(~x.isfinite(), math.nan) for x in (got, want))
+    return not torch.allclose(got, want, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+def differences(target: str) -> list[str]:
+    """Returns what the compiled kernels make of bad inputs that is not what the reference makes."""
+    found = []
+    for bad in (*bad_rows(), *bad_vectors()):
+        want = [x.clone() for x in bad.call(eager)]
+        with emulated(target) as machine:
+            got = bad.call(kernels)
+        outputs = [n for n, (x, y) in enumerate(zip(got, want, strict=True)) if unlike(x, y)]
+        found += [f"{bad.name}: output {n}" for n in outputs]
+        found += [f"{bad.name}: {race}" for race in machine.races.values()]
+    return found
+
+
+def tokens_outside(target: str) -> list[list[float]]:
+    """Returns log π of tokens below and beyond the vocabulary, and of one inside."""
+    found = []
+    for token in (-1, 300, 2**40, -(2**40), 5):
+        given = inputs(300, T=1)
+        given.token[0, 0] = token
+        with emulated(target):
+            found.append(scored(kernels, given)[0].flatten().tolist())
+    return found
+
+
+def fault_of_fresh_logits(target: str) -> str:
+    """Returns what the machine says of logits that nobody has written."""
+    given = inputs(300)
+    with emulated(target):
+        try:
+            scored(kernels, given._replace(logits=torch.empty_like(given.logits)))
+        except PtxFault as fault:
+            return str(fault)
+    return ""
+
+
+def far_rows_are_the_same(target: str) -> bool:
+    """Returns whether rows more than 2³¹ elements apart have the bits of rows side by side."""
+    V = 4100
+    given = inputs(V, B=2, T=1, dtype=torch.bfloat16)
+    # Pages that nobody touches take no memory; MAP_NORESERVE is 0x4000 on Linux.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+    memory = torch.frombuffer(mmap.mmap(-1, 2 * (STRIDE + V), flags), dtype=torch.bfloat16)
+    far = memory.as_strided((2, 1, V), (STRIDE, V, 1))
+    far.copy_(given.logits)
+    with emulated(target):
+        near = loss(kernels, given)
+        apart = loss(kernels, given._replace(logits=far), far)
+    return all(torch.equal(x, y) for x, y in zip(near, apart))
+
+
+def long_scan_errors(target: str) -> tuple[float, float]:
+    """Returns the largest error of the form for few long sequences, and eager's own."""
+    random = torch.Generator().manual_seed(0)
+    x, decay = torch.randn(2, 20000, generator=random), torch.rand(2, 20000, generator=random)
+    oracle = eager.reverse_scan(x.double(), decay.double())
+    with emulated(target) as machine:
+        got = kernels.reverse_scan(x, decay)
+    assert not machine.races
+    own = eager.reverse_scan(x, decay)
+    return tuple(float((y - oracle).abs().max()) for y in (got, own))  # type: ignore[return-value]
