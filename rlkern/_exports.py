@@ -43,7 +43,7 @@ from rlkern.ops.sequence_logprob import (
 )
 from rlkern.ops.td_loss import TdLossOutput, td_loss
 from rlkern.ops.token_kl import token_kl
-from rlkern.ops.token_logprob import TokenLogprob, token_logprob
+from rlkern.ops.token_logprob import CompanionLogprob, TokenLogprob, token_logprob
 from rlkern.ops.token_objective import token_objective
 from rlkern.ops.token_reward import token_reward
 from rlkern.ops.value_loss import value_loss
@@ -60,6 +60,7 @@ __all__ = [
     "LossOutput",
     "OfflineAlgorithm",
     "TdLossOutput",
+    "CompanionLogprob",
     "TokenLogprob",
     "Vtrace",
     "advantage",

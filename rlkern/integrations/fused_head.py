@@ -19,9 +19,7 @@ class MixtureLogprob(NamedTuple):
     entropy: Tensor
     lse: Tensor
     sum_pi_squared: Tensor
-    mean_logit: Tensor | None = None
-    is_argmax: Tensor | None = None
-    aux_loss: Tensor | None = None
+    aux_loss: Tensor
 
 
 @contextlib.contextmanager
@@ -84,7 +82,7 @@ def fused_head(model: nn.Module) -> Iterator[nn.Module]:
             wave=wave, **head,
         )  # fmt: skip
         added = aux_loss(found.causal, output)
-        return scores if added is None else MixtureLogprob(*scores, aux_loss=added)
+        return scores if added is None else MixtureLogprob(*scores[:4], added)
 
     with forward_of(found.head, caught), forward_of(found.causal, forward):
         yield model

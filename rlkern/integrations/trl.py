@@ -59,12 +59,13 @@ def token_scores(
         logit_scale=logit_scale,
         companions=not _COMPANIONS.isdisjoint(outputs),
     )
+    companions = scored._asdict()
     return (
         scored.logprob,
         scored.entropy if "entropy" in outputs else None,
         scored.sum_pi_squared.log() if "log_sum_sq_probs" in outputs else None,
-        scored.mean_logit if "mean_logits" in outputs else None,
-        scored.is_argmax if "is_top1" in outputs else None,
+        companions["mean_logit"] if "mean_logits" in outputs else None,
+        companions["is_argmax"] if "is_top1" in outputs else None,
     )
 
 

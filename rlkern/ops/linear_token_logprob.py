@@ -28,7 +28,7 @@ from rlkern.ops._library import (
 from rlkern.ops._linear_arguments import LinearArguments, Lora, checked_head, checked_softmax
 from rlkern.ops._linear_head import Gradients, Head, Waves, one_row
 from rlkern.ops._rows import mask_vector, token_vector
-from rlkern.ops.token_logprob import TokenLogprob
+from rlkern.ops.token_logprob import CompanionLogprob, TokenLogprob, results
 
 HEAD = "Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, float lora_scale"
 SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
@@ -164,7 +164,7 @@ def linear_token_logprob(
     wave: int | None = None,
     group: ProcessGroup | None = None,
     companions: bool = False,
-) -> TokenLogprob:
+) -> TokenLogprob | CompanionLogprob:
     """Returns what token_logprob(hidden·weightᵀ + bias, token) does, without storing the logits.
 
         logits = logit_scale·(hidden·weightᵀ + lora.scale·(hidden·lora.aᵀ)·lora.bᵀ + bias)
@@ -188,9 +188,8 @@ def linear_token_logprob(
                      token and keep are ids of the whole vocabulary; the rest is the same on all
         companions   also mean_logit and is_argmax, as in rlkern.token_logprob; not with group
     Returns
-        TokenLogprob(logprob, entropy, lse, sum_pi_squared, mean_logit, is_argmax), each (...)
-        float32 (float64 for float64), but is_argmax, which is bool; the last two are None without
-        companions
+        TokenLogprob(logprob, entropy, lse, sum_pi_squared), each (...) float32 (float64 for
+        float64); with companions CompanionLogprob, which ends in mean_logit and is_argmax
     Raises
         TypeError, ValueError  for an argument of the wrong dtype, shape or device, or a DTensor
         RuntimeError           on double backward
@@ -215,7 +214,7 @@ def linear_token_logprob(
     softmax = checked_softmax(op, door, shape, mask, temperature, softcap, keep)
     rows = token_vector(token, door.grid), mask_vector(mask, door.grid)
     if not companions:
-        return TokenLogprob.of(scored_rows(door, *rows, softmax), shape)
+        return results(scored_rows(door, *rows, softmax), shape)
     flat = (None if x is None else x.flatten() for x in rows)
     scored = forward_with_companions(door.hidden, *door.head, *flat, *softmax, door.wave)
-    return TokenLogprob.of(scored, shape)
+    return results(scored, shape)

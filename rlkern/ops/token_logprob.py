@@ -30,24 +30,31 @@ from rlkern.ops._rows import as_grid, make_softmax, mask_vector, token_vector
 
 
 class TokenLogprob(NamedTuple):
-    """Per-token results in the leading shape of the logits: float32, or float64 for float64.
-
-    The companions, of which is_argmax is bool, are None where they are not asked for.
-    """
+    """Per-token results in the leading shape of the logits: float32, or float64 for float64."""
 
     logprob: Tensor
     entropy: Tensor
     lse: Tensor
     sum_pi_squared: Tensor
-    mean_logit: Tensor | None = None
-    is_argmax: Tensor | None = None
 
-    @classmethod
-    def of(cls, scored: Sequence[Tensor], shape: torch.Size) -> "TokenLogprob":
-        """Returns the results, of this shape, from a Scored, after which companions may come."""
-        logprob, entropy, row_max, log_sum, *rest = scored
-        results = (logprob, entropy, row_max + log_sum, *rest)
-        return cls(*(x.reshape(shape) for x in results))
+
+class CompanionLogprob(NamedTuple):
+    """TokenLogprob and, for who asks, what else is known of a row of logits; is_argmax is bool."""
+
+    logprob: Tensor
+    entropy: Tensor
+    lse: Tensor
+    sum_pi_squared: Tensor
+    mean_logit: Tensor
+    is_argmax: Tensor
+
+
+def results(scored: Sequence[Tensor], shape: torch.Size) -> TokenLogprob | CompanionLogprob:
+    """Returns what the public functions do, in this shape: of a Scored, after which companions may
+    come."""
+    logprob, entropy, row_max, log_sum, *rest = scored
+    found = [x.reshape(shape) for x in (logprob, entropy, row_max + log_sum, *rest)]
+    return TokenLogprob(*found) if len(found) == 4 else CompanionLogprob(*found)
 
 
 def _forward(logits, token, mask, *softmax):
@@ -201,7 +208,7 @@ def token_logprob(
     inplace: bool = False,
     group: ProcessGroup | None = None,
     companions: bool = False,
-) -> TokenLogprob:
+) -> TokenLogprob | CompanionLogprob:
     """Returns the log-probability of each token, and entropy, log-sum-exp and Σp² of its row.
 
         z = softcap·tanh(logits / softcap) / temperature        lse = log Σⱼ exp zⱼ
@@ -227,9 +234,8 @@ def token_logprob(
                      the row's largest logits, from the same read of the row; not with group. Both
                      are of the whole row, also with keep. A NaN in it makes them NaN and False
     Returns
-        TokenLogprob(logprob, entropy, lse, sum_pi_squared, mean_logit, is_argmax), each (...)
-        float32 (float64 for float64 logits), but is_argmax, which is bool; the last two are None
-        without companions
+        TokenLogprob(logprob, entropy, lse, sum_pi_squared), each (...) float32 (float64 for
+        float64 logits); with companions CompanionLogprob, which ends in mean_logit and is_argmax
     Raises
         TypeError, ValueError  for an argument of the wrong dtype, shape or device
         RuntimeError           on double backward
@@ -261,5 +267,5 @@ def token_logprob(
     softmax = make_softmax(op, whole, shape, mask, temperature, softcap, keep)
     rows = token_vector(token, grid), mask_vector(mask, grid)
     if part is None:
-        return TokenLogprob.of(_score(grid, rows, softmax, inplace, companions), shape)
-    return TokenLogprob.of(sharded.score(part, grid, *rows, softmax, inplace), shape)
+        return results(_score(grid, rows, softmax, inplace, companions), shape)
+    return results(sharded.score(part, grid, *rows, softmax, inplace), shape)

@@ -18,6 +18,7 @@ import torch
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
+from rlkern.trainer.data.chat import shown_answer
 from rlkern.trainer.data.source import check_unchanged, digests
 from rlkern.trainer.errors import UserError
 from rlkern.trainer.files import publish
@@ -185,7 +186,8 @@ def begin(
     pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
     parts = dataclasses.replace(parts, policy=_trained(parts, run))
     if not is_scorer(parts.policy):
-        some = [item.prompt for item in parts.task.held_out[:4]]
+        # Text of a file has no prompt: its beginning is one.
+        some = [item.prompt or shown_answer(item.right)[:64] for item in parts.task.held_out[:4]]
         for policy in filter(None, (parts.policy, parts.teacher)):
             check_model(policy, some, settings)
     if parts.policy is not parts.engine.policy:

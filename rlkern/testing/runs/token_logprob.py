@@ -15,10 +15,9 @@ def run_token_logprob(case: Case, batch: Batch, inplace: bool = False) -> Output
     out = rlkern.token_logprob(
         logits, batch.token, mask=batch.mask, inplace=inplace, **batch.softmax
     )
-    scored = {name: x for name, x in out._asdict().items() if x is not None}
-    wanted = [x for x in scored.values() if x.requires_grad]
+    wanted = [x for x in out if x.requires_grad]
     torch.autograd.backward(wanted, [upstream(x, i) for i, x in enumerate(wanted)])
-    return {**scored, "grad_logits": leaf.grad}  # type: ignore[dict-item]
+    return {**out._asdict(), "grad_logits": leaf.grad}  # type: ignore[dict-item]
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 import rlkern
-from rlkern import TokenLogprob
+from rlkern import CompanionLogprob, TokenLogprob
 from rlkern.integrations.find_head import find_head
 from rlkern.integrations.head import HeadOf, Hidden, text_config, without_adapter
 from rlkern.trainer.models import lora
@@ -266,7 +266,7 @@ def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:
     return token_scores(policy, rows, settings).logprob
 
 
-def token_scores(policy: Policy, rows: Rows, settings: Settings) -> TokenLogprob:
+def token_scores(policy: Policy, rows: Rows, settings: Settings) -> TokenLogprob | CompanionLogprob:
     """Returns the same with the entropy and what else comes with it."""
     hidden = hidden_states(policy, rows, share_prompts=settings.memory.share_prompts)
     head = policy.head.parameters()
