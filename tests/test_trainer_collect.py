@@ -39,7 +39,8 @@ def mixed(rows):
 
 
 def silent(sentence):
-    raise AssertionError(sentence)
+    # An untrained model does not know how an answer ends.
+    assert "were cut off" in sentence
 
 
 def test_dynamic_sampling_fills_the_batch_with_groups_whose_rewards_differ(tmp_path):

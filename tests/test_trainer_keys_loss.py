@@ -123,7 +123,7 @@ def gradient_of(formula, run, taken, start):
 def test_the_ratio_is_to_what_the_paper_of_the_algorithm_says(tmp_path, formula):
     """For each step of a rollout: the policy that sampled, or the starting model."""
     run = run_of(
-        tmp_path, algorithm=formula.__name__, batch__prompts=4, rollout__group_size=4,
+        tmp_path, algorithm=formula.__name__, batch__prompts=8, rollout__group_size=4,
         batch__minibatches=2, optimizer__lr=5e-3, **FORMULAS[formula],
     )  # fmt: skip
     beginning = copy.deepcopy(run.parts.policy.model)
