@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("RLKERN_CHECK_VALUES", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Its keys do not know how many metrics an operation returns: a cache of yesterday's code would fail.
+# Its keys do not know how many metrics an operation returns: yesterday's cache would fail.
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
 import pytest  # noqa: E402
