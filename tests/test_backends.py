@@ -32,7 +32,7 @@ def table(monkeypatch):
         forget()
 
     def forget() -> None:
-        for remembered in (backends._resolve, backends._load, backends.implementation):
+        for remembered in (backends._resolve, backends._load):
             remembered.cache_clear()
 
     yield enter

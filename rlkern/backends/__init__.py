@@ -11,7 +11,7 @@ backend asked for by name that cannot serve raises.
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
 from typing import NamedTuple
@@ -125,13 +125,9 @@ def backend_name(stem: str, device: str = "cpu", dtype: torch.dtype = torch.floa
     return _resolve(_chosen, stem, device, dtype)
 
 
-@cache
-def implementation(stem: str, device: torch.device, dtype: torch.dtype) -> Callable:
-    """Returns the function that serves stem for tensors of this device and dtype.
-
-    The choice is kept until use_backend makes another one: a step asks for it a dozen times.
-    """
-    module, _ = _load(backend_name(stem, device.type, dtype))
+def implementation(stem: str, tensor: torch.Tensor):
+    """Returns the function that serves stem for tensors like this one."""
+    module, _ = _load(_resolve(_chosen, stem, tensor.device.type, tensor.dtype))
     return getattr(module, stem)
 
 
@@ -148,8 +144,6 @@ def on_host(device: torch.device) -> bool:
 def use_backend(name: str) -> Iterator[None]:
     """Makes one backend serve every operation inside the with block; it raises where it cannot.
 
-    Of the whole process: in other threads, too.
-
     >>> with use_backend("numpy"):
     ...     pass
     Traceback (most recent call last):
@@ -162,12 +156,10 @@ def use_backend(name: str) -> Iterator[None]:
     if reason is not None:
         raise BackendUnavailable(f"use_backend: {name!r} cannot serve here: {reason}")
     previous, _chosen = _chosen, name
-    implementation.cache_clear()
     try:
         yield
     finally:
         _chosen = previous
-        implementation.cache_clear()
 
 
 def explain(dtype: torch.dtype = torch.float32) -> str:

@@ -47,17 +47,16 @@ class Target(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """A trainer that functions are replaced in: versions first ≤ x < last were looked at."""
+    """A trainer that functions are replaced in, and its versions that were looked at."""
 
     name: str
-    first: str
-    last: str
+    versions: str  # as pip takes them: >=1.15,<1.17
     targets: tuple[Target, ...]
 
     @property
     def supported(self) -> str:
-        """The versions that are supported, in words."""
-        return f"{self.name} >= {self.first}, < {self.last}"
+        """The versions that are supported, as pip takes them."""
+        return f"{self.name}{self.versions}"
 
 
 class PatchError(RuntimeError):
@@ -126,26 +125,14 @@ def installed(trainer: Trainer) -> str | None:
         return None
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    """Returns the leading numbers of a version.
-
-    >>> _numbers("1.16.0.dev0")
-    (1, 16, 0)
-    """
-    parts = []
-    for part in text.split("."):
-        if not part.isdigit():
-            break
-        parts.append(int(part))
-    return tuple(parts)
-
-
 def _checked(trainer: Trainer) -> list[_Replaced]:
     """Returns all that is to be replaced; raises PatchError before anything is."""
     found = installed(trainer)
     if found is None:
         raise PatchError(f"patch: {trainer.name} must be installed ({trainer.supported})")
-    if not _numbers(trainer.first) <= _numbers(found) < _numbers(trainer.last):
+    from packaging.specifiers import SpecifierSet  # which each of the trainers needs
+
+    if not SpecifierSet(trainer.versions).contains(found, prereleases=True):
         raise PatchError(
             f"patch: {trainer.name} must be {trainer.supported}, whose functions were looked at,"
             f" got {found}"

@@ -83,8 +83,7 @@ def _log_prob_function(original: Any, count: Callable[[], None]) -> type:
 
 TRAINER = Trainer(
     "trl",
-    "1.15",
-    "1.17",
+    ">=1.15,<1.17",
     (
         Target(
             "trl.trainer.utils",

@@ -119,8 +119,7 @@ def _gae(original: Any, count: Callable[[], None]) -> Any:
 
 TRAINER = Trainer(
     "verl",
-    "0.9",
-    "0.10",
+    ">=0.9,<0.10",
     (
         Target(
             "verl.utils.experimental.torch_functional",

@@ -101,7 +101,7 @@ def scaled_gradient(grad: Tensor, factor: Tensor) -> Tensor:
     """Returns grad · factor in grad's dtype; may be grad itself where the factor is 1."""
     if type(factor) is not Tensor or torch.compiler.is_compiling():
         return (grad * factor).to(grad.dtype)  # traced: inductor fuses this
-    return implementation("scaled", grad.device, grad.dtype)(grad, factor)
+    return implementation("scaled", grad)(grad, factor)
 
 
 def scaled_gradients(grads: Iterable[Tensor | None], factor: Tensor) -> list[Tensor | None]:

@@ -89,14 +89,12 @@ class Waves:
     def score(self, begin: int, end: int) -> Scored:
         """Returns what is left of the rows of a wave, each (1, n)."""
         logits = self._logits(begin, end).unsqueeze(0)
-        return implementation("token_logprob", logits.device, logits.dtype)(
-            logits, *self._given(begin, end)
-        )
+        return implementation("token_logprob", logits)(logits, *self._given(begin, end))
 
     def score_with_companions(self, begin: int, end: int) -> tuple[Tensor, ...]:
         """Returns what is left of the rows of a wave, then their companions, each (1, n)."""
         logits = self._logits(begin, end).unsqueeze(0)
-        serve = implementation("token_logprob_companions", logits.device, logits.dtype)
+        serve = implementation("token_logprob_companions", logits)
         scored, companions = serve(logits, *self._given(begin, end))
         return *scored, *companions
 
@@ -104,7 +102,7 @@ class Waves:
         """Returns the gradient (n, V) of a wave's logits, written over them."""
         logits = self._logits(begin, end).unsqueeze(0)
         self._held = None
-        implementation("token_logprob_backward", logits.device, logits.dtype)(
+        implementation("token_logprob_backward", logits)(
             logits, *self._given(begin, end), statistics, upstream, logits
         )
         return logits[0]

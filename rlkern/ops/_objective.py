@@ -113,7 +113,7 @@ def _weights(
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     if weight is not None:
-        return weight.masked_fill(~mask, 0.0)
+        return torch.where(mask, weight, 0.0)
     if mask.ndim == 1 and bounds is None and declared.aggregation != "token_mean":
         raise ValueError(
             f"{op}: {declared.name} averages over sequences, so mask must be (B, T), "
@@ -154,15 +154,13 @@ class CheckedArguments(NamedTuple):
         return self.bounds, *names, number_tensor(self.objective.numbers)
 
 
-def _check_values(op: str, rows: Rows, given: LossArguments) -> None:
+def _check_values(op: str, rows: Rows, mask: Tensor) -> None:
     """Raises ValueError for values that no loss is made of."""
-    check.finite_values(op, "weight", given.weight, given.mask)
-    for name, x in zip(rows._fields, rows):
-        # An old_logprob that is NaN is one that nobody knows.
-        unknown = x.isnan() if name == "old_logprob" and x is not None else None
-        known = given.mask if unknown is None else given.mask & ~unknown
-        check.finite_values(op, name, x, known)
-    check.not_negative_values(op, "penalty", rows.penalty, given.mask)
+    for name, x in rows._replace(old_logprob=None)._asdict().items():
+        check.finite_values(op, name, x, mask)
+    if (old := rows.old_logprob) is not None:  # where it is NaN, nobody knows it
+        check.finite_values(op, "old_logprob", old, mask & ~old.isnan())
+    check.not_negative_values(op, "penalty", rows.penalty, mask)
     check.unread_values(op, "entropy_weight", rows.entropy_weight, rows.weight)
     check.unread_values(op, "nll_weight", rows.nll_weight, rows.weight)
 
@@ -201,5 +199,5 @@ def checked_arguments(
         if x is not None:
             check.like(op, name, x, shape, scores, check.FLOATS)
     if check.checks_values():
-        _check_values(op, rows, given)
+        _check_values(op, rows, given.mask)
     return CheckedArguments(rows, bounds, objective)

@@ -28,7 +28,7 @@ def as_grid(op: str, logits: Tensor) -> Tensor:
 def row_vectors(rows: Rows, grid: Tensor) -> Rows:
     """Returns the rows as contiguous (B, T) tensors in the logits' accumulation dtype."""
     dtype = ACCUMULATION_DTYPE[grid.dtype]
-    return Rows(*[None if x is None else _as_rows(x, grid, dtype) for x in rows])  # type: ignore[arg-type]
+    return rows.each(lambda x: _as_rows(x, grid, dtype))
 
 
 def token_vector(token: Tensor, grid: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from rlkern.ops._steps import Steps, steps
 forward = register(
     "gae(Tensor reward, Tensor value, Tensor mask, Tensor coefficients, Tensor? bootstrap,"
     " Tensor? cu_seqlens, int? ddof) -> (Tensor, Tensor)",
-    lambda reward, *rest: implementation("gae", reward.device, reward.dtype)(reward, *rest),
+    lambda reward, *rest: implementation("gae", reward)(reward, *rest),
     lambda reward, *rest: (torch.empty_like(reward), torch.empty_like(reward)),
 )
 

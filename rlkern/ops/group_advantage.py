@@ -12,7 +12,7 @@ from rlkern.ops._library import number_tensor, register
 
 def _segments_kernel(group):
     # Backends are chosen by the dtype of numbers, and ids are none.
-    return implementation("group_segments", group.device, torch.float32)(group)
+    return implementation("group_segments", group.new_empty(0, dtype=torch.float32))(group)
 
 
 _segments = register(
@@ -23,7 +23,7 @@ _segments = register(
 
 
 def _advantage_kernel(reward, order, offset, kind, eps, ddof, length=None):
-    serve = implementation("group_advantage", reward.device, reward.dtype)
+    serve = implementation("group_advantage", reward)
     return serve(reward, order, offset, kind, eps.item(), ddof, length)
 
 

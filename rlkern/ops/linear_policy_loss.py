@@ -91,7 +91,7 @@ class _Loss:
         if self.bounds is not None:
             inside = (self.bounds >= begin) & (self.bounds <= end)
             bounds = self.bounds[inside] - begin
-        objective = implementation("token_objective", logprob.device, logprob.dtype)
+        objective = implementation("token_objective", logprob)
         return Upstream(*objective(logprob, entropy, Rows(*known), bounds, self.objective)[2:])
 
     def differentiate(self, begin: int, end: int, upstream: Upstream, into: Gradients) -> None:
@@ -140,7 +140,7 @@ def _forward(hidden, *rest):
     for into, x in zip(everywhere, loss.scored):
         loss.waves.put(into, x)
     logprob, entropy = everywhere.reshape(2, *token.shape)
-    value, metrics, _, _ = implementation("token_objective", logprob.device, logprob.dtype)(
+    value, metrics, _, _ = implementation("token_objective", logprob)(
         logprob, entropy, rows, bounds, objective
     )
     return value, metrics, *gradients.results(hidden)

@@ -48,18 +48,16 @@ def _parts(arguments):
 def _run(logits, token, arguments, grad_logits):
     rows, softmax, cu_seqlens, objective = _parts(arguments)
     if objective.level == "token":
-        return implementation("policy_loss", logits.device, logits.dtype)(
+        return implementation("policy_loss", logits)(
             logits, token, rows, softmax, objective, grad_logits
         )
     mask = rows.weight != 0
-    scored = implementation("token_logprob", logits.device, logits.dtype)(
-        logits, token, mask, softmax
-    )
-    loss, metrics, *grads = implementation("token_objective", scored[0].device, scored[0].dtype)(
+    scored = implementation("token_logprob", logits)(logits, token, mask, softmax)
+    loss, metrics, *grads = implementation("token_objective", scored[0])(
         scored[0], scored[1], rows, cu_seqlens, objective
     )
     if grad_logits is not None:
-        implementation("token_logprob_backward", logits.device, logits.dtype)(
+        implementation("token_logprob_backward", logits)(
             logits, token, mask, softmax, scored.statistics, Upstream(*grads), grad_logits
         )
     return loss, metrics
@@ -92,7 +90,7 @@ forward_ = register(
 bump_version_of_first_argument(forward_)
 scale_ = register(
     "scale_(Tensor(a!) tensor, Tensor factor) -> ()",
-    lambda tensor, factor: implementation("scale_", tensor.device, tensor.dtype)(tensor, factor),
+    lambda tensor, factor: implementation("scale_", tensor)(tensor, factor),
     lambda tensor, factor: None,
 )
 bump_version_of_first_argument(scale_)

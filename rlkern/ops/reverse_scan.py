@@ -11,7 +11,7 @@ from rlkern.ops._library import refuse_double_backward, register, register_gradi
 
 _scan = register(
     "reverse_scan(Tensor bias, Tensor decay, Tensor? cu_seqlens) -> Tensor",
-    lambda bias, *rest: implementation("reverse_scan", bias.device, bias.dtype)(bias, *rest),
+    lambda bias, *rest: implementation("reverse_scan", bias)(bias, *rest),
     lambda bias, *rest: torch.empty_like(bias),
 )
 

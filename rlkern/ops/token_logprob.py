@@ -58,9 +58,7 @@ def results(scored: Sequence[Tensor], shape: torch.Size) -> TokenLogprob | Compa
 
 
 def _forward(logits, token, mask, *softmax):
-    return implementation("token_logprob", logits.device, logits.dtype)(
-        logits, token, mask, Softmax(*softmax)
-    )
+    return implementation("token_logprob", logits)(logits, token, mask, Softmax(*softmax))
 
 
 def _forward_fake(logits, token, *rest):
@@ -69,7 +67,7 @@ def _forward_fake(logits, token, *rest):
 
 
 def _forward_with_companions(logits, token, mask, *softmax):
-    serve = implementation("token_logprob_companions", logits.device, logits.dtype)
+    serve = implementation("token_logprob_companions", logits)
     scored, companions = serve(logits, token, mask, Softmax(*softmax))
     return *scored, *companions
 
@@ -80,7 +78,7 @@ def _forward_with_companions_fake(logits, token, *rest):
 
 
 def _write_gradient(logits, token, mask, rest, grad_logits):
-    implementation("token_logprob_backward", logits.device, logits.dtype)(
+    implementation("token_logprob_backward", logits)(
         logits, token, mask, Softmax(*rest[:3]), Statistics(*rest[3:6]), Upstream(*rest[6:]),
         grad_logits,
     )  # fmt: skip
@@ -157,11 +155,11 @@ for _operation in (forward, forward_with_companions):
 
 
 class _InPlace(torch.autograd.Function):
-    """As the functional operation, but the backward overwrites the logits with their gradient."""
+    """As a functional operation, but the backward overwrites the logits with their gradient."""
 
     @staticmethod
-    def forward(ctx, logits, *rest):
-        output = forward(logits.detach(), *rest)
+    def forward(ctx, logits, operation, *rest):
+        output = operation(logits.detach(), *rest)
         _setup_context(ctx, (logits, *rest), output)
         return output
 
@@ -169,32 +167,14 @@ class _InPlace(torch.autograd.Function):
     def backward(ctx, *grads):
         found = _arguments(ctx, grads)
         if found is None:
-            return (None,) * 6
+            return (None,) * 7
         saved, rest = found
         if torch.compiler.is_compiling():
-            return backward(saved, *rest), *(None,) * 5
+            return backward(saved, *rest), *(None,) * 6
         refuse_double_backward("token_logprob")
         logits = saved.detach()
         backward_(logits, *rest)
-        return logits, *(None,) * 5
-
-
-class _InPlaceWithCompanions(_InPlace):
-    """The same for the functional operation with companions."""
-
-    @staticmethod
-    def forward(ctx, logits, *rest):
-        output = forward_with_companions(logits.detach(), *rest)
-        _setup_context(ctx, (logits, *rest), output)
-        return output
-
-
-def _score(grid, rows, softmax, inplace, companions):
-    if companions:
-        score = _InPlaceWithCompanions.apply if inplace else forward_with_companions
-    else:
-        score = _InPlace.apply if inplace else forward
-    return score(grid, *rows, *softmax)
+        return logits, *(None,) * 6
 
 
 def token_logprob(
@@ -267,5 +247,8 @@ def token_logprob(
     softmax = make_softmax(op, whole, shape, mask, temperature, softcap, keep)
     rows = token_vector(token, grid), mask_vector(mask, grid)
     if part is None:
-        return results(_score(grid, rows, softmax, inplace, companions), shape)
+        operation = forward_with_companions if companions else forward
+        if inplace:
+            return results(_InPlace.apply(grid, operation, *rows, *softmax), shape)
+        return results(operation(grid, *rows, *softmax), shape)
     return results(sharded.score(part, grid, *rows, softmax, inplace), shape)

@@ -16,7 +16,7 @@ from rlkern.ops._objective import OBJECTIVE, ROWS, LossArguments, checked_argume
 def _forward(logprob, entropy, *rest):
     *rows, cu_seqlens, gate, level, kl, coefficients = rest
     objective = Objective.of(gate, level, kl, coefficients.tolist())
-    return implementation("token_objective", logprob.device, logprob.dtype)(
+    return implementation("token_objective", logprob)(
         logprob, entropy, Rows(*rows), cu_seqlens, objective
     )
 

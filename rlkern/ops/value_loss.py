@@ -27,7 +27,7 @@ def _forward_fake(value, *rest):
 forward = register(
     "value_loss(Tensor value, Tensor target, Tensor? old_value, Tensor weight, str kind,"
     " Tensor coef) -> (Tensor, Tensor, Tensor)",
-    lambda value, *rest: implementation("value_loss", value.device, value.dtype)(value, *rest),
+    lambda value, *rest: implementation("value_loss", value)(value, *rest),
     _forward_fake,
 )
 

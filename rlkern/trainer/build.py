@@ -91,8 +91,9 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
     """Returns the parts of a run, its model as it starts or as a checkpoint has it."""
     task = make_task(settings)
     rewards = load_rewards(settings, task)
-    progress = Progress(reward_kl_coef=settings.reward.kl_coef, data=digests(settings))
-    if saved is not None:
+    if saved is None:
+        progress = Progress(reward_kl_coef=settings.reward.kl_coef, data=digests(settings))
+    else:
         progress = checkpoint.read_progress(saved, settings)
         check_unchanged(settings, progress.data)
     if settings.threads:

@@ -175,13 +175,15 @@ class Rounding:
     def unchanged(self) -> float | None:
         """Returns the share of weights with a step to take that are as before; None without
         any."""
-        same = moving = torch.zeros(())
+        counts = []
         for weight, before in zip(self._weights, self._before, strict=True):
             # A row of embeddings that no text had in it has no step to take.
             asked = self._some(self._state[weight]["exp_avg"]) != 0
-            moving = moving + asked.sum().cpu()
-            same = same + (asked & (self._some(weight) == before)).sum().cpu()
-        return (same / moving).item() if moving else None
+            same = asked & (self._some(weight) == before)
+            counts.append(torch.stack([same.sum(), asked.sum()]))
+        # Together, so that a device is waited for once.
+        same_as_before, moving = torch.stack(counts).sum(0).tolist() if counts else (0, 0)
+        return same_as_before / moving if moving else None
 
     def _some(self, tensor: Tensor) -> Tensor:
         own = parallel.own(tensor.detach()).reshape(-1)

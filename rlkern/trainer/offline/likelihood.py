@@ -10,12 +10,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+import rlkern
+from rlkern import CompanionLogprob
 from rlkern.trainer.models.policy import Policy, hidden_states, without_gradient
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rows import Rows
-
-# Tokens whose logits are stored at once.
-_AT_ONCE = 1024
 
 
 def likelihood(parts: Parts, held_out: Iterable[Rows]) -> dict[str, float]:
@@ -44,14 +43,10 @@ def likelihood(parts: Parts, held_out: Iterable[Rows]) -> dict[str, float]:
 def _sums(policy: Policy, rows: Rows, share_prompts: bool) -> Tensor:
     """Returns (B, 3) by answer: the sum of −log π, the tokens that are likeliest, the tokens."""
     hidden = hidden_states(policy, rows, share_prompts=share_prompts)
-    sums = torch.zeros(len(rows.token), 3, device=rows.token.device)
-    for row, (state, token, mask) in enumerate(zip(hidden, rows.token, rows.mask, strict=True)):
-        state, token = state[mask], token[mask]
-        for at in range(0, len(token), _AT_ONCE):
-            some = token[at : at + _AT_ONCE]
-            with policy.precision():
-                logits = policy.head.logits(state[None, at : at + _AT_ONCE])[0].float()
-            nll = torch.nn.functional.cross_entropy(logits, some, reduction="sum")
-            right = (logits.argmax(-1) == some).sum()
-            sums[row] += torch.stack([nll, right.float(), torch.ones_like(nll) * len(some)])
-    return sums
+    head = policy.head.parameters()
+    with policy.precision():
+        found = rlkern.linear_token_logprob(
+            hidden, head.pop("weight"), rows.token, mask=rows.mask, companions=True, **head
+        )
+    assert isinstance(found, CompanionLogprob)
+    return torch.stack([x.sum(-1) for x in (-found.logprob, found.is_argmax, rows.mask)], -1)

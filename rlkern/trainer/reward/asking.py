@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import inspect
 import itertools
@@ -49,7 +50,7 @@ def is_async(function: Callable) -> bool:
     return of_object or inspect.iscoroutinefunction(function)
 
 
-class Limited:
+class Limited(abc.ABC):
     """A reward function asked by parts; `late` counts answers whose time was over, which have no
     reward."""
 
@@ -73,9 +74,9 @@ class Limited:
             rewards += found
         return rewards
 
+    @abc.abstractmethod
     def ask(self, calls: list[Call]) -> list[list | None]:
         """Returns what each call returned, None where its time was over."""
-        raise NotImplementedError
 
     def _calls(self, columns: Call) -> Iterator[Call]:
         if not self.limits.apart:

@@ -66,8 +66,7 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     if isinstance(prompt, Chat) and not is_text(tokenizer, prompt):
         return chat_prompt_ids(tokenizer, prompt)
     text = as_text(prompt)
-    plain = _plain(tokenizer, text)
-    before = _before(tokenizer)
+    plain, before = _plain(tokenizer, text), _before(tokenizer)
     # A rendered chat template begins with them already.
     found = plain if plain[: len(before)] == before else before + plain
     if not found:
@@ -79,6 +78,7 @@ def _plain(tokenizer: Any, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
+@lru_cache(maxsize=4)
 def _before(tokenizer: Any) -> list[int]:
     """Returns the special tokens that a tokenizer puts before every text."""
     plain, whole = _plain(tokenizer, "a"), tokenizer.encode("a")
