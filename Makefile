@@ -85,8 +85,8 @@ test-integrations:  ## run TRL and verl with rlkern inside, in an environment of
 	  $(TRAINERS)/.stamps/$(notdir $(NATIVE))
 	$(TRAINERS)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/integrations $(ARGS)
 
-gpu:  ## build, conformance and benchmark on a GPU machine, with its own torch and no network
-	$(MAKE) --no-print-directory SYSTEM=1 RLKERN_BUILD=$(if $(shell command -v nvcc),cuda,auto) gpu-steps
+gpu:  ## build, test and measure on a GPU machine, with its own torch and no network (PART=1 or 2, ten minutes each)
+	$(MAKE) --no-print-directory --keep-going SYSTEM=1 $(if $(PART),gpu-part-$(PART),gpu-part-1 gpu-part-2)
 
 clean:  ## remove environments, builds and caches; runs/ stays
 	rm -rf .venv .venv-system build dist *.egg-info rlkern/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -96,49 +96,72 @@ help:  ## this list
 	@awk 'BEGIN {FS = ":.*  ## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# What `make gpu` does, in order: the sanitizer is slow and comes last, when the results are safe.
-GPU_TESTS = $(shell grep -lE 'mark\.(gpu|conformance)' tests/test_*.py 2>/dev/null)
+# What `make gpu` does. No step but gpu-machine waits for the success of another (--keep-going runs
+# the rest and fails at the end), and each writes what it finds at once, to OUT if that is set.
+# SMOKE=1 goes through the steps at small sizes on a machine without a GPU.
+RESULTS := $(or $(OUT),benchmarks/results)
+SMOKE ?=
+SMALL := $(if $(SMOKE),--smoke)
+GPU_TESTS = $(shell grep -lE 'mark\.gpu' tests/test_*.py 2>/dev/null)
 SANITIZED = $(shell grep -lE 'mark\.sanitize' tests/test_*.py 2>/dev/null)
 SANITIZER = compute-sanitizer --tool memcheck --error-exitcode 1
-OPTIONAL := pytest_benchmark hypothesis transformers triton
-RESULTS := benchmarks/results
+PROFILER = ncu --clock-control none --launch-skip 1 --launch-count 1 --section SpeedOfLight \
+  --section MemoryWorkloadAnalysis --section Occupancy --section LaunchStats --section WarpStateStats
+PROFILED := policy_loss
+OPTIONAL := pytest_benchmark hypothesis transformers triton xdist
+# $(call needs,program): whether it is there; says what is skipped where it is not.
+needs = command -v $(1) >/dev/null || { echo "$@ skipped: $(1) is not installed"; exit 0; }
 
-.PHONY: gpu-steps gpu-machine gpu-tests gpu-bench gpu-sanitizer
-gpu-steps: gpu-machine gpu-tests gpu-bench gpu-sanitizer
+.PHONY: gpu-part-1 gpu-part-2 gpu-machine gpu-native gpu-tests gpu-bench gpu-counters gpu-peers gpu-sanitizer
+gpu-part-1: gpu-machine gpu-native gpu-bench gpu-tests gpu-counters
+gpu-part-2: gpu-machine gpu-peers gpu-sanitizer
 
-gpu-machine: $(NATIVE)
-	@$(PY) -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else \
-	  f"make gpu needs a GPU: torch {torch.__version__} sees none here")'
+# First without native code: what fails to build there must not keep Triton from being measured.
+gpu-machine: $(STAMPS)/venv
+	$(MAKE) --no-print-directory RLKERN_BUILD=none $(STAMPS)/native-none
+	$(if $(SMOKE),,@$(PY) -c 'import torch; raise SystemExit(None if torch.cuda.is_available() else \
+	  f"make gpu needs a GPU: torch {torch.__version__} sees none here")')
 	@$(PY) -c 'from importlib.util import find_spec as f; \
 	  lost = [n for n in "$(OPTIONAL)".split() if not f(n)]; \
 	  print("not installed here, so what needs them is skipped:", ", ".join(lost)) if lost else None'
-	$(PY) -m rlkern.doctor
+	@mkdir -p $(RESULTS)
+	$(PY) -m rlkern.doctor | tee $(RESULTS)/doctor.txt
+
+# For the GPU that is here alone: each further one takes nvcc as long again.
+gpu-native: gpu-machine
+	@$(call needs,nvcc); export RLKERN_CUDA_TARGETS=$${RLKERN_CUDA_TARGETS:-sm_$$(nvidia-smi \
+	  --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)}; \
+	$(MAKE) --no-print-directory RLKERN_BUILD=cuda $(STAMPS)/native-cuda
+
+gpu-bench: gpu-machine
+	timeout 200 $(PY) -m benchmarks.gpu --part 1 --results $(RESULTS) $(SMALL) $(ARGS)
 
 gpu-tests: gpu-machine
-	@[ -n "$(GPU_TESTS)" ] || { echo "no test is marked gpu or conformance" >&2; exit 1; }
-	@mkdir -p $(RESULTS)
-	name=$$($(PY) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))'); \
-	timeout 240 $(PY) -m pytest -q --no-header $(GPU_TESTS) -m 'gpu or conformance' \
-	  | tee $(RESULTS)/$$name-conformance.txt
+	@[ -n "$(GPU_TESTS)" ] || { echo "no test is marked gpu" >&2; exit 1; }
+	@workers=; ! $(PY) -c 'import xdist' 2>/dev/null || workers="-n $(JOBS) --dist worksteal"; \
+	timeout 270 $(PY) -m pytest -q --no-header $$workers $(GPU_TESTS) -m gpu | tee $(RESULTS)/tests.txt
 
-gpu-bench: gpu-tests
-	timeout 150 $(PY) -m benchmarks.gpu $(ARGS)
-	@if [ -n "$${OUT:-}" ]; then cp -r $(RESULTS)/. "$$OUT"/; fi
+gpu-counters: gpu-machine
+	@$(call needs,ncu); timeout 60 $(PROFILER) --kernel-name regex:$(PROFILED)_kernel $(PY) -m benchmarks.gpu \
+	  --once rlkern_$(PROFILED)_in_place $(SMALL) | tee $(RESULTS)/counters.txt
+
+gpu-peers: gpu-machine
+	timeout 300 $(PY) -m benchmarks.gpu --part 2 --results $(RESULTS) $(SMALL) $(ARGS)
 
 # Not every driver lets the sanitizer in; a probe tells that apart from a finding.
-gpu-sanitizer: gpu-bench
-	@if [ -z "$(SANITIZED)" ]; then echo "compute-sanitizer skipped: no test is marked sanitize"; \
-	elif ! command -v compute-sanitizer >/dev/null; then echo "compute-sanitizer skipped: it is not installed"; \
-	elif ! timeout 60 $(SANITIZER) $(PY) -c 'import torch; torch.ones(1, device="cuda").add_(1).item()' >/dev/null 2>&1; then \
+gpu-sanitizer: gpu-machine
+	@$(call needs,compute-sanitizer); [ -n "$(SANITIZED)" ] || { echo "no test is marked sanitize" >&2; exit 1; }; \
+	if ! timeout 60 $(SANITIZER) $(PY) -c 'import torch; torch.ones(1, device="cuda").add_(1).item()' >/dev/null 2>&1; then \
 	  echo "compute-sanitizer skipped: it does not run on this machine"; \
-	else PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 $(SANITIZER) $(PY) -m pytest -q --no-header $(SANITIZED) -m sanitize; fi
+	else PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 200 $(SANITIZER) $(PY) -m pytest -q --no-header $(SANITIZED) -m sanitize \
+	  | tee $(RESULTS)/sanitizer.txt; fi
 
 # PYTHON may itself be a virtual environment, so its folders are named instead of inherited; the
 # new one has no pip and no setuptools that would hide PYTHON's.
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 	  { echo "rlkern needs Python 3.10 or newer; PYTHON=$(PYTHON) is $$($(PYTHON) -V 2>&1 || true)" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	@$(PYTHON) -c 'import venv$(if $(SYSTEM),,, ensurepip)' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "making $(VENV)"
 	$(PYTHON) -m venv $(if $(SYSTEM),--without-pip) $(VENV)

@@ -163,16 +163,17 @@ def gpu(path: Path) -> list[str]:
     ]
     where = last[-1]
     rows = [
-        [x["row"].replace("_", " "), number(x["ms"]), number(x.get("goal_ms")),
-         f"{x['share_of_bound']:.0%}" if x.get("share_of_bound") else "–"]
-        for x in last if x.get("ms") is not None
+        [x["row"].replace("_", " "), " × ".join(map(str, x["shape"])), number(x["ms"]),
+         number(x.get("goal_ms")), f"{x['share_of_bound']:.0%}" if "share_of_bound" in x else "–",
+         number(x.get("tflops"))]
+        for x in last if "ms" in x
     ]  # fmt: skip
-    n, v = where["shape"]
+    head = ["row", "shape", "ms", "goal, ms", "of the bound", "TFLOP/s"]
     return [
-        f"{where['device']}, {n} × {v} bfloat16, median of `make gpu`, torch {where['torch']}, "
-        f"rows of `benchmarks/results/{path.name}`; the bound is the time in which the bytes that "
-        "cannot be avoided pass through the memory at its nominal rate:",
-        markdown(["row", "ms", "goal, ms", "of the bound"], rows),
+        f"{where['device']}, bfloat16 (scans float32), median of `make gpu`, torch "
+        f"{where['torch']}, rows of `benchmarks/results/{path.name}`; the bound is the time in "
+        "which the bytes that cannot be avoided pass through the memory at its nominal rate:",
+        markdown(head, rows),
     ]
 
 

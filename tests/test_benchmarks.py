@@ -4,6 +4,7 @@
 import doctest
 import inspect
 import json
+import math
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks import (
     bench_policy_loss,
     bench_scans,
     gpu,
+    gpu_rows,
     peers,
     readme,
     report,
@@ -61,11 +63,14 @@ def test_a_missed_bound_is_seen_in_the_readme(tmp_path):
 
 
 def test_a_gpu_run_reaches_the_readme_with_its_goal(tmp_path):
-    old, new = ({**WHERE, "commit": c, "device": "NVIDIA H200", "shape": [8, 9]} for c in "ab")
+    old, new = ({**WHERE, "commit": c, "device": "NVIDIA H200"} for c in "ab")
     judged = {"row": "rlkern_x", "ms": 0.5, "goal_ms": 0.58, "share_of_bound": 0.91}
+    judged["shape"] = [8, 9]
     lines = [{**old, **judged, "ms": 7.0}, {**new, **judged}]
     (tmp_path / "h200.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    assert readme.numbers(tmp_path).splitlines()[-1] == "| rlkern x | 0.5 | 0.58 | 91% |"
+    assert (
+        readme.numbers(tmp_path).splitlines()[-1] == "| rlkern x | 8 × 9 | 0.5 | 0.58 | 91% | – |"
+    )
     assert "| 7 |" not in readme.numbers(tmp_path)
 
 
@@ -217,16 +222,25 @@ def test_the_baseline_of_the_scores_agrees():
     torch.testing.assert_close(out.entropy, entropy)
 
 
-def test_the_gpu_benchmark_runs_small_on_any_machine(capsys, monkeypatch):
-    monkeypatch.setattr(gpu.peers, "PEERS", {"liger_kernel": peers.liger, "trl": peers.trl})
+def test_the_gpu_benchmark_runs_small_on_any_machine(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(peers, "PEERS", {"liger_kernel": peers.liger, "trl": peers.trl})
     monkeypatch.setitem(sys.modules, "liger_kernel", None)
     monkeypatch.setitem(sys.modules, "trl", None)
-    gpu.main(["--smoke"])
+    for part in ("1", "2"):
+        gpu.main(["--smoke", "--part", part, "--results", str(tmp_path)])
     said = capsys.readouterr().out
-    inputs = Inputs(16, 130, torch.bfloat16)
-    rows = gpu.our_rows(inputs) | gpu.eager_rows(inputs, "eager")
-    assert all(f"\n{row} " in said for row in [*rows, "rlkern_gae", "eager_gae"])
     assert "not installed" in said
+    found = {x["row"]: x for x in report.records(tmp_path / "smoke.jsonl")}
+    inputs = Inputs(16, 130, torch.bfloat16)
+    rows = gpu_rows.our_rows(inputs) | gpu_rows.other_rows(inputs, "eager")
+    assert found.keys() >= rows.keys() | {"matmul", "rlkern_gae", "rlkern_linear_policy_loss"}
+    assert all(f"\n{row} " in said for row in found)
+
+
+def test_a_profiler_is_given_one_row(capsys):
+    gpu.main(["--smoke", "--once", "rlkern_gae"])
+    with pytest.raises(SystemExit, match="--once must be a row of part 1, got 'gae'"):
+        gpu.main(["--smoke", "--once", "gae"])
 
 
 @pytest.fixture
@@ -251,10 +265,12 @@ def test_a_peer_that_cannot_run_is_named_and_the_others_are_timed(capsys, preten
         raise TypeError("other arguments")
 
     pretend_liger(broken)
-    records = gpu.measure(Inputs(16, 130, torch.bfloat16), gpu.Device("cpu", "cpu"), 1, "eager")
-    said = capsys.readouterr().out
-    assert "liger_gspo_in_place" in said and "cannot run here: other arguments" in said
-    assert len(records) > 9 and not [x for x in records if x["row"].startswith("liger")]
+    rows = gpu_rows.other_rows(Inputs(16, 130, torch.bfloat16), "eager")
+    group = gpu_rows.Group((16, 130), rows)
+    records = {x["row"]: x for x in gpu.measure(group, gpu.Device("cpu", "cpu"), 1)}
+    assert records["liger_gspo_in_place"]["error"] == "other arguments"
+    assert "cannot run here: other arguments" in gpu.line(records["liger_gspo_in_place"])
+    assert len(records) == len(rows) and "ms" in records["eager_softcap"]
 
 
 def test_a_peer_is_called_with_one_position_more_than_it_scores(pretend_liger):
@@ -279,17 +295,21 @@ def test_a_peer_is_called_with_one_position_more_than_it_scores(pretend_liger):
 
 def test_the_goals_of_the_gpu_hold_there_and_at_that_size_alone():
     h200 = gpu.Device("cuda", "NVIDIA H200")
-    record = {"row": "rlkern_gspo_in_place", "ms": 1.8, "gbps": 4320.0}
-    judged = gpu.judged(dict(record), h200, gpu.SHAPE, 4400.0)
+    shape = gpu_rows.GOALS.logits
+    record = {"row": "rlkern_gspo_in_place", "shape": shape, "ms": 1.8, "gbps": 4320.0}
+    judged = gpu.judged(dict(record), h200)
     assert judged["share_of_bound"] == 0.9 and judged["goal_held"] is False
     assert "90% of bound   goal 1.75 ms: MISSED" in gpu.line(judged)
-    for device, shape in ((gpu.Device("cuda", "NVIDIA A10"), gpu.SHAPE), (h200, (64, 1000))):
-        assert "goal_ms" not in gpu.judged(dict(record), device, shape, 4400.0)
+    for device, size in ((gpu.Device("cuda", "NVIDIA A10"), shape), (h200, (64, 1000))):
+        assert "goal_ms" not in gpu.judged(record | {"shape": size}, device)
 
 
-def test_the_goals_of_the_gpu_are_90_percent_of_the_bytes_of_their_passes():
-    bytes_of_a_pass = gpu.SHAPE[0] * gpu.SHAPE[1] * 2
-    passes = {name: row.passes for name, row in gpu.our_rows(Inputs(8, 64, torch.bfloat16)).items()}
-    for row, goal in gpu.GOALS_H200_MS.items():
-        share = passes[row] * bytes_of_a_pass / (goal * 1e-3) / (gpu.NOMINAL_GBPS["H200"] * 1e9)
-        assert share == pytest.approx(0.9, abs=0.015)
+@pytest.mark.parametrize("device", gpu.GOALS_MS)
+def test_the_goals_of_the_gpu_are_90_percent_of_the_bytes_of_their_passes(device):
+    rows = gpu_rows.our_rows(Inputs(8, 64, torch.bfloat16))
+    grown = math.prod(gpu_rows.GOALS.logits) / (8 * 64)
+    for name, goal in gpu.GOALS_MS[device].items():
+        if name in rows:
+            nominal = gpu.NOMINAL_GBPS[device] * 1e9
+            share = rows[name].bytes * grown / (goal * 1e-3) / nominal
+            assert share == pytest.approx(0.9, abs=0.015)

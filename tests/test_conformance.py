@@ -23,8 +23,12 @@ BACKENDS = [
 OTHER_SETS = [name for name in instruction_sets() if "cpu" in BACKENDS][1:]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What every backend is compared with is computed once, so the backend varies fastest.
+# `make gpu` runs what a GPU serves; the backends of a processor have been tested without one.
+ON_GPU = {name: [pytest.mark.gpu] for name in BACKENDS if name != "cpu" and DEVICE == "cuda"}
 COMBINATIONS = [
-    pytest.param(operation, case, backend, id=f"{backend}-{operation}-{case}")
+    pytest.param(
+        operation, case, backend, id=f"{backend}-{operation}-{case}", marks=ON_GPU.get(backend, [])
+    )
     for case in CASES
     for operation in RUNS
     if any(applicable(operation, case, dtype) for dtype in DTYPES)

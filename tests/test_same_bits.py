@@ -29,7 +29,12 @@ from rlkern.testing.cases import Case, make_batch
 NATIVE = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
 INSTRUCTION_SETS = _load("cpu")[0]._C.isa_names() if "cpu" in BACKENDS else []
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KERNELS = [name for name in ("cpu", "triton") if _load(name)[1] is None]
+ON_GPU = [pytest.mark.gpu] if DEVICE == "cuda" else []
+KERNELS = [
+    pytest.param(name, marks=marks)
+    for name, marks in {"cpu": [], "triton": ON_GPU}.items()
+    if _load(name)[1] is None
+]
 EVERY = pytest.mark.parametrize("backend", BACKENDS)
 LEVELS = pytest.mark.parametrize("name", ("grpo", "gspo", "gspo_token", "gmpo", "vespo"))
 

@@ -169,10 +169,10 @@ def explain(dtype: torch.dtype = torch.float32) -> str:
     ...     explain().splitlines()[1].split()
     ['token_logprob', 'cpu', 'eager']
     """
-    lines = [f"{'operation':<24}{'device':<8}served by"]
+    lines = [f"{'operation':<26}{'device':<8}served by"]
     for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
         for stem in STEMS:
-            lines.append(f"{stem:<24}{device:<8}{backend_name(stem, device, dtype)}")
+            lines.append(f"{stem:<26}{device:<8}{backend_name(stem, device, dtype)}")
         lines += _refusals(device, dtype)
     return "\n".join(lines)
 

@@ -42,15 +42,27 @@ class LinearArguments(NamedTuple):
     part: Slice | None  # of the vocabulary, where ranks share it
 
 
-def default_wave(weight: Tensor) -> int:
-    """Returns how many rows of logits of a head to hold at a time.
+def default_wave(weight: Tensor, rows: int) -> int:
+    """Returns how many rows of logits of a head to hold at a time, of so many rows in all.
 
-    >>> default_wave(torch.empty(151936, 1, dtype=torch.bfloat16))
+    The gradient of a 16-bit head is summed over waves in float32, which takes 4 bytes an element,
+    read and written for each wave. On a device, where the logits of all rows take no more memory
+    than that sum, they are one wave and there is no sum.
+
+    >>> head = torch.empty(151936, 1, dtype=torch.bfloat16)
+    >>> default_wave(head, 8192)
     1104
+    >>> head = torch.empty(151936, 4096, dtype=torch.bfloat16, device="meta")
+    >>> default_wave(head, 8192), default_wave(head.requires_grad_(), 8192)
+    (1760, 8192)
     """
-    budget = WAVE_BYTES_ON_HOST if on_host(weight.device) else WAVE_BYTES_ON_DEVICE
-    rows = budget // (weight.shape[0] * weight.element_size())
-    return max(LEAST_ROWS, rows // LEAST_ROWS * LEAST_ROWS)
+    (V, H), size, host = weight.shape, weight.element_size(), on_host(weight.device)
+    budget = WAVE_BYTES_ON_HOST if host else WAVE_BYTES_ON_DEVICE
+    wave = max(LEAST_ROWS, budget // (V * size) // LEAST_ROWS * LEAST_ROWS)
+    summed = size == 2 and weight.requires_grad and torch.is_grad_enabled()
+    if not host and summed and rows <= wave + 2 * H:
+        return max(wave, rows)
+    return wave
 
 
 def _as_layers_take(op: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -118,7 +130,7 @@ def checked_head(
         raise ValueError(f"{op}: logit_scale must be greater than 0, got {logit_scale}")
     head = Head(weight, given.get("bias"), given.get("lora.a"), given.get("lora.b"), lora_scale)
     if wave is None:
-        wave = default_wave(weight)
+        wave = default_wave(weight, hidden.shape[:-1].numel())
     if not isinstance(wave, int) or wave < 1:
         raise ValueError(f"{op}: wave must be at least 1 row, got {wave!r}")
     (V, H), shape = weight.shape, hidden.shape[:-1]

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make gpu` gone through at small sizes, with stubs in the place of a GPU's own programs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = ("*.so", "*.egg-info", ".*", "build", "runs", "__pycache__", "trainer_runs")
+STUBS = {
+    "nvidia-smi": "echo 9.0",
+    # Like the true ones they are given options, then the command.
+    "ncu": 'echo "profiled: ${@: -3}"',
+    "compute-sanitizer": "exit 1",
+    "nvcc": "exit 1",
+}
+FAILING = """
+import pytest
+
+
+@pytest.mark.sanitize
+@pytest.mark.gpu
+def test_that_fails():
+    assert False, "planted"
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Returns a copy of the sources with a GPU test that fails, and a folder of stubs."""
+    where = tmp_path_factory.mktemp("gpu")
+    shutil.copytree(ROOT, where / "rlkern", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    for path in (where / "rlkern" / "tests").glob("test_*.py"):
+        path.unlink()
+    (where / "rlkern" / "tests" / "test_planted.py").write_text(FAILING)
+    (where / "stubs").mkdir()
+    for name, text in STUBS.items():
+        stub = where / "stubs" / name
+        stub.write_text(f"#!/bin/bash\n{text}\n")
+        stub.chmod(0o755)
+    return where
+
+
+def make_gpu(tree: Path, part: int) -> subprocess.CompletedProcess:
+    """Returns what `make gpu` of this part said; its results are in tree/out."""
+    env = {name: x for name, x in os.environ.items() if not name.startswith(("PYTEST_", "MAKE"))}
+    env |= {"PATH": f"{tree / 'stubs'}:{os.environ['PATH']}", "OUT": str(tree / "out")}
+    env["CXX"] = "false"  # no compiler: its minutes would show nothing
+    command = ["make", "gpu", f"PART={part}", "SMOKE=1", f"PYTHON={sys.executable}", "JOBS=1"]
+    return subprocess.run(command, cwd=tree / "rlkern", env=env, capture_output=True, text=True)
+
+
+def rows(tree: Path) -> list[dict]:
+    return [json.loads(x) for x in (tree / "out" / "smoke.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_what_fails_costs_none_of_the_results(tree):
+    first = make_gpu(tree, 1)
+    said = first.stdout + first.stderr
+    assert first.returncode != 0, said
+    assert "false cannot compile C++17" in said  # the build of native code failed,
+    assert "1 failed" in (tree / "out" / "tests.txt").read_text()  # and so did a test
+    assert "rlkern_policy_loss_in_place" in (tree / "out" / "counters.txt").read_text()
+    names = {row["row"] for row in rows(tree)}
+    wanted = "copy_of_the_logits matmul rlkern_gae rlkern_linear_policy_loss python_policy_loss"
+    assert names >= set(wanted.split()) and not any("error" in row for row in rows(tree))
+    second = make_gpu(tree, 2)
+    said = second.stdout + second.stderr
+    assert second.returncode == 0, said
+    assert {row["row"] for row in rows(tree)} >= names | {"eager_policy_loss", "compile_gspo"}
+    assert "it does not run on this machine" in said
