@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is timed on a GPU: groups of rows, each with the inputs that it alone keeps in memory."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +10,7 @@ import torch
 
 import rlkern
 from benchmarks import baselines, peers
-from benchmarks.inputs import GRPO, GSPO, SOFTCAP, Inputs
+from benchmarks.inputs import GRPO, GSPO, SOFTCAP, Inputs, LinearInputs
 
 Call = Callable[[], object]
 
@@ -134,43 +133,42 @@ def scans(sizes: Sizes, device: str) -> Group:
     return Group(shape, rows)
 
 
-def linear(shape: tuple[int, int, int], device: str) -> Group:
+def linear_rows(inputs: LinearInputs) -> dict[str, Row]:
     """Returns the loss from hidden states and a head, and its three matrix products alone."""
-    n, h, v = shape
-    rows = (8, n // 8)
-    hidden = torch.randn(*rows, h, device=device).bfloat16().requires_grad_()
-    head = (torch.randn(v, h, device=device) / math.sqrt(h)).bfloat16().requires_grad_()
-    token = torch.randint(v, rows, device=device)
-    old = torch.randn(*rows, device=device) * 0.1 - math.log(v)
-    given = {
-        "old_logprob": old,
-        "ref_logprob": old + 0.1 * torch.randn(*rows, device=device),
-        "weight": torch.full(rows, 1.0 / n, device=device),
-    }
-    advantage = torch.randn(*rows, device=device)
-    mask = torch.ones(rows, dtype=torch.bool, device=device)
+    hidden, head = inputs.hidden, inputs.head
+    options = {"old_logprob": inputs.old, "ref_logprob": inputs.ref, "weight": inputs.weight}
 
     def loss() -> None:
-        out = rlkern.linear_policy_loss(hidden, head, token, advantage, mask, **given, **GRPO)
+        given = (hidden, head, inputs.token, inputs.advantage, inputs.mask)
+        out = rlkern.linear_policy_loss(*given, **options, **GRPO)
         torch.autograd.grad(out.loss, [hidden, head])
 
     def products() -> None:
-        """Makes the products in four waves, as a kernel without memory for all logits must."""
         with torch.no_grad():
-            grad = torch.zeros_like(head, dtype=torch.float32)
-            for x in hidden.view(n, h).chunk(4):
-                logits = x @ head.T
-                logits @ head
-                grad += (logits.T @ x).float()
+            rows = hidden.view(-1, hidden.shape[-1])
+            logits = rows @ head.T
+            logits @ head
+            logits.T @ rows
 
-    flops = 6 * n * h * v
-    return Group(
-        shape,
-        {
-            "rlkern_linear_policy_loss": Row(loss, flops=flops),
-            "three_products": Row(products, flops=flops),
-        },
-    )
+    return {
+        "rlkern_linear_policy_loss": Row(loss, flops=inputs.flops),
+        "three_products": Row(products, flops=inputs.flops),
+    }
+
+
+def linear_peers(inputs: LinearInputs) -> dict[str, Row]:
+    """Returns the peers' losses from hidden states and a head."""
+    found, absent = peers.linear_rows(inputs)
+    for name, why in absent.items():
+        print(f"{name:<36}{why}")
+    return {name: Row(call, flops=inputs.flops) for name, (call, _) in found.items()}
+
+
+def linear(
+    shape: tuple[int, int, int], device: str, rows: Callable[[LinearInputs], dict[str, Row]]
+) -> Group:
+    """Returns rows over hidden states and a head."""
+    return Group(shape, rows(LinearInputs(*shape, device)))
 
 
 def scaling(sizes: Sizes, device: str) -> Group:
@@ -214,6 +212,8 @@ def groups(part: int, sizes: Sizes, device: str, compiler: str) -> Iterator[Call
     if part == 2:
         others = partial(other_rows, compiler=compiler)
         yield partial(logits_group, sizes, device, others)
+        for shape in sizes.linear:
+            yield partial(linear, shape, device, linear_peers)
         return
     yield partial(ceilings, sizes, device)
     yield partial(logits_group, sizes, device, our_rows)
@@ -221,7 +221,7 @@ def groups(part: int, sizes: Sizes, device: str, compiler: str) -> Iterator[Call
     if cuda_serves():
         yield partial(logits_group, sizes, device, cuda_rows)
     for shape in sizes.linear:
-        yield partial(linear, shape, device)
+        yield partial(linear, shape, device, linear_rows)
     yield partial(scaling, sizes, device)
 
 

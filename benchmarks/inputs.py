@@ -65,6 +65,26 @@ class Inputs:
         loss_function(self.non_leaf(), *rows, *extra).backward()
 
 
+class LinearInputs:
+    """n hidden states in SEQUENCES sequences, a head of v columns, and the vectors beside them."""
+
+    def __init__(self, n: int, h: int, v: int, device: str, dtype: torch.dtype = torch.bfloat16):
+        shape = (SEQUENCES, n // SEQUENCES)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, device=device)
+
+        self.hidden = normal(*shape, h).to(dtype).requires_grad_()
+        self.head = (normal(v, h) / math.sqrt(h)).to(dtype).requires_grad_()
+        self.token = torch.randint(v, shape, device=device)
+        self.advantage = normal(SEQUENCES, 1).expand(shape).contiguous()
+        self.old = normal(*shape) * 0.1 - math.log(v)
+        self.ref = self.old + 0.1 * normal(*shape)
+        self.mask = torch.ones(shape, dtype=torch.bool, device=device)
+        self.weight = torch.full(shape, 1.0 / n, device=device)
+        self.flops = 6 * n * h * v
+
+
 class Output(torch.autograd.Function):
     """Stands for the lm_head: hands out stored logits and takes their gradient, at no cost."""
 

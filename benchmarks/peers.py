@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.inputs import GRPO, GSPO, Inputs
+from benchmarks.inputs import GRPO, GSPO, Inputs, LinearInputs
 
 Call = Callable[[], object]
+# Returns {row: (call, passes over the logits)}.
+Maker = Callable[[Any], dict[str, tuple[Call, int]]]
 
 
 def _liger_loss(triton_grpo_loss: Callable, inputs: Inputs, objective: dict, **options) -> Call:
@@ -82,14 +84,44 @@ def flash_attn(inputs: Inputs) -> dict[str, tuple[Call, int]]:
     return {"flash_attn_cross_entropy_in_place": (run, 3)}
 
 
-PEERS = {"liger_kernel": liger, "trl": trl, "flash_attn": flash_attn}
+def liger_linear(inputs: LinearInputs) -> dict[str, tuple[Call, int]]:
+    """Returns Liger's losses from hidden states: GRPO in chunks of a sequence, cross entropy.
+
+    Its cross entropy has neither ratio, KL nor entropy: it is the least such a kernel can do.
+    """
+    grpo = importlib.import_module("liger_kernel.chunked_loss.grpo_loss").LigerFusedLinearGRPOLoss
+    entropy = importlib.import_module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss
+    hidden, head = inputs.hidden, inputs.head
+    chunked = grpo(
+        beta=GRPO["kl_coef"], epsilon_low=GRPO["clip_low"], epsilon_high=GRPO["clip_high"],
+    )  # fmt: skip
+    cross_entropy = entropy()
+
+    def run_grpo() -> None:
+        loss, _ = chunked(
+            hidden, head, inputs.token, inputs.mask.long(), inputs.advantage[:, 0],
+            ref_per_token_logps=inputs.ref, old_per_token_logps=inputs.old,
+        )  # fmt: skip
+        torch.autograd.grad(loss, [hidden, head])
+
+    def run_cross_entropy() -> None:
+        loss = cross_entropy(head, hidden.flatten(0, 1), inputs.token.flatten())
+        torch.autograd.grad(loss, [hidden, head])
+
+    return {
+        "liger_linear_grpo": (run_grpo, 0),
+        "liger_linear_cross_entropy": (run_cross_entropy, 0),
+    }
 
 
-def rows(inputs: Inputs) -> tuple[dict[str, tuple[Call, int]], dict[str, str]]:
-    """Returns the rows of the peers that are here, and why the others are not."""
+PEERS: dict[str, Maker] = {"liger_kernel": liger, "trl": trl, "flash_attn": flash_attn}
+LINEAR_PEERS: dict[str, Maker] = {"liger_kernel": liger_linear}
+
+
+def _rows(peers: dict[str, Maker], inputs: Any) -> tuple[dict[str, tuple[Call, int]], dict]:
     found: dict[str, tuple[Call, int]] = {}
     absent: dict[str, str] = {}
-    for name, make in PEERS.items():
+    for name, make in peers.items():
         if find_spec(name) is None:
             absent[name] = "not installed"
             continue
@@ -98,3 +130,13 @@ def rows(inputs: Inputs) -> tuple[dict[str, tuple[Call, int]], dict[str, str]]:
         except (ImportError, AttributeError) as error:
             absent[name] = f"cannot be imported: {error}".splitlines()[0]
     return found, absent
+
+
+def rows(inputs: Inputs) -> tuple[dict[str, tuple[Call, int]], dict[str, str]]:
+    """Returns the rows of the peers that are here, and why the others are not."""
+    return _rows(PEERS, inputs)
+
+
+def linear_rows(inputs: LinearInputs) -> tuple[dict[str, tuple[Call, int]], dict[str, str]]:
+    """Returns the same of those that begin with hidden states."""
+    return _rows(LINEAR_PEERS, inputs)
