@@ -86,7 +86,8 @@ test-integrations:  ## run TRL and verl with rlkern inside, in an environment of
 	$(TRAINERS)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/integrations $(ARGS)
 
 gpu:  ## build, conformance and benchmark on a GPU machine, with its own torch and no network
-	$(MAKE) --no-print-directory SYSTEM=1 RLKERN_BUILD=$(if $(shell command -v nvcc),cuda,auto) gpu-steps
+	$(MAKE) --no-print-directory SYSTEM=1 RLKERN_BUILD=$(if $(shell command -v nvcc),cuda,auto) \
+	  RLKERN_CUDA_TARGETS="$$($(PYTHON) -c $(CAPABILITY) 2>/dev/null || true)" gpu-steps
 
 clean:  ## remove environments, builds and caches; runs/ stays
 	rm -rf .venv .venv-system build dist *.egg-info rlkern/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
@@ -102,6 +103,8 @@ SANITIZED = $(shell grep -lE 'mark\.sanitize' tests/test_*.py 2>/dev/null)
 SANITIZER = compute-sanitizer --tool memcheck --error-exitcode 1
 OPTIONAL := pytest_benchmark hypothesis transformers triton
 RESULTS := benchmarks/results
+
+CAPABILITY := 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())'
 
 .PHONY: gpu-steps gpu-machine gpu-tests gpu-bench gpu-sanitizer
 gpu-steps: gpu-machine gpu-tests gpu-bench gpu-sanitizer
