@@ -108,6 +108,7 @@ SANITIZER = compute-sanitizer --tool memcheck --error-exitcode 1
 PROFILER = ncu --clock-control none --launch-skip 1 --launch-count 1 --section SpeedOfLight \
   --section MemoryWorkloadAnalysis --section Occupancy --section LaunchStats --section WarpStateStats
 PROFILED := policy_loss
+CAPABILITY := 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())'
 OPTIONAL := pytest_benchmark hypothesis transformers triton xdist
 # $(call needs,program): whether it is there; says what is skipped where it is not.
 needs = command -v $(1) >/dev/null || { echo "$@ skipped: $(1) is not installed"; exit 0; }
@@ -129,8 +130,8 @@ gpu-machine: $(STAMPS)/venv
 
 # For the GPU that is here alone: each further one takes nvcc as long again.
 gpu-native: gpu-machine
-	@$(call needs,nvcc); export RLKERN_CUDA_TARGETS=$${RLKERN_CUDA_TARGETS:-sm_$$(nvidia-smi \
-	  --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)}; \
+	@$(call needs,nvcc); \
+	$(if $(SMOKE),,export RLKERN_CUDA_TARGETS=$${RLKERN_CUDA_TARGETS:-$$($(PY) -c $(CAPABILITY))};) \
 	$(MAKE) --no-print-directory RLKERN_BUILD=cuda $(STAMPS)/native-cuda
 
 gpu-bench: gpu-machine

@@ -3,12 +3,14 @@
 
 RLKERN_BUILD says what to build: `auto` (the default: the extension if a C++ compiler is there),
 `cpu` (the extension, or an error), `cuda` (the extension and rlkern/_cuda.so, or an error), `none`.
+RLKERN_CUDA_TARGETS, such as "sm_90", says which GPUs the CUDA kernels are compiled for, if not all.
 `auto` builds no CUDA kernels even where nvcc is: they have not run on a GPU yet, and Triton serves.
 Everything else about the package is in pyproject.toml.
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +19,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
@@ -36,9 +39,11 @@ ISAS = {
     "avx2": AVX2,
     "baseline": [],
 }
+# The licence of pyproject.toml is an expression, which older ones do not know.
+SETUPTOOLS = 77
 # PTX of sm_90 serves what comes later: the kernels use nothing particular to one architecture.
 CUDA_TARGETS = ("sm_80", "sm_90", "sm_100", "compute_90")
-CUDA_FLAGS = "-std=c++17 -O3 -shared -Xcompiler -fPIC,-Wall -Xlinker --exclude-libs,ALL".split()
+CUDA_FLAGS = "-std=c++17 -O3 --threads 0 -shared -Xcompiler -fPIC,-Wall -Xlinker --exclude-libs,ALL".split()
 HEADER_PROBE = "#include <Python.h>\n#include <atomic>\nint main() { return 0; }\n"
 
 
@@ -149,10 +154,21 @@ def cuda_sources():
     return sorted(ROOT.glob("csrc/cuda/*.cu"))
 
 
+def cuda_targets():
+    """Returns what the CUDA kernels are compiled for; ends with one sentence for a wrong name."""
+    named = os.environ.get("RLKERN_CUDA_TARGETS", "").replace(",", " ").split()
+    for name in named:
+        if not re.fullmatch(r"(sm|compute)_\d+[af]?", name):
+            raise SystemExit(
+                f"rlkern: RLKERN_CUDA_TARGETS lists names such as sm_90 and compute_90, got {name!r}"
+            )
+    return named or CUDA_TARGETS
+
+
 def cuda_command(target):
     """Returns the command that makes the shared library of the CUDA kernels."""
     targets = []
-    for code in CUDA_TARGETS:
+    for code in cuda_targets():
         targets += ["-gencode", f"arch={code.replace('sm_', 'compute_')},code={code}"]
     sources = [str(path) for path in cuda_sources()]
     return [find_nvcc(), *CUDA_FLAGS, *targets, f"-I{ROOT / 'csrc'}", *sources, "-o", str(target)]
@@ -240,6 +256,8 @@ def extensions():
     ]
 
 
+if int(setuptools.__version__.partition(".")[0]) < SETUPTOOLS:
+    raise SystemExit(f"rlkern: needs setuptools {SETUPTOOLS}, this is {setuptools.__version__}")
 setup(
     packages=[
         *find_packages(include=["rlkern", "rlkern.*"]),

@@ -13,7 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = ("*.so", "*.egg-info", ".*", "build", "runs", "__pycache__", "trainer_runs")
 STUBS = {
-    "nvidia-smi": "echo 9.0",
     # Like the true ones they are given options, then the command.
     "ncu": 'echo "profiled: ${@: -3}"',
     "compute-sanitizer": "exit 1",

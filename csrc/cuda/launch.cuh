@@ -24,9 +24,10 @@ int with_dtype(int64_t dtype, const Body& body) {
   return kUnknownDtype;
 }
 
+// The kernel's second argument says how many blocks share a row, as a power of 2.
 // alone: no block needs another's slice, so that a row may be cut up without clusters, too.
 template <class S, class Arguments>
-int launch_rows(void (*kernel)(Arguments), const Arguments& arguments, bool alone) {
+int launch_rows(void (*kernel)(Arguments, int), const Arguments& arguments, bool alone) {
   const Call& call = arguments.call;
   if (call.logits.rows == 0) return 0;
   Device device;
@@ -34,10 +35,10 @@ int launch_rows(void (*kernel)(Arguments), const Arguments& arguments, bool alon
   const bool clusters = device.major >= 9;
   const Shape shape = shape_of(int(call.logits.vocab), sizeof(S), clusters || alone);
   if (shape.shared_bytes > device.shared_bytes) return kRowTooLong;
-  if (call.logits.rows > kMostInGrid / shape.blocks) return kTooManyRows;
-  const dim3 blocks(unsigned(call.logits.rows) * shape.blocks);
-  return launch(kernel, arguments, blocks, clusters ? shape.blocks : 1, shape.threads,
-                int(shape.shared_bytes), call.stream);
+  if (call.logits.rows > kMostInGrid >> shape.log_blocks) return kTooManyRows;
+  const int cluster = clusters && !alone ? 1 << shape.log_blocks : 1;
+  return launch(kernel, dim3(unsigned(call.logits.rows) << shape.log_blocks), cluster, kThreads,
+                int(shape.shared_bytes), call.stream, arguments, shape.log_blocks);
 }
 
 }  // namespace rlkern

@@ -1,22 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the library says of itself, and the factor of a loss that its gradient must still get.
 #include "cuda/launch.cuh"
+#include "cuda/row.cuh"
 
 namespace rlkern {
 
-// A column of blocks per row.
-// - reads the factor, and the row unless the factor is exactly 1
-// - writes the row unless the factor is exactly 1
+// Columns that a block treats at a time, and the most blocks: enough for every multiprocessor, and
+// few where a factor of 1 lets them do nothing.
+constexpr int kPiece = 16 * kThreads, kMostScaling = 2048;
+
+RLKERN_HD int64_t pieces_of(const Grid& x) { return (x.vocab + kPiece - 1) / kPiece; }
+
+// Blocks take turns at pieces of rows.
+// - reads the factor, and the rows unless the factor is exactly 1
+// - writes the rows unless the factor is exactly 1
 // - never materialises a copy
 template <class S>
-__global__ void scale_kernel(const Scale p) {
+__global__ void __launch_bounds__(kThreads) scale_kernel(const Scale p) {
   const float factor = *p.factor;
   if (factor == 1) return;
-  const int64_t i = blockIdx.x, stride = int64_t(gridDim.y) * blockDim.x;
-  S* row = static_cast<S*>(p.x.data) + (i / p.x.time) * p.x.stride_batch +
-           (i % p.x.time) * p.x.stride_time;
-  for (int64_t j = int64_t(blockIdx.y) * blockDim.x + threadIdx.x; j < p.x.vocab; j += stride)
-    put(&row[j], to_float(row[j]) * factor);
+  const auto value = [&](float x) { return x * factor; };
+  const int64_t pieces = pieces_of(p.x), all = p.x.rows * pieces;
+  for (int64_t piece = blockIdx.x; piece < all; piece += gridDim.x) {
+    const int64_t i = piece / pieces, begin = (piece - i * pieces) * kPiece;
+    S* const x = row_of<S>(p.x, Place(p.x, unsigned(i))) + begin;
+    const Peel<S> peel(x, begin + kPiece < p.x.vocab ? kPiece : int(p.x.vocab - begin));
+#pragma unroll 2
+    for (int g = threadIdx.x; g < peel.groups; g += kThreads) {
+      Group<S> group;
+      load_16_bytes(&group, x + peel.group(g));
+      group = group.mapped(value);
+      store_16_bytes(x + peel.group(g), &group);
+    }
+    if (int(threadIdx.x) >= peel.scalars) continue;
+    S* const one = x + peel.scalar(threadIdx.x);
+    put(one, value(to_float(*one)));
+  }
 }
 
 }  // namespace rlkern
@@ -29,9 +48,9 @@ extern "C" int rlkern_cuda_scale(const rlkern::Scale* p) {
   if (const int error = open_device(p->device, &device)) return error;
   return with_dtype(p->x.dtype, [&](auto type) {
     using S = typename decltype(type)::Element;
-    const int64_t columns = (p->x.vocab + 4 * kMostThreads - 1) / (4 * kMostThreads);
-    const dim3 blocks(unsigned(p->x.rows), unsigned(columns < 1024 ? columns : 1024));
-    return int(launch(scale_kernel<S>, *p, blocks, 1, kMostThreads, 0, p->stream));
+    const int64_t all = p->x.rows * pieces_of(p->x);
+    const dim3 blocks(unsigned(all < kMostScaling ? all : kMostScaling));
+    return int(launch(scale_kernel<S>, blocks, 1, kThreads, 0, p->stream, *p));
   });
 }
 
@@ -55,7 +74,7 @@ extern "C" const char* rlkern_cuda_error(int error) {
 // (blocks per row, threads per block, shared memory per block in bytes)
 extern "C" void rlkern_cuda_shape(int64_t vocab, int64_t element_size, int clusters, int64_t* out) {
   const auto shape = rlkern::shape_of(int(vocab), int(element_size), clusters);
-  out[0] = shape.blocks, out[1] = shape.threads, out[2] = shape.shared_bytes;
+  out[0] = 1 << shape.log_blocks, out[1] = rlkern::kThreads, out[2] = shape.shared_bytes;
 }
 
 // The size of each struct of arguments.h, which Python repeats.

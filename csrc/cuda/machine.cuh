@@ -10,6 +10,10 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
+#include <mutex>
+#include <set>
+#include <utility>
 
 namespace rlkern {
 
@@ -44,41 +48,90 @@ __device__ inline float larger(float a, float b) {
   return y;
 }
 
+// Elements that share a register, as many as one instruction treats.
+template <class S>
+struct PackOf;
+template <>
+struct PackOf<float> {
+  using Type = float;
+};
+template <>
+struct PackOf<bfloat16> {
+  using Type = __nv_bfloat162;
+};
+template <>
+struct PackOf<float16> {
+  using Type = __half2;
+};
+__device__ inline void unpack(float pack, float* x) { x[0] = pack; }
+// One instruction each; what the library's functions become takes three for both.
+__device__ inline void unpack(__nv_bfloat162 pack, float* x) {
+  uint32_t bits;
+  memcpy(&bits, &pack, sizeof bits);
+  x[0] = __uint_as_float(bits << 16), x[1] = __uint_as_float(bits & 0xffff0000);
+}
+__device__ inline void unpack(__half2 pack, float* x) {
+  x[0] = __low2float(pack), x[1] = __high2float(pack);
+}
+__device__ inline void pack(const float* x, float* pack) { *pack = x[0]; }
+__device__ inline void pack(const float* x, __nv_bfloat162* pack) {
+  *pack = __floats2bfloat162_rn(x[0], x[1]);
+}
+__device__ inline void pack(const float* x, __half2* pack) {
+  *pack = __floats2half2_rn(x[0], x[1]);
+}
+__device__ inline __nv_bfloat162 larger(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return __hmax2_nan(a, b);
+}
+__device__ inline __half2 larger(__half2 a, __half2 b) { return __hmax2_nan(a, b); }
+
+// The low half of (high, low) after a shift to the right by less than 32 bits.
+__device__ inline uint32_t shifted_right(uint32_t low, uint32_t high, int bits) {
+  return __funnelshift_r(low, high, bits);
+}
+
+// The greatest power of 2 that is not greater than a normal number above 0.
+__device__ inline float power_of_2_below(float x) {
+  return __uint_as_float(__float_as_uint(x) & 0x7f800000);
+}
+
 // Every lane gets join over the warp, by the same tree.
 template <class Join>
 __device__ float warp_join(float x, Join join) {
+#pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) x = join(x, __shfl_xor_sync(~0u, x, lanes));
   return x;
 }
 
-// 16 bytes from global to shared memory, past the registers; there after wait_for_copies().
+// 16 bytes from global to shared memory, past the registers; there for the thread that asked after
+// wait_for_copies(), for the others after a barrier more.
 __device__ inline void copy_16_bytes(void* shared, const void* global) {
   __pipeline_memcpy_async(shared, global, 16);
 }
 __device__ inline void wait_for_copies() {
   __pipeline_commit();
   __pipeline_wait_prior(0);
-  __syncthreads();
 }
 
 // Nothing reads a gradient again soon.
 __device__ inline void store_16_bytes(void* p, const void* x) {
   __stcs(static_cast<uint4*>(p), *static_cast<const uint4*>(x));
 }
+__device__ inline void load_16_bytes(void* x, const void* p) {
+  *static_cast<uint4*>(x) = *static_cast<const uint4*>(p);
+}
 
 // The blocks of a cluster: before sm_90 each block is one of its own.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-__device__ inline int cluster_blocks() { return cooperative_groups::this_cluster().num_blocks(); }
-__device__ inline int cluster_rank() { return cooperative_groups::this_cluster().block_rank(); }
-__device__ inline void cluster_sync() { cooperative_groups::this_cluster().sync(); }
+__device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
+__device__ inline void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
 template <class T>
 __device__ T of_block(T* mine, int rank) {
   return *cooperative_groups::this_cluster().map_shared_rank(mine, rank);
 }
 #else
-__device__ inline int cluster_blocks() { return 1; }
-__device__ inline int cluster_rank() { return 0; }
-__device__ inline void cluster_sync() { __syncthreads(); }
+__device__ inline void cluster_arrive() {}
+__device__ inline void cluster_wait() { __syncthreads(); }
 template <class T>
 __device__ T of_block(T* mine, int) {
   return *mine;
@@ -100,12 +153,32 @@ inline cudaError_t open_device(int64_t index, Device* device) {
   return error;
 }
 
+// Lets a kernel have as much shared memory as a block can get, the first time on each device.
+template <class... Arguments>
+cudaError_t allow_shared_memory(void (*kernel)(Arguments...)) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int index, most;
+  cudaError_t error = cudaGetDevice(&index);
+  if (error != cudaSuccess) return error;
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (allowed.count({address, index})) return cudaSuccess;
+  error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(address, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
+  if (error == cudaSuccess) allowed.insert({address, index});
+  return error;
+}
+
 // cluster: how many blocks, neighbours in x, share their memory; 1 for none.
-template <class Arguments>
-cudaError_t launch(void (*kernel)(Arguments), const Arguments& arguments, dim3 blocks, int cluster,
-                   int threads, int shared_bytes, void* stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+template <class... Arguments>
+cudaError_t launch(void (*kernel)(Arguments...), dim3 blocks, int cluster, int threads,
+                   int shared_bytes, void* stream, const Arguments&... arguments) {
+  const cudaError_t error = allow_shared_memory(kernel);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -117,7 +190,7 @@ cudaError_t launch(void (*kernel)(Arguments), const Arguments& arguments, dim3 b
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
   config.numAttrs = cluster > 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments);
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 }  // namespace rlkern

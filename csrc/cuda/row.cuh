@@ -2,11 +2,13 @@
 // One row of logits in the shared memory of one block, or cut into slices over a cluster of them.
 // Columns are summed in an order that follows from V alone: neither the place of a row in memory
 // nor its neighbours change a bit. Only copies follow the addresses, 16 bytes at a time between a
-// scalar head and tail.
+// scalar head and tail. A slice lies behind a multiple of 16 bytes as its row does, so where rows
+// begin at such a multiple, every access has 16 bytes; elsewhere sums put theirs together.
 #pragma once
 
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 
 #include "cuda/arguments.h"
 #include "cuda/machine.cuh"
@@ -24,19 +26,58 @@ struct Stat {
 struct Block {
   Stat slice;
   float max, a, b, own;  // of the row: what its gradient is made of
-  float partial[kMostThreads / kWarp];
+  float of_warps[4][kWarps];
 };
 static_assert(sizeof(Block) <= kBlockBytes, "the slice lies behind it");
 
+__device__ inline Block* block_memory() { return reinterpret_cast<Block*>(shared_memory()); }
+
+// 16 bytes of elements.
 template <class S>
 struct alignas(16) Group {
-  S x[16 / sizeof(S)];
+  using Pack = typename PackOf<S>::Type;
+  static constexpr int kWidth = 16 / sizeof(S), kPacks = 16 / sizeof(Pack);
+  static constexpr int kPerPack = sizeof(Pack) / sizeof(S);
+  Pack packs[kPacks];
+
+  // Calls see(x) with each element.
+  template <class See>
+  __device__ void each(See see) const {
+    float x[kWidth];
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) unpack(packs[k], x + k * kPerPack);
+#pragma unroll
+    for (float element : x) see(element);
+  }
+  // Returns value(x) of each element.
+  template <class Value>
+  __device__ Group mapped(Value value) const {
+    Group result;
+    float x[kPerPack];
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      unpack(packs[k], x);
+#pragma unroll
+      for (float& element : x) element = value(element);
+      pack(x, &result.packs[k]);
+    }
+    return result;
+  }
+};
+
+// Which row of a (B, T, V) grid the i-th is.
+struct Place {
+  unsigned batch, time;
+
+  // A grid of blocks has no more than 2^31 rows, and long divisions are slow.
+  __device__ Place(const Grid& grid, unsigned i)
+      : batch(i / unsigned(grid.time)), time(i - batch * unsigned(grid.time)) {}
 };
 
 template <class S>
-__device__ S* row_of(const Grid& grid, int64_t i) {
-  return static_cast<S*>(grid.data) + (i / grid.time) * grid.stride_batch +
-         (i % grid.time) * grid.stride_time;
+__device__ S* row_of(const Grid& grid, Place place) {
+  return static_cast<S*>(grid.data) + place.batch * grid.stride_batch +
+         place.time * grid.stride_time;
 }
 
 // By how many elements an address lies behind a multiple of 16 bytes.
@@ -45,10 +86,11 @@ __device__ int misalignment(const S* p) {
   return int(reinterpret_cast<uintptr_t>(p) % 16 / sizeof(S));
 }
 
-// Where a row's elements can be moved in groups: head elements, then groups, then the rest.
+// Where elements can be moved in groups: a head of elements, then groups, then the rest. There are
+// fewer scalars than a block has threads.
 template <class S>
 struct Peel {
-  static constexpr int kWidth = 16 / sizeof(S);
+  static constexpr int kWidth = Group<S>::kWidth;
   int head, groups, scalars;
 
   __device__ Peel(const S* p, int n) {
@@ -63,37 +105,71 @@ struct Peel {
 // A block's share of a row: the row itself, the first column, how many, and where they are kept.
 template <class S>
 struct Slice {
+  static constexpr int kWidth = Group<S>::kWidth;
   const S* row;
   int begin, columns;
   S* kept;
 
-  __device__ Slice(const Grid& grid, int64_t i, int rank, int blocks) {
-    const int each = slice_columns(int(grid.vocab), sizeof(S), blocks), vocab = int(grid.vocab);
-    row = row_of<S>(grid, i);
+  __device__ Slice(const Grid& grid, Place place, int rank, int log_blocks) {
+    const int vocab = int(grid.vocab), each = slice_columns(vocab, sizeof(S), log_blocks);
+    row = row_of<S>(grid, place);
     begin = min(rank * each, vocab);
     columns = min(each, vocab - begin);
     kept = reinterpret_cast<S*>(shared_memory() + kBlockBytes) + misalignment(row + begin);
   }
 
-  __device__ void read() const {
+  __device__ int groups() const { return (columns + kWidth - 1) / kWidth; }
+
+  // What this thread copies is there for it after wait_for_copies().
+  __device__ void copy() const {
     const S* x = row + begin;
     const Peel<S> peel(x, columns);
-    for (int g = threadIdx.x; g < peel.groups; g += blockDim.x)
+#pragma unroll 4
+    for (int g = threadIdx.x; g < peel.groups; g += kThreads)
       copy_16_bytes(kept + peel.group(g), x + peel.group(g));
-    for (int i = threadIdx.x; i < peel.scalars; i += blockDim.x)
-      kept[peel.scalar(i)] = x[peel.scalar(i)];
-    wait_for_copies();
+    if (int(threadIdx.x) < peel.scalars)
+      kept[peel.scalar(threadIdx.x)] = x[peel.scalar(threadIdx.x)];
+    // The last group is whole: −inf has probability 0.
+    if (int(threadIdx.x) < groups() * kWidth - columns)
+      put(&kept[columns + threadIdx.x], -INFINITY);
   }
 
-  // Columns j and on; −inf, of probability 0, beyond the slice.
-  __device__ Group<S> group(int j) const {
-    constexpr int kWidth = 16 / sizeof(S);
-    if (j + kWidth <= columns && misalignment(kept + j) == 0)
-      return *reinterpret_cast<const Group<S>*>(kept + j);
-    Group<S> group;
+  // The largest logit that this thread has copied.
+  __device__ float largest_copied() const {
+    const Peel<S> peel(row + begin, columns);
+    const bool one = int(threadIdx.x) < peel.scalars;
+    float x[Group<S>::kPerPack], lowest[Group<S>::kPerPack];
+    for (float& each : lowest) each = -INFINITY;
+    typename Group<S>::Pack largest;
+    pack(lowest, &largest);
+#pragma unroll 4
+    for (int g = threadIdx.x; g < peel.groups; g += kThreads) {
+      const Group<S> group = group_at<true>(peel.group(g));
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) {
-      put(&group.x[k], j + k < columns ? to_float(kept[j + k]) : -INFINITY);
+      for (const auto& each : group.packs) largest = larger(largest, each);
+    }
+    unpack(largest, x);
+    float max = one ? to_float(kept[peel.scalar(threadIdx.x)]) : -INFINITY;
+    for (float each : x) max = larger(max, each);
+    return max;
+  }
+
+  // Columns j and on. ALIGNED: they begin at a multiple of 16 bytes.
+  template <bool ALIGNED>
+  __device__ Group<S> group_at(int j) const {
+    Group<S> group;
+    if (ALIGNED) {
+      load_16_bytes(&group, kept + j);
+    } else {
+      const int byte = int(reinterpret_cast<const char*>(kept + j) - shared_memory());
+      const uint32_t* words = reinterpret_cast<const uint32_t*>(shared_memory() + (byte & ~3));
+      uint32_t moved[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        moved[k] = words[k];
+        if (sizeof(S) < 4) moved[k] = shifted_right(moved[k], words[k + 1], byte % 4 * 8);
+      }
+      memcpy(&group, moved, 16);
     }
     return group;
   }
@@ -104,19 +180,27 @@ struct Slice {
   }
 };
 
+template <bool ALIGNED, class S, class Value>
+__device__ void write_groups(const Slice<S>& slice, S* out, const Peel<S>& peel, Value value) {
+#pragma unroll 2
+  for (int g = threadIdx.x; g < peel.groups; g += kThreads) {
+    const Group<S> result = slice.template group_at<ALIGNED>(peel.group(g)).mapped(value);
+    store_16_bytes(out + peel.group(g), &result);
+  }
+}
+
 // Writes value(logit) of every column of a slice to a row.
 template <class S, class Value>
 __device__ void write_slice(const Slice<S>& slice, S* row, Value value) {
   S* out = row + slice.begin;
   const Peel<S> peel(out, slice.columns);
-  for (int g = threadIdx.x; g < peel.groups; g += blockDim.x) {
-    Group<S> x = slice.group(peel.group(g));
-#pragma unroll
-    for (S& each : x.x) put(&each, value(to_float(each)));
-    store_16_bytes(out + peel.group(g), &x);
-  }
-  for (int i = threadIdx.x; i < peel.scalars; i += blockDim.x)
-    put(&out[peel.scalar(i)], value(to_float(slice.kept[peel.scalar(i)])));
+  if (misalignment(out) == misalignment(slice.kept))
+    write_groups<true>(slice, out, peel, value);
+  else
+    write_groups<false>(slice, out, peel, value);
+  if (int(threadIdx.x) >= peel.scalars) return;
+  const int j = peel.scalar(threadIdx.x);
+  put(&out[j], value(to_float(slice.kept[j])));
 }
 
 template <class S>
@@ -124,9 +208,10 @@ __device__ void write_zeros(const Slice<S>& slice, S* row) {
   S* out = row + slice.begin;
   const Peel<S> peel(out, slice.columns);
   const Group<S> zeros = {};
-  for (int g = threadIdx.x; g < peel.groups; g += blockDim.x)
+#pragma unroll 4
+  for (int g = threadIdx.x; g < peel.groups; g += kThreads)
     store_16_bytes(out + peel.group(g), &zeros);
-  for (int i = threadIdx.x; i < peel.scalars; i += blockDim.x) put(&out[peel.scalar(i)], 0.0f);
+  if (int(threadIdx.x) < peel.scalars) put(&out[peel.scalar(threadIdx.x)], 0.0f);
 }
 
 // Which distribution the row stands for.
@@ -134,7 +219,7 @@ template <bool CAPPED>
 struct Temper {
   float inv_temperature, cap;
 
-  __device__ Temper(const Call& call, int64_t i)
+  __device__ Temper(const Call& call, unsigned i)
       : inv_temperature(call.inv_temperature ? call.inv_temperature[i] : 1.0f),
         cap(float(call.softcap)) {}
   // A banned token stays banned.
@@ -146,26 +231,63 @@ struct Temper {
     const float tanh = CAPPED ? tanhf(x / cap) : 0.0f;
     return 1 - tanh * tanh;
   }
-  // z − max, not below kLowest, where exp is 0: 0·(−inf) would be NaN.
-  __device__ float distance(float x, float max) const {
-    return larger(fmaf(capped(x), inv_temperature, -max), kLowest);
-  }
-  static constexpr float kLowest = -104;
 };
 
-__device__ inline float exp_fast(float x) { return exp2_fast(x * 1.44269504f); }
+constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
+
+// exp(z − max) as a power of 2, by one multiplication and addition for each logit:
+// z − max = ln 2·(power(x) − lost) and exp(z − max) = 2^power(x) / unit, where lost and unit are
+// what rounding max and shift has made of 0 and 1. That of the largest logit is 1 exactly.
+template <bool CAPPED>
+struct Powers {
+  // Beyond it float32 tells equal logits from others, and little else.
+  static constexpr float kMostShift = 1 << 30;
+  // 2 to this power is 0. Lower ones are not formed: 0·(−inf) would be NaN.
+  static constexpr float kLowest = -151;
+  Temper<CAPPED> temper;
+  float scale, shift, lost, unit;
+
+  // top: the logit, capped, of which max is 1 / temperature times as large, but for rounding.
+  __device__ Powers(const Temper<CAPPED>& temper, float top, float max) : temper(temper) {
+    scale = temper.inv_temperature * kLog2e;
+    shift = top * scale;
+    float of_max = fmaf(top, temper.inv_temperature, -max) * kLog2e;
+    if (fabsf(shift) >= kMostShift) {
+      scale = power_of_2_below(temper.inv_temperature);
+      shift = top * scale;  // exact
+      of_max = 0;
+    }
+    const float of_shift = fmaf(top, scale, -shift);
+    lost = of_shift - of_max;
+    unit = exp2_fast(of_shift) * exp2f(-of_max);
+  }
+  __device__ float power(float x) const { return fmaf(temper.capped(x), scale, -shift); }
+  __device__ float bounded_power(float x) const { return larger(power(x), kLowest); }
+};
+
+// Leaves join over each warp in shared memory; after a barrier join_warps returns it of the block.
+template <class Join>
+__device__ void leave_of_warps(int slot, float x, Join join) {
+  x = warp_join(x, join);
+  if (threadIdx.x % kWarp == 0) block_memory()->of_warps[slot][threadIdx.x / kWarp] = x;
+}
 
 template <class Join>
-__device__ float block_join(float x, Join join) {
-  float* partial = reinterpret_cast<Block*>(shared_memory())->partial;
-  x = warp_join(x, join);
-  __syncthreads();  // an earlier result may still be read
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  x = partial[0];
-  for (int warp = 1; warp < int(blockDim.x) / kWarp; ++warp) x = join(x, partial[warp]);
+__device__ float join_warps(int slot, Join join) {
+  const float* const of_warps = block_memory()->of_warps[slot];
+  float x = of_warps[0];
+#pragma unroll
+  for (int warp = 1; warp < kWarps; ++warp) x = join(x, of_warps[warp]);
   return x;
 }
+
+// Joins over a block.
+struct Add {
+  __device__ float operator()(float x, float y) const { return x + y; }
+};
+struct Larger {
+  __device__ float operator()(float x, float y) const { return larger(x, y); }
+};
 
 // Slices of nothing but −inf have a sum of 0 and the lowest maximum, and so change nothing.
 __device__ inline Stat join(const Stat& x, const Stat& y) {
@@ -177,43 +299,59 @@ __device__ inline Stat join(const Stat& x, const Stat& y) {
           x.square_sum * ex * ex + y.square_sum * ey * ey};
 }
 
-// The statistics of a slice that has been read, in every thread.
+// Leaves the sums of each warp: of 2^p, of p·2^p and of its square.
+template <bool SQUARES, bool ALIGNED, class S, bool CAPPED>
+__device__ void leave_sums(const Slice<S>& slice, const Powers<CAPPED>& powers) {
+  const int groups = slice.groups();
+  float sum = 0, weighted_sum = 0, square_sum = 0;
+#pragma unroll 2
+  for (int g = threadIdx.x; g < groups; g += kThreads) {
+    slice.template group_at<ALIGNED>(g * Group<S>::kWidth).each([&](float x) {
+      const float p = powers.bounded_power(x), e = exp2_fast(p);
+      sum += e;
+      weighted_sum += e * p;
+      if (SQUARES) square_sum += e * e;
+    });
+  }
+  leave_of_warps(0, sum, Add());
+  leave_of_warps(1, weighted_sum, Add());
+  if (SQUARES) leave_of_warps(2, square_sum, Add());
+}
+
+// The statistics, in the first thread, of a slice that this thread's copies have filled in part.
 template <bool SQUARES, class S, bool CAPPED>
 __device__ Stat slice_statistics(const Slice<S>& slice, const Temper<CAPPED>& temper) {
-  constexpr int kWidth = 16 / sizeof(S);
-  const auto add = [](float x, float y) { return x + y; };
-  float max = -FLT_MAX, sum = 0, weighted_sum = 0, square_sum = 0;
-  for (int j = threadIdx.x * kWidth; j < slice.columns; j += blockDim.x * kWidth) {
-    const Group<S> group = slice.group(j);
-#pragma unroll
-    for (const S& x : group.x) max = larger(max, to_float(x));
-  }
-  max = block_join(max, [](float x, float y) { return larger(x, y); });
-  max = larger(temper.capped(max) * temper.inv_temperature, -FLT_MAX);
-  for (int j = threadIdx.x * kWidth; j < slice.columns; j += blockDim.x * kWidth) {
-    const Group<S> group = slice.group(j);
-#pragma unroll
-    for (const S& x : group.x) {
-      const float d = temper.distance(to_float(x), max), e = exp_fast(d);
-      sum += e;
-      weighted_sum += e * d;
-      if (SQUARES) square_sum += e * e;
-    }
-  }
-  return {max, block_join(sum, add), block_join(weighted_sum, add),
-          SQUARES ? block_join(square_sum, add) : 0.0f};
+  wait_for_copies();
+  leave_of_warps(3, slice.largest_copied(), Larger());
+  __syncthreads();
+  const float top = temper.capped(join_warps(3, Larger())), max = top * temper.inv_temperature;
+  if (max == -INFINITY) return {-FLT_MAX, 0, 0, 0};
+  const Powers<CAPPED> powers(temper, top, max);
+  if (misalignment(slice.kept) == 0)
+    leave_sums<SQUARES, true>(slice, powers);
+  else
+    leave_sums<SQUARES, false>(slice, powers);
+  __syncthreads();
+  if (threadIdx.x != 0) return {};
+  const float sum = join_warps(0, Add()), unit = powers.unit;
+  return {max, sum / unit, (join_warps(1, Add()) - powers.lost * sum) * kLn2 / unit,
+          SQUARES ? join_warps(2, Add()) / unit / unit : 0.0f};
 }
 
 // The statistics of the whole row, in the first thread of every block: joined in the order of the
-// slices, so that all blocks of a cluster have the same bits.
-__device__ inline Stat row_statistics(const Stat& slice) {
-  Block* block = reinterpret_cast<Block*>(shared_memory());
-  if (threadIdx.x == 0) block->slice = slice;
-  cluster_sync();
-  if (threadIdx.x != 0) return slice;
-  Stat row = of_block(&block->slice, 0);
-  for (int rank = 1; rank < cluster_blocks(); ++rank)
-    row = join(row, of_block(&block->slice, rank));
+// slices, so that all blocks of a cluster have the same bits. No block may leave before the
+// cluster_wait() for which all have arrived here.
+__device__ inline Stat row_statistics(const Stat& slice, int blocks) {
+  Stat* const mine = &block_memory()->slice;
+  if (threadIdx.x == 0) *mine = slice;
+  cluster_arrive();
+  cluster_wait();
+  Stat row = slice;
+  if (threadIdx.x == 0) {
+    row = of_block(mine, 0);
+    for (int rank = 1; rank < blocks; ++rank) row = join(row, of_block(mine, rank));
+  }
+  cluster_arrive();
   return row;
 }
 
@@ -236,8 +374,8 @@ __device__ inline float entropy_of(const Stat& row) {
 template <bool CAPPED>
 __device__ void share_slope(const Stat& row, const Temper<CAPPED>& temper, float own_x,
                             float logprob, float grad_logprob, float grad_entropy, float grad_lse) {
-  Block* block = reinterpret_cast<Block*>(shared_memory());
-  const RowSums sums{row.max, row.sum, row.weighted_sum, 0};
+  Block* const block = block_memory();
+  const RowSums sums{row.max, 1, row.weighted_sum / row.sum, 0};  // no division in double
   const float own_d = fminf(fmaf(temper.capped(own_x), temper.inv_temperature, -row.max), 0.0f);
   const RowSlope slope = row_slope(sums, own_d, logprob, grad_logprob, grad_entropy, grad_lse);
   const float scale = temper.inv_temperature / row.sum;
@@ -251,12 +389,19 @@ __device__ void share_slope(const Stat& row, const Temper<CAPPED>& temper, float
 template <class S, bool CAPPED>
 __device__ void write_gradient(const Slice<S>& slice, S* row, const Temper<CAPPED>& temper,
                                int64_t token) {
-  const Block* block = reinterpret_cast<const Block*>(shared_memory());
-  const float max = block->max, a = block->a, b = block->b;
-  write_slice(slice, row, [&](float x) {
-    const float d = temper.distance(x, max);
-    return exp_fast(d) * (a + b * d) * temper.cap_slope(x);
-  });
+  const Block* const block = block_memory();
+  const float max = block->max;
+  const Powers<CAPPED> powers(temper, max / temper.inv_temperature, max);
+  const float b = block->b * kLn2 / powers.unit, a = block->a / powers.unit - b * powers.lost;
+  // Without the entropy's share there is no 0·(−inf) to avoid.
+  if (b == 0)
+    write_slice(slice, row,
+                [&](float x) { return exp2_fast(powers.power(x)) * (a * temper.cap_slope(x)); });
+  else
+    write_slice(slice, row, [&](float x) {
+      const float p = powers.bounded_power(x);
+      return exp2_fast(p) * ((a + b * p) * temper.cap_slope(x));
+    });
   __syncthreads();
   const int place = slice.place(token);
   if (threadIdx.x == 0 && place >= 0) put(&row[slice.begin + place], block->own);

@@ -8,42 +8,39 @@
 
 namespace rlkern {
 
-constexpr int kWarp = 32, kMostThreads = 512, kMostBlocks = 8;  // larger clusters are not portable
+// A constant, so that a loop's addresses are constants apart. Larger clusters are not portable.
+constexpr int kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp, kLogMostBlocks = 3;
 // Shared memory of a block: what its threads share, then its slice, at any alignment.
-constexpr int kBlockBytes = 128, kAlignment = 16;
+constexpr int kBlockBytes = 160, kAlignment = 16;
 // Of the 228 KB of an sm_90 or sm_100 three blocks get this each, and 1 KB that the driver takes.
 constexpr int kThirdOfSharedMemory = 75 * 1024;
+// How many blocks of a kernel a multiprocessor's registers must suffice for.
+constexpr int kResidentBlocks = 3;
 
 // Columns of a slice: whole groups of 16 bytes.
-RLKERN_HD int slice_columns(int vocab, int element_size, int blocks) {
+RLKERN_HD int slice_columns(int vocab, int element_size, int log_blocks) {
   const int width = 16 / element_size, groups = (vocab + width - 1) / width;
-  return (groups + blocks - 1) / blocks * width;
+  return ((groups + (1 << log_blocks) - 1) >> log_blocks) * width;
 }
 
-RLKERN_HD int64_t shared_bytes(int vocab, int element_size, int blocks) {
+RLKERN_HD int64_t shared_bytes(int vocab, int element_size, int log_blocks) {
   return kBlockBytes + kAlignment +
-         int64_t(slice_columns(vocab, element_size, blocks)) * element_size;
+         int64_t(slice_columns(vocab, element_size, log_blocks)) * element_size;
 }
-
-// How many blocks of a kernel a multiprocessor's registers must suffice for; a cap's tangent
-// takes more of them.
-constexpr int resident_blocks(bool capped) { return capped ? 2 : 3; }
 
 struct Shape {
-  int blocks, threads;
+  int log_blocks;
   int64_t shared_bytes;
 };
 
-// The fewest blocks of which three fit a multiprocessor; a thread has four or more groups of 16
-// bytes, if the row is that long. Without clusters a row is one block's.
+// The fewest blocks, a power of 2, of which three fit a multiprocessor. Without clusters a row is
+// one block's.
 inline Shape shape_of(int vocab, int element_size, bool clusters) {
-  int blocks = 1, threads = 128;
-  while (clusters && blocks < kMostBlocks &&
-         shared_bytes(vocab, element_size, blocks) > kThirdOfSharedMemory)
-    blocks *= 2;
-  const int groups = slice_columns(vocab, element_size, blocks) * element_size / 16;
-  while (threads < kMostThreads && groups > threads * 4) threads *= 2;
-  return {blocks, threads, shared_bytes(vocab, element_size, blocks)};
+  int log_blocks = 0;
+  while (clusters && log_blocks < kLogMostBlocks &&
+         shared_bytes(vocab, element_size, log_blocks) > kThirdOfSharedMemory)
+    ++log_blocks;
+  return {log_blocks, shared_bytes(vocab, element_size, log_blocks)};
 }
 
 }  // namespace rlkern

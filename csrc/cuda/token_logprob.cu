@@ -11,27 +11,27 @@ namespace rlkern {
 // - writes five scalars
 // - never materialises probabilities
 template <class S, bool CAPPED>
-__global__ void __launch_bounds__(kMostThreads, resident_blocks(CAPPED))
-    token_logprob_forward(const TokenLogprob p) {
-  const int64_t i = blockIdx.x / cluster_blocks();
-  const bool writes = cluster_rank() == 0 && threadIdx.x == 0;
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    token_logprob_forward(const TokenLogprob p, const int log_blocks) {
+  const unsigned i = blockIdx.x >> log_blocks, rank = blockIdx.x - (i << log_blocks);
+  const bool writes = rank == 0 && threadIdx.x == 0;
   if (p.mask && !p.mask[i]) {
     if (writes) p.logprob[i] = p.entropy[i] = p.row_max[i] = p.log_sum[i] = p.sum_pi_squared[i] = 0;
     return;
   }
-  const Slice<S> slice(p.call.logits, i, cluster_rank(), cluster_blocks());
+  const Slice<S> slice(p.call.logits, Place(p.call.logits, i), rank, log_blocks);
+  slice.copy();
   const Temper<CAPPED> temper(p.call, i);
-  slice.read();
-  const Stat row = row_statistics(slice_statistics<true>(slice, temper));
+  const float own_x = writes ? token_logit(slice.row, p.call.token[i], p.call.logits.vocab) : 0.0f;
+  const Stat row = row_statistics(slice_statistics<true>(slice, temper), 1 << log_blocks);
   if (writes) {
-    const float own_x = token_logit(slice.row, p.call.token[i], p.call.logits.vocab);
     p.logprob[i] = token_logprob_of(row, temper, own_x);
     p.entropy[i] = entropy_of(row);
     p.row_max[i] = row.sum == 0 ? -INFINITY : row.max;  // nothing but −inf
     p.log_sum[i] = logf(row.sum);
     p.sum_pi_squared[i] = row.square_sum / (row.sum * row.sum);
   }
-  cluster_sync();  // no block leaves before all have read what it has
+  cluster_wait();
 }
 
 // As many blocks per row as its forward has, each alone; the gradient's row may be the logits'.
@@ -39,26 +39,27 @@ __global__ void __launch_bounds__(kMostThreads, resident_blocks(CAPPED))
 // - writes each element of the gradient once, the token's twice
 // - never materialises probabilities or a one-hot row
 template <class S, bool CAPPED>
-__global__ void __launch_bounds__(kMostThreads, resident_blocks(CAPPED))
-    token_logprob_backward(const TokenLogprobBackward p) {
-  const int blocks = gridDim.x / p.call.logits.rows;
-  const int64_t i = blockIdx.x / blocks;
-  const Slice<S> slice(p.call.logits, i, blockIdx.x % blocks, blocks);
-  S* const grad = row_of<S>(p.call.grad, i);
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
+    token_logprob_backward(const TokenLogprobBackward p, const int log_blocks) {
+  const unsigned i = blockIdx.x >> log_blocks, rank = blockIdx.x - (i << log_blocks);
+  const Place place(p.call.logits, i);
+  const Slice<S> slice(p.call.logits, place, rank, log_blocks);
+  S* const grad = row_of<S>(p.call.grad, place);
   if (p.mask && !p.mask[i]) return write_zeros(slice, grad);
+  slice.copy();
   const int64_t token = p.call.token[i];
   const Temper<CAPPED> temper(p.call, i);
-  slice.read();
   if (threadIdx.x == 0) {
     // The sums may be those of a larger vocabulary that this row is a slice of.
     const float log_sum = p.log_sum[i], sum = expf(log_sum);
     const Stat row{p.row_max[i], sum, (log_sum - p.entropy[i]) * sum, 0};
-    const int place = slice.place(token);
-    const float own_x = place < 0 ? NAN : to_float(slice.kept[place]);
+    const int at = slice.place(token);
+    const float own_x = at < 0 ? NAN : to_float(slice.row[token]);
     share_slope(row, temper, own_x, token_logprob_of(row, temper, own_x),
                 p.grad_logprob ? p.grad_logprob[i] : 0.0f,
                 p.grad_entropy ? p.grad_entropy[i] : 0.0f, p.grad_lse ? p.grad_lse[i] : 0.0f);
   }
+  wait_for_copies();
   __syncthreads();
   write_gradient(slice, grad, temper, token);
 }

@@ -56,16 +56,53 @@ inline void put(bfloat16* p, float x) {
   p->bits = x != x ? 0x7fff : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+inline float larger(float a, float b) { return a != a || b != b ? NAN : (a > b ? a : b); }
+
+// Elements that share a register of 32 bits.
+template <class S>
+struct Pair {
+  S low, high;
+};
+template <class S>
+struct PackOf {
+  using Type = Pair<S>;
+};
+template <>
+struct PackOf<float> {
+  using Type = float;
+};
+inline void unpack(float pack, float* x) { x[0] = pack; }
+inline void pack(const float* x, float* pack) { *pack = x[0]; }
+template <class S>
+void unpack(Pair<S> pack, float* x) {
+  x[0] = to_float(pack.low), x[1] = to_float(pack.high);
+}
+template <class S>
+void pack(const float* x, Pair<S>* pack) {
+  put(&pack->low, x[0]), put(&pack->high, x[1]);
+}
+template <class S>
+Pair<S> larger(Pair<S> a, Pair<S> b) {
+  const float x[2] = {larger(to_float(a.low), to_float(b.low)),
+                      larger(to_float(a.high), to_float(b.high))};
+  pack(x, &a);
+  return a;
+}
+inline uint32_t shifted_right(uint32_t low, uint32_t high, int bits) {
+  return uint32_t((uint64_t(high) << 32 | low) >> bits);
+}
+
 // Everybody waits until all have come.
 struct Barrier {
   int expected = 0, arrived = 0, generation = 0;
-  void wait();
+  int arrive();  // returns what to wait for
+  void wait(int for_generation);
+  void wait() { wait(arrive()); }
 };
 
 struct EmulatedBlock {
   std::vector<char> memory;
   std::vector<float> exchange;
-  std::vector<std::pair<void*, const void*>> copies;
   std::vector<Barrier> warps;
   Barrier barrier;
   int gone;
@@ -76,7 +113,8 @@ struct Fiber {
   ucontext_t context;
   jmp_buf place;
   std::unique_ptr<char[]> stack;
-  int block, thread;
+  std::vector<std::pair<void*, const void*>> copies;
+  int block, thread, cluster_generation;
   bool started, done;
 };
 
@@ -128,14 +166,17 @@ struct Machine {
 };
 inline Machine machine;
 
-inline void Barrier::wait() {
+inline int Barrier::arrive() {
   const int mine = generation;
   if (++arrived == expected) {
     arrived = 0;
     ++generation;
     ++machine.events;
   }
-  while (generation == mine) machine.yield();
+  return mine;
+}
+inline void Barrier::wait(int for_generation) {
+  while (generation == for_generation) machine.yield();
 }
 
 inline void Machine::start() {
@@ -198,7 +239,7 @@ inline bool Machine::advance(int first_block, Fiber* warp) {
 inline char* shared_memory() { return machine.block().aligned(); }
 inline void block_sync() { machine.block().barrier.wait(); }
 inline float exp2_fast(float x) { return x < -126 ? 0.0f : std::exp2(x); }
-inline float larger(float a, float b) { return a != a || b != b ? NAN : (a > b ? a : b); }
+inline float power_of_2_below(float x) { return std::exp2(std::floor(std::log2(x))); }
 
 template <class Join>
 float warp_join(float x, Join join) {
@@ -220,14 +261,16 @@ float warp_join(float x, Join join) {
 inline void copy_16_bytes(void* shared, const void* global) {
   const auto address = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
   if (address % 16) std::abort();
-  machine.block().copies.emplace_back(shared, global);
+  machine.now->copies.emplace_back(shared, global);
   machine.read += 16;
 }
 inline void wait_for_copies() {
-  block_sync();
-  for (const auto& copy : machine.block().copies) std::memcpy(copy.first, copy.second, 16);
-  machine.block().copies.clear();
-  block_sync();
+  for (const auto& copy : machine.now->copies) std::memcpy(copy.first, copy.second, 16);
+  machine.now->copies.clear();
+}
+inline void load_16_bytes(void* x, const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16) std::abort();
+  std::memcpy(x, p, 16);
 }
 inline void store_16_bytes(void* p, const void* x) {
   if (reinterpret_cast<uintptr_t>(p) % 16) std::abort();
@@ -235,9 +278,8 @@ inline void store_16_bytes(void* p, const void* x) {
   machine.written += 16;
 }
 
-inline int cluster_blocks() { return int(machine.blocks.size()); }
-inline int cluster_rank() { return machine.now->block; }
-inline void cluster_sync() { machine.cluster.wait(); }
+inline void cluster_arrive() { machine.now->cluster_generation = machine.cluster.arrive(); }
+inline void cluster_wait() { machine.cluster.wait(machine.now->cluster_generation); }
 template <class T>
 T of_block(T* mine, int rank) {
   const std::ptrdiff_t offset = reinterpret_cast<char*>(mine) - shared_memory();
@@ -254,13 +296,13 @@ inline cudaError_t open_device(int64_t index, Device* device) {
   return 0;
 }
 
-template <class Arguments>
-cudaError_t launch(void (*kernel)(Arguments), const Arguments& arguments, dim3 blocks, int cluster,
-                   int threads, int shared_bytes, void*) {
+template <class... Arguments>
+cudaError_t launch(void (*kernel)(Arguments...), dim3 blocks, int cluster, int threads,
+                   int shared_bytes, void*, const Arguments&... arguments) {
   gridDim = blocks;
   blockDim = dim3(threads);
   machine.prepare(cluster, threads, shared_bytes);
-  machine.body = [&] { kernel(arguments); };
+  machine.body = [&] { kernel(arguments...); };
   for (blockIdx.y = 0; blockIdx.y < blocks.y; ++blockIdx.y)
     for (unsigned first = 0; first < blocks.x; first += cluster) machine.run(int(first));
   return 0;
