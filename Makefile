@@ -99,8 +99,8 @@ help:  ## this list
 # What `make gpu` does. No step but gpu-machine waits for the success of another (--keep-going runs
 # the rest and fails at the end), and each writes what it finds at once, to OUT if that is set.
 # SMOKE=1 goes through the steps at small sizes on a machine without a GPU.
-RESULTS := $(or $(OUT),benchmarks/results)
 SMOKE ?=
+RESULTS := $(or $(OUT),$(if $(SMOKE),build/smoke,benchmarks/results))
 SMALL := $(if $(SMOKE),--smoke)
 GPU_TESTS = $(shell grep -lE 'mark\.gpu' tests/test_*.py 2>/dev/null)
 SANITIZED = $(shell grep -lE 'mark\.sanitize' tests/test_*.py 2>/dev/null)
