@@ -43,7 +43,9 @@ ISAS = {
 SETUPTOOLS = 77
 # PTX of sm_90 serves what comes later: the kernels use nothing particular to one architecture.
 CUDA_TARGETS = ("sm_80", "sm_90", "sm_100", "compute_90")
-CUDA_FLAGS = "-std=c++17 -O3 --threads 0 -shared -Xcompiler -fPIC,-Wall -Xlinker --exclude-libs,ALL".split()
+CUDA_FLAGS = (
+    "-std=c++17 -O3 --threads 0 -shared -Xcompiler -fPIC,-Wall -Xlinker --exclude-libs,ALL".split()
+)
 HEADER_PROBE = "#include <Python.h>\n#include <atomic>\nint main() { return 0; }\n"
 
 
@@ -160,7 +162,7 @@ def cuda_targets():
     for name in named:
         if not re.fullmatch(r"(sm|compute)_\d+[af]?", name):
             raise SystemExit(
-                f"rlkern: RLKERN_CUDA_TARGETS lists names such as sm_90 and compute_90, got {name!r}"
+                f"rlkern: RLKERN_CUDA_TARGETS lists sm_90, compute_90 and the like, got {name!r}"
             )
     return named or CUDA_TARGETS
 

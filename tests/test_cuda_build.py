@@ -55,7 +55,7 @@ def built(tmp_path_factory) -> tuple[Path, str]:
 def test_one_gpu_can_be_named_to_build_for_and_a_wrong_name_is_refused(tmp_path):
     command = command_of(tmp_path / "_cuda.so", RLKERN_CUDA_TARGETS="sm_90")
     assert [x for x in command if str(x).startswith("arch=")] == ["arch=compute_90,code=sm_90"]
-    with pytest.raises(SystemExit, match="names such as sm_90 and compute_90, got 'hopper'"):
+    with pytest.raises(SystemExit, match="lists sm_90, compute_90 and the like, got 'hopper'"):
         command_of(tmp_path / "_cuda.so", RLKERN_CUDA_TARGETS="sm_90,hopper")
 
 

@@ -3,7 +3,8 @@
 
 The emulator (tests/cuda_emulator) takes the place of one header, csrc/cuda/machine.cuh, and runs
 every thread of a cluster as a fiber. What it cannot show is speed, and what a real GPU would make
-of the few instructions in that header.
+of the few instructions in that header: on a machine with a GPU and the library the same tests run
+there, too.
 """
 
 import shutil
@@ -52,6 +53,17 @@ def emulated(emulated_library, monkeypatch):
     forget()
 
 
+@pytest.fixture(params=[pytest.param("cpu", marks=needs_compiler),
+                        pytest.param("cuda", marks=pytest.mark.gpu)])  # fmt: skip
+def device(request):
+    """Where the cuda backend runs: the emulator's cpu, or a GPU."""
+    if request.param == "cpu":
+        request.getfixturevalue("emulated")
+    elif cuda.unavailable():
+        pytest.skip(cuda.unavailable())
+    return request.param
+
+
 @needs_compiler
 def test_it_serves_only_where_it_is_asked_for(emulated):
     assert rlkern.backend_name("policy_loss") != "cuda"
@@ -72,11 +84,12 @@ def served(case) -> bool:
     return case.keep == "none" and level == "token"
 
 
-def check(operation: str, case, dtype: torch.dtype, device: str) -> None:
-    result = compare(operation, case, "cuda", dtype, device)
-    line = row("cuda", operation, case, dtype, result)
-    print(line)
-    assert result.passed, line
+def check(operation: str, cases, dtype: torch.dtype, device: str) -> None:
+    found = [(case, compare(operation, case, "cuda", dtype, device)) for case in cases]
+    lines = [row("cuda", operation, case, dtype, result) for case, result in found]
+    print("\n".join(lines))
+    failed = [line for line, (_, result) in zip(lines, found) if not result.passed]
+    assert lines and not failed, "\n".join(failed)
 
 
 @needs_compiler
@@ -85,38 +98,50 @@ def check(operation: str, case, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("operation", ["policy_loss (in place)", "token_logprob"])
 def test_the_error_is_at_most_twice_eagers_own(operation, dtype, emulated, poisoned_memory):
     cases = [case for case in CASES if served(case) and applicable(operation, case, dtype)]
-    assert cases
-    for case in cases:
-        check(operation, case, dtype, "cpu")
+    check(operation, cases, dtype, "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.conformance
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("operation", ["policy_loss", "policy_loss (in place)", "token_logprob"])
-def test_a_gpu_computes_what_the_reference_does(operation, dtype):
+def test_a_gpu_computes_what_the_reference_does(operation, dtype, poisoned_memory):
+    if cuda.unavailable():
+        pytest.skip(cuda.unavailable())
+    cases = [case for case in CASES if served(case) and applicable(operation, case, dtype)]
+    if cases:
+        check(operation, cases, dtype, "cuda")
+
+
+@pytest.mark.sanitize
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("operation", ["policy_loss", "policy_loss (in place)", "token_logprob"])
+def test_small_cases_touch_only_their_own_memory_on_a_gpu(operation):
     if cuda.unavailable():
         pytest.skip(cuda.unavailable())
     for case in CASES:
-        if served(case) and applicable(operation, case, dtype):
-            check(operation, case, dtype, "cuda")
+        if served(case) and (case.V < 1100 or case.name in ("gpt2", "qwen")):
+            compare(operation, case, "cuda", torch.bfloat16, "cuda")
 
 
-@needs_compiler
+def moved(x: torch.Tensor, offset: int) -> torch.Tensor:
+    """Returns a copy that begins so many elements behind the start of its storage."""
+    storage = x.new_zeros(offset + x.numel() + 8)
+    return storage[offset : offset + x.numel()].view(x.shape).copy_(x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("V", [999, 1000, 50257])
-def test_a_rows_bits_do_not_depend_on_its_address(V, dtype, emulated):
-    x = torch.randn(1, 2, V, generator=torch.Generator().manual_seed(1)).to(dtype)
-    token, mask = torch.tensor([[V - 1, 5]]), torch.ones(1, 2, dtype=torch.bool)
+def test_a_rows_bits_do_not_depend_on_its_address(V, dtype, device):
+    x = torch.randn(1, 2, V, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    token = torch.tensor([[V - 1, 5]], device=device)
+    rows = (token, torch.tensor([[0.5, -1.0]], device=device), torch.ones_like(token) > 0)
     results = []
     with rlkern.use_backend("cuda"):
         for offset in range(0, 16 // x.element_size(), 3):
-            storage = torch.zeros(offset + 2 * V + 8, dtype=dtype)
-            shifted = storage[offset : offset + 2 * V].view(1, 2, V).copy_(x)
-            rows = (token, torch.tensor([[0.5, -1.0]]), mask)
             with torch.no_grad():
-                scored = rlkern.token_logprob(shifted, token)
-            leaf = shifted.requires_grad_()
+                scored = rlkern.token_logprob(moved(x, offset), token)
+            leaf = moved(x, offset).requires_grad_()
             out = rlkern.policy_loss(leaf, *rows, entropy_coef=0.1, algorithm="grpo")
             (grad,) = torch.autograd.grad(out.loss, leaf)
             results.append((*scored, out.loss.detach(), out.metrics, grad))
@@ -125,11 +150,32 @@ def test_a_rows_bits_do_not_depend_on_its_address(V, dtype, emulated):
             assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("V", [13, 1001])
+def test_a_gradient_may_lie_at_another_address_than_its_logits(V, dtype, device):
+    x = torch.randn(1, 3, V, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    token, one = torch.tensor([[V - 1, 0, 5]], device=device), torch.ones(1, 3, device=device)
+    plain = Softmax()
+    scored = reference.token_logprob(x, token, None, plain)
+    grads = []
+    for offset in range(16 // x.element_size()):
+        grads.append(moved(torch.zeros_like(x), offset))
+        cuda.token_logprob_backward(
+            x, token, None, plain, scored.statistics, Upstream(one, one, one), grads[-1]
+        )
+    expected = torch.empty_like(x)
+    reference.token_logprob_backward(
+        x, token, None, plain, scored.statistics, Upstream(one, one, one), expected
+    )
+    torch.testing.assert_close(grads[0], expected, atol=1e-6, rtol=1e-2)
+    assert all(torch.equal(grad, grads[0]) for grad in grads)
+
+
 @needs_compiler
 def test_rows_before_clusters_must_fit_one_block_and_larger_ones_are_refused(emulated, monkeypatch):
     monkeypatch.setenv("RLKERN_CUDA_EMULATED_DEVICE", "8")  # as small as an A100
     by_name = {case.name: case for case in CASES}
-    check("policy_loss", by_name["gpt2"], torch.bfloat16, "cpu")
+    check("policy_loss", [by_name["gpt2"]], torch.bfloat16, "cpu")
     token = torch.zeros(1, 1, dtype=torch.int64)
     with (
         rlkern.use_backend("cuda"),
@@ -148,24 +194,42 @@ def test_rows_before_clusters_must_fit_one_block_and_larger_ones_are_refused(emu
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-8)
 
 
-@needs_compiler
-def test_the_factor_of_a_loss_reaches_its_gradient(emulated):
-    x, token = torch.randn(2, 3, 21), torch.zeros(2, 3, dtype=torch.int64)
-    grads = []
+def test_the_factor_of_a_loss_reaches_its_gradient(device):
+    x, token = torch.randn(2, 3, 21).to(device), torch.zeros(2, 3, dtype=torch.int64, device=device)
+    rows, grads = (token, torch.ones(2, 3, device=device), token == 0), []
     with rlkern.use_backend("cuda"):
         for factor in (1.0, 0.25):
             leaf = x.clone().requires_grad_()
-            mask = torch.ones(2, 3, dtype=torch.bool)
-            out = rlkern.policy_loss(leaf, token, torch.ones(2, 3), mask)
+            out = rlkern.policy_loss(leaf, *rows)
             (out.loss * factor).backward()
             grads.append(leaf.grad)
-        kept = torch.arange(4).expand(2, 3, 4)
+        kept = torch.arange(4, device=device).expand(2, 3, 4)
         with pytest.raises(
             NotImplementedError, match="policy_loss: the cuda backend takes no kept"
         ):
-            rlkern.policy_loss(leaf, token, torch.ones(2, 3), mask, keep=kept)
+            rlkern.policy_loss(leaf, *rows, keep=kept)
     assert grads[0].abs().sum() > 0
     assert torch.equal(grads[1], grads[0] * 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_tensor_of_any_shape_is_scaled(dtype, device):
+    factor = torch.tensor(0.5, device=device)
+    stored = torch.randn(5, 7, 1037).to(device, dtype)
+    for x in (
+        stored[:, :-1, 3:-2], stored[:, 0], stored.transpose(0, 1), stored[0, 0, ::3], stored,
+        stored.view(-1), stored[0, 0, 0], stored[:0], stored.expand(2, 5, 7, 1037)[1],
+        stored.view(5, 7, 17, 61)[:, 1:, 2:, 1:], stored.view(5, 7, 17, 61)[:, 1:, None, 2:, ::2],
+    ):  # fmt: skip
+        before = x.clone()
+        copied = cuda.scaled(x, factor)
+        assert torch.equal(x, before) and torch.equal(copied, before * 0.5)
+        kept = stored.clone()
+        cuda.scale_(x, factor)
+        assert torch.equal(x, before * 0.5)
+        changed = (stored != kept).sum()
+        assert changed <= x.numel()
+        stored.copy_(kept)
 
 
 def launch_shape(V: int, element_size: int, clusters: bool) -> tuple[int, int, int]:
@@ -210,23 +274,55 @@ def test_a_row_is_read_once_and_written_once_and_not_at_all_without_weight(V, dt
     assert emulator.emulator_bytes_written() == 3 * row_bytes
 
 
-@needs_compiler
 @pytest.mark.parametrize("softcap", [0.0, 20.0])
-def test_blocks_of_nothing_but_minus_infinity_change_nothing(softcap, emulated):
-    x = torch.randn(1, 1, 151936)
+def test_blocks_of_nothing_but_minus_infinity_change_nothing(softcap, device):
+    x = torch.randn(1, 1, 151936).to(device)
     x[..., :60000] = x[..., 120000:] = -torch.inf
-    token, plain = torch.tensor([[70000]]), Softmax(torch.full((1, 1), 2.0), softcap)
+    token = torch.tensor([[70000]], device=device)
+    plain = Softmax(torch.full((1, 1), 2.0, device=device), softcap)
     got = cuda.token_logprob(x, token, None, plain)
     torch.testing.assert_close(got, reference.token_logprob(x, token, None, plain))
     empty = cuda.token_logprob(torch.full_like(x, -torch.inf), token, None, plain)
     assert empty.logprob.isnan() and empty.row_max == -torch.inf
 
 
-@needs_compiler
-def test_a_nan_among_the_logits_is_heard_of(emulated):
-    x, token = torch.zeros(1, 1, 50257), torch.tensor([[7]])
-    x[..., 40000] = torch.nan
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("at", [0, 40000, 50256])
+def test_a_nan_among_the_logits_is_heard_of(at, dtype, device):
+    x, token = torch.zeros(1, 1, 50257).to(device, dtype), torch.tensor([[7]], device=device)
+    x[..., at] = torch.nan
     assert cuda.token_logprob(x, token, None, Softmax()).logprob.isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [-3e38, -1e10, -1e9, 3e8, 1e5, 3e38])
+def test_equal_logits_of_any_size_are_equally_probable(value, dtype, device):
+    x, token = torch.full((1, 1, 999), value), torch.tensor([[7]], device=device)
+    x[..., 500:] = -3e38
+    x, one, plain = x.to(device, dtype), torch.ones(1, 1, device=device), Softmax()
+    scored = cuda.token_logprob(x, token, None, plain)
+    grad = torch.empty_like(x)
+    cuda.token_logprob_backward(x, token, None, plain, scored.statistics, Upstream(one, one), grad)
+    count = 999 if value == -3e38 else 500
+    log = torch.full((1, 1), float(count)).log().to(device)
+    torch.testing.assert_close(scored.logprob, -log)
+    torch.testing.assert_close(scored.entropy, log)
+    p = torch.full((count,), -1 / count).to(device, dtype)
+    p[7] += 1
+    torch.testing.assert_close(grad[0, 0, :count], p)
+    assert not grad[0, 0, count:].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("V", [50257, 151936])
+def test_two_runs_on_a_gpu_have_the_same_bits_in_place_or_not(V):
+    if cuda.unavailable():
+        pytest.skip(cuda.unavailable())
+    batch = make_batch(next(c for c in CASES if c.name == "all_terms"), torch.bfloat16, "cuda")
+    B, T = batch.token.shape
+    batch.logits = torch.randn(B, T, V, device="cuda").bfloat16()
+    runs = [loss_and_gradient(batch, inplace=inplace) for inplace in (False, False, True, True)]
+    assert same_bits(*runs[:2]) and same_bits(*runs[1:3]) and same_bits(*runs[2:])
 
 
 @needs_compiler

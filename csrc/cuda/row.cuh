@@ -180,9 +180,9 @@ struct Slice {
   }
 };
 
-template <bool ALIGNED, class S, class Value>
+template <bool ALIGNED, int UNROLL, class S, class Value>
 __device__ void write_groups(const Slice<S>& slice, S* out, const Peel<S>& peel, Value value) {
-#pragma unroll 2
+#pragma unroll UNROLL
   for (int g = threadIdx.x; g < peel.groups; g += kThreads) {
     const Group<S> result = slice.template group_at<ALIGNED>(peel.group(g)).mapped(value);
     store_16_bytes(out + peel.group(g), &result);
@@ -190,14 +190,14 @@ __device__ void write_groups(const Slice<S>& slice, S* out, const Peel<S>& peel,
 }
 
 // Writes value(logit) of every column of a slice to a row.
-template <class S, class Value>
+template <int UNROLL, class S, class Value>
 __device__ void write_slice(const Slice<S>& slice, S* row, Value value) {
   S* out = row + slice.begin;
   const Peel<S> peel(out, slice.columns);
   if (misalignment(out) == misalignment(slice.kept))
-    write_groups<true>(slice, out, peel, value);
+    write_groups<true, UNROLL>(slice, out, peel, value);
   else
-    write_groups<false>(slice, out, peel, value);
+    write_groups<false, UNROLL>(slice, out, peel, value);
   if (int(threadIdx.x) >= peel.scalars) return;
   const int j = peel.scalar(threadIdx.x);
   put(&out[j], value(to_float(slice.kept[j])));
@@ -214,22 +214,24 @@ __device__ void write_zeros(const Slice<S>& slice, S* row) {
   if (int(threadIdx.x) < peel.scalars) put(&out[peel.scalar(threadIdx.x)], 0.0f);
 }
 
-// Which distribution the row stands for.
+// Which distribution the row stands for: z = factor·bounded(logit).
 template <bool CAPPED>
 struct Temper {
-  float inv_temperature, cap;
+  // How many groups of a loop are under way at a time: tangents are long enough.
+  static constexpr int kUnroll = CAPPED ? 1 : 2;
+  float inv_temperature, factor, inv_cap;
 
   __device__ Temper(const Call& call, unsigned i)
       : inv_temperature(call.inv_temperature ? call.inv_temperature[i] : 1.0f),
-        cap(float(call.softcap)) {}
+        factor(CAPPED ? inv_temperature * float(call.softcap) : inv_temperature),
+        inv_cap(CAPPED ? 1 / float(call.softcap) : 0.0f) {}
   // A banned token stays banned.
-  __device__ float capped(float x) const {
-    return !CAPPED || x == -INFINITY ? x : cap * tanhf(x / cap);
+  __device__ float bounded(float x) const {
+    return !CAPPED || x == -INFINITY ? x : tanhf(x * inv_cap);
   }
-  // What the cap takes off the gradient of a logit.
-  __device__ float cap_slope(float x) const {
-    const float tanh = CAPPED ? tanhf(x / cap) : 0.0f;
-    return 1 - tanh * tanh;
+  // What the cap takes off the gradient, times factor; 0, not −inf, for a banned token.
+  __device__ float cap_slope(float bounded) const {
+    return CAPPED ? fmaxf(1 - bounded * bounded, 0.0f) : 1.0f;
   }
 };
 
@@ -247,13 +249,13 @@ struct Powers {
   Temper<CAPPED> temper;
   float scale, shift, lost, unit;
 
-  // top: the logit, capped, of which max is 1 / temperature times as large, but for rounding.
+  // top: the bounded logit of which max is factor times as large, but for rounding.
   __device__ Powers(const Temper<CAPPED>& temper, float top, float max) : temper(temper) {
-    scale = temper.inv_temperature * kLog2e;
+    scale = temper.factor * kLog2e;
     shift = top * scale;
-    float of_max = fmaf(top, temper.inv_temperature, -max) * kLog2e;
+    float of_max = fmaf(top, temper.factor, -max) * kLog2e;
     if (fabsf(shift) >= kMostShift) {
-      scale = power_of_2_below(temper.inv_temperature);
+      scale = power_of_2_below(temper.factor);
       shift = top * scale;  // exact
       of_max = 0;
     }
@@ -261,8 +263,8 @@ struct Powers {
     lost = of_shift - of_max;
     unit = exp2_fast(of_shift) * exp2f(-of_max);
   }
-  __device__ float power(float x) const { return fmaf(temper.capped(x), scale, -shift); }
-  __device__ float bounded_power(float x) const { return larger(power(x), kLowest); }
+  __device__ float power(float bounded) const { return fmaf(bounded, scale, -shift); }
+  __device__ float finite_power(float bounded) const { return larger(power(bounded), kLowest); }
 };
 
 // Leaves join over each warp in shared memory; after a barrier join_warps returns it of the block.
@@ -304,10 +306,10 @@ template <bool SQUARES, bool ALIGNED, class S, bool CAPPED>
 __device__ void leave_sums(const Slice<S>& slice, const Powers<CAPPED>& powers) {
   const int groups = slice.groups();
   float sum = 0, weighted_sum = 0, square_sum = 0;
-#pragma unroll 2
+#pragma unroll Temper < CAPPED> ::kUnroll
   for (int g = threadIdx.x; g < groups; g += kThreads) {
     slice.template group_at<ALIGNED>(g * Group<S>::kWidth).each([&](float x) {
-      const float p = powers.bounded_power(x), e = exp2_fast(p);
+      const float p = powers.finite_power(powers.temper.bounded(x)), e = exp2_fast(p);
       sum += e;
       weighted_sum += e * p;
       if (SQUARES) square_sum += e * e;
@@ -324,7 +326,7 @@ __device__ Stat slice_statistics(const Slice<S>& slice, const Temper<CAPPED>& te
   wait_for_copies();
   leave_of_warps(3, slice.largest_copied(), Larger());
   __syncthreads();
-  const float top = temper.capped(join_warps(3, Larger())), max = top * temper.inv_temperature;
+  const float top = temper.bounded(join_warps(3, Larger())), max = top * temper.factor;
   if (max == -INFINITY) return {-FLT_MAX, 0, 0, 0};
   const Powers<CAPPED> powers(temper, top, max);
   if (misalignment(slice.kept) == 0)
@@ -363,7 +365,7 @@ __device__ float token_logit(const S* row, int64_t token, int64_t vocab) {
 
 template <bool CAPPED>
 __device__ float token_logprob_of(const Stat& row, const Temper<CAPPED>& temper, float own_x) {
-  return fmaf(temper.capped(own_x), temper.inv_temperature, -row.max) - logf(row.sum);
+  return fmaf(temper.bounded(own_x), temper.factor, -row.max) - logf(row.sum);
 }
 
 __device__ inline float entropy_of(const Stat& row) {
@@ -376,13 +378,14 @@ __device__ void share_slope(const Stat& row, const Temper<CAPPED>& temper, float
                             float logprob, float grad_logprob, float grad_entropy, float grad_lse) {
   Block* const block = block_memory();
   const RowSums sums{row.max, 1, row.weighted_sum / row.sum, 0};  // no division in double
-  const float own_d = fminf(fmaf(temper.capped(own_x), temper.inv_temperature, -row.max), 0.0f);
+  const float own = temper.bounded(own_x);
+  const float own_d = fminf(fmaf(own, temper.factor, -row.max), 0.0f);
   const RowSlope slope = row_slope(sums, own_d, logprob, grad_logprob, grad_entropy, grad_lse);
   const float scale = temper.inv_temperature / row.sum;
   block->max = row.max;
   block->a = float(slope.a) * scale;
   block->b = float(slope.b) * scale;
-  block->own = float(slope.token) * temper.inv_temperature * temper.cap_slope(own_x);
+  block->own = float(slope.token) * temper.inv_temperature * temper.cap_slope(own);
 }
 
 // Writes the gradient of the slice: dz = exp(d)·(a + b·d), and the token's own element.
@@ -391,16 +394,18 @@ __device__ void write_gradient(const Slice<S>& slice, S* row, const Temper<CAPPE
                                int64_t token) {
   const Block* const block = block_memory();
   const float max = block->max;
-  const Powers<CAPPED> powers(temper, max / temper.inv_temperature, max);
+  const Powers<CAPPED> powers(temper, max / temper.factor, max);
   const float b = block->b * kLn2 / powers.unit, a = block->a / powers.unit - b * powers.lost;
   // Without the entropy's share there is no 0·(−inf) to avoid.
   if (b == 0)
-    write_slice(slice, row,
-                [&](float x) { return exp2_fast(powers.power(x)) * (a * temper.cap_slope(x)); });
+    write_slice<Temper<CAPPED>::kUnroll>(slice, row, [&](float x) {
+      const float bounded = temper.bounded(x);
+      return exp2_fast(powers.power(bounded)) * (a * temper.cap_slope(bounded));
+    });
   else
-    write_slice(slice, row, [&](float x) {
-      const float p = powers.bounded_power(x);
-      return exp2_fast(p) * ((a + b * p) * temper.cap_slope(x));
+    write_slice<Temper<CAPPED>::kUnroll>(slice, row, [&](float x) {
+      const float bounded = temper.bounded(x), p = powers.finite_power(bounded);
+      return exp2_fast(p) * ((a + b * p) * temper.cap_slope(bounded));
     });
   __syncthreads();
   const int place = slice.place(token);

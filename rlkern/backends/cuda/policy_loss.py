@@ -49,10 +49,34 @@ def policy_loss(
     return out[1], out[2]
 
 
+def as_rows(tensor: Tensor) -> Tensor:
+    """Returns a view of three or more dimensions, as few as the strides allow, the last contiguous.
+
+    >>> as_rows(torch.zeros(4, 6, 10)[:, 1:, 2:].transpose(0, 1)).shape
+    torch.Size([4, 5, 8])
+    >>> as_rows(torch.zeros(6)[::2]).shape
+    torch.Size([1, 3, 1])
+    """
+    strides = sorted(zip(tensor.stride(), tensor.shape), reverse=True)
+    merged: list[tuple[int, int]] = []
+    for stride, size in strides:
+        if merged and merged[-1][0] == stride * size:
+            size *= merged.pop()[1]
+        if size != 1:
+            merged.append((stride, size))
+    if not merged or merged[-1][0] != 1:
+        merged.append((1, 1))
+    merged[:0] = [(0, 1)] * (3 - len(merged))
+    return tensor.as_strided([size for _, size in merged], [stride for stride, _ in merged])
+
+
 def scale_(tensor: Tensor, factor: Tensor) -> None:
     """Multiplies tensor by the scalar factor in place; a factor of exactly 1 touches nothing."""
-    x = tensor if tensor.ndim == 3 else tensor.view(1, 1, -1)
-    factor = factor.to(torch.float32)
+    x, factor = as_rows(tensor), factor.to(torch.float32)
+    if x.ndim > 3:
+        for part in x:
+            scale_(part, factor)
+        return
     with torch.cuda.device_of(x):
         call("scale", Scale(*stream_and_device(x), grid(x), address(factor)))
 
