@@ -73,7 +73,6 @@ USED = {
 NEEDED = {
     "token_logprob_backward_kernel": (direct.backward_in_place, 1.0),
     "policy_loss_kernel": (direct.loss_in_place, 0.6),
-    "gae_kernel": (direct.advantages, 0.9),
 }
 
 
@@ -140,6 +139,10 @@ def test_rows_far_apart_have_the_bits_of_rows_side_by_side(elsewhere):
 def test_few_long_sequences_are_scanned_in_parts(elsewhere):
     error, own = elsewhere.run(direct.long_scan_errors, "sm_90")
     assert error <= 2 * own
+
+
+def test_the_bits_of_a_scan_depend_on_no_access(elsewhere):
+    assert elsewhere.run(direct.packed_scans_are_the_same, "sm_90")
 
 
 @pytest.mark.parametrize("kernel", NEEDED)

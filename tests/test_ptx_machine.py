@@ -80,6 +80,8 @@ SHUFFLES = {
     "up.b32 %r4, %r3, 3, 0, -1": np.where(LANE < 3, LANE, LANE - 3),
     "down.b32 %r4, %r3, 3, 31, -1": np.where(LANE > 28, LANE, LANE + 3),
     "idx.b32 %r4, %r3, 9, 31, -1": np.full(32, 9),
+    "idx.b32 %r4, %r3, %r100, 31, -1": LANE,
+    "bfly.b32 %r4, %r3, %r100, 31, -1": 0 * LANE,
     "up.b32 %r4, %r3, 1, 6144, -1": np.where(LANE % 8 == 0, LANE, LANE - 1),  # segments of 8
 }
 

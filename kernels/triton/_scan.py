@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scans share: maps x ↦ decay·x + bias composed over tiles of steps, and who takes which.
+"""What the scans share: maps x ↦ decay·x + bias composed over blocks of steps, and who takes which.
 
-A tile is (ROWS, SPAN) steps, time reversed along its rows. Whatever the form, steps are composed
-within a row of SPAN first, counted from the sequence's beginning, then row by row in blocks of ROWS
-rows, then block by block: neither the batch nor the form that serves it changes a bit.
+A program is one warp. A lane holds STEPS consecutive steps, a row is what the lanes hold, later
+steps in earlier lanes, and a block is ROWS rows. Whatever the form, steps are composed within a
+lane, then lane by lane in a row, then row by row in a block, all counted from the sequence's
+beginning, then block by block: neither the batch nor the form that serves it changes a bit.
 
-- short   no row of the batch is longer than SPAN: a program takes ROWS sequences
-- middle  a program takes a sequence, block by block from its end
-- long    few and long sequences: a program takes a block, twice. First it writes the block's map,
+- whole   a program takes a sequence, block by block from its end
+- parts   few and long sequences: a program takes a block, twice. First it writes the block's map,
           from which carry_kernel has what enters each block; then it sweeps the block.
 """
 
@@ -21,14 +21,15 @@ from torch import Tensor
 
 from rlkern.backends.triton._launch import aligned
 
-ROWS = tl.constexpr(16)
-SPAN = tl.constexpr(64)
-BLOCK = tl.constexpr(16 * 64)
+LANES = tl.constexpr(32)
+STEPS = tl.constexpr(4)
+ROWS = tl.constexpr(4)
+SPAN = tl.constexpr(32 * 4)
+BLOCK = tl.constexpr(4 * 32 * 4)
 UNROLL = tl.constexpr(16)
-WARPS = 8  # with 4, 8 steps a thread: half as many warps fit beside one another
-# Derived, not measured: 256 programs with a block each in flight ask for half of what a GPU of
+# Derived, not measured: 512 programs with a block each in flight ask for half of what a GPU of
 # 4.8 TB/s needs to be busy, and three launches cost as much as some 16 blocks one by one.
-LONG, FEW = 16 * 1024, 256
+LONG, FEW = 16 * 512, 512
 
 
 @triton.jit
@@ -46,42 +47,103 @@ def compose(near_decay, near_bias, far_decay, far_bias):
 
 
 @triton.jit
-def scan_tile(decay, bias, carry, CHAINED: tl.constexpr):
-    """Returns x over a tile and, if its rows are one chain, (x at its begin, decay, bias) of it.
-
-    carry is what enters the first row of a chain, or each row of its own.
-    """
-    decay, bias = tl.associative_scan((decay, bias), 1, compose)
-    if CHAINED:
-        row = tl.arange(0, ROWS)
-        ends = tl.arange(0, SPAN)[None, :] == SPAN - 1
-        far_decay = tl.sum(tl.where(ends, decay, 0.0), 1)
-        far_bias = tl.sum(tl.where(ends, bias, 0.0), 1)
-        far_decay, far_bias = tl.associative_scan((far_decay, far_bias), 0, compose)
-        left = apply(far_decay, far_bias, carry)
-        entered = tl.sum(tl.where(row[:, None] == row[None, :] + 1, left[None, :], 0.0), 1)
-        entered = tl.where(row == 0, carry, entered)
-        x = apply(decay, bias, entered[:, None])
-        carry = tl.sum(tl.where(row == ROWS - 1, left, 0.0), 0)
-        far_decay = tl.sum(tl.where(row == ROWS - 1, far_decay, 0.0), 0)
-        return x, carry, far_decay, tl.sum(tl.where(row == ROWS - 1, far_bias, 0.0), 0)
-    else:
-        return apply(decay, bias, carry), carry, 0.0, 0.0
+def steps_of(x):
+    """Returns the STEPS tensors (LANES,) of a row (LANES, STEPS): each lane has its own."""
+    even, odd = tl.split(tl.reshape(x, (LANES, 2, 2)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit
-def tile(base, length, block, CHAINED: tl.constexpr):
-    """Returns where a block begins, its steps (ROWS, SPAN), and the steps left, of it and one more.
+def row_of(steps):
+    """Returns the row (LANES, STEPS) of its steps."""
+    even, odd = tl.join(steps[0], steps[2]), tl.join(steps[1], steps[3])
+    return tl.reshape(tl.join(even, odd), (LANES, STEPS))
 
-    Steps are counted from its beginning, in int32: offsets that stay in registers.
+
+@triton.jit
+def last_lane(x):
+    """Returns what the last lane has, in every lane."""
+    return tl.gather(x, tl.full((LANES,), LANES - 1, tl.int32), 0)
+
+
+@triton.jit
+def lane_before(x, first):
+    """Returns what the lane before has, which holds the steps that follow; `first` in lane 0."""
+    lane = tl.arange(0, LANES)
+    return tl.where(lane == 0, first, tl.gather(x, tl.maximum(lane - 1, 0), 0))
+
+
+@triton.jit
+def scan_row(decay, bias):
+    """Returns the map (decay, bias) of each lane after those before it, given STEPS of each."""
+    far_decay, far_bias = decay[STEPS - 1], bias[STEPS - 1]
+    for step in tl.static_range(STEPS - 2, -1, -1):
+        far_decay, far_bias = compose(far_decay, far_bias, decay[step], bias[step])
+    return tl.associative_scan((far_decay, far_bias), 0, compose)
+
+
+@triton.jit
+def sweep_row(decay, bias, row_map, entered):
+    """Returns x at each of the STEPS of each lane, given what entered the row."""
+    following = lane_before(apply(row_map[0], row_map[1], entered), entered)
+    third = apply(decay[3], bias[3], following)
+    second = apply(decay[2], bias[2], third)
+    first = apply(decay[1], bias[1], second)
+    return apply(decay[0], bias[0], first), first, second, third
+
+
+@triton.jit
+def scan_block(decay, bias, carry):
+    """Returns x at each step of each row, x at the block's begin, and the block's map.
+
+    decay and bias are tuples of ROWS tuples of STEPS, and carry is what enters, in every lane.
     """
-    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, SPAN)[None, :]
+    maps = ()
+    for r in tl.static_range(ROWS):
+        maps += (scan_row(decay[r], bias[r]),)
+    entered, swept = carry, ()
+    far_decay, far_bias = last_lane(maps[0][0]), last_lane(maps[0][1])
+    for r in tl.static_range(ROWS):
+        swept += (sweep_row(decay[r], bias[r], maps[r], entered),)
+        if r > 0:
+            row_decay, row_bias = last_lane(maps[r][0]), last_lane(maps[r][1])
+            far_decay, far_bias = compose(far_decay, far_bias, row_decay, row_bias)
+        entered = apply(far_decay, far_bias, carry)
+    return swept, entered, far_decay, far_bias
+
+
+@triton.jit
+def block_at(base, length, block, VECTOR: tl.constexpr):
+    """Returns where a block begins, and how many steps there are from there, at most BLOCK."""
     begin = tl.cast(block, tl.int64) * BLOCK
-    left = tl.minimum(length - begin, BLOCK + 1).to(tl.int32)
-    if CHAINED:
-        return base + begin, BLOCK - 1 - row * SPAN - column, left
-    else:
-        return base + begin, SPAN - 1 - 0 * row - column, left
+    left = tl.minimum(length - begin, BLOCK).to(tl.int32)
+    # Both are multiples of VECTOR, so that a lane's steps are one access.
+    return tl.multiple_of(base + begin, VECTOR), tl.multiple_of(left, VECTOR)
+
+
+@triton.jit
+def steps_of_row(r: tl.constexpr):
+    """Returns the steps (LANES, STEPS) of a row, counted from the block's beginning.
+
+    In int32: offsets that stay in registers.
+    """
+    lane, step = tl.arange(0, LANES)[:, None], tl.arange(0, STEPS)[None, :]
+    return (BLOCK - SPAN * (r + 1)) + (LANES - 1 - lane) * STEPS + step
+
+
+@triton.jit
+def in_every_lane(pointer):
+    """Returns what is at an address, in every lane."""
+    return tl.load(pointer + 0 * tl.arange(0, LANES))
+
+
+@triton.jit
+def store_once(pointer, x):
+    """Writes what every lane has."""
+    lane = tl.arange(0, LANES)
+    tl.store(pointer + 0 * lane, x, mask=lane == 0)
 
 
 @triton.jit
@@ -95,14 +157,10 @@ def sequence_bounds(sequence, T, bounds_ptr):
 
 
 @triton.jit
-def share(T, sequences, owners, CHAINED: tl.constexpr):
+def share(T, owners):
     """Returns a program's (sequence, base, length), its last block and how many blocks it has."""
     program = tl.program_id(0)
-    if not CHAINED:
-        sequence = program * ROWS + tl.arange(0, ROWS)[:, None]
-        length = tl.where(sequence < sequences, T, 0)
-        return sequence, sequence.to(tl.int64) * T, length, 0, 1
-    elif owners.owner is None:
+    if owners.owner is None:
         base, length = sequence_bounds(program, T, owners.bounds)
         blocks = tl.cdiv(length, BLOCK)
         return program, base, length, blocks - 1, blocks
@@ -138,7 +196,7 @@ def carry_kernel(maps, bounds_ptr):
 
 
 class Maps(NamedTuple):
-    """What the long form knows of each block: its map, what enters it, a number of the caller's."""
+    """What is known of each block: its map, what enters it, and a number of the caller's."""
 
     decay: Tensor
     bias: Tensor
@@ -147,18 +205,18 @@ class Maps(NamedTuple):
 
 
 class Owners(NamedTuple):
-    """Where sequences begin and, in the long form, which of them each block belongs to."""
+    """Where sequences begin and, in the form of parts, which of them each block belongs to."""
 
     bounds: Tensor | None = None
     owner: Tensor | None = None
 
 
 class Plan(NamedTuple):
-    """How a batch is served: by how many programs, of what form."""
+    """How a batch is served: by how many programs, with accesses of how many steps."""
 
     programs: int
     sequences: int
-    chained: bool
+    vector: int
     owners: Owners = Owners()
 
 
@@ -166,14 +224,13 @@ def plan(x: Tensor, cu_seqlens: Tensor | None) -> Plan:
     """Returns how the sequences of x are served; how long packed ones are is not known here."""
     if cu_seqlens is None:
         sequences, length = x.shape
-        if length <= SPAN.value:
-            return Plan(triton.cdiv(sequences, ROWS.value), sequences, False)
+        vector = 1 if length % STEPS.value else STEPS.value
     else:
-        sequences = cu_seqlens.shape[0] - 1
+        sequences, vector = cu_seqlens.shape[0] - 1, 1
         # The longest may have all steps; where blocks are not full, one is not worth two reads.
         length = x.shape[0] if x.shape[0] >= sequences * BLOCK.value else 0
     if length <= LONG or sequences >= FEW:
-        return Plan(sequences, sequences, True, aligned(Owners(cu_seqlens)))
+        return Plan(sequences, sequences, vector, aligned(Owners(cu_seqlens)))
     steps, device = x.numel(), x.device
     bounds = cu_seqlens
     if bounds is None:
@@ -182,11 +239,11 @@ def plan(x: Tensor, cu_seqlens: Tensor | None) -> Plan:
     slots = steps // BLOCK.value + sequences
     first = bounds[:-1] // BLOCK.value + torch.arange(sequences, device=device)
     owner = torch.searchsorted(first, torch.arange(slots, device=device), right=True) - 1
-    return Plan(slots, sequences, True, aligned(Owners(bounds, owner)))
+    return Plan(slots, sequences, vector, aligned(Owners(bounds, owner)))
 
 
 def serve(planned: Plan, x: Tensor, launch: Callable[[Maps | None, bool], None]) -> None:
-    """Calls launch(maps, sweeps): once without maps, in the long form to make and to use them."""
+    """Calls launch(maps, sweeps): once without maps, in parts to make and to use them."""
     with torch.cuda.device_of(x):
         if planned.owners.owner is None:
             launch(None, True)

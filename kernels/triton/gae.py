@@ -10,7 +10,25 @@ from torch import Tensor
 
 from rlkern.backends.eager.whiten import whiten
 from rlkern.backends.triton._launch import aligned, kernel
-from rlkern.backends.triton._scan import BLOCK, WARPS, Maps, plan, scan_tile, serve, share, tile
+from rlkern.backends.triton._scan import (
+    BLOCK,
+    LANES,
+    ROWS,
+    STEPS,
+    Maps,
+    block_at,
+    in_every_lane,
+    lane_before,
+    last_lane,
+    plan,
+    row_of,
+    scan_block,
+    serve,
+    share,
+    steps_of,
+    steps_of_row,
+    store_once,
+)
 
 
 class Steps(NamedTuple):
@@ -45,61 +63,123 @@ def _value_from(value_ptr, mask_ptr, begin, end, after):
         counts = tl.load(mask_ptr + step, mask=step < end, other=0) != 0
         first = tl.min(tl.where(counts, step, end), 0)
         begin += BLOCK
-    return tl.load(value_ptr + first, mask=first < end, other=after)
+    found = tl.load(value_ptr + first, mask=first < end, other=0.0)
+    return tl.where(first < end, found, after)
+
+
+@triton.jit
+def _later(near, far):
+    return tl.maximum(near, far)
+
+
+@triton.jit
+def _load_row(steps, begin, left, r: tl.constexpr):
+    """Returns (counts, reward, value) of a row, each as its STEPS; 0 where a step does not count.
+
+    A lane without a step that counts reads its mask alone.
+    """
+    step = steps_of_row(r)
+    here, exists = begin + step, step < left
+    counts = steps_of(tl.load(steps.mask + here, mask=exists, other=0) != 0)
+    exists &= (counts[0] | counts[1] | counts[2] | counts[3])[:, None]
+    reward = steps_of(tl.load(steps.reward + here, mask=exists, other=0.0))
+    value = steps_of(tl.load(steps.value + here, mask=exists, other=0.0))
+    return counts, reward, value
+
+
+@triton.jit
+def _following_values(counts, value, after):
+    """Returns the value of the next counted step after each of the STEPS, and from the row's begin.
+
+    They are copies, so that δ has no digits fewer where values are large. `after` follows the row.
+    """
+    first, some = value[STEPS - 1], counts[STEPS - 1]
+    for step in tl.static_range(STEPS - 2, -1, -1):
+        first = tl.where(counts[step], value[step], first)
+        some |= counts[step]
+    nearest = tl.associative_scan(tl.where(some, tl.arange(0, LANES), -1), 0, _later)
+    known = tl.gather(first, tl.maximum(nearest, 0), 0)
+    known = tl.where(nearest < 0, after, known)
+    fourth = lane_before(known, after)
+    third = tl.where(counts[3], value[3], fourth)
+    second = tl.where(counts[2], value[2], third)
+    first = tl.where(counts[1], value[1], second)
+    return (first, second, third, fourth), last_lane(known)
+
+
+@triton.jit
+def _maps_of_steps(counts, reward, value, following, discount, decay):
+    """Returns decays and biases of the STEPS: x ↦ δ + decay·x, or x where a step does not count."""
+    decays, biases = (), ()
+    for k in tl.static_range(STEPS):
+        delta = tl.fma(following[k], discount, reward[k]) - value[k]
+        decays += (tl.where(counts[k], decay, 1.0),)
+        biases += (tl.where(counts[k], delta, 0.0),)
+    return decays, biases
+
+
+@triton.jit
+def _store_row(out, begin, left, counts, value, swept, r: tl.constexpr):
+    """Writes advantages and targets of a row; 0 where a step does not count."""
+    advantage, target = (), ()
+    for k in tl.static_range(STEPS):
+        advantage += (tl.where(counts[k], swept[k], 0.0),)
+        target += (tl.where(counts[k], swept[k] + value[k], 0.0),)
+    step = steps_of_row(r)
+    here, exists = begin + step, step < left
+    tl.store(out.advantage + here, row_of(advantage), mask=exists)
+    tl.store(out.target + here, row_of(target), mask=exists)
 
 
 @kernel
 def gae_kernel(
     steps, rates, bootstrap_ptr, out, maps, owners, T: tl.int64, sequences: tl.int64,
-    CHAINED: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """One program per tile of sequences, per sequence, or per block, as _scan.py says.
+    """One program per sequence, or per block, as _scan.py says.
 
-    - reads reward once, value and mask twice, the second time one step ahead and from the cache
+    - reads the mask once; reward and value once, but not in lanes without a step that counts
     - writes advantage and target once; without them, the map of its block
     - never materialises δ or the value of the next counted step; from block to block go two scalars
     """
     program = tl.program_id(0)
-    sequence, base, length, block, blocks = share(T, sequences, owners, CHAINED)
-    present = sequence < sequences
+    sequence, base, length, block, blocks = share(T, owners)
     discount, decay = rates.discount, rates.decay
     if rates.of_sequences is not None:  # (2, sequences)
-        discount = tl.load(rates.of_sequences + sequence, mask=present, other=0.0)
-        decay = tl.load(rates.of_sequences + sequences + sequence, mask=present, other=0.0)
-    advantage_carry = tl.zeros((), tl.float32)
-    value_carry = tl.zeros((), tl.float32)
+        discount = tl.load(rates.of_sequences + sequence)
+        decay = tl.load(rates.of_sequences + sequences + sequence)
+    advantage_carry = tl.zeros((LANES,), tl.float32)
+    value_carry = tl.zeros((LANES,), tl.float32)
     if bootstrap_ptr is not None:
-        value_carry = tl.load(bootstrap_ptr + sequence, mask=present, other=0.0)
-    for back in range(0, blocks):
-        begin, step, left = tile(base, length, block - back, CHAINED)
-        here, exists = begin + step, step < left
+        value_carry = in_every_lane(bootstrap_ptr + sequence)
+    # Where a row's steps lie would otherwise stay in registers from block to block.
+    for back in tl.range(0, blocks, disable_licm=True):
+        begin, left = block_at(base, length, block - back, VECTOR)
         if out is None:
             value_carry = _value_from(
                 steps.value, steps.mask, begin + BLOCK, base + length, value_carry
             )
-            tl.store(maps.callers + program, value_carry)
+            store_once(maps.callers + program, value_carry)
         elif maps is not None:
-            advantage_carry = tl.load(maps.entering + program)
-            value_carry = tl.load(maps.callers + program)
-        counts = tl.load(steps.mask + here, mask=exists, other=0) != 0
-        # What is masked may hold anything: it is not read.
-        reward = tl.load(steps.reward + here, mask=counts, other=0.0)
-        value = tl.load(steps.value + here, mask=counts, other=0.0)
-        known = tl.load(steps.mask + here + 1, mask=step + 1 < left, other=0) != 0
-        next_value = tl.load(steps.value + here + 1, mask=known, other=0.0)
-        # Decays of 0 and 1 copy the value of the next counted step exactly.
-        following, value_carry, _, _ = scan_tile(
-            tl.where(known, 0.0, 1.0), next_value, value_carry, CHAINED
-        )
-        delta = tl.where(counts, tl.fma(following, discount, reward) - value, 0.0)
-        rate = tl.where(counts, decay, 1.0)
-        x, advantage_carry, rate, bias = scan_tile(rate, delta, advantage_carry, CHAINED)
+            advantage_carry = in_every_lane(maps.entering + program)
+            value_carry = in_every_lane(maps.callers + program)
+        rows = ()
+        for r in tl.static_range(ROWS):
+            rows += (_load_row(steps, begin, left, r),)
+        decays, biases = (), ()
+        for r in tl.static_range(ROWS):
+            counts, reward, value = rows[r]
+            following, value_carry = _following_values(counts, value, value_carry)
+            d, b = _maps_of_steps(counts, reward, value, following, discount, decay)
+            decays += (d,)
+            biases += (b,)
+        swept, advantage_carry, far_decay, far_bias = scan_block(decays, biases, advantage_carry)
         if out is None:
-            tl.store(maps.decay + program, rate)
-            tl.store(maps.bias + program, bias)
+            store_once(maps.decay + program, far_decay)
+            store_once(maps.bias + program, far_bias)
         else:
-            tl.store(out.advantage + here, tl.where(counts, x, 0.0), mask=exists)
-            tl.store(out.target + here, tl.where(counts, x + value, 0.0), mask=exists)
+            for r in tl.static_range(ROWS):
+                _store_row(out, begin, left, rows[r][0], rows[r][2], swept[r], r)
 
 
 def gae(
@@ -125,7 +205,7 @@ def gae(
     def launch(maps: Maps | None, sweeps: bool) -> None:
         gae_kernel[(planned.programs,)](
             steps, rates, bootstrap, out if sweeps else None, maps, planned.owners,
-            reward.shape[-1], planned.sequences, CHAINED=planned.chained, num_warps=WARPS,
+            reward.shape[-1], planned.sequences, VECTOR=planned.vector, num_warps=1,
             enable_fp_fusion=True,
         )  # fmt: skip
 

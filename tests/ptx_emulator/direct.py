@@ -80,12 +80,6 @@ def loss_in_place() -> None:
     loss(kernels, given, given.logits)
 
 
-def advantages() -> None:
-    """Launches the advantages of a sequence of two blocks."""
-    x = torch.linspace(-1, 1, 1100).reshape(1, 1100)
-    kernels.gae(x, x.flip(1), x != 0, COEFFICIENTS)
-
-
 def vectors(B: int, T: int) -> None:
     """Launches what sees no vocabulary, on B sequences of T steps."""
     x = torch.linspace(-1, 1, B * T).reshape(B, T)
@@ -235,3 +229,33 @@ def long_scan_errors(target: str) -> tuple[float, float]:
     assert not machine.races
     own = eager.reverse_scan(x, decay)
     return tuple(float((y - oracle).abs().max()) for y in (got, own))  # type: ignore[return-value]
+
+
+def packed_scans_are_the_same(target: str) -> bool:
+    """Returns whether rows read 16 bytes at a time have the bits of packed ones, read 4 at a time.
+
+    Of sequences of several blocks, whole and in parts; the packed ones begin anywhere.
+    """
+    random, lengths = torch.Generator().manual_seed(0), (1100, 1, 8704)
+    same = []
+    for parts in (0, 3):
+        bounds = torch.tensor((0, parts, *(lengths[-1:] if parts else lengths))).cumsum(0)
+        steps = int(bounds[-1])
+        reward, value = torch.randn(2, steps, generator=random)
+        mask = torch.rand(steps, generator=random) < 0.6
+        decay = torch.where(mask, 0.9, 1.0)
+        with emulated(target) as machine:
+            packed = (
+                *kernels.gae(reward, value, mask, COEFFICIENTS, None, bounds),
+                kernels.reverse_scan(reward, decay, bounds),
+            )
+            for begin, end in zip(bounds.tolist(), bounds[1:].tolist()):
+                if (end - begin) % 4 == 0:
+                    own = [x[None, begin:end].clone() for x in (reward, value, mask, decay)]
+                    alone = (
+                        *kernels.gae(*own[:3], COEFFICIENTS),
+                        kernels.reverse_scan(own[0], own[3]),
+                    )
+                    same += [x[None, begin:end].equal(y) for x, y in zip(packed, alone)]
+        same.append(not machine.races)
+    return all(same)

@@ -22,15 +22,17 @@ def whole_warps(active: Any) -> None:
         raise PtxFault("an instruction of whole warps reached by part of one")
 
 
-@cache
-def source_lane(mode: str, n: int, c: int) -> tuple[Any, Any]:
-    """Returns (which lane each reads, whether it is within its segment)."""
+def source_lane(mode: str, n: Any, c: int) -> tuple[Any, Any]:
+    """Returns (which lane each reads, whether it is within its segment); n may differ by lane."""
     segment, clamp = (c >> 8) & 31, c & 31
     lowest = LANE & segment
     highest = lowest | (clamp & ~segment)
     moved = {"bfly": LANE ^ n, "up": LANE - n, "down": LANE + n, "idx": lowest | (n & ~segment)}
     inside = moved[mode] >= highest if mode == "up" else moved[mode] <= highest
     return np.where(inside, moved[mode], LANE), inside
+
+
+_known_source_lane = cache(source_lane)
 
 
 def shuffle(program: Program, i: Instruction) -> Step:
@@ -40,14 +42,19 @@ def shuffle(program: Program, i: Instruction) -> Step:
 
     def step(m: Any, active: Any) -> None:
         n, c = distance(m), clamp(m)
-        if np.ndim(n) or np.ndim(c):
-            raise PtxFault("a shuffle whose lanes differ by thread is not known here")
-        lane, inside = source_lane(mode, int(n), int(c))
-        present = active.reshape(-1, WARP)[:, lane]
-        value = m.full(read(m)).reshape(-1, WARP)[:, lane]
+        if np.ndim(c):
+            raise PtxFault("a shuffle whose segments differ by thread is not known here")
+        rows = active.reshape(-1, WARP)
+        if np.ndim(n):
+            lane, inside = source_lane(mode, (n & 31).astype(int).reshape(-1, WARP), int(c))
+        else:
+            lane, inside = _known_source_lane(mode, int(n), int(c))
+        lane, inside = np.broadcast_to(lane, rows.shape), np.broadcast_to(inside, rows.shape)
+        present = np.take_along_axis(rows, lane, 1)
+        value = np.take_along_axis(m.full(read(m)).reshape(-1, WARP), lane, 1)
         m.put(names[0], np.where(present, value, POISON[4]).ravel(), active)
         if len(names) > 1:
-            m.put(names[1], np.tile(inside, len(value)), active)
+            m.put(names[1], inside.ravel(), active)
 
     return step
 
@@ -73,7 +80,7 @@ def reduction(program: Program, i: Instruction) -> Step:
 
 def _halves(program: Program, i: Instruction, address: str) -> Any:
     """Returns the function of (machine, matrix) that has the addresses of a lane's two halves."""
-    if i.kind != "b16" or "x4" not in i.parts:
+    if i.kind != "b16" or not {"x1", "x2", "x4"} & set(i.parts):
         raise PtxFault(f"{'.'.join(i.parts)} is not known here")
     at, transposed = program.address(address), "trans" in i.parts
 
