@@ -348,7 +348,10 @@ __device__ Stat slice_statistics(const Slice<S>& slice, const Temper<CAPPED>& te
 __device__ inline Stat row_statistics(const Stat& slice, int blocks) {
   Stat* const mine = &block_memory()->slice;
   if (threadIdx.x == 0) *mine = slice;
-  cluster_arrive();
+  if (threadIdx.x < kWarp)
+    cluster_arrive();
+  else
+    cluster_arrive_relaxed();
   cluster_wait();
   if (threadIdx.x != 0) return slice;
   Stat row = of_block(mine, 0);
