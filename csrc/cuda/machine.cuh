@@ -121,16 +121,26 @@ __device__ inline void load_16_bytes(void* x, const void* p) {
   *static_cast<uint4*>(x) = *static_cast<const uint4*>(p);
 }
 
-// The blocks of a cluster: before sm_90 each block is one of its own.
+// The blocks of a cluster: before sm_90 each block is one of its own. After cluster_wait() a thread
+// sees what others have written before cluster_arrive(). The relaxed one waits for no memory: it is
+// for threads that have written nothing for other blocks, and used all that they have read of them.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-__device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
-__device__ inline void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 template <class T>
 __device__ T of_block(T* mine, int rank) {
   return *cooperative_groups::this_cluster().map_shared_rank(mine, rank);
 }
 #else
 __device__ inline void cluster_arrive() {}
+__device__ inline void cluster_arrive_relaxed() {}
 __device__ inline void cluster_wait() { __syncthreads(); }
 template <class T>
 __device__ T of_block(T* mine, int) {

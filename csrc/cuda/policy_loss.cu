@@ -74,6 +74,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     share_slope(row, temper, own_x, scored.logprob, result.grad_logprob, result.grad_entropy, 0.0f);
   }
   __syncthreads();
+  cluster_arrive_relaxed();
   if (grad) write_gradient(slice, grad, temper, token);
   cluster_wait();
 }

@@ -25,7 +25,7 @@ struct Stat {
 // What the threads of a block share beside their slice.
 struct Block {
   Stat slice;
-  float max, a, b, own;  // of the row: what its gradient is made of
+  float scale, shift, a, b, own;  // of the row: what its gradient is made of
   float of_warps[4][kWarps];
 };
 static_assert(sizeof(Block) <= kBlockBytes, "the slice lies behind it");
@@ -238,34 +238,35 @@ struct Temper {
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 
 // exp(z − max) as a power of 2, by one multiplication and addition for each logit:
-// z − max = ln 2·(power(x) − lost) and exp(z − max) = 2^power(x) / unit, where lost and unit are
+// z − max = ln 2·(power(bounded) − lost) and exp(z − max) = 2^power / unit, where lost and unit are
 // what rounding max and shift has made of 0 and 1. That of the largest logit is 1 exactly.
-template <bool CAPPED>
 struct Powers {
   // Beyond it float32 tells equal logits from others, and little else.
   static constexpr float kMostShift = 1 << 30;
   // 2 to this power is 0. Lower ones are not formed: 0·(−inf) would be NaN.
   static constexpr float kLowest = -151;
-  Temper<CAPPED> temper;
   float scale, shift, lost, unit;
 
-  // top: the bounded logit of which max is factor times as large, but for rounding.
-  __device__ Powers(const Temper<CAPPED>& temper, float top, float max) : temper(temper) {
-    scale = temper.factor * kLog2e;
-    shift = top * scale;
-    float of_max = fmaf(top, temper.factor, -max) * kLog2e;
-    if (fabsf(shift) >= kMostShift) {
-      scale = power_of_2_below(temper.factor);
-      shift = top * scale;  // exact
-      of_max = 0;
-    }
-    const float of_shift = fmaf(top, scale, -shift);
-    lost = of_shift - of_max;
-    unit = exp2_fast(of_shift) * exp2f(-of_max);
-  }
   __device__ float power(float bounded) const { return fmaf(bounded, scale, -shift); }
   __device__ float finite_power(float bounded) const { return larger(power(bounded), kLowest); }
 };
+
+// top: the bounded logit of which max is factor times as large, but for rounding.
+__device__ inline Powers powers_of(float factor, float top, float max) {
+  Powers powers;
+  powers.scale = factor * kLog2e;
+  powers.shift = top * powers.scale;
+  float of_max = fmaf(top, factor, -max) * kLog2e;
+  if (fabsf(powers.shift) >= Powers::kMostShift) {
+    powers.scale = power_of_2_below(factor);
+    powers.shift = top * powers.scale;  // exact
+    of_max = 0;
+  }
+  const float of_shift = fmaf(top, powers.scale, -powers.shift);
+  powers.lost = of_shift - of_max;
+  powers.unit = exp2_fast(of_shift) * exp2f(-of_max);
+  return powers;
+}
 
 // Leaves join over each warp in shared memory; after a barrier join_warps returns it of the block.
 template <class Join>
@@ -303,13 +304,14 @@ __device__ inline Stat join(const Stat& x, const Stat& y) {
 
 // Leaves the sums of each warp: of 2^p, of p·2^p and of its square.
 template <bool SQUARES, bool ALIGNED, class S, bool CAPPED>
-__device__ void leave_sums(const Slice<S>& slice, const Powers<CAPPED>& powers) {
+__device__ void leave_sums(const Slice<S>& slice, const Temper<CAPPED>& temper,
+                           const Powers& powers) {
   const int groups = slice.groups();
   float sum = 0, weighted_sum = 0, square_sum = 0;
 #pragma unroll Temper < CAPPED> ::kUnroll
   for (int g = threadIdx.x; g < groups; g += kThreads) {
     slice.template group_at<ALIGNED>(g * Group<S>::kWidth).each([&](float x) {
-      const float p = powers.finite_power(powers.temper.bounded(x)), e = exp2_fast(p);
+      const float p = powers.finite_power(temper.bounded(x)), e = exp2_fast(p);
       sum += e;
       weighted_sum += e * p;
       if (SQUARES) square_sum += e * e;
@@ -328,11 +330,11 @@ __device__ Stat slice_statistics(const Slice<S>& slice, const Temper<CAPPED>& te
   __syncthreads();
   const float top = temper.bounded(join_warps(3, Larger())), max = top * temper.factor;
   if (max == -INFINITY) return {-FLT_MAX, 0, 0, 0};
-  const Powers<CAPPED> powers(temper, top, max);
+  const Powers powers = powers_of(temper.factor, top, max);
   if (misalignment(slice.kept) == 0)
-    leave_sums<SQUARES, true>(slice, powers);
+    leave_sums<SQUARES, true>(slice, temper, powers);
   else
-    leave_sums<SQUARES, false>(slice, powers);
+    leave_sums<SQUARES, false>(slice, temper, powers);
   __syncthreads();
   if (threadIdx.x != 0) return {};
   const float sum = join_warps(0, Add()), unit = powers.unit;
@@ -341,19 +343,19 @@ __device__ Stat slice_statistics(const Slice<S>& slice, const Temper<CAPPED>& te
 }
 
 // The statistics of the whole row, in the first thread of every block: joined in the order of the
-// slices, so that all blocks of a cluster have the same bits. No block may leave before the
-// cluster_wait() for which all have arrived here.
+// slices, so that all blocks of a cluster have the same bits. No block may leave before all have
+// used theirs.
 __device__ inline Stat row_statistics(const Stat& slice, int blocks) {
   Stat* const mine = &block_memory()->slice;
   if (threadIdx.x == 0) *mine = slice;
-  cluster_arrive();
+  if (threadIdx.x < kWarp)
+    cluster_arrive();
+  else
+    cluster_arrive_relaxed();
   cluster_wait();
-  Stat row = slice;
-  if (threadIdx.x == 0) {
-    row = of_block(mine, 0);
-    for (int rank = 1; rank < blocks; ++rank) row = join(row, of_block(mine, rank));
-  }
-  cluster_arrive();
+  if (threadIdx.x != 0) return slice;
+  Stat row = of_block(mine, 0);
+  for (int rank = 1; rank < blocks; ++rank) row = join(row, of_block(mine, rank));
   return row;
 }
 
@@ -372,7 +374,8 @@ __device__ inline float entropy_of(const Stat& row) {
   return logf(row.sum) - row.weighted_sum / row.sum;
 }
 
-// What the gradient of a row is made of, from its scalars: in the first thread of a block.
+// What the gradient of a row is made of, from its scalars: in the first thread of a block. The
+// gradient is dz = exp(d)·(a + b·d), here in powers of 2.
 template <bool CAPPED>
 __device__ void share_slope(const Stat& row, const Temper<CAPPED>& temper, float own_x,
                             float logprob, float grad_logprob, float grad_entropy, float grad_lse) {
@@ -381,21 +384,22 @@ __device__ void share_slope(const Stat& row, const Temper<CAPPED>& temper, float
   const float own = temper.bounded(own_x);
   const float own_d = fminf(fmaf(own, temper.factor, -row.max), 0.0f);
   const RowSlope slope = row_slope(sums, own_d, logprob, grad_logprob, grad_entropy, grad_lse);
-  const float scale = temper.inv_temperature / row.sum;
-  block->max = row.max;
-  block->a = float(slope.a) * scale;
-  block->b = float(slope.b) * scale;
+  const Powers powers = powers_of(temper.factor, row.max / temper.factor, row.max);
+  const float scale = temper.inv_temperature / (row.sum * powers.unit);
+  block->scale = powers.scale;
+  block->shift = powers.shift;
+  block->b = float(slope.b) * scale * kLn2;
+  block->a = float(slope.a) * scale - block->b * powers.lost;
   block->own = float(slope.token) * temper.inv_temperature * temper.cap_slope(own);
 }
 
-// Writes the gradient of the slice: dz = exp(d)·(a + b·d), and the token's own element.
+// Writes the gradient of the slice, and the token's own element.
 template <class S, bool CAPPED>
 __device__ void write_gradient(const Slice<S>& slice, S* row, const Temper<CAPPED>& temper,
                                int64_t token) {
   const Block* const block = block_memory();
-  const float max = block->max;
-  const Powers<CAPPED> powers(temper, max / temper.factor, max);
-  const float b = block->b * kLn2 / powers.unit, a = block->a / powers.unit - b * powers.lost;
+  const Powers powers{block->scale, block->shift, 0, 1};
+  const float a = block->a, b = block->b;
   // Without the entropy's share there is no 0·(−inf) to avoid.
   if (b == 0)
     write_slice<Temper<CAPPED>::kUnroll>(slice, row, [&](float x) {

@@ -11,7 +11,7 @@ namespace rlkern {
 // A constant, so that a loop's addresses are constants apart. Larger clusters are not portable.
 constexpr int kWarp = 32, kThreads = 256, kWarps = kThreads / kWarp, kLogMostBlocks = 3;
 // Shared memory of a block: what its threads share, then its slice, at any alignment.
-constexpr int kBlockBytes = 160, kAlignment = 16;
+constexpr int kBlockBytes = 176, kAlignment = 16;
 // Of the 228 KB of an sm_90 or sm_100 three blocks get this each, and 1 KB that the driver takes.
 constexpr int kThirdOfSharedMemory = 75 * 1024;
 // How many blocks of a kernel a multiprocessor's registers must suffice for.

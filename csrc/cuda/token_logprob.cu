@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     p.log_sum[i] = logf(row.sum);
     p.sum_pi_squared[i] = row.square_sum / (row.sum * row.sum);
   }
+  cluster_arrive_relaxed();
   cluster_wait();
 }
 

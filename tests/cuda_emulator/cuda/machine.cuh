@@ -279,6 +279,7 @@ inline void store_16_bytes(void* p, const void* x) {
 }
 
 inline void cluster_arrive() { machine.now->cluster_generation = machine.cluster.arrive(); }
+inline void cluster_arrive_relaxed() { cluster_arrive(); }
 inline void cluster_wait() { machine.cluster.wait(machine.now->cluster_generation); }
 template <class T>
 T of_block(T* mine, int rank) {
