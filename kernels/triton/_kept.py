@@ -24,6 +24,7 @@ from rlkern.backends.triton._rows import (
     store_last,
     store_own,
     store_zeros,
+    zero_tile,
 )
 
 # 2 to 8 ids of 64 bits per thread of the programs of _rows.SHAPES; few kept sets are longer.
@@ -110,7 +111,7 @@ def store_kept_gradient(
     """Writes a row of zeros, and over them the gradient of the kept ids and of the token."""
     # In place the zeros overwrite logits that other warps have still to copy to the scratch.
     tl.debug_barrier()
-    store_last(grad_row, V, tl.zeros((TILE.parts, TILE.lanes, TILE.vector), tl.float32), TILE)
+    store_last(grad_row, V, zero_tile(TILE), TILE)
     store_zeros(grad_row, last_block(V, TILE), TILE)
     # Other warps wrote the zeros, and the scratch, that this one meets.
     store_own(grad_row, row, slopes)

@@ -191,7 +191,13 @@ def tile_columns(TILE: tl.constexpr):
     """Returns the columns of a block, a tile."""
     part = tl.arange(0, TILE.parts)[:, None, None] * TILE.lanes
     lane = tl.arange(0, TILE.lanes)[None, :, None]
-    return (part + lane) * TILE.vector + tl.arange(0, TILE.vector)[None, None, :]
+    columns = (part + lane) * TILE.vector + tl.arange(0, TILE.vector)[None, None, :]
+    if TILE.vector > 1:
+        VECTOR: tl.constexpr = TILE.vector
+        # Orders the axes, no more: threads lie along the vector, then along the lanes. Triton 3.6
+        # would lay them along the parts, and sum what a lane has by shuffles.
+        columns = tl.max_contiguous(columns, (1, 2, VECTOR))
+    return columns
 
 
 @triton.jit
@@ -258,7 +264,8 @@ def rounding(top, scale):
 @triton.jit
 def empty_sums(TILE: tl.constexpr):
     """Returns the sums of no logits at all, of each lane."""
-    zero = tl.zeros((TILE.lanes,), tl.float32)
+    LANES: tl.constexpr = TILE.lanes
+    zero = tl.zeros((LANES,), tl.float32)
     return Sums(zero + LOWEST, zero, zero, zero)
 
 
@@ -386,13 +393,21 @@ def store_last(grad_row, V, grad, TILE: tl.constexpr):
 
 
 @triton.jit
+def zero_tile(TILE: tl.constexpr):
+    """Returns the gradient of a block that has none."""
+    PARTS: tl.constexpr = TILE.parts
+    LANES: tl.constexpr = TILE.lanes
+    VECTOR: tl.constexpr = TILE.vector
+    return tl.zeros((PARTS, LANES, VECTOR), tl.float32)
+
+
+@triton.jit
 def store_zeros(grad_row, end, TILE: tl.constexpr):
     """Writes zeros as the gradient of the full blocks before end."""
     BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
     if not TILE.one_block:
         for start in tl.range(0, end, BLOCK, num_stages=1):
-            zeros = tl.zeros((TILE.parts, TILE.lanes, TILE.vector), tl.float32)
-            store_block(grad_row, start, zeros, TILE)
+            store_block(grad_row, start, zero_tile(TILE), TILE)
 
 
 @triton.jit

@@ -136,6 +136,7 @@ def policy_loss_kernel(
       row's statistics
     - never materialises log-probabilities, probabilities or a one-hot row
     """
+    TILE: tl.constexpr = LAUNCH.tile
     layout = Layout(N, T, V, stride_b, stride_t, grad_stride_b, grad_stride_t)
     first = tl.program_id(0)
     end = N if LAUNCH.persistent else first + 1
@@ -143,7 +144,7 @@ def policy_loss_kernel(
     # What does not depend on the row would otherwise stay in registers from row to row.
     for i in tl.range(first, end, step, disable_licm=True):
         i = tl.cast(i, tl.int64)
-        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, LAUNCH.tile)
+        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, TILE)
 
 
 @kernel
@@ -159,6 +160,7 @@ def kept_policy_loss_kernel(
     - writes zeros and over them the gradient of the kept columns, and the row's statistics
     - never materialises a mask of the vocabulary
     """
+    TILE: tl.constexpr = LAUNCH.tile
     layout = Layout(N, T, V, stride_b, stride_t, grad_stride_b, grad_stride_t)
     i = tl.program_id(0).to(tl.int64)
     counted = tl.load(rows.weight + i) != 0
@@ -166,7 +168,7 @@ def kept_policy_loss_kernel(
     if kept > 0:
         loss_of_kept_row(i, logits_ptr, rows, softmax, objective, out, layout, K, LAUNCH)
     else:
-        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, LAUNCH.tile)
+        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, TILE)
 
 
 def policy_loss(

@@ -88,12 +88,13 @@ def token_logprob_forward(
     - writes five float32 scalars
     - never materialises probabilities; a row that does not count is not read
     """
+    TILE: tl.constexpr = LAUNCH.tile
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, LAUNCH.tile.vector)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
     row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
-    _, sums = sweep_sums(row_ptr, row, softcap, V, True, LAUNCH.tile)
+    _, sums = sweep_sums(row_ptr, row, softcap, V, True, TILE)
     store_scored(scored, i, row, softcap, sums)
 
 
@@ -109,18 +110,19 @@ def kept_token_logprob_forward(
     - writes five float32 scalars
     - never materialises a mask of the vocabulary
     """
+    TILE: tl.constexpr = LAUNCH.tile
     KEPT_BLOCK: tl.constexpr = LAUNCH.kept_block
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, LAUNCH.tile.vector)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
     row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
     keep_row = softmax.keep + i * K
     # Two loops, of which one is empty: as branches they would need scalar registers gfx942 lacks.
     kept = kept_length(keep_row, K, counted, KEPT_BLOCK)
     some = kept_sums(row_ptr, keep_row, None, row, softcap, kept, V, True, KEPT_BLOCK)
     whole = Row(counted & (kept == 0), row.token, row.logit, row.inv_temperature)
-    _, every = sweep_sums(row_ptr, whole, softcap, V, True, LAUNCH.tile)
+    _, every = sweep_sums(row_ptr, whole, softcap, V, True, TILE)
     sums = either(kept > 0, some, every)
     store_scored(scored, i, row, softcap, sums)
 

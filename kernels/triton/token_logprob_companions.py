@@ -85,7 +85,7 @@ def companion_forward(
     scale = row.inv_temperature * LOG2E
     last = last_block(V, TILE)
     sums = empty_sums(TILE)
-    zero = tl.zeros((TILE.lanes,), tl.float32)
+    zero = tl.zeros_like(sums.total)
     seen = Seen(zero, zero, zero - float("inf"), zero - float("inf"))
     if not TILE.one_block:
         for start in tl.range(0, tl.where(counted, last, 0), BLOCK, num_stages=1):
