@@ -22,7 +22,7 @@ from rlkern.ops.group_advantage import group_segments  # noqa: E402
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 OBJECTIVE = Objective("ppo_clip", "token", "k3", (0.2, 0.28, 0.0, 0.0), 0.1, 0.01)
-BLOCKS = sorted({block for _, block, _ in SHAPES})
+BLOCKS = sorted({shape.block for shape in SHAPES})
 SEAMS = [1, 2, 127, 128, 129, 1023, 1025, 4095, 4096, 4097, 8192, 65537, 73728, 73729]
 
 
@@ -256,8 +256,8 @@ def test_a_float64_call_is_refused_with_a_reason():
 
 
 def test_every_vocabulary_has_a_launch_shape_and_short_ones_fit_one_block():
-    assert all(V <= launch_shape(V)[0] for V in range(1, BLOCKS[-2] + 1))
-    assert launch_shape(65536) == (BLOCKS[-2], 8) and launch_shape(262144) == (BLOCKS[-1], 16)
+    assert all(V <= launch_shape(V).block for V in range(1, BLOCKS[-2] + 1))
+    assert launch_shape(65536).block == BLOCKS[-2] and launch_shape(262144).block == BLOCKS[-1]
 
 
 @pytest.mark.parametrize("V", [9000, 70000])

@@ -12,12 +12,19 @@ import triton.language as tl
 from torch import Tensor
 
 from rlkern.backends.triton._rows import (
+    LOG2E,
+    LOWEST,
     Sums,
-    absorb_block,
     block_gradient,
-    store_gradient,
-    temper,
-    whole_row,
+    cap,
+    exponents,
+    last_block,
+    rescaling,
+    rounding,
+    store_last,
+    store_own,
+    store_zeros,
+    zero_tile,
 )
 
 # 2 to 8 ids of 64 bits per thread of the programs of _rows.SHAPES; few kept sets are longer.
@@ -58,6 +65,20 @@ def kept_block(keep_row, at, K, token, V):
 
 
 @triton.jit
+def absorb_kept(y, sums, scale, SQUARES: tl.constexpr):
+    """Returns the sums of the row after a block of kept ids more."""
+    top = tl.maximum(sums.max, tl.max(y, 0))
+    drop, keep = rescaling(sums.max, top, scale)
+    d = exponents(y, top, scale)
+    e = tl.exp2(d)
+    squares = sums.squares
+    if SQUARES:
+        squares = squares * keep * keep + tl.sum(e * e, 0)
+    moment = (sums.moment + drop * sums.total) * keep + tl.sum(e * d, 0)
+    return Sums(top, sums.total * keep + tl.sum(e, 0), moment, squares)
+
+
+@triton.jit
 def kept_sums(
     row_ptr, keep_row, scratch_row, row, softcap, K, V,
     SQUARES: tl.constexpr, BLOCK: tl.constexpr,
@@ -66,39 +87,37 @@ def kept_sums(
 
     Of no ids, those of no logits at all.
     """
-    zero = tl.zeros((), tl.float32)
-    present = (row.token >= 0) & (K > 0)
-    top = tl.where(present, temper(row.logit, row, softcap), float("-inf"))
-    # 1 for the token alone, 0 if its logit is −inf, NaN if it is NaN.
-    total = tl.where(top == float("-inf"), 0.0, 1.0 + (top - top))
-    sums = Sums(top, total, zero, total)
+    own = cap(row.logit, softcap)
+    present = (row.token >= 0) & (K > 0) & (own != float("-inf"))
+    # Of the token alone; NaN if its logit is.
+    d = rounding(own, row.inv_temperature * LOG2E)
+    e = tl.where(present, tl.exp2(d), 0.0)
+    sums = Sums(tl.where(present, own, LOWEST), e, tl.where(present, e * d, 0.0), e * e)
     for start in range(0, K, BLOCK):
         at = start + tl.arange(0, BLOCK)
         ids, valid = kept_block(keep_row, at, K, row.token, V)
         x = tl.load(row_ptr + ids, mask=valid, other=float("-inf")).to(tl.float32)
         if scratch_row is not None:
             tl.store(scratch_row + at, x, mask=at < K)
-        sums = absorb_block(temper(x, row, softcap), sums, SQUARES)
+        sums = absorb_kept(cap(x, softcap), sums, row.inv_temperature * LOG2E, SQUARES)
     return sums
 
 
 @triton.jit
 def store_kept_gradient(
     grad_row, keep_row, scratch_row, row, softcap, slopes, K, V,
-    VECTOR: tl.constexpr, BLOCK: tl.constexpr, KEPT_BLOCK: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes a row of zeros with the token's gradient among them, then that of the kept ids."""
+    """Writes a row of zeros, and over them the gradient of the kept ids and of the token."""
     # In place the zeros overwrite logits that other warps have still to copy to the scratch.
     tl.debug_barrier()
-    end = whole_row(V, VECTOR)
-    for start in range(0, V, BLOCK):
-        zeros = tl.zeros((BLOCK,), tl.float32)
-        store_gradient(grad_row, start + tl.arange(0, BLOCK), zeros, row, slopes, end)
+    store_last(grad_row, V, zero_tile(TILE), TILE)
+    store_zeros(grad_row, last_block(V, TILE), TILE)
     # Other warps wrote the zeros, and the scratch, that this one meets.
-    tl.debug_barrier()
-    for start in range(0, K, KEPT_BLOCK):
-        at = start + tl.arange(0, KEPT_BLOCK)
+    store_own(grad_row, row, slopes)
+    for start in range(0, K, BLOCK):
+        at = start + tl.arange(0, BLOCK)
         ids, valid = kept_block(keep_row, at, K, row.token, V)
         x = tl.load(scratch_row + at, mask=at < K, other=float("-inf"))
-        grad = block_gradient(x, row, softcap, slopes)
+        grad = block_gradient(x, softcap, slopes)
         tl.store(grad_row + ids, grad.to(grad_row.dtype.element_ty), mask=valid)

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every kernel over the vocabulary shares: launch shapes, row addressing, and the two sweeps.
 
-With z = softcap·tanh(logit / softcap) · inv_temperature, a row is known by its maximum and three
-sums in coordinates shifted by it, so that a common offset of the logits costs no digits:
-    max      max z
-    total    Σ exp(z − max)              log_sum = log total
-    moment   Σ exp(z − max)·(z − max)    entropy = log_sum − moment/total
-    squares  Σ exp(z − max)²             sum_pi_squared = squares/total²
-The letters inside a block: x a logit, z as above, d = z − max, e = exp(d).
+With y = softcap·tanh(logit / softcap) and z = y · inv_temperature, a row is known by its maximum
+and three sums in coordinates shifted by it, so that a common offset costs no digits:
+    d = y·scale − shift           scale = inv_temperature / ln 2, shift = max·scale, rounded
+    max      max y                row_max = max · inv_temperature
+    total    Σ 2^d                log_sum = log (total / 2^δ)
+    moment   Σ 2^d·d              entropy = log_sum − ln 2 · (moment/total − δ)
+    squares  Σ (2^d)²             sum_pi_squared = squares/total²
+The letters inside a block: x a logit, y and d as above, e = 2^d. A product and a difference rounded
+once (fma) are one instruction; of the rounded shift they leave δ at the maximum, the d of it, which
+is small and known. All of a row's d have the same δ in them; as total/2^δ is a quotient of the same
+powers of 2, it is exactly 1 where the maximum is all there is.
+
+A thread keeps the sums of its own columns until the row has ended: the loops have no barrier, and
+nothing in them passes from thread to thread. What a thread adds up, and in which order, depends on
+the launch shape and the vector width alone, not on the batch or on where the row lies.
 """
 
 from typing import Any, NamedTuple
@@ -18,27 +26,59 @@ from torch import Tensor
 
 from rlkern.backends.eager.token_logprob import Softmax
 from rlkern.backends.triton._launch import aligned
-from rlkern.backends.triton._math import expm1, tanh, tanh_slope
+from rlkern.backends.triton._math import expm1, larger, tanh, tanh_slope
 
-# (largest V, columns per block, warps). A row that fits one block is read once and kept on chip.
-# From register counts of compiled kernels, not from measurements: 8 to 16 columns per thread give
-# 16-byte accesses and no spills. Rows of up to 65 536 columns are short enough for an L2 cache to
-# hold two or more per multiprocessor, longer ones are not: those get the larger program.
-SHAPES = ((128, 128, 1), (1024, 1024, 4), (65536, 4096, 8), (1 << 31, 8192, 16))
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+# Maximum of no logits at all. Not −inf, which less itself is NaN: a logit below it counts as −inf.
+LOWEST = tl.constexpr(-1e30)
+# 2^FAINTEST is 0, and 0·FAINTEST too, where 0·(−inf) is NaN.
+FAINTEST = tl.constexpr(-150.0)
+
+
+class Shape(NamedTuple):
+    """How rows of up to so many columns are swept: columns of a block, warps, stages of a loop."""
+
+    vocabulary: int
+    block: int
+    warps: int
+    stages: int
+
+
+# A row that fits one block is read once and kept on chip. From register counts of compiled kernels,
+# not from measurements: 16 columns per thread are two or four accesses of 16 bytes in flight, and
+# take no more than 64 registers. Rows of up to 65 536 columns are short enough for an L2 cache to
+# hold two or more per multiprocessor, longer ones are not: those get the larger program. Stages are
+# of a program that is alone on its multiprocessor and must have several blocks on their way.
+SHAPES: tuple[Shape, ...] = (
+    Shape(128, 128, 1, 1),
+    Shape(1024, 1024, 4, 1),
+    Shape(65536, 4096, 8, 1),
+    Shape(1 << 31, 8192, 16, 1),
+)
+
+
+class Tile(NamedTuple):
+    """How a block lies in the threads: (parts, lanes, vector), of which a thread has a lane."""
+
+    parts: int
+    lanes: int
+    vector: int  # columns of an access
+    one_block: bool
+    stages: int = 1  # blocks on their way while one is worked on, and that one
 
 
 class Row(NamedTuple):
     """What is known of a row before it is swept; its token is −1 if it has none."""
 
     counted: Any
-    length: Any  # columns to read: none of a row that does not count
     token: Any
     logit: Any  # the token's
     inv_temperature: Any
 
 
 class Sums(NamedTuple):
-    """A row's maximum and sums, as the module defines them."""
+    """Maximum and sums, as the module defines them: of a row, or of each lane's part of it."""
 
     max: Any
     total: Any
@@ -56,21 +96,36 @@ class Results(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """A row's gradient in z: exp(d)·(constant + linear·d), and in the token's logit at_token."""
+    """A row's gradient in y: 2^d·(constant + linear·d), and in the token's logit at_token."""
 
-    row_max: Any
+    max: Any
+    scale: Any
     constant: Any
     linear: Any
     at_token: Any
 
 
-def launch_shape(vocabulary: int) -> tuple[int, int]:
-    """Returns (columns per block, warps) for rows of this length.
+def launch_shape(vocabulary: int) -> Shape:
+    """Returns how rows of this length are swept.
 
-    >>> launch_shape(21), launch_shape(151936)
-    ((128, 1), (8192, 16))
+    >>> launch_shape(21).block, launch_shape(151936).block
+    (128, 8192)
     """
-    return next((block, warps) for limit, block, warps in SHAPES if vocabulary <= limit)
+    return next(shape for shape in SHAPES if vocabulary <= shape.vocabulary)
+
+
+def launch_tile(vocabulary: int, *tensors: Tensor) -> Tile:
+    """Returns how a block of these tensors' rows lies in the threads.
+
+    >>> import torch
+    >>> launch_tile(4096, torch.zeros(1, 1, 4096, dtype=torch.bfloat16))
+    Tile(parts=2, lanes=256, vector=8, one_block=True, stages=1)
+    """
+    shape = launch_shape(vocabulary)
+    lanes = 32 * shape.warps
+    each = shape.block // lanes
+    vector = min(vector_width(*tensors), each)
+    return Tile(each // vector, lanes, vector, vocabulary <= shape.block)
 
 
 def row_strides(x: Tensor) -> tuple[int, int]:
@@ -110,12 +165,6 @@ def counted_row(flag_ptr, row):
 
 
 @triton.jit
-def whole_row(V, VECTOR: tl.constexpr):
-    """Returns V as a number that the compiler knows to be a multiple of the vector width."""
-    return V // VECTOR * VECTOR
-
-
-@triton.jit
 def row_scalar(ptr, row, counted, absent):
     """Returns the row's entry of a vector that may be missing; unread where it does not count."""
     if ptr is None:
@@ -125,36 +174,61 @@ def row_scalar(ptr, row, counted, absent):
 
 
 @triton.jit
-def open_row(row_ptr, token_ptr, softmax, row, counted, V, VECTOR: tl.constexpr):
+def open_row(row_ptr, token_ptr, softmax, row, counted, V):
     """Returns the Row; its logit is NaN, not foreign memory, for a token outside the vocabulary."""
     token = tl.load(token_ptr + row, mask=counted, other=-1)
-    # Kept in 64 bits: compared in 32, the compiler takes 20 registers more on unaligned rows.
     token = tl.where((token >= 0) & (token < V), token, -1)
     inv_temperature = row_scalar(softmax.inv_temperature, row, counted, 1.0)
     logit = tl.load(row_ptr + tl.maximum(token, 0), mask=token >= 0, other=float("nan"))
     # Every warp reads the logit, and the one whose column it is overwrites it with the gradient:
     # Triton orders no load of one warp before a store of another.
     tl.debug_barrier()
-    length = tl.where(counted, V // VECTOR, 0) * VECTOR
-    return Row(counted, length, token, logit.to(tl.float32), inv_temperature)
+    return Row(counted, token, logit.to(tl.float32), inv_temperature)
 
 
 @triton.jit
-def load_block(row_ptr, columns, length):
-    """Returns float32 logits of a block; −inf, of probability 0, beyond the length."""
+def tile_columns(TILE: tl.constexpr):
+    """Returns the columns of a block, a tile."""
+    part = tl.arange(0, TILE.parts)[:, None, None] * TILE.lanes
+    lane = tl.arange(0, TILE.lanes)[None, :, None]
+    columns = (part + lane) * TILE.vector + tl.arange(0, TILE.vector)[None, None, :]
+    if TILE.vector > 1:
+        VECTOR: tl.constexpr = TILE.vector
+        # Orders the axes, no more: threads lie along the vector, then along the lanes. Triton 3.6
+        # would lay them along the parts, and sum what a lane has by shuffles.
+        columns = tl.max_contiguous(columns, (1, 2, VECTOR))
+    return columns
+
+
+@triton.jit
+def last_block(V, TILE: tl.constexpr):
+    """Returns where the last block of a row begins; it is never empty, and all others are full."""
+    BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
+    return 0 if TILE.one_block else (tl.cdiv(V, BLOCK) - 1) * BLOCK
+
+
+@triton.jit
+def load_last(row_ptr, row, V, TILE: tl.constexpr):
+    """Returns float32 logits of the last block; −inf, of probability 0, beyond the row.
+
+    Of a row that does not count nothing is read.
+    """
+    columns = last_block(V, TILE) + tile_columns(TILE)
+    # So the compiler knows the length to be a multiple of the vector width.
+    length = tl.where(row.counted, V // TILE.vector, 0) * TILE.vector
     return tl.load(row_ptr + columns, mask=columns < length, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
-def temper(x, row, softcap):
-    """Returns z of logits: softcap, then temperature; a banned token (−inf) stays banned."""
+def cap(x, softcap):
+    """Returns y of logits; a banned token (−inf) stays banned."""
     if softcap is not None:
         x = tl.where(x == float("-inf"), x, softcap * tanh(tl.div_rn(x, softcap)))
-    return x * row.inv_temperature
+    return x
 
 
 @triton.jit
-def temper_slope(x, softcap):
+def cap_slope(x, softcap):
     """Returns by what the softcap multiplies the gradient of a logit."""
     if softcap is not None:
         return tanh_slope(x * (1.0 / softcap))
@@ -163,86 +237,201 @@ def temper_slope(x, softcap):
 
 
 @triton.jit
-def empty_sums():
-    """Returns the sums of no logits at all."""
-    zero = tl.zeros((), tl.float32)
-    return Sums(zero - float("inf"), zero, zero, zero)
+def rounded_product(x, y):
+    """Returns x·y; what is added to it does not make the two one operation, with one rounding."""
+    return tl.fma(x, y, 0.0)
 
 
 @triton.jit
-def absorb_block(z, sums, SQUARES: tl.constexpr):
-    """Returns the sums after a block more; after nothing but −inf still (−inf, 0, 0, 0)."""
-    new_max = tl.maximum(sums.max, tl.max(z, 0))
-    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-    drop = tl.where(sums.max == float("-inf"), 0.0, sums.max - shift)
-    keep = tl.exp(drop)
-    d = z - shift
-    e = tl.exp(d)
-    block_moment = tl.sum(e * tl.where(e != 0, d, 0.0), 0)  # not 0·(−inf)
+def exponents(y, top, scale):
+    """Returns d of capped logits: of −inf a number whose power of 2 is 0, of NaN a NaN."""
+    return larger(tl.fma(y, scale, -rounded_product(top, scale)), FAINTEST)
+
+
+@triton.jit
+def rescaling(top, new_top, scale):
+    """Returns (by how much d is less than it was, the power of 2 of that) for a new maximum."""
+    drop = larger(rounded_product(top, scale) - rounded_product(new_top, scale), FAINTEST)
+    return drop, tl.exp2(drop)
+
+
+@triton.jit
+def rounding(top, scale):
+    """Returns δ: the d of the maximum."""
+    return tl.fma(top, scale, -rounded_product(top, scale))
+
+
+@triton.jit
+def empty_sums(TILE: tl.constexpr):
+    """Returns the sums of no logits at all, of each lane."""
+    LANES: tl.constexpr = TILE.lanes
+    zero = tl.zeros((LANES,), tl.float32)
+    return Sums(zero + LOWEST, zero, zero, zero)
+
+
+@triton.jit
+def lane_sum(x):
+    """Returns the sum of a tile over what a lane has of it."""
+    return tl.sum(tl.sum(x, 2), 0)
+
+
+@triton.jit
+def absorb_tile(y, sums, scale, SQUARES: tl.constexpr):
+    """Returns each lane's sums after a block more; after nothing but −inf still (LOWEST, 0, 0, 0).
+
+    A NaN need not show in the maximum, which a GPU may pass it by, but it does in the sums.
+    """
+    top = tl.maximum(sums.max, tl.max(tl.max(y, 2), 0))
+    drop, keep = rescaling(sums.max, top, scale)
+    d = exponents(y, top[None, :, None], scale)
+    e = tl.exp2(d)
     squares = sums.squares
     if SQUARES:
-        squares = squares * keep * keep + tl.sum(e * e, 0)
-    total = sums.total * keep + tl.sum(e, 0)
-    moment = (sums.moment + drop * sums.total) * keep + block_moment
-    return Sums(new_max, total, moment, squares)
+        squares = squares * keep * keep + lane_sum(e * e)
+    moment = (sums.moment + drop * sums.total) * keep + lane_sum(e * d)
+    return Sums(top, sums.total * keep + lane_sum(e), moment, squares)
 
 
 @triton.jit
-def absorb_row(
-    row_ptr, end, row, softcap, sums,
-    SQUARES: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Returns the sums after the blocks of the row that begin before end.
+def joined(sums, scale, SQUARES: tl.constexpr):
+    """Returns the sums of the row, from those of its lanes."""
+    top = tl.max(sums.max, 0)
+    drop, keep = rescaling(sums.max, top, scale)
+    # Products are rounded before a lane adds its own to its neighbour's: else the neighbour, which
+    # would round the other one, would come to another sum.
+    squares = tl.sum(rounded_product(sums.squares * keep, keep), 0) if SQUARES else 0.0
+    moment = tl.sum(rounded_product(sums.moment + drop * sums.total, keep), 0)
+    return Sums(top, tl.sum(rounded_product(sums.total, keep), 0), moment, squares)
 
-    With more than one stage the next blocks are on their way while one is summed.
-    """
-    for start in tl.range(0, end, BLOCK, num_stages=STAGES):
-        x = load_block(row_ptr, start + tl.arange(0, BLOCK), row.length)
-        sums = absorb_block(temper(x, row, softcap), sums, SQUARES)
+
+@triton.jit
+def absorb_blocks(row_ptr, end, row, softcap, SQUARES: tl.constexpr, TILE: tl.constexpr):
+    """Returns each lane's sums of the full blocks of the row before end."""
+    BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
+    sums = empty_sums(TILE)
+    if not TILE.one_block:
+        for start in tl.range(0, end, BLOCK, num_stages=TILE.stages):
+            x = tl.load(row_ptr + start + tile_columns(TILE)).to(tl.float32)
+            sums = absorb_tile(cap(x, softcap), sums, row.inv_temperature * LOG2E, SQUARES)
     return sums
+
+
+@triton.jit
+def sweep_sums(row_ptr, row, softcap, V, SQUARES: tl.constexpr, TILE: tl.constexpr):
+    """Returns (logits of the last block, sums of the row)."""
+    end = tl.where(row.counted, last_block(V, TILE), 0)
+    sums = absorb_blocks(row_ptr, end, row, softcap, SQUARES, TILE)
+    x = load_last(row_ptr, row, V, TILE)
+    scale = row.inv_temperature * LOG2E
+    return x, joined(absorb_tile(cap(x, softcap), sums, scale, SQUARES), scale, SQUARES)
 
 
 @triton.jit
 def row_results(row, softcap, sums):
     """Returns the Results of a row's sums."""
+    delta = rounding(sums.max, row.inv_temperature * LOG2E)
+    log_sum = tl.log(tl.div_rn(tl.where(row.counted, sums.total, 1.0), tl.exp2(delta)))
+    above = (cap(row.logit, softcap) - sums.max) * row.inv_temperature
     total = tl.where(row.counted, sums.total, 1.0)
-    log_sum = tl.log(total)
-    logprob = tl.where(row.counted, temper(row.logit, row, softcap) - sums.max - log_sum, 0.0)
-    entropy = tl.where(row.counted, log_sum - sums.moment / total, 0.0)
-    row_max = tl.where(row.counted, sums.max, 0.0)
-    return Results(logprob, entropy, row_max, tl.where(row.counted, log_sum, 0.0))
+    entropy = log_sum - LN2 * (sums.moment / total - delta)
+    # The maximum of nothing but −inf is LOWEST; the total of a finite maximum is at least 1.
+    row_max = tl.where(sums.total == 0, float("-inf"), sums.max * row.inv_temperature)
+    return Results(
+        tl.where(row.counted, above - log_sum, 0.0),
+        tl.where(row.counted, entropy, 0.0),
+        tl.where(row.counted, row_max, 0.0),
+        tl.where(row.counted, log_sum, 0.0),
+    )
 
 
 @triton.jit
-def gradient_slopes(row, softcap, results, d_logprob, d_entropy, d_lse):
+def gradient_slopes(row, softcap, top, results, d_logprob, d_entropy, d_lse):
     """Returns the Slopes of a row, given what the loss is in its logprob, entropy and log-sum-exp.
 
     In z it is  p_j·(d_lse − d_logprob − d_entropy·(log p_j + H)) + d_logprob·[j = token].
     At the token the first factor of d_logprob is 1 − p, which cancels: expm1 does not.
     """
     logprob, entropy = results.logprob, results.entropy
-    p_unit = tl.exp(-results.log_sum) * row.inv_temperature
-    constant = (d_lse - d_logprob - d_entropy * (entropy - results.log_sum)) * p_unit
+    scale = row.inv_temperature * LOG2E
+    delta = rounding(top, scale)
+    p_unit = tl.exp(-results.log_sum) / tl.exp2(delta) * row.inv_temperature
+    surprise = entropy - results.log_sum - LN2 * delta  # less d
+    constant = (d_lse - d_logprob - d_entropy * surprise) * p_unit
     p = tl.exp(logprob)
     # p·log p is 0 for a token of probability 0.
     token_entropy = tl.where(p > 0, p * (logprob + entropy), 0.0)
     at_token = -d_logprob * expm1(logprob) + d_lse * p - d_entropy * token_entropy
-    at_token = at_token * row.inv_temperature * temper_slope(row.logit, softcap)
-    return Slopes(results.row_max, constant, -d_entropy * p_unit, at_token)
+    at_token = at_token * row.inv_temperature * cap_slope(row.logit, softcap)
+    return Slopes(top, scale, constant, -d_entropy * p_unit * LN2, at_token)
 
 
 @triton.jit
-def block_gradient(x, row, softcap, slopes):
+def block_gradient(x, softcap, slopes):
     """Returns the gradient of logits that are not the token's; a logit of −inf gets 0."""
-    d = temper(x, row, softcap) - slopes.row_max
-    e = tl.exp(d)
-    grad = e * (slopes.constant + slopes.linear * tl.where(e != 0, d, 0.0))  # not 0·(−inf)
-    return grad * temper_slope(x, softcap)
+    d = exponents(cap(x, softcap), slopes.max, slopes.scale)
+    grad = tl.exp2(d) * (slopes.constant + slopes.linear * d)
+    if softcap is not None:
+        grad = grad * cap_slope(x, softcap)
+    return grad
 
 
 @triton.jit
-def store_gradient(grad_row, columns, grad, row, slopes, end):
-    """Writes one block of the gradient: what is given, and at the token what the slopes say."""
-    grad = tl.where(columns == row.token, slopes.at_token, grad).to(grad_row.dtype.element_ty)
+def store_block(grad_row, start, grad, TILE: tl.constexpr):
+    """Writes a full block of the gradient."""
+    grad = grad.to(grad_row.dtype.element_ty)
     # Nothing reads it again soon: leave the cache to rows that wait for their second sweep.
-    tl.store(grad_row + columns, grad, mask=columns < end, eviction_policy="evict_first")
+    tl.store(grad_row + start + tile_columns(TILE), grad, eviction_policy="evict_first")
+
+
+@triton.jit
+def store_last(grad_row, V, grad, TILE: tl.constexpr):
+    """Writes the last block of the gradient."""
+    columns = last_block(V, TILE) + tile_columns(TILE)
+    grad = grad.to(grad_row.dtype.element_ty)
+    inside = columns < V // TILE.vector * TILE.vector
+    tl.store(grad_row + columns, grad, mask=inside, eviction_policy="evict_first")
+
+
+@triton.jit
+def zero_tile(TILE: tl.constexpr):
+    """Returns the gradient of a block that has none."""
+    PARTS: tl.constexpr = TILE.parts
+    LANES: tl.constexpr = TILE.lanes
+    VECTOR: tl.constexpr = TILE.vector
+    return tl.zeros((PARTS, LANES, VECTOR), tl.float32)
+
+
+@triton.jit
+def store_zeros(grad_row, end, TILE: tl.constexpr):
+    """Writes zeros as the gradient of the full blocks before end."""
+    BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
+    if not TILE.one_block:
+        for start in tl.range(0, end, BLOCK, num_stages=1):
+            store_block(grad_row, start, zero_tile(TILE), TILE)
+
+
+@triton.jit
+def store_own(grad_row, row, slopes):
+    """Writes the gradient of the token's logit over what the sweep has left there."""
+    tl.debug_barrier()  # another warp's store is to come first
+    at_token = slopes.at_token.to(grad_row.dtype.element_ty)
+    tl.store(grad_row + row.token, at_token, mask=row.token >= 0)
+
+
+@triton.jit
+def sweep_gradient(grad_row, row_ptr, x, row, softcap, slopes, V, TILE: tl.constexpr):
+    """Writes the gradient of a whole row, backwards: x is its last block.
+
+    Zeros for a row that does not count, which is not read.
+    """
+    BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
+    last = last_block(V, TILE)
+    store_last(grad_row, V, block_gradient(x, softcap, slopes), TILE)
+    if not TILE.one_block:
+        # Each iteration writes its own columns only, so loads may run ahead of stores.
+        for back in tl.range(0, tl.where(row.counted, last, 0), BLOCK, num_stages=TILE.stages):
+            start = last - BLOCK - back
+            x = tl.load(row_ptr + start + tile_columns(TILE)).to(tl.float32)
+            store_block(grad_row, start, block_gradient(x, softcap, slopes), TILE)
+    store_zeros(grad_row, tl.where(row.counted, 0, last), TILE)
+    store_own(grad_row, row, slopes)

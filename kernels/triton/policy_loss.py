@@ -21,22 +21,18 @@ from rlkern.backends.triton._kept import (
 )
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
-    absorb_block,
-    absorb_row,
-    block_gradient,
-    empty_sums,
+    Tile,
     gradient_slopes,
     launch_shape,
-    load_block,
+    launch_tile,
     open_row,
     row_results,
     row_start,
     row_strides,
     softmax_argument,
-    store_gradient,
-    temper,
+    sweep_gradient,
+    sweep_sums,
     vector_width,
-    whole_row,
 )
 from rlkern.backends.triton._score import (
     formulas,
@@ -70,12 +66,10 @@ class Layout(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """The constants of a compiled kernel: elements of an access, columns and ids of a block."""
+    """The constants of a compiled kernel: how a block lies in the threads, ids of a block."""
 
-    vector: int
-    block: int
+    tile: Tile
     kept_block: int
-    one_block: bool
     persistent: bool
 
 
@@ -86,67 +80,45 @@ def slopes_of_row(i, weight, row, softcap, sums, rows, objective, out, N):
     d_logprob, d_entropy = score_rows(
         i, N, weight, results.logprob, results.entropy, rows, objective, out.statistics
     )
-    return gradient_slopes(row, softcap, results, d_logprob, d_entropy, 0.0)
+    return gradient_slopes(row, softcap, sums.max, results, d_logprob, d_entropy, 0.0)
 
 
 @triton.jit
-def loss_of_row(
-    i, logits_ptr, rows, softmax, objective, out, layout, LAUNCH: tl.constexpr, STAGES: tl.constexpr
-):
+def loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, TILE: tl.constexpr):
     """Writes the statistics and the gradient of row i."""
-    VECTOR: tl.constexpr = LAUNCH.vector
-    BLOCK: tl.constexpr = LAUNCH.block
-    softcap = softmax.softcap
-    last = 0 if LAUNCH.one_block else (tl.cdiv(layout.V, BLOCK) - 1) * BLOCK
-    columns = last + tl.arange(0, BLOCK)
+    softcap, V = softmax.softcap, layout.V
     weight = tl.load(rows.weight + i)
-    row_ptr = row_start(logits_ptr, i, layout.T, layout.stride_b, layout.stride_t, VECTOR)
-    row = open_row(row_ptr, rows.token, softmax, i, weight != 0, layout.V, VECTOR)
-    sums = empty_sums()
-    if not LAUNCH.one_block:
-        sums = absorb_row(
-            row_ptr, tl.minimum(last, row.length), row, softcap, sums, False, STAGES, BLOCK
-        )
+    row_ptr = row_start(logits_ptr, i, layout.T, layout.stride_b, layout.stride_t, TILE.vector)
+    row = open_row(row_ptr, rows.token, softmax, i, weight != 0, V)
     # The last block stays in registers for the second sweep, which begins with it.
-    x = load_block(row_ptr, columns, row.length)
-    sums = absorb_block(temper(x, row, softcap), sums, False)
+    x, sums = sweep_sums(row_ptr, row, softcap, V, False, TILE)
     slopes = slopes_of_row(i, weight, row, softcap, sums, rows, objective, out, layout.N)
     if out.grad is not None:
-        end = whole_row(layout.V, VECTOR)
         grad_row = row_start(
-            out.grad, i, layout.T, layout.grad_stride_b, layout.grad_stride_t, VECTOR
+            out.grad, i, layout.T, layout.grad_stride_b, layout.grad_stride_t, TILE.vector
         )
-        store_gradient(grad_row, columns, block_gradient(x, row, softcap, slopes), row, slopes, end)
-        if not LAUNCH.one_block:
-            for back in tl.range(0, last, BLOCK, num_stages=STAGES):
-                columns = last - BLOCK - back + tl.arange(0, BLOCK)
-                x = load_block(row_ptr, columns, row.length)
-                store_gradient(
-                    grad_row, columns, block_gradient(x, row, softcap, slopes), row, slopes, end
-                )
+        sweep_gradient(grad_row, row_ptr, x, row, softcap, slopes, V, TILE)
 
 
 @triton.jit
 def loss_of_kept_row(i, logits_ptr, rows, softmax, objective, out, layout, K, LAUNCH: tl.constexpr):
     """Writes the statistics and the gradient of row i, which counts and keeps a set."""
-    VECTOR: tl.constexpr = LAUNCH.vector
+    TILE: tl.constexpr = LAUNCH.tile
+    KEPT_BLOCK: tl.constexpr = LAUNCH.kept_block
     softcap = softmax.softcap
     keep_row, scratch_row = softmax.keep + i * K, out.scratch + i * K
-    row_ptr = row_start(logits_ptr, i, layout.T, layout.stride_b, layout.stride_t, VECTOR)
+    row_ptr = row_start(logits_ptr, i, layout.T, layout.stride_b, layout.stride_t, TILE.vector)
     weight = tl.load(rows.weight + i)
-    row = open_row(row_ptr, rows.token, softmax, i, weight != 0, layout.V, VECTOR)
-    sums = kept_sums(
-        row_ptr, keep_row, scratch_row, row, softcap, K, layout.V, False, LAUNCH.kept_block
-    )
+    row = open_row(row_ptr, rows.token, softmax, i, weight != 0, layout.V)
+    sums = kept_sums(row_ptr, keep_row, scratch_row, row, softcap, K, layout.V, False, KEPT_BLOCK)
     slopes = slopes_of_row(i, weight, row, softcap, sums, rows, objective, out, layout.N)
     if out.grad is not None:
         grad_row = row_start(
-            out.grad, i, layout.T, layout.grad_stride_b, layout.grad_stride_t, VECTOR
+            out.grad, i, layout.T, layout.grad_stride_b, layout.grad_stride_t, TILE.vector
         )
         store_kept_gradient(
-            grad_row, keep_row, scratch_row, row, softcap, slopes, K, layout.V,
-            VECTOR, LAUNCH.block, LAUNCH.kept_block,
-        )  # fmt: skip
+            grad_row, keep_row, scratch_row, row, softcap, slopes, K, layout.V, TILE, KEPT_BLOCK
+        )
 
 
 @kernel
@@ -160,12 +132,11 @@ def policy_loss_kernel(
     - reads the row, its token's logit and the row's scalars; then, backwards, all but the row's
       last block again, from the cache if there are no more programs than rows fit into it;
       of a row of weight 0 nothing but the weight
-    - writes each element of the gradient once (nothing without one), and the row's statistics
+    - writes each element of the gradient once, the token's twice (nothing without one), and the
+      row's statistics
     - never materialises log-probabilities, probabilities or a one-hot row
     """
-    # A persistent program is alone on its multiprocessor: it must have several blocks on their way.
-    # Each iteration of the second sweep writes its own columns only, so loads may run ahead.
-    STAGES: tl.constexpr = 3 if LAUNCH.persistent and LAUNCH.vector > 1 else 1
+    TILE: tl.constexpr = LAUNCH.tile
     layout = Layout(N, T, V, stride_b, stride_t, grad_stride_b, grad_stride_t)
     first = tl.program_id(0)
     end = N if LAUNCH.persistent else first + 1
@@ -173,7 +144,7 @@ def policy_loss_kernel(
     # What does not depend on the row would otherwise stay in registers from row to row.
     for i in tl.range(first, end, step, disable_licm=True):
         i = tl.cast(i, tl.int64)
-        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, LAUNCH, STAGES)
+        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, TILE)
 
 
 @kernel
@@ -189,6 +160,7 @@ def kept_policy_loss_kernel(
     - writes zeros and over them the gradient of the kept columns, and the row's statistics
     - never materialises a mask of the vocabulary
     """
+    TILE: tl.constexpr = LAUNCH.tile
     layout = Layout(N, T, V, stride_b, stride_t, grad_stride_b, grad_stride_t)
     i = tl.program_id(0).to(tl.int64)
     counted = tl.load(rows.weight + i) != 0
@@ -196,7 +168,7 @@ def kept_policy_loss_kernel(
     if kept > 0:
         loss_of_kept_row(i, logits_ptr, rows, softmax, objective, out, layout, K, LAUNCH)
     else:
-        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, LAUNCH, 1)
+        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, TILE)
 
 
 def policy_loss(
@@ -222,12 +194,13 @@ def policy_loss(
 def _launch(logits, token, rows, softmax, objective, statistics, grad):
     """Launches the kernel of whole rows or, if there are kept sets, that of these."""
     B, T, V = logits.shape
-    block, warps = launch_shape(V)
+    shape = launch_shape(V)
     keep, written = softmax.keep, logits if grad is None else grad
-    persistent = V > block and keep is None and grad is not None
-    launch = Launch(
-        vector_width(logits, written), block, kept_block_of(block), V <= block, persistent
-    )
+    tile = launch_tile(V, logits, written)
+    persistent = not tile.one_block and keep is None and grad is not None
+    if persistent and tile.vector > 1:
+        tile = tile._replace(stages=shape.stages)
+    launch = Launch(tile, kept_block_of(shape.block), persistent)
     arguments = (
         logits,
         aligned(TokenRows._make((token, *rows))),
@@ -236,12 +209,12 @@ def _launch(logits, token, rows, softmax, objective, statistics, grad):
         Out(statistics, grad, None if keep is None else scratch_for(keep)),
         *(B * T, T, V, *row_strides(logits), *row_strides(written)),
     )
-    options = {"LAUNCH": launch, "num_warps": warps, "enable_fp_fusion": True}
+    options = {"LAUNCH": launch, "num_warps": shape.warps, "enable_fp_fusion": True}
     if keep is not None:
         kept_policy_loss_kernel[(B * T,)](*arguments, keep.shape[2], **options)
         return
     row_bytes = V * logits.element_size()
-    grid = programs(B * T, row_bytes, warps, logits.device) if persistent else B * T
+    grid = programs(B * T, row_bytes, shape.warps, logits.device) if persistent else B * T
     policy_loss_kernel[(grid,)](*arguments, **options)
 
 
@@ -271,8 +244,8 @@ def scale_(tensor: Tensor, factor: Tensor) -> None:
         return
     x = tensor if tensor.ndim == 3 else tensor.view(1, 1, -1)
     B, T, V = x.shape
-    block, warps = launch_shape(V)
-    options = {"VECTOR": vector_width(x), "BLOCK": block, "num_warps": warps}
+    shape = launch_shape(V)
+    options = {"VECTOR": vector_width(x), "BLOCK": shape.block, "num_warps": shape.warps}
     with torch.cuda.device_of(x):
         scale_kernel[(B * T,)](
             x, aligned(factor), T, V, *row_strides(x), **options, enable_fp_fusion=True

@@ -19,23 +19,23 @@ from rlkern.backends.triton._kept import (
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
     Results,
-    absorb_row,
-    block_gradient,
+    Row,
+    Sums,
+    Tile,
+    cap,
     counted_row,
-    empty_sums,
     gradient_slopes,
     launch_shape,
-    load_block,
+    launch_tile,
+    load_last,
     open_row,
     row_results,
     row_scalar,
     row_start,
     row_strides,
     softmax_argument,
-    store_gradient,
-    temper,
-    vector_width,
-    whole_row,
+    sweep_gradient,
+    sweep_sums,
 )
 
 
@@ -47,10 +47,9 @@ class Tokens(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """The constants of a compiled kernel: elements of an access, columns and ids of a block."""
+    """The constants of a compiled kernel: how a block lies in the threads, ids of a block."""
 
-    vector: int
-    block: int
+    tile: Tile
     kept_block: int
 
 
@@ -67,6 +66,17 @@ def store_scored(scored, i, row, softcap, sums):
     tl.store(scored.sum_pi_squared + i, squares)
 
 
+@triton.jit
+def either(first, some, others):
+    """Returns the one or the other sums."""
+    return Sums(
+        tl.where(first, some.max, others.max),
+        tl.where(first, some.total, others.total),
+        tl.where(first, some.moment, others.moment),
+        tl.where(first, some.squares, others.squares),
+    )
+
+
 @kernel
 def token_logprob_forward(
     logits_ptr, tokens, softmax, scored, T: tl.int64, V: tl.int32,
@@ -78,12 +88,13 @@ def token_logprob_forward(
     - writes five float32 scalars
     - never materialises probabilities; a row that does not count is not read
     """
+    TILE: tl.constexpr = LAUNCH.tile
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, LAUNCH.vector)
-    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, LAUNCH.vector)
-    sums = absorb_row(row_ptr, row.length, row, softcap, empty_sums(), True, 1, LAUNCH.block)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
+    row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
+    _, sums = sweep_sums(row_ptr, row, softcap, V, True, TILE)
     store_scored(scored, i, row, softcap, sums)
 
 
@@ -99,18 +110,20 @@ def kept_token_logprob_forward(
     - writes five float32 scalars
     - never materialises a mask of the vocabulary
     """
+    TILE: tl.constexpr = LAUNCH.tile
     KEPT_BLOCK: tl.constexpr = LAUNCH.kept_block
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, LAUNCH.vector)
-    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, LAUNCH.vector)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
+    row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
     keep_row = softmax.keep + i * K
     # Two loops, of which one is empty: as branches they would need scalar registers gfx942 lacks.
     kept = kept_length(keep_row, K, counted, KEPT_BLOCK)
-    sums = kept_sums(row_ptr, keep_row, None, row, softcap, kept, V, True, KEPT_BLOCK)
-    end = tl.where(kept > 0, 0, row.length)
-    sums = absorb_row(row_ptr, end, row, softcap, sums, True, 1, LAUNCH.block)
+    some = kept_sums(row_ptr, keep_row, None, row, softcap, kept, V, True, KEPT_BLOCK)
+    whole = Row(counted & (kept == 0), row.token, row.logit, row.inv_temperature)
+    _, every = sweep_sums(row_ptr, whole, softcap, V, True, TILE)
+    sums = either(kept > 0, some, every)
     store_scored(scored, i, row, softcap, sums)
 
 
@@ -120,24 +133,16 @@ def slopes_of_row(i, row, softcap, statistics, upstream):
     row_max = tl.load(statistics.row_max + i, mask=row.counted, other=0.0)
     log_sum = tl.load(statistics.log_sum + i, mask=row.counted, other=0.0)
     entropy = tl.load(statistics.entropy + i, mask=row.counted, other=0.0)
-    logprob = tl.where(row.counted, temper(row.logit, row, softcap) - row_max - log_sum, 0.0)
+    z = cap(row.logit, softcap) * row.inv_temperature
+    # At the maximum exactly 0: a GPU does not round the product before it subtracts.
+    above = tl.where(z == row_max, 0.0, z - row_max)
+    logprob = tl.where(row.counted, above - log_sum, 0.0)
     d_logprob = row_scalar(upstream.logprob, i, row.counted, 0.0)
     d_entropy = row_scalar(upstream.entropy, i, row.counted, 0.0)
     d_lse = row_scalar(upstream.lse, i, row.counted, 0.0)
     results = Results(logprob, entropy, row_max, log_sum)
-    return gradient_slopes(row, softcap, results, d_logprob, d_entropy, d_lse)
-
-
-@triton.jit
-def sweep_gradient(
-    grad_row, row_ptr, row, softcap, slopes, V, VECTOR: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Writes the gradient of a whole row."""
-    end = whole_row(V, VECTOR)
-    for start in range(0, V, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        x = load_block(row_ptr, columns, row.length)
-        store_gradient(grad_row, columns, block_gradient(x, row, softcap, slopes), row, slopes, end)
+    top = tl.div_rn(row_max, row.inv_temperature)
+    return gradient_slopes(row, softcap, top, results, d_logprob, d_entropy, d_lse)
 
 
 @kernel
@@ -149,19 +154,20 @@ def token_logprob_backward_kernel(
     """One program per row; grad_ptr may be logits_ptr.
 
     - reads the row once, its token's logit, and the forward's scalars
-    - writes each element of the gradient once; zeros where the row does not count
+    - writes each element of the gradient once, the token's twice; zeros where the row does not
+      count
     - never materialises probabilities or a one-hot row
     """
-    VECTOR: tl.constexpr = LAUNCH.vector
-    BLOCK: tl.constexpr = LAUNCH.block
+    TILE: tl.constexpr = LAUNCH.tile
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, VECTOR)
-    grad_row = row_start(grad_ptr, i, T, grad_stride_b, grad_stride_t, VECTOR)
-    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, VECTOR)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
+    grad_row = row_start(grad_ptr, i, T, grad_stride_b, grad_stride_t, TILE.vector)
+    row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
     slopes = slopes_of_row(i, row, softcap, statistics, upstream)
-    sweep_gradient(grad_row, row_ptr, row, softcap, slopes, V, VECTOR, BLOCK)
+    x = load_last(row_ptr, row, V, TILE)
+    sweep_gradient(grad_row, row_ptr, x, row, softcap, slopes, V, TILE)
 
 
 @kernel
@@ -177,34 +183,33 @@ def kept_token_logprob_backward_kernel(
     - writes zeros and over them the gradient of the kept columns
     - never materialises a mask of the vocabulary
     """
-    VECTOR: tl.constexpr = LAUNCH.vector
-    BLOCK: tl.constexpr = LAUNCH.block
+    TILE: tl.constexpr = LAUNCH.tile
     KEPT_BLOCK: tl.constexpr = LAUNCH.kept_block
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, VECTOR)
-    grad_row = row_start(grad_ptr, i, T, grad_stride_b, grad_stride_t, VECTOR)
-    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, VECTOR)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
+    grad_row = row_start(grad_ptr, i, T, grad_stride_b, grad_stride_t, TILE.vector)
+    row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
     slopes = slopes_of_row(i, row, softcap, statistics, upstream)
     keep_row, scratch_row = softmax.keep + i * K, scratch_ptr + i * K
     if kept_length(keep_row, K, counted, KEPT_BLOCK) > 0:
         kept_sums(row_ptr, keep_row, scratch_row, row, softcap, K, V, False, KEPT_BLOCK)
         store_kept_gradient(
-            grad_row, keep_row, scratch_row, row, softcap, slopes, K, V,
-            VECTOR, BLOCK, KEPT_BLOCK,
-        )  # fmt: skip
+            grad_row, keep_row, scratch_row, row, softcap, slopes, K, V, TILE, KEPT_BLOCK
+        )
     else:
-        sweep_gradient(grad_row, row_ptr, row, softcap, slopes, V, VECTOR, BLOCK)
+        x = load_last(row_ptr, row, V, TILE)
+        sweep_gradient(grad_row, row_ptr, x, row, softcap, slopes, V, TILE)
 
 
 def forward_launch(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax):
     """Returns (the first three arguments, the last four, the options) of a forward."""
     _, T, V = logits.shape
-    block, warps = launch_shape(V)
-    launch = Launch(vector_width(logits), block, kept_block_of(block))
+    shape = launch_shape(V)
+    launch = Launch(launch_tile(V, logits), kept_block_of(shape.block))
     given = (logits, aligned(Tokens(token, mask)), softmax_argument(softmax))
-    options = {"LAUNCH": launch, "num_warps": warps, "enable_fp_fusion": True}
+    options = {"LAUNCH": launch, "num_warps": shape.warps, "enable_fp_fusion": True}
     return given, (T, V, *row_strides(logits)), options
 
 
@@ -238,12 +243,12 @@ def token_logprob_backward(
     if not rows:
         return
     _, T, V = logits.shape
-    block, warps = launch_shape(V)
-    launch = Launch(vector_width(logits, grad_logits), block, kept_block_of(block))
+    shape = launch_shape(V)
+    launch = Launch(launch_tile(V, logits, grad_logits), kept_block_of(shape.block))
     given = (logits, grad_logits, aligned(Tokens(token, mask)), softmax_argument(softmax))
     scalars = (aligned(statistics), aligned(upstream))
     sizes = (T, V, *row_strides(logits), *row_strides(grad_logits))
-    options = {"LAUNCH": launch, "num_warps": warps, "enable_fp_fusion": True}
+    options = {"LAUNCH": launch, "num_warps": shape.warps, "enable_fp_fusion": True}
     keep = softmax.keep
     with torch.cuda.device_of(logits):
         if keep is None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Log-probability of given tokens with the companions of their rows, from one read of each row."""
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -9,28 +11,57 @@ from torch import Tensor
 from rlkern.backends.eager.token_logprob import Companions, Scored, Softmax
 from rlkern.backends.triton._launch import kernel
 from rlkern.backends.triton._rows import (
-    absorb_block,
+    LOG2E,
+    absorb_tile,
+    cap,
     counted_row,
     empty_sums,
-    load_block,
+    joined,
+    lane_sum,
+    last_block,
+    load_last,
     open_row,
     row_start,
-    temper,
+    tile_columns,
 )
 from rlkern.backends.triton.token_logprob import forward_launch, store_scored, token_logprob
 
 
-@triton.jit
-def store_companions(companions, i, row, V, total, beaten):
-    """Writes the companions of row i; its total is Σ z."""
-    tl.store(companions.mean_logit + i, total / V)
-    tl.store(companions.is_argmax + i, row.counted & (beaten == 0))
+class Seen(NamedTuple):
+    """What each lane has seen of a row: Σ y, how many logits beat the token's, their maxima."""
+
+    total: Any
+    beaten: Any
+    top: Any
+    top_before: Any  # of the blocks before the token's
 
 
 @triton.jit
-def beats_token(x, columns, row):
-    """Returns which logits keep the token from being the first maximum; a NaN does."""
-    return ((x <= row.logit) == 0) | ((x == row.logit) & (columns < row.token))
+def see_tile(x, y, seen, row):
+    """Returns what has been seen after a block more. A NaN beats any token."""
+    beaten = lane_sum(tl.where(x <= row.logit, 0.0, 1.0))
+    top = tl.maximum(seen.top, tl.max(tl.max(x, 2), 0))
+    return Seen(seen.total + lane_sum(y), seen.beaten + beaten, top, seen.top_before)
+
+
+@triton.jit
+def top_before_token(row_ptr, row, seen, TILE: tl.constexpr):
+    """Returns the maximum of the logits before the token's, whose block is read once more."""
+    BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
+    columns = row.token // BLOCK * BLOCK + tile_columns(TILE)
+    x = tl.load(row_ptr + columns, mask=columns < row.token, other=float("-inf")).to(tl.float32)
+    return tl.max(tl.maximum(seen.top_before, tl.max(tl.max(x, 2), 0)), 0)
+
+
+@triton.jit
+def store_companions(companions, i, row, V, scale, seen, top_before):
+    """Writes the companions of row i."""
+    total = tl.sum(seen.total, 0) * scale
+    tl.store(companions.mean_logit + i, tl.where(row.counted, total / V, 0.0))
+    # The first of nothing but −inf is the first.
+    first = (row.token == 0) | (top_before < row.logit)
+    is_argmax = row.counted & first & (tl.sum(seen.beaten, 0) == 0)
+    tl.store(companions.is_argmax + i, is_argmax)
 
 
 @kernel
@@ -40,29 +71,39 @@ def companion_forward(
 ):  # fmt: skip
     """One program per row; without scored (kept sets have their own kernel) companions alone.
 
-    - reads the row once, and once more one element of it: the token's
+    - reads the row once, and once more the token's block as far as the token
     - writes a float32 scalar and a bool, and what token_logprob_forward writes
     - never materialises probabilities; a row that does not count is not read
     """
-    BLOCK: tl.constexpr = LAUNCH.block
+    TILE: tl.constexpr = LAUNCH.tile
+    BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
     softcap = softmax.softcap
     i = tl.program_id(0).to(tl.int64)
     counted = counted_row(tokens.mask, i)
-    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, LAUNCH.vector)
-    row = open_row(row_ptr, tokens.token, softmax, i, counted, V, LAUNCH.vector)
-    sums = empty_sums()
-    total = tl.zeros((), tl.float32)
-    beaten = tl.zeros((), tl.int32)
-    for start in tl.range(0, row.length, BLOCK, num_stages=1):
-        columns = start + tl.arange(0, BLOCK)
-        x = load_block(row_ptr, columns, row.length)
-        z = temper(x, row, softcap)
-        total += tl.sum(tl.where(columns < row.length, z, 0.0), 0)
-        beaten = tl.maximum(beaten, tl.max(beats_token(x, columns, row).to(tl.int32), 0))
-        if scored is not None:
-            sums = absorb_block(z, sums, True)
-    store_companions(companions, i, row, V, total, beaten)
+    row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
+    row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
+    scale = row.inv_temperature * LOG2E
+    last = last_block(V, TILE)
+    sums = empty_sums(TILE)
+    zero = tl.zeros_like(sums.total)
+    seen = Seen(zero, zero, zero - float("inf"), zero - float("inf"))
+    if not TILE.one_block:
+        for start in tl.range(0, tl.where(counted, last, 0), BLOCK, num_stages=1):
+            x = tl.load(row_ptr + start + tile_columns(TILE)).to(tl.float32)
+            y = cap(x, softcap)
+            seen = see_tile(x, y, seen, row)
+            before = tl.where(start + BLOCK <= row.token, seen.top, seen.top_before)
+            seen = Seen(seen.total, seen.beaten, seen.top, before)
+            if scored is not None:
+                sums = absorb_tile(y, sums, scale, True)
+    x = load_last(row_ptr, row, V, TILE)
+    y = cap(x, softcap)
+    inside = last + tile_columns(TILE) < V
+    seen = see_tile(tl.where(inside, x, row.logit), tl.where(inside, y, 0.0), seen, row)
+    top_before = top_before_token(row_ptr, row, seen, TILE)
+    store_companions(companions, i, row, V, row.inv_temperature, seen, top_before)
     if scored is not None:
+        sums = joined(absorb_tile(y, sums, scale, True), scale, True)
         store_scored(scored, i, row, softcap, sums)
 
 

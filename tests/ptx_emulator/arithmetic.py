@@ -7,25 +7,27 @@ from typing import Any
 import numpy as np
 
 from .program import Instruction, Program, PtxFault
-from .values import SIGNED, UNSIGNED, bits_of, flushed, number_of, size_of
+from .values import SIGNED, UNSIGNED, bits_of, flushed, number_of, size_of, to_bfloat16
 
 Step = Callable[[Any, Any], Any]
 
 
 def elementwise(program: Program, i: Instruction, function: Callable[..., Any]) -> Step:
     """Returns the step that applies a function to the operands as numbers of the type."""
-    if i.kind.endswith(("f16", "x2")):
+    exact = i.kind == "bf16" and i.parts[0] in ("min", "max")
+    if i.kind.endswith(("f16", "x2")) and not exact:
         raise PtxFault(f"{'.'.join(i.parts)} is not known here")
     size, number, flushes = size_of(i.kind), number_of(i.kind), "ftz" in i.parts
     destination, *operands = i.operands
     reads = [program.source(x, size) for x in operands]
+    bits = to_bfloat16 if exact else bits_of
 
     def step(m: Any, active: Any) -> None:
         numbers = [number(read(m)) for read in reads]
         if flushes:
             numbers = [flushed(x) for x in numbers]
         value = function(*numbers)
-        m.put(destination, bits_of(flushed(value) if flushes else value), active)
+        m.put(destination, bits(flushed(value) if flushes else value), active)
 
     return step
 
@@ -98,7 +100,7 @@ def extreme(dropping: Callable[..., Any], spreading: Callable[..., Any]) -> Any:
     """Returns the builder of min or max, which drops a NaN unless it is told to spread it."""
 
     def build(program: Program, i: Instruction) -> Step:
-        drops = i.kind[0] == "f" and "NaN" not in i.parts
+        drops = "f" in i.kind and "NaN" not in i.parts
         return elementwise(program, i, dropping if drops else spreading)
 
     return build
