@@ -141,10 +141,12 @@ def test_flushing_makes_numbers_that_are_not_normal_zero():
         assert same(got[:4].view(np.uint32), np.float32(want).view(np.uint32))
 
 
-def test_bits_are_extracted_and_permuted():
+def test_bits_are_extracted_inserted_and_permuted():
     x = numbers("u32", 1)
     got = apply("bfe.u32 {0}, {1}, 5, 7;", "u32", [("u32", x)])
     assert same(got, x >> 5 & 127)
+    got = apply("bfi.b32 {0}, {1}, 0xFFFFFFFF, 5, 7;", "b32", [("b32", x)])
+    assert same(got, (x << 5 & 127 << 5 | ~np.uint32(127 << 5)).astype(np.uint32))
     got = apply("prmt.b32 {0}, {1}, {1}, 0x0123;", "b32", [("b32", x)])
     assert same(got, x.byteswap())
 

@@ -207,7 +207,7 @@ def test_without_a_gradient_the_logits_stay_and_the_loss_is_the_same():
     torch.testing.assert_close(metrics, with_gradient[1])
 
 
-@pytest.mark.parametrize("T", [1, 63, 64, 65, 1024, 1025, 2049])
+@pytest.mark.parametrize("T", [1, 127, 128, 129, 256, 257, 1025])
 def test_the_scan_carries_from_block_to_block(T):
     random = torch.Generator().manual_seed(T)
     bias = torch.randn(2, T, generator=random).to(DEVICE)
@@ -217,7 +217,7 @@ def test_the_scan_carries_from_block_to_block(T):
     assert_no_worse([kernels.reverse_scan(bias, decay)], [eager], [oracle])
 
 
-@pytest.mark.parametrize("cut", [500, 975, 976, 977])
+@pytest.mark.parametrize("cut", [500, 510, 511, 512])
 def test_a_decay_of_zero_cuts_off_what_is_not_finite_also_between_blocks(cut):
     bias, decay = torch.ones(1, 2000, device=DEVICE), torch.full((1, 2000), 0.5, device=DEVICE)
     bias[0, cut + 1], bias[0, cut + 2], decay[0, cut] = torch.inf, torch.nan, 0.0

@@ -45,7 +45,7 @@ def test_a_padded_row_has_the_bits_it_has_packed(poisoned_memory):
 @pytest.mark.parametrize("bounds", ([0, 5, 5, 3500], None), ids=("packed", "padded"))
 def test_a_sequence_in_parts_has_the_bits_of_a_whole_one(bounds, monkeypatch, poisoned_memory):
     reward, value, mask = steps(*((3500,) if bounds else (1, 3500)))
-    mask[..., 1000:2100] = False  # a hole that begins in one block and ends two blocks later
+    mask[..., 1000:2100] = False  # a hole that begins in one block and ends some blocks later
     mask[..., 3200:] = False
     bounds = torch.tensor(bounds) if bounds else None
     bootstrap = torch.randn(1 if bounds is None else 3)

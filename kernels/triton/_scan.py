@@ -23,13 +23,12 @@ from rlkern.backends.triton._launch import aligned
 
 LANES = tl.constexpr(32)
 STEPS = tl.constexpr(4)
-ROWS = tl.constexpr(4)
+ROWS = tl.constexpr(2)
 SPAN = tl.constexpr(32 * 4)
-BLOCK = tl.constexpr(4 * 32 * 4)
-UNROLL = tl.constexpr(16)
-# Derived, not measured: 512 programs with a block each in flight ask for half of what a GPU of
+BLOCK = tl.constexpr(2 * 32 * 4)
+# Derived, not measured: 1024 programs with a block each in flight ask for half of what a GPU of
 # 4.8 TB/s needs to be busy, and three launches cost as much as some 16 blocks one by one.
-LONG, FEW = 16 * 512, 512
+LONG, FEW = 16 * 256, 1024
 
 
 @triton.jit
@@ -63,9 +62,9 @@ def row_of(steps):
 
 
 @triton.jit
-def last_lane(x):
-    """Returns what the last lane has, in every lane."""
-    return tl.gather(x, tl.full((LANES,), LANES - 1, tl.int32), 0)
+def of_lane(x, lane):
+    """Returns what one lane has, in every lane."""
+    return tl.gather(x, lane + tl.zeros((LANES,), tl.int32), 0)
 
 
 @triton.jit
@@ -98,17 +97,17 @@ def sweep_row(decay, bias, row_map, entered):
 def scan_block(decay, bias, carry):
     """Returns x at each step of each row, x at the block's begin, and the block's map.
 
-    decay and bias are tuples of ROWS tuples of STEPS, and carry is what enters, in every lane.
+    decay and bias are tuples of ROWS tuples of STEPS; carry is what enters, in every lane.
     """
     maps = ()
     for r in tl.static_range(ROWS):
         maps += (scan_row(decay[r], bias[r]),)
     entered, swept = carry, ()
-    far_decay, far_bias = last_lane(maps[0][0]), last_lane(maps[0][1])
+    far_decay, far_bias = of_lane(maps[0][0], LANES - 1), of_lane(maps[0][1], LANES - 1)
     for r in tl.static_range(ROWS):
         swept += (sweep_row(decay[r], bias[r], maps[r], entered),)
         if r > 0:
-            row_decay, row_bias = last_lane(maps[r][0]), last_lane(maps[r][1])
+            row_decay, row_bias = of_lane(maps[r][0], LANES - 1), of_lane(maps[r][1], LANES - 1)
             far_decay, far_bias = compose(far_decay, far_bias, row_decay, row_bias)
         entered = apply(far_decay, far_bias, carry)
     return swept, entered, far_decay, far_bias
@@ -181,18 +180,23 @@ def carry_kernel(maps, bounds_ptr):
     sequence = tl.program_id(0)
     base, length = sequence_bounds(sequence, 0, bounds_ptr)
     blocks = tl.cdiv(length, BLOCK)
-    lane = tl.arange(0, UNROLL)
-    carry = tl.zeros((), tl.float32)
-    for back in range(0, blocks, UNROLL):
+    lane = tl.arange(0, LANES)
+    carry = tl.zeros((LANES,), tl.float32)
+    for back in range(0, blocks, SPAN):
         last = base // BLOCK + sequence + blocks - 1 - back
-        entering = tl.zeros((UNROLL,), tl.float32)
+        decay, bias = (), ()
         # No store comes between the loads, so that they need not wait for one another.
-        for k in tl.static_range(UNROLL):
-            entering = tl.where(lane == k, carry, entering)
-            decay = tl.load(maps.decay + last - k, mask=back + k < blocks, other=1.0)
-            bias = tl.load(maps.bias + last - k, mask=back + k < blocks, other=0.0)
-            carry = apply(decay, bias, carry)
-        tl.store(maps.entering + last - lane, entering, mask=back + lane < blocks)
+        for k in tl.static_range(STEPS):
+            exists = back + k * LANES + lane < blocks
+            decay += (tl.load(maps.decay + last - k * LANES - lane, mask=exists, other=1.0),)
+            bias += (tl.load(maps.bias + last - k * LANES - lane, mask=exists, other=0.0),)
+        for k in tl.static_range(STEPS):
+            entering = tl.zeros((LANES,), tl.float32)
+            for block in range(0, LANES):
+                entering = tl.where(lane == block, carry, entering)
+                carry = apply(of_lane(decay[k], block), of_lane(bias[k], block), carry)
+            exists = back + k * LANES + lane < blocks
+            tl.store(maps.entering + last - k * LANES - lane, entering, mask=exists)
 
 
 class Maps(NamedTuple):

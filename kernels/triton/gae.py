@@ -19,7 +19,7 @@ from rlkern.backends.triton._scan import (
     block_at,
     in_every_lane,
     lane_before,
-    last_lane,
+    of_lane,
     plan,
     row_of,
     scan_block,
@@ -73,18 +73,31 @@ def _later(near, far):
 
 
 @triton.jit
-def _load_row(steps, begin, left, r: tl.constexpr):
-    """Returns (counts, reward, value) of a row, each as its STEPS; 0 where a step does not count.
+def _load_masks(mask_ptr, begin, left):
+    """Returns the masks (LANES, STEPS) of the rows of a block, as bytes."""
+    masks = ()
+    for r in tl.static_range(ROWS):
+        step = steps_of_row(r)
+        masks += (tl.load(mask_ptr + begin + step, mask=step < left, other=0),)
+    return masks
 
-    A lane without a step that counts reads its mask alone.
+
+@triton.jit
+def _counts_of(mask):
+    """Returns which of its STEPS count, for each lane of a row."""
+    first, second, third, fourth = steps_of(mask)
+    return first != 0, second != 0, third != 0, fourth != 0
+
+
+@triton.jit
+def _load_counted(x_ptr, begin, left, counts, r: tl.constexpr):
+    """Returns x of the STEPS of a row, anything where a step does not count.
+
+    A lane without a step that counts reads nothing.
     """
     step = steps_of_row(r)
-    here, exists = begin + step, step < left
-    counts = steps_of(tl.load(steps.mask + here, mask=exists, other=0) != 0)
-    exists &= (counts[0] | counts[1] | counts[2] | counts[3])[:, None]
-    reward = steps_of(tl.load(steps.reward + here, mask=exists, other=0.0))
-    value = steps_of(tl.load(steps.value + here, mask=exists, other=0.0))
-    return counts, reward, value
+    some = (counts[0] | counts[1] | counts[2] | counts[3])[:, None]
+    return steps_of(tl.load(x_ptr + begin + step, mask=(step < left) & some, other=0.0))
 
 
 @triton.jit
@@ -104,7 +117,7 @@ def _following_values(counts, value, after):
     third = tl.where(counts[3], value[3], fourth)
     second = tl.where(counts[2], value[2], third)
     first = tl.where(counts[1], value[1], second)
-    return (first, second, third, fourth), last_lane(known)
+    return (first, second, third, fourth), of_lane(known, LANES - 1)
 
 
 @triton.jit
@@ -152,6 +165,8 @@ def gae_kernel(
     value_carry = tl.zeros((LANES,), tl.float32)
     if bootstrap_ptr is not None:
         value_carry = in_every_lane(bootstrap_ptr + sequence)
+    first, left_there = block_at(base, length, block, VECTOR)
+    masks = _load_masks(steps.mask, first, tl.where(blocks > 0, left_there, 0))
     # Where a row's steps lie would otherwise stay in registers from block to block.
     for back in tl.range(0, blocks, disable_licm=True):
         begin, left = block_at(base, length, block - back, VECTOR)
@@ -163,23 +178,27 @@ def gae_kernel(
         elif maps is not None:
             advantage_carry = in_every_lane(maps.entering + program)
             value_carry = in_every_lane(maps.callers + program)
-        rows = ()
+        counts, reward, value = (), (), ()
         for r in tl.static_range(ROWS):
-            rows += (_load_row(steps, begin, left, r),)
+            counts += (_counts_of(masks[r]),)
+            value += (_load_counted(steps.value, begin, left, counts[r], r),)
+            reward += (_load_counted(steps.reward, begin, left, counts[r], r),)
+        # What the next block reads depends on its mask: that is on its way already.
+        earlier, left_there = block_at(base, length, block - back - 1, VECTOR)
+        masks = _load_masks(steps.mask, earlier, tl.where(back + 1 < blocks, left_there, 0))
         decays, biases = (), ()
         for r in tl.static_range(ROWS):
-            counts, reward, value = rows[r]
-            following, value_carry = _following_values(counts, value, value_carry)
-            d, b = _maps_of_steps(counts, reward, value, following, discount, decay)
-            decays += (d,)
-            biases += (b,)
+            following, value_carry = _following_values(counts[r], value[r], value_carry)
+            maps_of_row = _maps_of_steps(counts[r], reward[r], value[r], following, discount, decay)
+            decays += (maps_of_row[0],)
+            biases += (maps_of_row[1],)
         swept, advantage_carry, far_decay, far_bias = scan_block(decays, biases, advantage_carry)
         if out is None:
             store_once(maps.decay + program, far_decay)
             store_once(maps.bias + program, far_bias)
         else:
             for r in tl.static_range(ROWS):
-                _store_row(out, begin, left, rows[r][0], rows[r][2], swept[r], r)
+                _store_row(out, begin, left, counts[r], value[r], swept[r], r)
 
 
 def gae(
@@ -194,7 +213,7 @@ def gae(
     """Returns (advantage, target); whitening takes PyTorch's own sums after them."""
     out = Out(torch.empty_like(reward), torch.empty_like(reward))
     planned = plan(reward, cu_seqlens)
-    steps, bootstrap = aligned(Steps(reward, value, mask)), aligned(bootstrap)
+    steps, bootstrap = aligned(Steps(reward, value, mask.view(torch.uint8))), aligned(bootstrap)
     if coefficients.ndim == 2:
         both = torch.stack([coefficients[0], coefficients[0] * coefficients[1]])
         rates = Rates(0.0, 0.0, both.to(reward.dtype))

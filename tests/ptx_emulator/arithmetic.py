@@ -148,6 +148,19 @@ def extract(program: Program, i: Instruction) -> Step:
     return elementwise(program, i, function)
 
 
+def insert(program: Program, i: Instruction) -> Step:
+    """bfi: b, whose bits from c on, d of them, are the lowest of a; numbers of 32 bits."""
+    if i.kind != "b32":
+        raise PtxFault(f"bfi.{i.kind} is not known here")
+
+    def function(*operands: Any) -> Any:
+        a, b, c, d = (np.asarray(x).astype(np.uint64) for x in operands)
+        ones = ((np.uint64(1) << d) - np.uint64(1)) << c
+        return (b & ~ones | a << c & ones).astype(np.uint32)
+
+    return elementwise(program, i, function)
+
+
 def population(program: Program, i: Instruction) -> Step:
     """popc: how many bits are 1, a number of 32 bits."""
     return elementwise(program, i, lambda a: np.asarray(np.bitwise_count(a)).astype(np.uint32))
@@ -186,6 +199,7 @@ BUILDERS = {
     "shl": shift(shifted_left),
     "shr": shift(shifted_right),
     "bfe": extract,
+    "bfi": insert,
     "popc": population,
     "prmt": permute,
     "ex2": rounded(np.exp2),
