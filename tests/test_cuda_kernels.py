@@ -7,61 +7,17 @@ of the few instructions in that header: on a machine with a GPU and the library 
 there, too.
 """
 
-import shutil
-import subprocess
-from pathlib import Path
-
+# ruff: noqa: F401, F811 (fixtures)
 import pytest
 import torch
-from batch_helpers import loss_and_gradient, same_bits, scores_and_gradient
-from cuda_helpers import forget
+from cuda_helpers import check, device, emulated, emulated_library, needs_compiler
 
 import rlkern
-from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.backends import BackendUnavailable, cuda
 from rlkern.backends import eager as reference
 from rlkern.backends.cuda.library import c_int64, load_library
 from rlkern.backends.eager.token_logprob import Softmax, Upstream
 from rlkern.testing.cases import CASES, make_batch
-from rlkern.testing.conformance import applicable, compare, row
-
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-COMPILER = shutil.which("g++")
-needs_compiler = pytest.mark.skipif(not COMPILER, reason="g++ is not installed")
-
-
-@pytest.fixture(scope="module")
-def emulated_library(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("emulator")
-    flags = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas -Werror"
-    include = [f"-I{ROOT / 'tests' / 'cuda_emulator'}", f"-I{ROOT / 'csrc'}"]
-    # One source: the emulated machine is one variable.
-    everything = folder / "all.cpp"
-    everything.write_text("".join(f'#include "{source}"\n' for source in SOURCES))
-    command = [str(COMPILER), *flags.split(), *include, "-shared", str(everything)]
-    subprocess.run([*command, "-o", str(folder / "emulated.so")], check=True)
-    return folder / "emulated.so"
-
-
-@pytest.fixture
-def emulated(emulated_library, monkeypatch):
-    """The cuda backend on the CPU."""
-    monkeypatch.setenv("RLKERN_CUDA_LIBRARY", str(emulated_library))
-    forget()
-    yield
-    forget()
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=needs_compiler),
-                        pytest.param("cuda", marks=pytest.mark.gpu)])  # fmt: skip
-def device(request):
-    """Where the cuda backend runs: the emulator's cpu, or a GPU."""
-    if request.param == "cpu":
-        request.getfixturevalue("emulated")
-    elif cuda.unavailable():
-        pytest.skip(cuda.unavailable())
-    return request.param
 
 
 @needs_compiler
@@ -76,52 +32,6 @@ def test_it_serves_only_where_it_is_asked_for(emulated):
             rlkern.backend_name("gae")
     with rlkern.use_backend("eager"):
         pass
-
-
-def served(case) -> bool:
-    """Returns whether the backend takes a case: no kept sets, and ratios of tokens alone."""
-    level = case.coefficients.get("level", find_algorithm(case.algorithm).level)
-    return case.keep == "none" and level == "token"
-
-
-def check(operation: str, cases, dtype: torch.dtype, device: str) -> None:
-    found = [(case, compare(operation, case, "cuda", dtype, device)) for case in cases]
-    lines = [row("cuda", operation, case, dtype, result) for case, result in found]
-    print("\n".join(lines))
-    failed = [line for line, (_, result) in zip(lines, found) if not result.passed]
-    assert lines and not failed, "\n".join(failed)
-
-
-@needs_compiler
-@pytest.mark.conformance
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("operation", ["policy_loss (in place)", "token_logprob"])
-def test_the_error_is_at_most_twice_eagers_own(operation, dtype, emulated, poisoned_memory):
-    cases = [case for case in CASES if served(case) and applicable(operation, case, dtype)]
-    check(operation, cases, dtype, "cpu")
-
-
-@pytest.mark.gpu
-@pytest.mark.conformance
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("operation", ["policy_loss", "policy_loss (in place)", "token_logprob"])
-def test_a_gpu_computes_what_the_reference_does(operation, dtype, poisoned_memory):
-    if cuda.unavailable():
-        pytest.skip(cuda.unavailable())
-    cases = [case for case in CASES if served(case) and applicable(operation, case, dtype)]
-    if cases:
-        check(operation, cases, dtype, "cuda")
-
-
-@pytest.mark.sanitize
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("operation", ["policy_loss", "policy_loss (in place)", "token_logprob"])
-def test_small_cases_touch_only_their_own_memory_on_a_gpu(operation):
-    if cuda.unavailable():
-        pytest.skip(cuda.unavailable())
-    for case in CASES:
-        if served(case) and (case.V < 1100 or case.name in ("gpt2", "qwen")):
-            compare(operation, case, "cuda", torch.bfloat16, "cuda")
 
 
 def moved(x: torch.Tensor, offset: int) -> torch.Tensor:
@@ -316,18 +226,25 @@ def test_equal_logits_of_any_size_are_equally_probable(value, dtype, device):
 @pytest.mark.gpu
 @pytest.mark.parametrize("V", [50257, 151936])
 def test_two_runs_on_a_gpu_have_the_same_bits_in_place_or_not(V):
+    pytest.importorskip("hypothesis")
+    from batch_helpers import loss_and_gradient, same_bits
+
     if cuda.unavailable():
         pytest.skip(cuda.unavailable())
     batch = make_batch(next(c for c in CASES if c.name == "all_terms"), torch.bfloat16, "cuda")
     B, T = batch.token.shape
     batch.logits = torch.randn(B, T, V, device="cuda").bfloat16()
-    runs = [loss_and_gradient(batch, inplace=inplace) for inplace in (False, False, True, True)]
+    with rlkern.use_backend("cuda"):
+        runs = [loss_and_gradient(batch, inplace=inplace) for inplace in (False, False, True, True)]
     assert same_bits(*runs[:2]) and same_bits(*runs[1:3]) and same_bits(*runs[2:])
 
 
 @needs_compiler
 @pytest.mark.parametrize("case", ["gpt2", "qwen", "time_slice", "softcap_temperature_entropy"])
 def test_the_order_of_the_threads_does_not_change_a_bit(case, emulated):
+    pytest.importorskip("hypothesis")
+    from batch_helpers import loss_and_gradient, same_bits, scores_and_gradient
+
     batch = make_batch(next(c for c in CASES if c.name == case), torch.bfloat16)
     results = []
     for forwards in (0, 1):
