@@ -49,6 +49,7 @@ KERNELS = {
     "token_logprob_backward_kernel": Work(_loaded, lambda size: 2 * size),
     "policy_loss_kernel": Work(_loaded, lambda size: 2 * size),
     "scale_kernel": Work(_loaded, lambda size: 2 * size),
+    "scale_rows_kernel": Work(_loaded, lambda size: 2 * size),
     # Steps of sequences, in float32: one result of each, or two.
     "reverse_scan_kernel": Work(lambda loop, size: sum(loop.stores) / 4, lambda size: 12),
     "gae_kernel": Work(lambda loop, size: sum(loop.stores) / 8, lambda size: 17),

@@ -61,6 +61,7 @@ USED = {
     "token_logprob_backward_kernel": (0.9, 0.7),
     "policy_loss_kernel": (0.9, 0.7),
     "scale_kernel": (0.9, 0.7),
+    "scale_rows_kernel": (0.9, 0.7),
     "reverse_scan_kernel": (0.9, 0.9),
     "gae_kernel": (0.9, 0.9),
     "value_loss_kernel": (0.2, 0.2),

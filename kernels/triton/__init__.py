@@ -12,8 +12,9 @@ import triton
 from rlkern.backends.triton._interpreter import round_as_gpus
 from rlkern.backends.triton.gae import gae
 from rlkern.backends.triton.group_advantage import group_advantage, group_segments
-from rlkern.backends.triton.policy_loss import policy_loss, policy_loss_kernel, scale_, scaled
+from rlkern.backends.triton.policy_loss import policy_loss, policy_loss_kernel
 from rlkern.backends.triton.reverse_scan import reverse_scan
+from rlkern.backends.triton.scale import scale_, scaled
 from rlkern.backends.triton.token_logprob import token_logprob, token_logprob_backward
 from rlkern.backends.triton.token_logprob_companions import token_logprob_companions
 from rlkern.backends.triton.token_objective import token_objective

@@ -32,7 +32,6 @@ from rlkern.backends.triton._rows import (
     softmax_argument,
     sweep_gradient,
     sweep_sums,
-    vector_width,
 )
 from rlkern.backends.triton._score import (
     formulas,
@@ -216,44 +215,3 @@ def _launch(logits, token, rows, softmax, objective, statistics, grad):
     row_bytes = V * logits.element_size()
     grid = programs(B * T, row_bytes, shape.warps, logits.device) if persistent else B * T
     policy_loss_kernel[(grid,)](*arguments, **options)
-
-
-@kernel
-def scale_kernel(
-    x_ptr, factor_ptr, T: tl.int64, V: tl.int32, stride_b: tl.int64, stride_t: tl.int64,
-    VECTOR: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """One program per row.
-
-    - reads the factor, and the row unless the factor is exactly 1
-    - writes the row unless the factor is exactly 1
-    - never materialises a copy
-    """
-    factor = tl.load(factor_ptr).to(tl.float32)
-    row_ptr = row_start(x_ptr, tl.program_id(0).to(tl.int64), T, stride_b, stride_t, VECTOR)
-    length = tl.where(factor != 1.0, V // VECTOR, 0) * VECTOR
-    for start in range(0, length, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        x = tl.load(row_ptr + columns, mask=columns < length, other=0.0).to(tl.float32) * factor
-        tl.store(row_ptr + columns, x.to(x_ptr.dtype.element_ty), mask=columns < length)
-
-
-def scale_(tensor: Tensor, factor: Tensor) -> None:
-    """Multiplies tensor by the scalar factor in place; a factor of exactly 1 touches nothing."""
-    if not tensor.numel():
-        return
-    x = tensor if tensor.ndim == 3 else tensor.view(1, 1, -1)
-    B, T, V = x.shape
-    shape = launch_shape(V)
-    options = {"VECTOR": vector_width(x), "BLOCK": shape.block, "num_warps": shape.warps}
-    with torch.cuda.device_of(x):
-        scale_kernel[(B * T,)](
-            x, aligned(factor), T, V, *row_strides(x), **options, enable_fp_fusion=True
-        )
-
-
-def scaled(tensor: Tensor, factor: Tensor) -> Tensor:
-    """Returns tensor · factor in a buffer of its own: whether it is 1 only the device knows."""
-    out = tensor.clone()
-    scale_(out, factor)
-    return out

@@ -170,6 +170,7 @@ def launch_rows(
     objective = Objective("ppo_clip", "token", "k3", (coef,) * 4, coef, coef)
     kernels.policy_loss(z, token, Rows(*[x] * USUAL_ROWS), softmax, objective, z)
     kernels.scale_(z, torch.zeros(()))
+    kernels.scale_(torch.zeros(B, T, 2 * V, dtype=dtype)[..., :V], torch.zeros(()))
 
 
 def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
@@ -182,6 +183,7 @@ def launch_formulas(T: int = 7, coef: float = 0.1) -> None:
         kernels.token_objective(x, x, batch, offset if i % 2 else None, objective)
         alone, z = Rows(x, x, None, x), torch.zeros(3, T, 151936 // 8, dtype=torch.bfloat16)
         kernels.policy_loss(z, token, alone, Softmax(), objective._replace(level="token"), None)
+    kernels.scaled(torch.zeros(8, T), torch.zeros(()))
     for length in (7, 2000, 20000):
         rows, numbers = torch.zeros(3, length), torch.full((2,), coef, dtype=torch.float64)
         for steps, bounds in ((rows, None), (rows.flatten(), torch.arange(4) * length)):
