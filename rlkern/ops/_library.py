@@ -97,11 +97,23 @@ def refuse_double_backward_of(stem: str, x: Tensor) -> Tensor:
     return x
 
 
+# Whether the backward that runs has been told to keep its graph (retain_graph=True); where a torch
+# cannot be asked, it may have been.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
 def scaled_gradient(grad: Tensor, factor: Tensor) -> Tensor:
-    """Returns grad · factor in grad's dtype; may be grad itself where the factor is 1."""
+    """Returns grad · factor in grad's dtype, for a backward that has saved grad.
+
+    In a buffer of its own only where a second backward may come for grad: it is as large as the
+    logits, and writing another would take longer than the loss.
+    """
     if type(factor) is not Tensor or torch.compiler.is_compiling():
         return (grad * factor).to(grad.dtype)  # traced: inductor fuses this
-    return implementation("scaled", grad)(grad, factor)
+    if _graph_is_kept():
+        return implementation("scaled", grad)(grad, factor)
+    implementation("scale_", grad)(grad, factor)
+    return grad
 
 
 def scaled_gradients(grads: Iterable[Tensor | None], factor: Tensor) -> list[Tensor | None]:
