@@ -5,13 +5,13 @@ With y = softcap·tanh(logit / softcap) and z = y · inv_temperature, a row is k
 and three sums in coordinates shifted by it, so that a common offset costs no digits:
     d = y·scale − shift           scale = inv_temperature / ln 2, shift = max·scale, rounded
     max      max y                row_max = max · inv_temperature
-    total    Σ 2^d                log_sum = log (total / 2^δ)
+    total    Σ 2^d                log_sum = log total − δ · ln 2
     moment   Σ 2^d·d              entropy = log_sum − ln 2 · (moment/total − δ)
     squares  Σ (2^d)²             sum_pi_squared = squares/total²
 The letters inside a block: x a logit, y and d as above, e = 2^d. A product and a difference rounded
 once (fma) are one instruction; of the rounded shift they leave δ at the maximum, the d of it, which
-is small and known. All of a row's d have the same δ in them; as total/2^δ is a quotient of the same
-powers of 2, it is exactly 1 where the maximum is all there is.
+is small and known. All of a row's d have the same δ in them, and the total of a row of which the
+maximum is all there is is the same 2^δ to the last bit.
 
 A thread keeps the sums of its own columns until the row has ended: the loops have no barrier, and
 nothing in them passes from thread to thread. What a thread adds up, and in which order, depends on
@@ -220,11 +220,20 @@ def load_last(row_ptr, row, V, TILE: tl.constexpr):
 
 
 @triton.jit
+def bounded(x, softcap):
+    """Returns softcap·tanh(x/softcap), also of a banned token."""
+    if softcap is not None:
+        x = softcap * tanh(x * (1.0 / softcap))
+    return x
+
+
+@triton.jit
 def cap(x, softcap):
     """Returns y of logits; a banned token (−inf) stays banned."""
     if softcap is not None:
-        x = tl.where(x == float("-inf"), x, softcap * tanh(tl.div_rn(x, softcap)))
-    return x
+        return tl.where(x == float("-inf"), x, bounded(x, softcap))
+    else:
+        return x
 
 
 @triton.jit
@@ -330,17 +339,20 @@ def sweep_sums(row_ptr, row, softcap, V, SQUARES: tl.constexpr, TILE: tl.constex
 def row_results(row, softcap, sums):
     """Returns the Results of a row's sums."""
     delta = rounding(sums.max, row.inv_temperature * LOG2E)
-    log_sum = tl.log(tl.div_rn(tl.where(row.counted, sums.total, 1.0), tl.exp2(delta)))
-    above = (cap(row.logit, softcap) - sums.max) * row.inv_temperature
     total = tl.where(row.counted, sums.total, 1.0)
+    # Exactly 0 where the maximum is all there is.
+    log_sum = tl.where(total == tl.exp2(delta), 0.0, tl.log(total) - delta * LN2)
+    above = (cap(row.logit, softcap) - sums.max) * row.inv_temperature
     entropy = log_sum - LN2 * (sums.moment / total - delta)
-    # The maximum of nothing but −inf is LOWEST; the total of a finite maximum is at least 1.
-    row_max = tl.where(sums.total == 0, float("-inf"), sums.max * row.inv_temperature)
+    # The maximum of nothing but −inf is LOWEST; the total of a finite maximum is not 0.
+    row_max = tl.where(total == 0, float("-inf"), sums.max * row.inv_temperature)
+    # What the product loses in rounding is kept in the other half of the log-sum-exp.
+    lost = tl.where(total == 0, 0.0, tl.fma(sums.max, row.inv_temperature, -row_max))
     return Results(
         tl.where(row.counted, above - log_sum, 0.0),
         tl.where(row.counted, entropy, 0.0),
         tl.where(row.counted, row_max, 0.0),
-        tl.where(row.counted, log_sum, 0.0),
+        tl.where(row.counted, log_sum + lost, 0.0),
     )
 
 
@@ -350,12 +362,14 @@ def gradient_slopes(row, softcap, top, results, d_logprob, d_entropy, d_lse):
 
     In z it is  p_j·(d_lse − d_logprob − d_entropy·(log p_j + H)) + d_logprob·[j = token].
     At the token the first factor of d_logprob is 1 − p, which cancels: expm1 does not.
+    top is row_max / inv_temperature, as exact as it may be: what it is off by is known.
     """
     logprob, entropy = results.logprob, results.entropy
     scale = row.inv_temperature * LOG2E
     delta = rounding(top, scale)
-    p_unit = tl.exp(-results.log_sum) / tl.exp2(delta) * row.inv_temperature
-    surprise = entropy - results.log_sum - LN2 * delta  # less d
+    log_sum = results.log_sum - tl.fma(top, row.inv_temperature, -results.row_max)
+    p_unit = tl.exp(-log_sum - LN2 * delta) * row.inv_temperature
+    surprise = entropy - log_sum - LN2 * delta  # less d
     constant = (d_lse - d_logprob - d_entropy * surprise) * p_unit
     p = tl.exp(logprob)
     # p·log p is 0 for a token of probability 0.
@@ -368,9 +382,9 @@ def gradient_slopes(row, softcap, top, results, d_logprob, d_entropy, d_lse):
 @triton.jit
 def block_gradient(x, softcap, slopes):
     """Returns the gradient of logits that are not the token's; a logit of −inf gets 0."""
-    d = exponents(cap(x, softcap), slopes.max, slopes.scale)
+    d = exponents(bounded(x, softcap), slopes.max, slopes.scale)
     grad = tl.exp2(d) * (slopes.constant + slopes.linear * d)
-    if softcap is not None:
+    if softcap is not None:  # its slope is 0 at −inf
         grad = grad * cap_slope(x, softcap)
     return grad
 

@@ -79,7 +79,8 @@ def slopes_of_row(i, weight, row, softcap, sums, rows, objective, out, N):
     d_logprob, d_entropy = score_rows(
         i, N, weight, results.logprob, results.entropy, rows, objective, out.statistics
     )
-    return gradient_slopes(row, softcap, sums.max, results, d_logprob, d_entropy, 0.0)
+    top = tl.where(row.counted, sums.max, 0.0)
+    return gradient_slopes(row, softcap, top, results, d_logprob, d_entropy, 0.0)
 
 
 @triton.jit

@@ -133,15 +133,13 @@ def slopes_of_row(i, row, softcap, statistics, upstream):
     row_max = tl.load(statistics.row_max + i, mask=row.counted, other=0.0)
     log_sum = tl.load(statistics.log_sum + i, mask=row.counted, other=0.0)
     entropy = tl.load(statistics.entropy + i, mask=row.counted, other=0.0)
-    z = cap(row.logit, softcap) * row.inv_temperature
-    # At the maximum exactly 0: a GPU does not round the product before it subtracts.
-    above = tl.where(z == row_max, 0.0, z - row_max)
+    above = tl.fma(cap(row.logit, softcap), row.inv_temperature, -row_max)
     logprob = tl.where(row.counted, above - log_sum, 0.0)
     d_logprob = row_scalar(upstream.logprob, i, row.counted, 0.0)
     d_entropy = row_scalar(upstream.entropy, i, row.counted, 0.0)
     d_lse = row_scalar(upstream.lse, i, row.counted, 0.0)
     results = Results(logprob, entropy, row_max, log_sum)
-    top = tl.div_rn(row_max, row.inv_temperature)
+    top = row_max / row.inv_temperature
     return gradient_slopes(row, softcap, top, results, d_logprob, d_entropy, d_lse)
 
 
