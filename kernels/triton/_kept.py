@@ -6,6 +6,8 @@ vocabulary. Ids below −1 are kept in another rank's slice. The token always be
 listed or not, so it is taken apart from the list.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,10 +17,13 @@ from rlkern.backends.triton._rows import (
     LOG2E,
     LOWEST,
     Sums,
+    Tile,
     block_gradient,
     cap,
     exponents,
     last_block,
+    launch_shape,
+    launch_tile,
     rescaling,
     rounding,
     store_last,
@@ -27,17 +32,27 @@ from rlkern.backends.triton._rows import (
     zero_tile,
 )
 
-# 2 to 8 ids of 64 bits per thread of the programs of _rows.SHAPES; few kept sets are longer.
+# 4 to 8 ids of 64 bits per thread; few kept sets are longer.
 _BLOCK = 1024
 
 
-def kept_block_of(block: int) -> int:
-    """Returns the ids per block of a launch whose blocks have so many columns.
+class Launch(NamedTuple):
+    """The constants of a compiled kernel: how a block lies in the threads, ids of a block."""
 
-    >>> kept_block_of(128), kept_block_of(8192)
-    (128, 1024)
+    tile: Tile
+    kept_block: int
+
+
+def launch_options(*tensors: Tensor) -> dict[str, Any]:
+    """Returns the constants and options of a launch over the rows of these tensors.
+
+    >>> options = launch_options(torch.zeros(1, 1, 21))
+    >>> options["LAUNCH"].kept_block, options["num_warps"]
+    (128, 1)
     """
-    return min(block, _BLOCK)
+    shape = launch_shape(tensors[0].shape[2], tensors[0].element_size())
+    launch = Launch(launch_tile(shape, *tensors), min(shape.block, _BLOCK))
+    return {"LAUNCH": launch, "num_warps": shape.warps, "enable_fp_fusion": True}
 
 
 def scratch_for(keep: Tensor) -> Tensor:

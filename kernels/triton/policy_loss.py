@@ -11,20 +11,16 @@ from torch import Tensor
 
 from rlkern.backends.eager.token_logprob import Softmax
 from rlkern.backends.eager.token_objective import Objective, Rows
-from rlkern.backends.triton._device import programs
 from rlkern.backends.triton._kept import (
-    kept_block_of,
     kept_length,
     kept_sums,
+    launch_options,
     scratch_for,
     store_kept_gradient,
 )
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
-    Tile,
     gradient_slopes,
-    launch_shape,
-    launch_tile,
     open_row,
     row_results,
     row_start,
@@ -62,14 +58,6 @@ class Layout(NamedTuple):
     stride_t: Any
     grad_stride_b: Any
     grad_stride_t: Any
-
-
-class Launch(NamedTuple):
-    """The constants of a compiled kernel: how a block lies in the threads, ids of a block."""
-
-    tile: Tile
-    kept_block: int
-    persistent: bool
 
 
 @triton.jit
@@ -127,24 +115,19 @@ def policy_loss_kernel(
     stride_b: tl.int64, stride_t: tl.int64, grad_stride_b: tl.int64, grad_stride_t: tl.int64,
     LAUNCH: tl.constexpr,
 ):  # fmt: skip
-    """One program per row, or persistent ones that take row after row; grad may be the logits.
+    """One program per row; grad may be the logits.
 
     - reads the row, its token's logit and the row's scalars; then, backwards, all but the row's
-      last block again, from the cache if there are no more programs than rows fit into it;
-      of a row of weight 0 nothing but the weight
+      last block again, from the cache as far as they are left there; of a row of weight 0 nothing
+      but the weight
     - writes each element of the gradient once, the token's twice (nothing without one), and the
       row's statistics
     - never materialises log-probabilities, probabilities or a one-hot row
     """
     TILE: tl.constexpr = LAUNCH.tile
     layout = Layout(N, T, V, stride_b, stride_t, grad_stride_b, grad_stride_t)
-    first = tl.program_id(0)
-    end = N if LAUNCH.persistent else first + 1
-    step = tl.num_programs(0) if LAUNCH.persistent else 1
-    # What does not depend on the row would otherwise stay in registers from row to row.
-    for i in tl.range(first, end, step, disable_licm=True):
-        i = tl.cast(i, tl.int64)
-        loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, TILE)
+    i = tl.program_id(0).to(tl.int64)
+    loss_of_row(i, logits_ptr, rows, softmax, objective, out, layout, TILE)
 
 
 @kernel
@@ -194,13 +177,7 @@ def policy_loss(
 def _launch(logits, token, rows, softmax, objective, statistics, grad):
     """Launches the kernel of whole rows or, if there are kept sets, that of these."""
     B, T, V = logits.shape
-    shape = launch_shape(V)
     keep, written = softmax.keep, logits if grad is None else grad
-    tile = launch_tile(V, logits, written)
-    persistent = not tile.one_block and keep is None and grad is not None
-    if persistent and tile.vector > 1:
-        tile = tile._replace(stages=shape.stages)
-    launch = Launch(tile, kept_block_of(shape.block), persistent)
     arguments = (
         logits,
         aligned(TokenRows._make((token, *rows))),
@@ -209,10 +186,8 @@ def _launch(logits, token, rows, softmax, objective, statistics, grad):
         Out(statistics, grad, None if keep is None else scratch_for(keep)),
         *(B * T, T, V, *row_strides(logits), *row_strides(written)),
     )
-    options = {"LAUNCH": launch, "num_warps": shape.warps, "enable_fp_fusion": True}
-    if keep is not None:
+    options = launch_options(logits, written)
+    if keep is None:
+        policy_loss_kernel[(B * T,)](*arguments, **options)
+    else:
         kept_policy_loss_kernel[(B * T,)](*arguments, keep.shape[2], **options)
-        return
-    row_bytes = V * logits.element_size()
-    grid = programs(B * T, row_bytes, shape.warps, logits.device) if persistent else B * T
-    policy_loss_kernel[(grid,)](*arguments, **options)

@@ -13,12 +13,17 @@ from rlkern.backends.triton._rows import (
     row_start,
     row_strides,
     vector_width,
-    whole_row,
 )
 
 # 16 programs of 4 warps are as many threads as a multiprocessor holds. Their number is what a
 # factor of 1 costs, which most losses have.
 BLOCK, WARPS, PROGRAMS = 4096, 4, 16
+
+
+@triton.jit
+def whole_accesses(elements, VECTOR: tl.constexpr):
+    """Returns the number as one that the compiler knows to be a multiple of the vector width."""
+    return elements // VECTOR * VECTOR
 
 
 @triton.jit
@@ -42,7 +47,7 @@ def scale_kernel(
     - without out, where the factor is exactly 1: reads and writes no element
     """
     factor = tl.load(factor_ptr).to(tl.float32)
-    end = whole_row(elements, VECTOR)
+    end = whole_accesses(elements, VECTOR)
     if out_ptr is None:
         end = tl.where(factor != 1.0, end, 0)
     blocks, program = end // BLOCK, tl.program_id(0)
@@ -70,7 +75,7 @@ def scale_rows_kernel(
     """
     factor = tl.load(factor_ptr).to(tl.float32)
     row_ptr = row_start(x_ptr, tl.program_id(0).to(tl.int64), T, stride_b, stride_t, VECTOR)
-    end = tl.where(factor != 1.0, whole_row(V, VECTOR), 0)
+    end = tl.where(factor != 1.0, whole_accesses(V, VECTOR), 0)
     for start in range(0, end, BLOCK):
         scale_block(row_ptr + start, None, factor, end - start, BLOCK)
 
@@ -97,7 +102,7 @@ def scale_(tensor: Tensor, factor: Tensor) -> None:
         _launch_flat(tensor, None, factor)
         return
     B, T, V = tensor.shape
-    shape = launch_shape(V)
+    shape = launch_shape(V, tensor.element_size())
     options = {"VECTOR": vector_width(tensor), "BLOCK": shape.block, "num_warps": shape.warps}
     with torch.cuda.device_of(tensor):
         scale_rows_kernel[(B * T,)](

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rlkern.backends.eager.token_logprob import Scored, Softmax, Statistics, Upstream
 from rlkern.backends.triton._kept import (
-    kept_block_of,
     kept_length,
     kept_sums,
+    launch_options,
     scratch_for,
     store_kept_gradient,
 )
@@ -21,12 +21,9 @@ from rlkern.backends.triton._rows import (
     Results,
     Row,
     Sums,
-    Tile,
     cap,
     counted_row,
     gradient_slopes,
-    launch_shape,
-    launch_tile,
     load_last,
     open_row,
     row_results,
@@ -44,13 +41,6 @@ class Tokens(NamedTuple):
 
     token: Tensor
     mask: Tensor | None
-
-
-class Launch(NamedTuple):
-    """The constants of a compiled kernel: how a block lies in the threads, ids of a block."""
-
-    tile: Tile
-    kept_block: int
 
 
 @triton.jit
@@ -204,11 +194,8 @@ def kept_token_logprob_backward_kernel(
 def forward_launch(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax):
     """Returns (the first three arguments, the last four, the options) of a forward."""
     _, T, V = logits.shape
-    shape = launch_shape(V)
-    launch = Launch(launch_tile(V, logits), kept_block_of(shape.block))
     given = (logits, aligned(Tokens(token, mask)), softmax_argument(softmax))
-    options = {"LAUNCH": launch, "num_warps": shape.warps, "enable_fp_fusion": True}
-    return given, (T, V, *row_strides(logits)), options
+    return given, (T, V, *row_strides(logits)), launch_options(logits)
 
 
 def token_logprob(logits: Tensor, token: Tensor, mask: Tensor | None, softmax: Softmax) -> Scored:
@@ -241,13 +228,10 @@ def token_logprob_backward(
     if not rows:
         return
     _, T, V = logits.shape
-    shape = launch_shape(V)
-    launch = Launch(launch_tile(V, logits, grad_logits), kept_block_of(shape.block))
     given = (logits, grad_logits, aligned(Tokens(token, mask)), softmax_argument(softmax))
     scalars = (aligned(statistics), aligned(upstream))
     sizes = (T, V, *row_strides(logits), *row_strides(grad_logits))
-    options = {"LAUNCH": launch, "num_warps": shape.warps, "enable_fp_fusion": True}
-    keep = softmax.keep
+    options, keep = launch_options(logits, grad_logits), softmax.keep
     with torch.cuda.device_of(logits):
         if keep is None:
             token_logprob_backward_kernel[(rows,)](*given, *scalars, *sizes, **options)
