@@ -121,11 +121,14 @@ class _InPlace(torch.autograd.Function):
         loss, metrics = forward_(storage, *rest)
         ctx.save_for_backward(storage)
         ctx.mark_non_differentiable(metrics)
+        ctx.set_materialize_grads(False)
         ctx.arguments = 1 + len(rest)
         return loss, metrics
 
     @staticmethod
     def backward(ctx, grad_loss, grad_metrics):
+        if grad_loss is None:
+            return (None,) * ctx.arguments
         (grad_logits,) = ctx.saved_tensors
         others = (None,) * (ctx.arguments - 1)
         if torch.compiler.is_compiling():  # a mutating operation would copy the buffer here
