@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times launch shapes of the Triton kernels over the vocabulary against each other; needs a GPU.
+"""Times sizes of the Triton kernels' programs against each other; needs a GPU.
 
     python -m benchmarks.gpu_shapes [V ...]
 
-What stands in SHAPES of kernels/triton/_rows.py was chosen by this table.
+WARPS and BYTES_OF_A_THREAD of kernels/triton/_rows.py were chosen by this table.
 """
 
 import argparse
 import itertools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -23,15 +23,12 @@ ROWS = (
     "rlkern_logprob_and_entropy", "rlkern_logprob_forward_backward", "rlkern_policy_loss_in_place",
 )  # fmt: skip
 ELEMENTS = 8192 * 151936
-COLUMNS_OF_A_THREAD, WARPS, STAGES = (8, 16, 32), (8, 16), (1, 2, 3)
+CHOICES = tuple(itertools.product((16, 32, 64, 128), (4, 8, 16)))
 
 
-def shapes(V: int) -> Iterator[_rows.Shape]:
-    """Yields shapes for rows of this length: those of several blocks."""
-    for columns, warps, stages in itertools.product(COLUMNS_OF_A_THREAD, WARPS, STAGES):
-        block = columns * warps * 32
-        if block < V:
-            yield _rows.Shape(1 << 31, block, warps, stages)
+def choose(choice: tuple[int, int]) -> None:
+    """Makes the kernels' programs have so many bytes on their way in a thread, and warps."""
+    _rows.BYTES_OF_A_THREAD, _rows.WARPS = choice
 
 
 def group_of(V: int, rows: int, device: str) -> Group:
@@ -41,38 +38,36 @@ def group_of(V: int, rows: int, device: str) -> Group:
     return Group((rows, V), {name: found[name] for name in ROWS}, inputs.reset)
 
 
-def compile_shape(V: int, device: str, shape: _rows.Shape) -> str | None:
-    """Compiles the kernels of a shape for whoever comes next; returns why that is impossible."""
-    _rows.SHAPES = (shape,)
+def compile_choice(V: int, device: str, choice: tuple[int, int]) -> str | None:
+    """Compiles the kernels of a choice for whoever comes next; returns why that is impossible."""
+    choose(choice)
     try:
         for row in group_of(V, 8, device).rows.values():
             row.call()
     except Exception as error:
-        return f"{shape}: {str(error).splitlines()[0]}"
+        return f"{choice}: {str(error).splitlines()[0]}"
     return None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a line per shape: milliseconds of the log-prob, with its backward, and of the loss."""
+    """Prints a line per choice: milliseconds of the log-prob, with its backward, and of the loss."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("V", nargs="*", type=int, default=[151936])
     device = Device.found()
     for V in parser.parse_args(argv).V:
-        candidates = list(shapes(V))
         with multiprocessing.get_context("spawn").Pool() as pool:
-            errors = pool.map(partial(compile_shape, V, device.kind), candidates, chunksize=1)
+            errors = pool.map(partial(compile_choice, V, device.kind), CHOICES, chunksize=1)
         group = group_of(V, ELEMENTS // V // 64 * 64, device.kind)
         print(f"{device.name}, {group.shape[0]} x {V} bfloat16, ms: {', '.join(ROWS)}")
-        chosen = _rows.SHAPES
-        for shape, error in zip(candidates, errors):
+        for choice, error in zip(CHOICES, errors):
             if error:
                 print(error)
                 continue
-            _rows.SHAPES = (shape,)
+            choose(choice)
             ms = [median_ms(row, group, device.kind, 8) for row in group.rows.values()]
-            print(f"{shape.block:>6} {shape.warps:>3} warps {shape.stages} stages"
-                  + "".join(f"{x:>9.3f}" for x in ms), flush=True)  # fmt: skip
-        _rows.SHAPES = chosen
+            print(f"{choice[0]:>4} bytes {choice[1]:>3} warps" + "".join(f"{x:>9.3f}" for x in ms),
+                  flush=True)  # fmt: skip
+        del group
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ NUMBERS = ((0.2, 0.2, 0.0, 0.0), 0.04, 0.01)
 OBJECTIVE = Objective("ppo_clip", "token", "k3", *NUMBERS)
 SEQUENCES = Objective("ppo_clip", "sequence", "k3", *NUMBERS)
 # The second sweep begins with the block that the first ended with, which never left the registers.
-KEPT_BLOCK = LONG % launch_shape(LONG).block / LONG
+KEPT_BLOCK = LONG % launch_shape(LONG, 2).block / LONG
 
 
 class Row(NamedTuple):

@@ -6,20 +6,16 @@ GPUs that are not there. A fault of the machine (ptx_emulator) is an exception, 
 """
 
 import doctest
-from unittest import mock
 
 import pytest
-import torch
 
 pytest.importorskip("triton")
 from ptx_emulator import compare, direct, launches
 
-from rlkern.backends.triton import _device
 from rlkern.testing.runs import RUNS
 
 TARGETS = ("sm_80", "sm_90")
-# In rows of several blocks (block_plus_one, minus_infinity, all_terms) two persistent programs
-# share what rows there are.
+# Rows of several blocks are block_plus_one, minus_infinity and all_terms.
 CASES = {
     ("token_logprob", "float32"): (
         "vector_minus_one", "keep_without_token", "softcap_minus_infinity", "no_rows"),
@@ -112,11 +108,6 @@ def test_every_operation_is_executed():
     assert {operation for operation, _ in CASES} == set(RUNS)
     kinds = {kind for operation, kind in CASES if operation == "policy_loss (in place)"}
     assert kinds == {"float32", "bfloat16", "float16"}
-
-
-def test_a_small_device_runs_fewer_programs_than_there_are_rows():
-    with mock.patch.object(_device, "limits", lambda device: compare.SMALL_DEVICE):
-        assert _device.programs(6, 2 * 4097, 8, torch.device("cpu")) == 2
 
 
 def test_bad_inputs_make_what_the_reference_makes(elsewhere):

@@ -7,15 +7,16 @@ Each function is run there by Elsewhere, and returns what can be sent back.
 import multiprocessing
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
-from rlkern.backends.triton import _device
+from rlkern.backends.triton import _device, _rows
 from rlkern.testing import aot, conformance
 from rlkern.testing.cases import CASES
 
@@ -23,8 +24,19 @@ from . import direct, launches
 from .machine import Machine
 from .shadow import Race
 
-# Of one multiprocessor: two persistent programs, so that each of them takes several rows.
-SMALL_DEVICE = (1, 50 << 20)
+# Of one multiprocessor, so that each persistent program of scale_ takes several blocks; and half
+# the warps, so that a row of 4097 logits has several blocks in every dtype.
+SMALL_DEVICE, WARPS = (1, 50 << 20), 4
+
+
+@contextmanager
+def small() -> Iterator[None]:
+    """Makes kernels be launched as if all were smaller."""
+    with (
+        mock.patch.object(_device, "limits", lambda device: SMALL_DEVICE),
+        mock.patch.object(_rows, "WARPS", WARPS),
+    ):
+        yield
 
 
 class Result(NamedTuple):
@@ -65,7 +77,7 @@ def compare(operation: str, name: str, kind: str, target: str) -> Result:
     dtype = getattr(torch, kind)
     with (
         launches.emulated(target) as machine,
-        mock.patch.object(_device, "limits", lambda device: SMALL_DEVICE),
+        small(),
     ):
         got = conformance.outputs(operation, case, "triton", dtype, "cpu")
     comparison = conformance.judged(conformance.expected(operation, case, dtype, "cpu"), got)
@@ -98,7 +110,7 @@ def without_barriers(launch: Callable[[], None], kernel: str) -> list[tuple[str,
     def run(edit: Callable[[str], str]) -> Machine:
         with (
             launches.emulated("sm_90", edit) as machine,
-            mock.patch.object(_device, "limits", lambda device: SMALL_DEVICE),
+            small(),
         ):
             launch()
         return machine
