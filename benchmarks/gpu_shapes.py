@@ -50,7 +50,7 @@ def compile_choice(V: int, device: str, choice: tuple[int, int]) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a line per choice: milliseconds of the log-prob, with its backward, and of the loss."""
+    """Prints a line per choice: ms of the log-prob, of it with its backward, and of the loss."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("V", nargs="*", type=int, default=[151936])
     device = Device.found()
