@@ -62,8 +62,13 @@ def everything(backend, logits, token, rows, softmax):
     upstream = Upstream(rows.advantage, rows.old_logprob, rows.ref_logprob)
     backend.token_logprob_backward(first, token, None, softmax, scored.statistics, upstream, first)
     loss, metrics = backend.policy_loss(second, token, rows, softmax, OBJECTIVE, second)
-    return {**scored._asdict(), "backward": first, "loss": torch.cat([loss[None], metrics]),
-            "gradient": second}  # fmt: skip
+    # What rounding takes from one of the two it may give to the other.
+    lse = scored.row_max.double() + scored.log_sum
+    return {
+        "logprob": scored.logprob, "entropy": scored.entropy, "lse": lse.to(scored.logprob.dtype),
+        "sum_pi_squared": scored.sum_pi_squared, "backward": first,
+        "loss": torch.cat([loss[None], metrics]), "gradient": second,
+    }  # fmt: skip
 
 
 def assert_no_worse(*inputs):
