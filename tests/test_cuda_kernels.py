@@ -7,61 +7,18 @@ of the few instructions in that header: on a machine with a GPU and the library 
 there, too.
 """
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 from batch_helpers import loss_and_gradient, same_bits, scores_and_gradient
-from cuda_helpers import forget
+from cuda_helpers import check, needs_compiler, served
 
 import rlkern
-from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.backends import BackendUnavailable, cuda
 from rlkern.backends import eager as reference
 from rlkern.backends.cuda.library import c_int64, load_library
 from rlkern.backends.eager.token_logprob import Softmax, Upstream
 from rlkern.testing.cases import CASES, make_batch
-from rlkern.testing.conformance import applicable, compare, row
-
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-COMPILER = shutil.which("g++")
-needs_compiler = pytest.mark.skipif(not COMPILER, reason="g++ is not installed")
-
-
-@pytest.fixture(scope="module")
-def emulated_library(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("emulator")
-    flags = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas -Werror"
-    include = [f"-I{ROOT / 'tests' / 'cuda_emulator'}", f"-I{ROOT / 'csrc'}"]
-    # One source: the emulated machine is one variable.
-    everything = folder / "all.cpp"
-    everything.write_text("".join(f'#include "{source}"\n' for source in SOURCES))
-    command = [str(COMPILER), *flags.split(), *include, "-shared", str(everything)]
-    subprocess.run([*command, "-o", str(folder / "emulated.so")], check=True)
-    return folder / "emulated.so"
-
-
-@pytest.fixture
-def emulated(emulated_library, monkeypatch):
-    """The cuda backend on the CPU."""
-    monkeypatch.setenv("RLKERN_CUDA_LIBRARY", str(emulated_library))
-    forget()
-    yield
-    forget()
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=needs_compiler),
-                        pytest.param("cuda", marks=pytest.mark.gpu)])  # fmt: skip
-def device(request):
-    """Where the cuda backend runs: the emulator's cpu, or a GPU."""
-    if request.param == "cpu":
-        request.getfixturevalue("emulated")
-    elif cuda.unavailable():
-        pytest.skip(cuda.unavailable())
-    return request.param
+from rlkern.testing.conformance import applicable, compare
 
 
 @needs_compiler
@@ -76,20 +33,6 @@ def test_it_serves_only_where_it_is_asked_for(emulated):
             rlkern.backend_name("gae")
     with rlkern.use_backend("eager"):
         pass
-
-
-def served(case) -> bool:
-    """Returns whether the backend takes a case: no kept sets, and ratios of tokens alone."""
-    level = case.coefficients.get("level", find_algorithm(case.algorithm).level)
-    return case.keep == "none" and level == "token"
-
-
-def check(operation: str, cases, dtype: torch.dtype, device: str) -> None:
-    found = [(case, compare(operation, case, "cuda", dtype, device)) for case in cases]
-    lines = [row("cuda", operation, case, dtype, result) for case, result in found]
-    print("\n".join(lines))
-    failed = [line for line, (_, result) in zip(lines, found) if not result.passed]
-    assert lines and not failed, "\n".join(failed)
 
 
 @needs_compiler

@@ -113,6 +113,12 @@ __device__ inline void wait_for_copies() {
   __pipeline_wait_prior(0);
 }
 
+// One of a block's barriers, 0 to 15, for as many of its threads as meet there: whole warps.
+template <int BARRIER>
+__device__ void sync_threads(int threads) {
+  asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "r"(threads) : "memory");
+}
+
 // Nothing reads a gradient again soon.
 __device__ inline void store_16_bytes(void* p, const void* x) {
   __stcs(static_cast<uint4*>(p), *static_cast<const uint4*>(x));
@@ -138,7 +144,83 @@ template <class T>
 __device__ T of_block(T* mine, int rank) {
   return *cooperative_groups::this_cluster().map_shared_rank(mine, rank);
 }
+
+// Where threads of a block wait for a turn to end: until as many have given the signal as it was
+// opened for, and all bytes that they announced have come. The turns of a signal count from 0. What
+// was written before a signal is seen after it.
+struct Signal {
+  uint64_t state;
+};
+__device__ inline unsigned shared_address(const void* p) {
+  return unsigned(__cvta_generic_to_shared(p));
+}
+__device__ inline void open_signal(Signal* signal, int threads) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(signal)), "r"(threads)
+               : "memory");
+}
+// For who has opened signals, before the cluster meets.
+__device__ inline void show_signals() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ inline void give_signal(Signal* signal) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(signal)) : "memory");
+}
+// For who gives the signal later in this turn.
+__device__ inline void expect_bytes(Signal* signal, int bytes) {
+  asm volatile(
+      "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(signal)),
+      "r"(bytes)
+      : "memory");
+}
+__device__ inline void wait_for_turn(Signal* signal, unsigned turn) {
+  asm volatile(
+      "{\n"
+      ".reg .pred ended;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
+      "@ended bra done;\n"
+      "bra again;\n"
+      "done:\n"
+      "}" ::"r"(shared_address(signal)),
+      "r"(turn % 2)
+      : "memory");
+}
+// Copies a multiple of 16 bytes, to which all addresses are aligned, from global to shared memory;
+// they come to a signal of this block. The fence stands between what threads did to the shared
+// memory, and the copy.
+__device__ inline void fence_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ inline void copy_bytes(void* shared, const void* global, int bytes, Signal* signal) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(shared)),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(signal))
+      : "memory");
+}
+// Writes 16 bytes to another block of the cluster, at the place that they have here; they come to
+// that block's signal.
+template <class T>
+__device__ void send_to_block(T* mine, Signal* signal, int rank, const T& x) {
+  static_assert(sizeof(T) == 16, "");
+  uint32_t words[4], to, signal_there;
+  memcpy(words, &x, 16);
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(shared_address(mine)), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(signal_there)
+      : "r"(shared_address(signal)), "r"(rank));
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, "
+      "[%5];" ::"r"(to),
+      "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(signal_there)
+      : "memory");
+}
+constexpr bool kHasSignals = true;
 #else
+constexpr bool kHasSignals = false;
+struct Signal {
+  uint64_t state;
+};
 __device__ inline void cluster_arrive() {}
 __device__ inline void cluster_arrive_relaxed() {}
 __device__ inline void cluster_wait() { __syncthreads(); }
@@ -184,23 +266,42 @@ cudaError_t allow_shared_memory(void (*kernel)(Arguments...)) {
   return error;
 }
 
-// cluster: how many blocks, neighbours in x, share their memory; 1 for none.
+// How a kernel is launched. cluster: how many blocks, neighbours in x, share their memory; 1 for
+// none.
+struct Launch {
+  cudaLaunchAttribute attribute;
+  cudaLaunchConfig_t config = {};
+
+  Launch(dim3 blocks, int cluster, int threads, int shared_bytes, void* stream) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(cluster), 1, 1};
+    config.gridDim = blocks;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1;
+  }
+};
+
 template <class... Arguments>
 cudaError_t launch(void (*kernel)(Arguments...), dim3 blocks, int cluster, int threads,
                    int shared_bytes, void* stream, const Arguments&... arguments) {
   const cudaError_t error = allow_shared_memory(kernel);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {unsigned(cluster), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  const Launch shape(blocks, cluster, threads, shared_bytes, stream);
+  return cudaLaunchKernelEx(&shape.config, kernel, arguments...);
+}
+
+// How many clusters of a kernel the device can run at a time.
+template <class... Arguments>
+cudaError_t resident_clusters(void (*kernel)(Arguments...), int cluster, int threads,
+                              int shared_bytes, int* clusters) {
+  const cudaError_t error = allow_shared_memory(kernel);
+  if (error != cudaSuccess) return error;
+  Launch shape(dim3(cluster), cluster, threads, shared_bytes, nullptr);
+  shape.config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kernel, &shape.config);
 }
 
 }  // namespace rlkern
