@@ -8,6 +8,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/policy_loss_score.cuh"
 #include "cuda/row.cuh"
+#include "cuda/signals.cuh"
 
 namespace rlkern {
 

@@ -118,31 +118,11 @@ struct Fiber {
   bool started, done;
 };
 
-// Lies in the kernel's shared memory, and is as large as the GPU's.
-struct Signal {
-  uint8_t expected, arrived;
-  uint16_t turn;
-  int32_t bytes;  // announced, less those on their way
-
-  void end();
-};
-static_assert(sizeof(Signal) == 8, "");
-
-// Bytes on their way to a signal; sent ones have left their place.
-struct Delivery {
-  Signal* signal;
-  char* to;
-  const char* from;
-  int bytes;
-  std::vector<char> sent;
-};
-
 // The cluster that runs now.
 struct Machine {
   static constexpr int kWarpSize = 32, kStack = 32 << 10;
   std::vector<EmulatedBlock> blocks;
   std::vector<Fiber> fibers;
-  std::vector<Delivery> deliveries;
   jmp_buf scheduler;
   Fiber* now = nullptr;
   Barrier cluster;
@@ -242,7 +222,6 @@ inline void Machine::run(int first_block) {
   }
   for (const Fiber& fiber : fibers)
     if (!fiber.done) std::abort();  // a barrier that some never reach
-  if (!deliveries.empty()) std::abort();
 }
 
 // Returns whether a barrier opened, or a thread ended.
@@ -310,63 +289,11 @@ inline void store_16_bytes(void* p, const void* x) {
 inline void cluster_arrive() { machine.now->cluster_generation = machine.cluster.arrive(); }
 inline void cluster_arrive_relaxed() { cluster_arrive(); }
 inline void cluster_wait() { machine.cluster.wait(machine.now->cluster_generation); }
-// As the copies, what comes to a signal comes as late as it may; until then its place is spoilt.
-constexpr bool kHasSignals = true;
-inline void open_signal(Signal* signal, int threads) { *signal = {uint8_t(threads), 0, 0, 0}; }
-inline void show_signals() {}
-inline void expect_bytes(Signal* signal, int bytes) { signal->bytes += bytes; }
-inline void give_signal(Signal* signal) {
-  if (signal->arrived == signal->expected) std::abort();
-  ++signal->arrived;
-  ++machine.events;
-}
-inline void Signal::end() {
-  if (arrived < expected || bytes != 0) return;
-  std::vector<Delivery> others;
-  for (Delivery& one : machine.deliveries) {
-    if (one.signal != this)
-      others.push_back(std::move(one));
-    else
-      std::memcpy(one.to, one.from ? one.from : one.sent.data(), one.bytes);
-  }
-  machine.deliveries = std::move(others);
-  arrived = 0;
-  ++turn;
-  ++machine.events;
-}
-inline void wait_for_turn(Signal* signal, unsigned turn) {
-  for (;;) {
-    if (signal->turn == uint16_t(turn)) signal->end();
-    if (signal->turn == uint16_t(turn + 1)) return;
-    if (signal->turn != uint16_t(turn)) std::abort();  // a GPU tells odd from even ones
-    machine.yield();
-  }
-}
-inline void deliver(Delivery delivery) {
-  delivery.signal->bytes -= delivery.bytes;
-  std::memset(delivery.to, 0xff, delivery.bytes);
-  machine.deliveries.push_back(std::move(delivery));
-}
-inline void fence_copies() {}
-inline void copy_bytes(void* shared, const void* global, int bytes, Signal* signal) {
-  const auto address = reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global);
-  if ((address | bytes) % 16) std::abort();
-  machine.read += bytes;
-  deliver({signal, static_cast<char*>(shared), static_cast<const char*>(global), bytes, {}});
-}
 template <class T>
 T* at_block(T* mine, int rank) {
   const std::ptrdiff_t offset = reinterpret_cast<char*>(mine) - shared_memory();
   return reinterpret_cast<T*>(machine.blocks[rank].aligned() + offset);
 }
-template <class T>
-void send_to_block(T* mine, Signal* signal, int rank, const T& x) {
-  static_assert(sizeof(T) == 16, "");
-  const char* const bytes = reinterpret_cast<const char*>(&x);
-  char* const to = reinterpret_cast<char*>(at_block(mine, rank));
-  deliver({at_block(signal, rank), to, nullptr, 16, {bytes, bytes + 16}});
-}
-
 template <class T>
 T of_block(T* mine, int rank) {
   return *at_block(mine, rank);
