@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The single-pass policy loss. It has never run on a GPU: it is compiled for sm_80, sm_90 and
-// sm_100, and the same source runs on a CPU in the tests, which knows nothing of speed.
+// The single-pass policy loss: a cluster for each row, where they are not long enough for the
+// pipeline, no gradient is asked for, or there are no clusters.
 #include "cuda/launch.cuh"
 #include "cuda/policy_loss_pipeline.cuh"
 #include "cuda/policy_loss_score.cuh"

@@ -115,7 +115,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   std::vector<std::pair<void*, const void*>> copies;
   int block, thread, cluster_generation;
-  bool started, done;
+  bool started, done, asleep;
 };
 
 // The cluster that runs now.
@@ -141,6 +141,17 @@ struct Machine {
     if (now->started) _longjmp(now->place, 1);
     now->started = true;
     setcontext(&now->context);
+  }
+  // In one of the two orders, until all others wait.
+  void sleep() {
+    now->asleep = forwards;
+    if (forwards) yield();
+  }
+  void wake() {
+    for (Fiber& fiber : fibers) {
+      events += fiber.asleep;
+      fiber.asleep = false;
+    }
   }
   static void start();
 
@@ -200,7 +211,7 @@ inline void Machine::run(int first_block) {
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
-    fiber.started = fiber.done = false;
+    fiber.started = fiber.done = fiber.asleep = false;
     makecontext(&fiber.context, &Machine::start, 0);
   }
   // A warp goes as far as it can before the next one starts, and so does a block: what it forgets
@@ -219,6 +230,7 @@ inline void Machine::run(int first_block) {
     before = events;
     for (int turn = 0; turn < count; ++turn)
       while (advance_block(place(turn, count))) continue;
+    if (before == events) wake();
   }
   for (const Fiber& fiber : fibers)
     if (!fiber.done) std::abort();  // a barrier that some never reach
@@ -229,7 +241,7 @@ inline bool Machine::advance(int first_block, Fiber* warp) {
   const int64_t before = events;
   for (int lane = 0; lane < kWarpSize; ++lane) {
     now = &warp[lane];
-    if (now->done) continue;
+    if (now->done || now->asleep) continue;
     threadIdx.x = now->thread;
     blockIdx.x = first_block + now->block;
     resume();

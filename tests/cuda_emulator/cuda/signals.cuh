@@ -38,6 +38,7 @@ inline void give_signal(Signal* signal) {
   if (signal->arrived == signal->expected) std::abort();
   ++signal->arrived;
   ++machine.events;
+  machine.sleep();
 }
 inline void Signal::end() {
   if (arrived < expected || bytes != 0) return;
