@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA C++ kernels run by an emulator on the CPU, against the reference.
 
-The emulator (tests/cuda_emulator) takes the place of one header, csrc/cuda/machine.cuh, and runs
-every thread of a cluster as a fiber. What it cannot show is speed, and what a real GPU would make
-of the few instructions in that header: on a machine with a GPU and the library the same tests run
-there, too.
+The emulator (tests/cuda_emulator) takes the place of two headers, machine.cuh and signals.cuh of
+csrc/cuda, and runs every thread of a cluster as a fiber. What it cannot show is speed, and what a
+real GPU would make of the few instructions in those headers: on a machine with a GPU and the
+library the same tests run there, too.
 """
 
 import pytest
