@@ -50,6 +50,41 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory):
+    """Where the library of the emulated CUDA kernels is."""
+    from cuda_helpers import build_emulated
+
+    return build_emulated(tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.fixture
+def emulated(emulated_library, monkeypatch):
+    """Makes the cuda backend run on the CPU."""
+    from cuda_helpers import forget
+
+    monkeypatch.setenv("RLKERN_CUDA_LIBRARY", str(emulated_library))
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Returns where the cuda backend runs: the emulator's cpu, or a GPU."""
+    from cuda_helpers import COMPILER
+
+    from rlkern.backends import cuda
+
+    if request.param == "cuda" and cuda.unavailable():
+        pytest.skip(cuda.unavailable())
+    if request.param == "cpu" and not COMPILER:
+        pytest.skip("g++ is not installed")
+    if request.param == "cpu":
+        request.getfixturevalue("emulated")
+    return request.param
+
+
 @pytest.fixture
 def conformance_table(record_property):
     """Takes a line that is printed when the suite ends, whichever worker ran the test."""

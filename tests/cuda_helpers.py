@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the cuda backend share."""
+"""What the tests of the cuda backend share; conftest.py has its fixtures."""
 
 import shutil
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlkern.backends import _load, _resolve, cuda
+from rlkern.algorithms import algorithm as find_algorithm
+from rlkern.backends import _load, _resolve
 from rlkern.backends.cuda.library import load_library
 from rlkern.testing.conformance import compare, row
 
@@ -24,9 +25,8 @@ def forget() -> None:
         function.cache_clear()
 
 
-@pytest.fixture(scope="session")
-def emulated_library(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("emulator")
+def build_emulated(folder: Path) -> Path:
+    """Returns the library of the kernels with the emulator in the place of a GPU."""
     flags = "-std=c++17 -O1 -fPIC -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas -Werror"
     include = [f"-I{ROOT / 'tests' / 'cuda_emulator'}", f"-I{ROOT / 'csrc'}"]
     # One source: the emulated machine is one variable.
@@ -37,24 +37,10 @@ def emulated_library(tmp_path_factory) -> Path:
     return folder / "emulated.so"
 
 
-@pytest.fixture
-def emulated(emulated_library, monkeypatch):
-    """The cuda backend on the CPU."""
-    monkeypatch.setenv("RLKERN_CUDA_LIBRARY", str(emulated_library))
-    forget()
-    yield
-    forget()
-
-
-@pytest.fixture(params=[pytest.param("cpu", marks=needs_compiler),
-                        pytest.param("cuda", marks=pytest.mark.gpu)])  # fmt: skip
-def device(request):
-    """Where the cuda backend runs: the emulator's cpu, or a GPU."""
-    if request.param == "cpu":
-        request.getfixturevalue("emulated")
-    elif cuda.unavailable():
-        pytest.skip(cuda.unavailable())
-    return request.param
+def served(case) -> bool:
+    """Returns whether the backend takes a case: no kept sets, and ratios of tokens alone."""
+    level = case.coefficients.get("level", find_algorithm(case.algorithm).level)
+    return case.keep == "none" and level == "token"
 
 
 def check(operation: str, cases, dtype: torch.dtype, device: str) -> None:

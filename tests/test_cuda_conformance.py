@@ -1,21 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA C++ kernels, in an emulator on the CPU and on a GPU, against float64."""
 
-# ruff: noqa: F401, F811 (fixtures)
 import pytest
 import torch
-from cuda_helpers import check, emulated, emulated_library, needs_compiler
+from cuda_helpers import check, needs_compiler, served
 
-from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.backends import cuda
 from rlkern.testing.cases import CASES
 from rlkern.testing.conformance import applicable, compare
-
-
-def served(case) -> bool:
-    """Returns whether the backend takes a case: no kept sets, and ratios of tokens alone."""
-    level = case.coefficients.get("level", find_algorithm(case.algorithm).level)
-    return case.keep == "none" and level == "token"
 
 
 @needs_compiler

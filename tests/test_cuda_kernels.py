@@ -7,10 +7,9 @@ of the few instructions in that header: on a machine with a GPU and the library 
 there, too.
 """
 
-# ruff: noqa: F401, F811 (fixtures)
 import pytest
 import torch
-from cuda_helpers import check, device, emulated, emulated_library, needs_compiler
+from cuda_helpers import check, needs_compiler
 
 import rlkern
 from rlkern.backends import BackendUnavailable, cuda

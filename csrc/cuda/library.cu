@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the library says of itself, and the factor of a loss that its gradient must still get.
 #include "cuda/launch.cuh"
-#include "cuda/row.cuh"
+#include "cuda/slice.cuh"
 
 namespace rlkern {
 

@@ -113,6 +113,12 @@ __device__ inline void wait_for_copies() {
   __pipeline_wait_prior(0);
 }
 
+// One of a block's barriers, 0 to 15, for as many of its threads as meet there: whole warps.
+template <int BARRIER>
+__device__ void sync_threads(int threads) {
+  asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "r"(threads) : "memory");
+}
+
 // Nothing reads a gradient again soon.
 __device__ inline void store_16_bytes(void* p, const void* x) {
   __stcs(static_cast<uint4*>(p), *static_cast<const uint4*>(x));
@@ -184,23 +190,42 @@ cudaError_t allow_shared_memory(void (*kernel)(Arguments...)) {
   return error;
 }
 
-// cluster: how many blocks, neighbours in x, share their memory; 1 for none.
+// How a kernel is launched. cluster: how many blocks, neighbours in x, share their memory; 1 for
+// none.
+struct Launch {
+  cudaLaunchAttribute attribute;
+  cudaLaunchConfig_t config = {};
+
+  Launch(dim3 blocks, int cluster, int threads, int shared_bytes, void* stream) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {unsigned(cluster), 1, 1};
+    config.gridDim = blocks;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = cluster > 1;
+  }
+};
+
 template <class... Arguments>
 cudaError_t launch(void (*kernel)(Arguments...), dim3 blocks, int cluster, int threads,
                    int shared_bytes, void* stream, const Arguments&... arguments) {
   const cudaError_t error = allow_shared_memory(kernel);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {unsigned(cluster), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = blocks;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
+  const Launch shape(blocks, cluster, threads, shared_bytes, stream);
+  return cudaLaunchKernelEx(&shape.config, kernel, arguments...);
+}
+
+// How many clusters of a kernel the device can run at a time.
+template <class... Arguments>
+cudaError_t resident_clusters(void (*kernel)(Arguments...), int cluster, int threads,
+                              int shared_bytes, int* clusters) {
+  const cudaError_t error = allow_shared_memory(kernel);
+  if (error != cudaSuccess) return error;
+  Launch shape(dim3(cluster), cluster, threads, shared_bytes, nullptr);
+  shape.config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kernel, &shape.config);
 }
 
 }  // namespace rlkern

@@ -1,43 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// The single-pass policy loss. It has never run on a GPU: it is compiled for sm_80, sm_90 and
-// sm_100, and the same source runs on a CPU in the tests, which knows nothing of speed.
+// The single-pass policy loss: a cluster for each row, where they are not long enough for the
+// pipeline, no gradient is asked for, or there are no clusters.
 #include "cuda/launch.cuh"
+#include "cuda/policy_loss_pipeline.cuh"
+#include "cuda/policy_loss_score.cuh"
 #include "cuda/row.cuh"
-#include "math/token_objective.h"
 
 namespace rlkern {
-
-__device__ inline Token<float> token_of(const PolicyLoss& p, unsigned i) {
-  const float weight = p.weight[i];
-  return {0,
-          0,
-          p.advantage[i],
-          weight,
-          p.old_logprob ? p.old_logprob[i] : NAN,  // which stands for the token's own
-          p.ref_logprob ? p.ref_logprob[i] : 0.0f,
-          p.correction ? p.correction[i] : 1.0f,
-          p.penalty ? p.penalty[i] : 0.0f,
-          p.entropy_weight ? p.entropy_weight[i] : weight,
-          p.nll_weight ? p.nll_weight[i] : 0.0f,
-          p.ref_logprob != nullptr};
-}
-
-__device__ inline TokenResult<float> score(const PolicyLoss& p, const Token<float>& token) {
-  const double* rest = p.coefficients + kGateCoefficients;
-  Objective<float> objective{Gate(p.gate),   Level::token,   Kl(p.kl),       {},
-                             float(rest[0]), float(rest[1]), float(rest[2]), float(rest[3]),
-                             float(rest[4])};
-  for (int k = 0; k < kGateCoefficients; ++k) objective.gate_coef[k] = float(p.coefficients[k]);
-  return token_objective(objective, token);
-}
-
-// The first column is the loss: the count is that of the weights.
-__device__ inline void store_statistics(const PolicyLoss& p, unsigned i,
-                                        const TokenResult<float>& result) {
-  p.statistics[i] = result.loss;
-  for (int k = 1; k < kSummedMetrics; ++k)
-    p.statistics[k * p.call.logits.rows + i] = result.metric[k];
-}
 
 // One cluster per row; the gradient's row may be the logits'.
 // - reads the row once into shared memory, the token's logit once more per block, and the row's
@@ -49,7 +18,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     policy_loss_kernel(const PolicyLoss p, const int log_blocks) {
   const unsigned i = blockIdx.x >> log_blocks, rank = blockIdx.x - (i << log_blocks);
   const Place place(p.call.logits, i);
-  const Slice<S> slice(p.call.logits, place, rank, log_blocks);
+  const Slice<S> slice(p.call.logits, place, rank, log_blocks, shared_memory() + kBlockBytes);
   S* const grad = p.call.grad.data ? row_of<S>(p.call.grad, place) : nullptr;
   if (p.weight[i] == 0) {
     if (grad) write_zeros(slice, grad);
@@ -65,17 +34,18 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     scored = token_of(p, i);
     own_x = token_logit(slice.row, token, p.call.logits.vocab);
   }
-  const Stat row = row_statistics(slice_statistics<false>(slice, temper), 1 << log_blocks);
+  const Stat row = row_statistics<false>(slice, temper, 1 << log_blocks);
   if (threadIdx.x == 0) {
     scored.logprob = token_logprob_of(row, temper, own_x);
     scored.entropy = entropy_of(row);
     const TokenResult<float> result = score(p, scored);
     if (rank == 0) store_statistics(p, i, result);
-    share_slope(row, temper, own_x, scored.logprob, result.grad_logprob, result.grad_entropy, 0.0f);
+    share_slope(block_memory(), row, temper, own_x, scored.logprob, result.grad_logprob,
+                result.grad_entropy, 0.0f);
   }
   __syncthreads();
   cluster_arrive_relaxed();
-  if (grad) write_gradient(slice, grad, temper, token);
+  if (grad) write_gradient(slice, block_memory(), grad, temper, token);
   cluster_wait();
 }
 
@@ -96,29 +66,34 @@ __global__ void __launch_bounds__(kThreads) sum_statistics(const PolicyLoss p) {
     low = counts ? -larger(-low, -x) : low;
     high = counts ? larger(high, x) : high;
   }
-  leave_of_warps(0, sum, Add());
-  leave_of_warps(1, count, Add());
-  leave_of_warps(2, -low, Larger());
-  leave_of_warps(3, high, Larger());
+  Block* const block = block_memory();
+  leave_of_warps(block, 0, sum, Add());
+  leave_of_warps(block, 1, count, Add());
+  leave_of_warps(block, 2, -low, Larger());
+  leave_of_warps(block, 3, high, Larger());
   __syncthreads();
   if (threadIdx.x != 0) return;
-  *(blockIdx.x == 0 ? p.loss : p.metrics + blockIdx.x) = join_warps(0, Add());
-  if (blockIdx.x == 0) p.metrics[kCount] = join_warps(1, Add());
+  *(blockIdx.x == 0 ? p.loss : p.metrics + blockIdx.x) = join_warps(block, 0, Add());
+  if (blockIdx.x == 0) p.metrics[kCount] = join_warps(block, 1, Add());
   if (blockIdx.x != kRatio) return;
-  p.metrics[kRatioMin] = -join_warps(2, Larger());
-  p.metrics[kRatioMax] = join_warps(3, Larger());
+  p.metrics[kRatioMin] = -join_warps(block, 2, Larger());
+  p.metrics[kRatioMax] = join_warps(block, 3, Larger());
 }
 
 }  // namespace rlkern
 
 extern "C" int rlkern_cuda_policy_loss(const rlkern::PolicyLoss* p) {
   using namespace rlkern;
+  Device device;
+  if (const int error = open_device(p->call.device, &device)) return error;
   const int error = with_dtype(p->call.logits.dtype, [&](auto type) {
     using S = typename decltype(type)::Element;
+    const Shape shape = shape_of(int(p->call.logits.vocab), sizeof(S), true);
+    if (device.major >= 9 && p->call.grad.data && p->call.logits.rows && is_pipelined(shape))
+      return launch_pipeline<S>(*p, shape);
     return launch_rows<S>(
         p->call.softcap ? policy_loss_kernel<S, true> : policy_loss_kernel<S, false>, *p, false);
   });
-  Device device;
-  if (const int failed = error ? error : open_device(p->call.device, &device)) return failed;
+  if (error) return error;
   return launch(sum_statistics, dim3(kSummedMetrics), 1, kThreads, kBlockBytes, p->call.stream, *p);
 }

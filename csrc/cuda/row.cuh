@@ -1,28 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row of logits in the shared memory of one block, or cut into slices over a cluster of them.
-// Columns are summed in an order that follows from V alone: neither the place of a row in memory
-// nor its neighbours change a bit. Only copies follow the addresses, 16 bytes at a time between a
-// scalar head and tail. A slice lies behind a multiple of 16 bytes as its row does, so where rows
-// begin at such a multiple, every access has 16 bytes; elsewhere sums put theirs together.
+// A row in numbers, of its slices' sums, and its gradient.
 #pragma once
 
 #include <cfloat>
 #include <cmath>
-#include <cstring>
 
-#include "cuda/arguments.h"
-#include "cuda/machine.cuh"
-#include "cuda/shape.h"
+#include "cuda/slice.cuh"
 #include "math/row.h"
 
 namespace rlkern {
 
 // A row in numbers, in coordinates d = z − max, z = logit / temperature.
-struct Stat {
+struct alignas(16) Stat {
   float max, sum, weighted_sum, square_sum;
 };
 
-// What the threads of a block share beside their slice.
+// What those who treat a row share beside their slice.
 struct Block {
   Stat slice;
   float scale, shift, a, b, own;  // of the row: what its gradient is made of
@@ -31,188 +24,6 @@ struct Block {
 static_assert(sizeof(Block) <= kBlockBytes, "the slice lies behind it");
 
 __device__ inline Block* block_memory() { return reinterpret_cast<Block*>(shared_memory()); }
-
-// 16 bytes of elements.
-template <class S>
-struct alignas(16) Group {
-  using Pack = typename PackOf<S>::Type;
-  static constexpr int kWidth = 16 / sizeof(S), kPacks = 16 / sizeof(Pack);
-  static constexpr int kPerPack = sizeof(Pack) / sizeof(S);
-  Pack packs[kPacks];
-
-  // Calls see(x) with each element.
-  template <class See>
-  __device__ void each(See see) const {
-    float x[kWidth];
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) unpack(packs[k], x + k * kPerPack);
-#pragma unroll
-    for (float element : x) see(element);
-  }
-  // Returns value(x) of each element.
-  template <class Value>
-  __device__ Group mapped(Value value) const {
-    Group result;
-    float x[kPerPack];
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      unpack(packs[k], x);
-#pragma unroll
-      for (float& element : x) element = value(element);
-      pack(x, &result.packs[k]);
-    }
-    return result;
-  }
-};
-
-// Which row of a (B, T, V) grid the i-th is.
-struct Place {
-  unsigned batch, time;
-
-  // A grid of blocks has no more than 2^31 rows, and long divisions are slow.
-  __device__ Place(const Grid& grid, unsigned i)
-      : batch(i / unsigned(grid.time)), time(i - batch * unsigned(grid.time)) {}
-};
-
-template <class S>
-__device__ S* row_of(const Grid& grid, Place place) {
-  return static_cast<S*>(grid.data) + place.batch * grid.stride_batch +
-         place.time * grid.stride_time;
-}
-
-// By how many elements an address lies behind a multiple of 16 bytes.
-template <class S>
-__device__ int misalignment(const S* p) {
-  return int(reinterpret_cast<uintptr_t>(p) % 16 / sizeof(S));
-}
-
-// Where elements can be moved in groups: a head of elements, then groups, then the rest. There are
-// fewer scalars than a block has threads.
-template <class S>
-struct Peel {
-  static constexpr int kWidth = Group<S>::kWidth;
-  int head, groups, scalars;
-
-  __device__ Peel(const S* p, int n) {
-    head = min((kWidth - misalignment(p)) % kWidth, n);
-    groups = (n - head) / kWidth;
-    scalars = n - groups * kWidth;
-  }
-  __device__ int group(int g) const { return head + g * kWidth; }
-  __device__ int scalar(int i) const { return i < head ? i : i + groups * kWidth; }
-};
-
-// A block's share of a row: the row itself, the first column, how many, and where they are kept.
-template <class S>
-struct Slice {
-  static constexpr int kWidth = Group<S>::kWidth;
-  const S* row;
-  int begin, columns;
-  S* kept;
-
-  __device__ Slice(const Grid& grid, Place place, int rank, int log_blocks) {
-    const int vocab = int(grid.vocab), each = slice_columns(vocab, sizeof(S), log_blocks);
-    row = row_of<S>(grid, place);
-    begin = min(rank * each, vocab);
-    columns = min(each, vocab - begin);
-    kept = reinterpret_cast<S*>(shared_memory() + kBlockBytes) + misalignment(row + begin);
-  }
-
-  __device__ int groups() const { return (columns + kWidth - 1) / kWidth; }
-
-  // What this thread copies is there for it after wait_for_copies().
-  __device__ void copy() const {
-    const S* x = row + begin;
-    const Peel<S> peel(x, columns);
-#pragma unroll 4
-    for (int g = threadIdx.x; g < peel.groups; g += kThreads)
-      copy_16_bytes(kept + peel.group(g), x + peel.group(g));
-    if (int(threadIdx.x) < peel.scalars)
-      kept[peel.scalar(threadIdx.x)] = x[peel.scalar(threadIdx.x)];
-    // The last group is whole: −inf has probability 0.
-    if (int(threadIdx.x) < groups() * kWidth - columns)
-      put(&kept[columns + threadIdx.x], -INFINITY);
-  }
-
-  // The largest logit that this thread has copied.
-  __device__ float largest_copied() const {
-    const Peel<S> peel(row + begin, columns);
-    const bool one = int(threadIdx.x) < peel.scalars;
-    float x[Group<S>::kPerPack], lowest[Group<S>::kPerPack];
-    for (float& each : lowest) each = -INFINITY;
-    typename Group<S>::Pack largest;
-    pack(lowest, &largest);
-#pragma unroll 4
-    for (int g = threadIdx.x; g < peel.groups; g += kThreads) {
-      const Group<S> group = group_at<true>(peel.group(g));
-#pragma unroll
-      for (const auto& each : group.packs) largest = larger(largest, each);
-    }
-    unpack(largest, x);
-    float max = one ? to_float(kept[peel.scalar(threadIdx.x)]) : -INFINITY;
-    for (float each : x) max = larger(max, each);
-    return max;
-  }
-
-  // Columns j and on. ALIGNED: they begin at a multiple of 16 bytes.
-  template <bool ALIGNED>
-  __device__ Group<S> group_at(int j) const {
-    Group<S> group;
-    if (ALIGNED) {
-      load_16_bytes(&group, kept + j);
-    } else {
-      const int byte = int(reinterpret_cast<const char*>(kept + j) - shared_memory());
-      const uint32_t* words = reinterpret_cast<const uint32_t*>(shared_memory() + (byte & ~3));
-      uint32_t moved[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        moved[k] = words[k];
-        if (sizeof(S) < 4) moved[k] = shifted_right(moved[k], words[k + 1], byte % 4 * 8);
-      }
-      memcpy(&group, moved, 16);
-    }
-    return group;
-  }
-
-  // The token's place in the slice, −1 if it lies elsewhere.
-  __device__ int place(int64_t token) const {
-    return token >= begin && token < begin + columns ? int(token) - begin : -1;
-  }
-};
-
-template <bool ALIGNED, int UNROLL, class S, class Value>
-__device__ void write_groups(const Slice<S>& slice, S* out, const Peel<S>& peel, Value value) {
-#pragma unroll UNROLL
-  for (int g = threadIdx.x; g < peel.groups; g += kThreads) {
-    const Group<S> result = slice.template group_at<ALIGNED>(peel.group(g)).mapped(value);
-    store_16_bytes(out + peel.group(g), &result);
-  }
-}
-
-// Writes value(logit) of every column of a slice to a row.
-template <int UNROLL, class S, class Value>
-__device__ void write_slice(const Slice<S>& slice, S* row, Value value) {
-  S* out = row + slice.begin;
-  const Peel<S> peel(out, slice.columns);
-  if (misalignment(out) == misalignment(slice.kept))
-    write_groups<true, UNROLL>(slice, out, peel, value);
-  else
-    write_groups<false, UNROLL>(slice, out, peel, value);
-  if (int(threadIdx.x) >= peel.scalars) return;
-  const int j = peel.scalar(threadIdx.x);
-  put(&out[j], value(to_float(slice.kept[j])));
-}
-
-template <class S>
-__device__ void write_zeros(const Slice<S>& slice, S* row) {
-  S* out = row + slice.begin;
-  const Peel<S> peel(out, slice.columns);
-  const Group<S> zeros = {};
-#pragma unroll 4
-  for (int g = threadIdx.x; g < peel.groups; g += kThreads)
-    store_16_bytes(out + peel.group(g), &zeros);
-  if (int(threadIdx.x) < peel.scalars) put(&out[peel.scalar(threadIdx.x)], 0.0f);
-}
 
 // Which distribution the row stands for: z = factor·bounded(logit).
 template <bool CAPPED>
@@ -268,23 +79,26 @@ __device__ inline Powers powers_of(float factor, float top, float max) {
   return powers;
 }
 
-// Leaves join over each warp in shared memory; after a barrier join_warps returns it of the block.
+// Leaves join over each warp in shared memory; after a barrier join_warps returns it of the team.
 template <class Join>
-__device__ void leave_of_warps(int slot, float x, Join join) {
+__device__ void leave_of_warps(Block* block, int slot, float x, Join join) {
   x = warp_join(x, join);
-  if (threadIdx.x % kWarp == 0) block_memory()->of_warps[slot][threadIdx.x / kWarp] = x;
+  if (member() % kWarp == 0) block->of_warps[slot][member() / kWarp] = x;
 }
 
 template <class Join>
-__device__ float join_warps(int slot, Join join) {
-  const float* const of_warps = block_memory()->of_warps[slot];
+__device__ float join_warps(const Block* block, int slot, Join join) {
+  const float* const of_warps = block->of_warps[slot];
   float x = of_warps[0];
 #pragma unroll
   for (int warp = 1; warp < kWarps; ++warp) x = join(x, of_warps[warp]);
   return x;
 }
 
-// Joins over a block.
+// What warps leave of a slice.
+enum Left : int { kSum, kWeightedSum, kSquareSum, kLargest };
+
+// Joins over a team.
 struct Add {
   __device__ float operator()(float x, float y) const { return x + y; }
 };
@@ -302,14 +116,32 @@ __device__ inline Stat join(const Stat& x, const Stat& y) {
           x.square_sum * ex * ex + y.square_sum * ey * ey};
 }
 
-// Leaves the sums of each warp: of 2^p, of p·2^p and of its square.
+// The statistics of a row, from those of its slices, stat(rank): joined in the order of the slices,
+// so that all blocks of a cluster have the same bits.
+template <class OfSlice>
+__device__ Stat joined(int blocks, OfSlice stat) {
+  Stat row = stat(0);
+  for (int rank = 1; rank < blocks; ++rank) row = join(row, stat(rank));
+  return row;
+}
+
+// The largest logit of a slice, which each warp has left: bounded, and as z.
+template <bool CAPPED>
+struct Top {
+  float bounded, max;
+  __device__ Top(const Block* block, const Temper<CAPPED>& temper)
+      : bounded(temper.bounded(join_warps(block, kLargest, Larger()))),
+        max(bounded * temper.factor) {}
+};
+
+// Adds up a slice for each warp to leave: 2^p, p·2^p and the square of the first.
 template <bool SQUARES, bool ALIGNED, class S, bool CAPPED>
-__device__ void leave_sums(const Slice<S>& slice, const Temper<CAPPED>& temper,
+__device__ void leave_sums(const Slice<S>& slice, Block* block, const Temper<CAPPED>& temper,
                            const Powers& powers) {
   const int groups = slice.groups();
   float sum = 0, weighted_sum = 0, square_sum = 0;
 #pragma unroll Temper < CAPPED> ::kUnroll
-  for (int g = threadIdx.x; g < groups; g += kThreads) {
+  for (int g = member(); g < groups; g += kThreads) {
     slice.template group_at<ALIGNED>(g * Group<S>::kWidth).each([&](float x) {
       const float p = powers.finite_power(temper.bounded(x)), e = exp2_fast(p);
       sum += e;
@@ -317,46 +149,53 @@ __device__ void leave_sums(const Slice<S>& slice, const Temper<CAPPED>& temper,
       if (SQUARES) square_sum += e * e;
     });
   }
-  leave_of_warps(0, sum, Add());
-  leave_of_warps(1, weighted_sum, Add());
-  if (SQUARES) leave_of_warps(2, square_sum, Add());
+  leave_of_warps(block, kSum, sum, Add());
+  leave_of_warps(block, kWeightedSum, weighted_sum, Add());
+  if (SQUARES) leave_of_warps(block, kSquareSum, square_sum, Add());
 }
 
-// The statistics, in the first thread, of a slice that this thread's copies have filled in part.
+// A team leaves what slice_statistics() makes statistics of, after a barrier more.
 template <bool SQUARES, class S, bool CAPPED>
-__device__ Stat slice_statistics(const Slice<S>& slice, const Temper<CAPPED>& temper) {
-  wait_for_copies();
-  leave_of_warps(3, slice.largest_copied(), Larger());
-  __syncthreads();
-  const float top = temper.bounded(join_warps(3, Larger())), max = top * temper.factor;
-  if (max == -INFINITY) return {-FLT_MAX, 0, 0, 0};
-  const Powers powers = powers_of(temper.factor, top, max);
+__device__ void sum_slice(const Slice<S>& slice, Block* block, const Temper<CAPPED>& temper) {
+  leave_of_warps(block, kLargest, slice.largest_copied(), Larger());
+  team_sync();
+  const Top<CAPPED> top(block, temper);
+  if (top.max == -INFINITY) return;
+  const Powers powers = powers_of(temper.factor, top.bounded, top.max);
   if (misalignment(slice.kept) == 0)
-    leave_sums<SQUARES, true>(slice, temper, powers);
+    leave_sums<SQUARES, true>(slice, block, temper, powers);
   else
-    leave_sums<SQUARES, false>(slice, temper, powers);
-  __syncthreads();
-  if (threadIdx.x != 0) return {};
-  const float sum = join_warps(0, Add()), unit = powers.unit;
-  return {max, sum / unit, (join_warps(1, Add()) - powers.lost * sum) * kLn2 / unit,
-          SQUARES ? join_warps(2, Add()) / unit / unit : 0.0f};
+    leave_sums<SQUARES, false>(slice, block, temper, powers);
 }
 
-// The statistics of the whole row, in the first thread of every block: joined in the order of the
-// slices, so that all blocks of a cluster have the same bits. No block may leave before all have
-// used theirs.
-__device__ inline Stat row_statistics(const Stat& slice, int blocks) {
-  Stat* const mine = &block_memory()->slice;
-  if (threadIdx.x == 0) *mine = slice;
+// The statistics of a slice, in one thread.
+template <bool SQUARES, bool CAPPED>
+__device__ Stat slice_statistics(const Block* block, const Temper<CAPPED>& temper) {
+  const Top<CAPPED> top(block, temper);
+  if (top.max == -INFINITY) return {-FLT_MAX, 0, 0, 0};
+  const Powers powers = powers_of(temper.factor, top.bounded, top.max);
+  const float sum = join_warps(block, kSum, Add()), unit = powers.unit;
+  return {top.max, sum / unit,
+          (join_warps(block, kWeightedSum, Add()) - powers.lost * sum) * kLn2 / unit,
+          SQUARES ? join_warps(block, kSquareSum, Add()) / unit / unit : 0.0f};
+}
+
+// The statistics, in the first thread of every block of a cluster, of a row that each thread's
+// copies have filled in part. No block may leave before all have used theirs.
+template <bool SQUARES, class S, bool CAPPED>
+__device__ Stat row_statistics(const Slice<S>& slice, const Temper<CAPPED>& temper, int blocks) {
+  Block* const block = block_memory();
+  wait_for_copies();
+  sum_slice<SQUARES>(slice, block, temper);
+  team_sync();
+  if (threadIdx.x == 0) block->slice = slice_statistics<SQUARES>(block, temper);
   if (threadIdx.x < kWarp)
     cluster_arrive();
   else
     cluster_arrive_relaxed();
   cluster_wait();
-  if (threadIdx.x != 0) return slice;
-  Stat row = of_block(mine, 0);
-  for (int rank = 1; rank < blocks; ++rank) row = join(row, of_block(mine, rank));
-  return row;
+  if (threadIdx.x != 0) return {};
+  return joined(blocks, [&](int rank) { return of_block(&block->slice, rank); });
 }
 
 // The token's logit; NaN, not foreign memory, for a token that is no column of the row.
@@ -374,12 +213,12 @@ __device__ inline float entropy_of(const Stat& row) {
   return logf(row.sum) - row.weighted_sum / row.sum;
 }
 
-// What the gradient of a row is made of, from its scalars: in the first thread of a block. The
-// gradient is dz = exp(d)·(a + b·d), here in powers of 2.
+// What the gradient of a row is made of, from its scalars: in one thread. The gradient is dz =
+// exp(d)·(a + b·d), here in powers of 2.
 template <bool CAPPED>
-__device__ void share_slope(const Stat& row, const Temper<CAPPED>& temper, float own_x,
-                            float logprob, float grad_logprob, float grad_entropy, float grad_lse) {
-  Block* const block = block_memory();
+__device__ void share_slope(Block* block, const Stat& row, const Temper<CAPPED>& temper,
+                            float own_x, float logprob, float grad_logprob, float grad_entropy,
+                            float grad_lse) {
   const RowSums sums{row.max, 1, row.weighted_sum / row.sum, 0};  // no division in double
   const float own = temper.bounded(own_x);
   const float own_d = fminf(fmaf(own, temper.factor, -row.max), 0.0f);
@@ -393,11 +232,11 @@ __device__ void share_slope(const Stat& row, const Temper<CAPPED>& temper, float
   block->own = float(slope.token) * temper.inv_temperature * temper.cap_slope(own);
 }
 
-// Writes the gradient of the slice, and the token's own element.
+// Writes the gradient of the slice, and the token's own element: by a team, whose first thread is
+// the last to use the slice and the block.
 template <class S, bool CAPPED>
-__device__ void write_gradient(const Slice<S>& slice, S* row, const Temper<CAPPED>& temper,
-                               int64_t token) {
-  const Block* const block = block_memory();
+__device__ void write_gradient(const Slice<S>& slice, const Block* block, S* row,
+                               const Temper<CAPPED>& temper, int64_t token) {
   const Powers powers{block->scale, block->shift, 0, 1};
   const float a = block->a, b = block->b;
   // Without the entropy's share there is no 0·(−inf) to avoid.
@@ -411,9 +250,9 @@ __device__ void write_gradient(const Slice<S>& slice, S* row, const Temper<CAPPE
       const float bounded = temper.bounded(x), p = powers.finite_power(bounded);
       return exp2_fast(p) * ((a + b * p) * temper.cap_slope(bounded));
     });
-  __syncthreads();
+  team_sync();
   const int place = slice.place(token);
-  if (threadIdx.x == 0 && place >= 0) put(&row[slice.begin + place], block->own);
+  if (member() == 0 && place >= 0) put(&row[slice.begin + place], block->own);
 }
 
 }  // namespace rlkern

@@ -43,4 +43,24 @@ inline Shape shape_of(int vocab, int element_size, bool clusters) {
   return {log_blocks, shared_bytes(vocab, element_size, log_blocks)};
 }
 
+// The pipeline of a long row: blocks of two teams of kThreads and two warps, each alone in its
+// multiprocessor, with as many slices as would have a block each, and what belongs to them.
+constexpr int kStages = 3, kStageBytes = 416, kPipelineThreads = 2 * kThreads + 2 * kWarp;
+// Of shorter slices many blocks hide each other's waits as well.
+constexpr int kLeastPipelined = 32 * 1024;
+static_assert(kStages * (kStageBytes + kThirdOfSharedMemory - kBlockBytes) <= 227 * 1024,
+              "the longest slices that are pipelined must fit a block");
+
+inline bool is_pipelined(const Shape& shape) {
+  return shape.shared_bytes >= kLeastPipelined && shape.shared_bytes <= kThirdOfSharedMemory;
+}
+
+RLKERN_HD int stage_slice_bytes(int vocab, int element_size, int log_blocks) {
+  return kAlignment + slice_columns(vocab, element_size, log_blocks) * element_size;
+}
+
+RLKERN_HD int pipeline_bytes(int vocab, int element_size, int log_blocks) {
+  return kStages * (kStageBytes + stage_slice_bytes(vocab, element_size, log_blocks));
+}
+
 }  // namespace rlkern

@@ -19,11 +19,12 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     if (writes) p.logprob[i] = p.entropy[i] = p.row_max[i] = p.log_sum[i] = p.sum_pi_squared[i] = 0;
     return;
   }
-  const Slice<S> slice(p.call.logits, Place(p.call.logits, i), rank, log_blocks);
+  const Slice<S> slice(p.call.logits, Place(p.call.logits, i), rank, log_blocks,
+                       shared_memory() + kBlockBytes);
   slice.copy();
   const Temper<CAPPED> temper(p.call, i);
   const float own_x = writes ? token_logit(slice.row, p.call.token[i], p.call.logits.vocab) : 0.0f;
-  const Stat row = row_statistics(slice_statistics<true>(slice, temper), 1 << log_blocks);
+  const Stat row = row_statistics<true>(slice, temper, 1 << log_blocks);
   if (writes) {
     p.logprob[i] = token_logprob_of(row, temper, own_x);
     p.entropy[i] = entropy_of(row);
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     token_logprob_backward(const TokenLogprobBackward p, const int log_blocks) {
   const unsigned i = blockIdx.x >> log_blocks, rank = blockIdx.x - (i << log_blocks);
   const Place place(p.call.logits, i);
-  const Slice<S> slice(p.call.logits, place, rank, log_blocks);
+  const Slice<S> slice(p.call.logits, place, rank, log_blocks, shared_memory() + kBlockBytes);
   S* const grad = row_of<S>(p.call.grad, place);
   if (p.mask && !p.mask[i]) return write_zeros(slice, grad);
   slice.copy();
@@ -56,13 +57,13 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     const Stat row{p.row_max[i], sum, (log_sum - p.entropy[i]) * sum, 0};
     const int at = slice.place(token);
     const float own_x = at < 0 ? NAN : to_float(slice.row[token]);
-    share_slope(row, temper, own_x, token_logprob_of(row, temper, own_x),
+    share_slope(block_memory(), row, temper, own_x, token_logprob_of(row, temper, own_x),
                 p.grad_logprob ? p.grad_logprob[i] : 0.0f,
                 p.grad_entropy ? p.grad_entropy[i] : 0.0f, p.grad_lse ? p.grad_lse[i] : 0.0f);
   }
   wait_for_copies();
   __syncthreads();
-  write_gradient(slice, grad, temper, token);
+  write_gradient(slice, block_memory(), grad, temper, token);
 }
 
 }  // namespace rlkern

@@ -103,7 +103,7 @@ struct Barrier {
 struct EmulatedBlock {
   std::vector<char> memory;
   std::vector<float> exchange;
-  std::vector<Barrier> warps;
+  std::vector<Barrier> warps, named;
   Barrier barrier;
   int gone;
   char* aligned() { return memory.data() + (16 - reinterpret_cast<uintptr_t>(memory.data()) % 16); }
@@ -115,7 +115,7 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   std::vector<std::pair<void*, const void*>> copies;
   int block, thread, cluster_generation;
-  bool started, done;
+  bool started, done, asleep;
 };
 
 // The cluster that runs now.
@@ -142,6 +142,17 @@ struct Machine {
     now->started = true;
     setcontext(&now->context);
   }
+  // In one of the two orders, until all others wait.
+  void sleep() {
+    now->asleep = forwards;
+    if (forwards) yield();
+  }
+  void wake() {
+    for (Fiber& fiber : fibers) {
+      events += fiber.asleep;
+      fiber.asleep = false;
+    }
+  }
   static void start();
 
   void prepare(int cluster_blocks, int threads, int shared_bytes) {
@@ -150,6 +161,7 @@ struct Machine {
       block.memory.resize(shared_bytes + 16);
       block.exchange.resize(threads);
       block.warps = std::vector<Barrier>(threads / kWarpSize);
+      block.named = std::vector<Barrier>(16);
       for (Barrier& warp : block.warps) warp.expected = kWarpSize;
       block.barrier.expected = threads;
     }
@@ -199,7 +211,7 @@ inline void Machine::run(int first_block) {
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
-    fiber.started = fiber.done = false;
+    fiber.started = fiber.done = fiber.asleep = false;
     makecontext(&fiber.context, &Machine::start, 0);
   }
   // A warp goes as far as it can before the next one starts, and so does a block: what it forgets
@@ -218,6 +230,7 @@ inline void Machine::run(int first_block) {
     before = events;
     for (int turn = 0; turn < count; ++turn)
       while (advance_block(place(turn, count))) continue;
+    if (before == events) wake();
   }
   for (const Fiber& fiber : fibers)
     if (!fiber.done) std::abort();  // a barrier that some never reach
@@ -228,7 +241,7 @@ inline bool Machine::advance(int first_block, Fiber* warp) {
   const int64_t before = events;
   for (int lane = 0; lane < kWarpSize; ++lane) {
     now = &warp[lane];
-    if (now->done) continue;
+    if (now->done || now->asleep) continue;
     threadIdx.x = now->thread;
     blockIdx.x = first_block + now->block;
     resume();
@@ -238,6 +251,13 @@ inline bool Machine::advance(int first_block, Fiber* warp) {
 
 inline char* shared_memory() { return machine.block().aligned(); }
 inline void block_sync() { machine.block().barrier.wait(); }
+inline void warp_sync() { machine.block().warps[machine.now->thread / 32].wait(); }
+template <int BARRIER>
+void sync_threads(int threads) {
+  Barrier& barrier = machine.block().named[BARRIER];
+  barrier.expected = threads;
+  barrier.wait();
+}
 inline float exp2_fast(float x) { return x < -126 ? 0.0f : std::exp2(x); }
 inline float power_of_2_below(float x) { return std::exp2(std::floor(std::log2(x))); }
 
@@ -282,9 +302,13 @@ inline void cluster_arrive() { machine.now->cluster_generation = machine.cluster
 inline void cluster_arrive_relaxed() { cluster_arrive(); }
 inline void cluster_wait() { machine.cluster.wait(machine.now->cluster_generation); }
 template <class T>
-T of_block(T* mine, int rank) {
+T* at_block(T* mine, int rank) {
   const std::ptrdiff_t offset = reinterpret_cast<char*>(mine) - shared_memory();
-  return *reinterpret_cast<T*>(machine.blocks[rank].aligned() + offset);
+  return reinterpret_cast<T*>(machine.blocks[rank].aligned() + offset);
+}
+template <class T>
+T of_block(T* mine, int rank) {
+  return *at_block(mine, rank);
 }
 
 struct Device {
@@ -309,9 +333,17 @@ cudaError_t launch(void (*kernel)(Arguments...), dim3 blocks, int cluster, int t
   return 0;
 }
 
+// Few, so that tests need few rows.
+template <class... Arguments>
+cudaError_t resident_clusters(void (*)(Arguments...), int, int, int, int* clusters) {
+  *clusters = 2;
+  return 0;
+}
+
 }  // namespace rlkern
 
 #define __syncthreads rlkern::block_sync
+#define __syncwarp rlkern::warp_sync
 
 // For the tests. A kernel that lacks a barrier gives other bits in one of the two orders.
 extern "C" void emulator_begin(int forwards) {
