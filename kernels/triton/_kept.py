@@ -12,13 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from rlkern.backends.triton._rows import (
+    last_block,
+)
+from rlkern.backends.triton._sweeps import (
     LOG2E,
     LOWEST,
     Sums,
     block_gradient,
     cap,
     exponents,
-    last_block,
     rescaling,
     rounding,
     store_last,

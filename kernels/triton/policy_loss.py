@@ -22,16 +22,12 @@ from rlkern.backends.triton._kept import (
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
     Tile,
-    gradient_slopes,
     launch_shape,
     launch_tile,
     open_row,
-    row_results,
     row_start,
     row_strides,
     softmax_argument,
-    sweep_gradient,
-    sweep_sums,
     vector_width,
 )
 from rlkern.backends.triton._score import (
@@ -39,6 +35,12 @@ from rlkern.backends.triton._score import (
     loss_and_metrics,
     new_statistics,
     score_rows,
+)
+from rlkern.backends.triton._sweeps import (
+    gradient_slopes,
+    row_results,
+    sweep_gradient,
+    sweep_sums,
 )
 
 # The tokens, and the Rows of the reference.

@@ -18,22 +18,24 @@ from rlkern.backends.triton._kept import (
 )
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
-    Results,
     Row,
-    Sums,
     Tile,
-    cap,
     counted_row,
-    gradient_slopes,
     launch_shape,
     launch_tile,
     load_last,
     open_row,
-    row_results,
     row_scalar,
     row_start,
     row_strides,
     softmax_argument,
+)
+from rlkern.backends.triton._sweeps import (
+    Results,
+    Sums,
+    cap,
+    gradient_slopes,
+    row_results,
     sweep_gradient,
     sweep_sums,
 )

@@ -11,18 +11,20 @@ from torch import Tensor
 from rlkern.backends.eager.token_logprob import Companions, Scored, Softmax
 from rlkern.backends.triton._launch import kernel
 from rlkern.backends.triton._rows import (
-    LOG2E,
-    absorb_tile,
-    cap,
     counted_row,
-    empty_sums,
-    joined,
-    lane_sum,
     last_block,
     load_last,
     open_row,
     row_start,
     tile_columns,
+)
+from rlkern.backends.triton._sweeps import (
+    LOG2E,
+    absorb_tile,
+    cap,
+    empty_sums,
+    joined,
+    lane_sum,
 )
 from rlkern.backends.triton.token_logprob import forward_launch, store_scored, token_logprob
 
@@ -49,7 +51,9 @@ def top_before_token(row_ptr, row, seen, TILE: tl.constexpr):
     """Returns the maximum of the logits before the token's, whose block is read once more."""
     BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
     columns = row.token // BLOCK * BLOCK + tile_columns(TILE)
-    x = tl.load(row_ptr + columns, mask=columns < row.token, other=float("-inf")).to(tl.float32)
+    end = (row.token + TILE.vector - 1) // TILE.vector * TILE.vector  # whole accesses
+    x = tl.load(row_ptr + columns, mask=columns < end, other=float("-inf")).to(tl.float32)
+    x = tl.where(columns < row.token, x, float("-inf"))
     return tl.max(tl.maximum(seen.top_before, tl.max(tl.max(x, 2), 0)), 0)
 
 
