@@ -36,9 +36,10 @@ def test_no_kernel_spills_registers_on(target):
     long_rows = [words for words in lines if "V=151936" in words and words[1] != "sum_statistics"]
     assert {words[2] for words in long_rows} == {"bfloat16", "float32"}
     # Of 65 536 registers and programs of 512 threads: two programs per multiprocessor, and one
-    # where the cache has room for no more rows than that, or kept sets leave little to read.
+    # where the cache has room for no more rows than that, or kept sets leave little to read. Of
+    # companions in float32 sm_100 takes 76, 64 elsewhere: one program has 32 KB on its way.
     for words in long_rows:
-        alone = words[1] == "policy_loss_kernel" or "kept" in words
+        alone = words[1] in ("policy_loss_kernel", "companion_forward") or "kept" in words
         registers, shared = (int(words[words.index(x) + 1]) for x in ("registers", "shared"))
         assert registers <= (128 if alone else 64) and shared <= (65600 if alone else 64), words
 

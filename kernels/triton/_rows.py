@@ -134,11 +134,16 @@ def open_row(row_ptr, token_ptr, softmax, row, counted, V):
 
 
 @triton.jit
+def vector_columns(TILE: tl.constexpr):
+    """Returns the first column of each vector of a block."""
+    part = tl.arange(0, TILE.parts)[:, None, None] * TILE.lanes
+    return (part + tl.arange(0, TILE.lanes)[None, :, None]) * TILE.vector
+
+
+@triton.jit
 def tile_columns(TILE: tl.constexpr):
     """Returns the columns of a block, a tile."""
-    part = tl.arange(0, TILE.parts)[:, None, None] * TILE.lanes
-    lane = tl.arange(0, TILE.lanes)[None, :, None]
-    columns = (part + lane) * TILE.vector + tl.arange(0, TILE.vector)[None, None, :]
+    columns = vector_columns(TILE) + tl.arange(0, TILE.vector)[None, None, :]
     if TILE.vector > 1:
         VECTOR: tl.constexpr = TILE.vector
         # Orders the axes, no more: threads lie along the vector, then along the lanes. Triton 3.6
