@@ -36,9 +36,10 @@ def test_no_kernel_spills_registers_on(target):
     long_rows = [words for words in lines if "V=151936" in words and words[1] != "sum_statistics"]
     assert {words[2] for words in long_rows} == {"bfloat16", "float32"}
     # Of 65 536 registers and programs of 512 threads: two programs per multiprocessor, and one
-    # where the cache has room for no more rows than that, or kept sets leave little to read.
+    # where the cache has room for no more rows than that, or kept sets leave little to read. Of
+    # companions in float32 sm_100 takes 76, 64 elsewhere: one program has 32 KB on its way.
     for words in long_rows:
-        alone = words[1] == "policy_loss_kernel" or "kept" in words
+        alone = words[1] in ("policy_loss_kernel", "companion_forward") or "kept" in words
         registers, shared = (int(words[words.index(x) + 1]) for x in ("registers", "shared"))
         assert registers <= (128 if alone else 64) and shared <= (65600 if alone else 64), words
 
@@ -78,8 +79,15 @@ def test_aligned_rows_are_read_and_written_sixteen_bytes_at_a_time():
     lines = [line.split() for line in python("-c", WIDE).splitlines()]
     assert len(lines) == 36
     for name, dtype, V, wide, narrow in lines:
-        own_logit = 1 if dtype == "torch.bfloat16" and not name.startswith("scale") else 0
-        assert int(wide) >= 2 and int(narrow) == own_logit, (name, dtype, V, wide, narrow)
+        # The token's logit, and its gradient.
+        own = {
+            "scale_kernel": 0,
+            "scale_rows_kernel": 0,
+            "token_logprob_backward_kernel": 2,
+            "policy_loss_kernel": 2,
+        }
+        single = own.get(name, 1) if dtype == "torch.bfloat16" else 0
+        assert int(wide) >= 2 and int(narrow) == single, (name, dtype, V, wide, narrow)
 
 
 COUNT = """

@@ -13,17 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.backends.triton._rows import (
+from rlkern.backends.triton._rows import Tile, last_block, launch_shape, launch_tile
+from rlkern.backends.triton._sweeps import (
     LOG2E,
     LOWEST,
     Sums,
-    Tile,
     block_gradient,
     cap,
     exponents,
-    last_block,
-    launch_shape,
-    launch_tile,
     rescaling,
     rounding,
     store_last,

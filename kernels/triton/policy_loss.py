@@ -20,20 +20,22 @@ from rlkern.backends.triton._kept import (
 )
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
-    gradient_slopes,
     open_row,
-    row_results,
     row_start,
     row_strides,
     softmax_argument,
-    sweep_gradient,
-    sweep_sums,
 )
 from rlkern.backends.triton._score import (
     formulas,
     loss_and_metrics,
     new_statistics,
     score_rows,
+)
+from rlkern.backends.triton._sweeps import (
+    gradient_slopes,
+    row_results,
+    sweep_gradient,
+    sweep_sums,
 )
 
 # The tokens, and the Rows of the reference.

@@ -18,19 +18,21 @@ from rlkern.backends.triton._kept import (
 )
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
-    Results,
     Row,
-    Sums,
-    cap,
     counted_row,
-    gradient_slopes,
     load_last,
     open_row,
-    row_results,
     row_scalar,
     row_start,
     row_strides,
     softmax_argument,
+)
+from rlkern.backends.triton._sweeps import (
+    Results,
+    Sums,
+    cap,
+    gradient_slopes,
+    row_results,
     sweep_gradient,
     sweep_sums,
 )
@@ -179,9 +181,10 @@ def kept_token_logprob_backward_kernel(
     row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
     grad_row = row_start(grad_ptr, i, T, grad_stride_b, grad_stride_t, TILE.vector)
     row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
-    slopes = slopes_of_row(i, row, softcap, statistics, upstream)
     keep_row, scratch_row = softmax.keep + i * K, scratch_ptr + i * K
-    if kept_length(keep_row, K, counted, KEPT_BLOCK) > 0:
+    kept = kept_length(keep_row, K, counted, KEPT_BLOCK)
+    slopes = slopes_of_row(i, row, softcap, statistics, upstream)
+    if kept > 0:
         kept_sums(row_ptr, keep_row, scratch_row, row, softcap, K, V, False, KEPT_BLOCK)
         store_kept_gradient(
             grad_row, keep_row, scratch_row, row, softcap, slopes, K, V, TILE, KEPT_BLOCK

@@ -11,18 +11,21 @@ from torch import Tensor
 from rlkern.backends.eager.token_logprob import Companions, Scored, Softmax
 from rlkern.backends.triton._launch import kernel
 from rlkern.backends.triton._rows import (
-    LOG2E,
-    absorb_tile,
-    cap,
     counted_row,
-    empty_sums,
-    joined,
-    lane_sum,
     last_block,
     load_last,
     open_row,
     row_start,
     tile_columns,
+    vector_columns,
+)
+from rlkern.backends.triton._sweeps import (
+    LOG2E,
+    absorb_tile,
+    cap,
+    empty_sums,
+    joined,
+    lane_sum,
 )
 from rlkern.backends.triton.token_logprob import forward_launch, store_scored, token_logprob
 
@@ -45,12 +48,15 @@ def see_tile(x, y, seen, row):
 
 
 @triton.jit
-def top_before_token(row_ptr, row, seen, TILE: tl.constexpr):
-    """Returns the maximum of the logits before the token's, whose block is read once more."""
+def top_before_token(row_ptr, row, TILE: tl.constexpr):
+    """Returns the maximum of the logits in the token's block before the token."""
     BLOCK: tl.constexpr = TILE.parts * TILE.lanes * TILE.vector
-    columns = row.token // BLOCK * BLOCK + tile_columns(TILE)
-    x = tl.load(row_ptr + columns, mask=columns < row.token, other=float("-inf")).to(tl.float32)
-    return tl.max(tl.maximum(seen.top_before, tl.max(tl.max(x, 2), 0)), 0)
+    token = row.token.to(tl.int32)
+    columns = token // BLOCK * BLOCK + tile_columns(TILE)
+    end = (token + TILE.vector - 1) // TILE.vector * TILE.vector  # whole accesses
+    x = tl.load(row_ptr + columns, mask=columns < end, other=float("-inf")).to(tl.float32)
+    x = tl.where(columns < token, x, float("-inf"))
+    return tl.max(tl.max(tl.max(x, 2), 0), 0)
 
 
 @triton.jit
@@ -82,6 +88,8 @@ def companion_forward(
     counted = counted_row(tokens.mask, i)
     row_ptr = row_start(logits_ptr, i, T, stride_b, stride_t, TILE.vector)
     row = open_row(row_ptr, tokens.token, softmax, i, counted, V)
+    # Before the sweep, whose blocks would be in registers beside this one.
+    top_before = top_before_token(row_ptr, row, TILE)
     scale = row.inv_temperature * LOG2E
     last = last_block(V, TILE)
     sums = empty_sums(TILE)
@@ -98,13 +106,13 @@ def companion_forward(
                 sums = absorb_tile(y, sums, scale, True)
     x = load_last(row_ptr, row, V, TILE)
     y = cap(x, softcap)
-    inside = last + tile_columns(TILE) < V
-    seen = see_tile(tl.where(inside, x, row.logit), tl.where(inside, y, 0.0), seen, row)
-    top_before = top_before_token(row_ptr, row, seen, TILE)
-    store_companions(companions, i, row, V, row.inv_temperature, seen, top_before)
+    inside = last + vector_columns(TILE) < V  # of all its vector, or of none
+    seen = see_tile(x, tl.where(inside, y, 0.0), seen, row)
     if scored is not None:
         sums = joined(absorb_tile(y, sums, scale, True), scale, True)
         store_scored(scored, i, row, softcap, sums)
+    top_before = tl.maximum(top_before, tl.max(seen.top_before, 0))
+    store_companions(companions, i, row, V, row.inv_temperature, seen, top_before)
 
 
 def token_logprob_companions(
