@@ -41,7 +41,9 @@ def test_no_kernel_spills_registers_on(target):
     for words in long_rows:
         alone = words[1] in ("policy_loss_kernel", "companion_forward") or "kept" in words
         registers, shared = (int(words[words.index(x) + 1]) for x in ("registers", "shared"))
-        assert registers <= (128 if alone else 64) and shared <= (65600 if alone else 64), words
+        # A warp of gfx942 has 64 threads, two for each lane of a tile: these join their sums.
+        little = 4096 if target == "gfx942" else 64
+        assert registers <= (128 if alone else 64) and shared <= (65600 if alone else little), words
 
 
 WIDE = """
