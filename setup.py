@@ -4,7 +4,7 @@
 RLKERN_BUILD says what to build: `auto` (the default: the extension if a C++ compiler is there),
 `cpu` (the extension, or an error), `cuda` (the extension and rlkern/_cuda.so, or an error), `none`.
 RLKERN_CUDA_TARGETS, such as "sm_90", says which GPUs the CUDA kernels are compiled for, if not all.
-`auto` builds no CUDA kernels even where nvcc is: they have not run on a GPU yet, and Triton serves.
+`auto` builds no CUDA kernels even where nvcc is: Triton serves unless they are asked for by name.
 Everything else about the package is in pyproject.toml.
 """
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Log-probability of given tokens, with entropy and log-sum-exp, and the backward. As policy_loss,
-// it has never run on a GPU.
+// Log-probability of given tokens, with entropy and log-sum-exp, and the backward.
 #include "cuda/launch.cuh"
 #include "cuda/row.cuh"
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton backend: the reference's functions on NVIDIA and AMD GPUs.
 
-Held to the reference in Triton's interpreter, and as the PTX of sm_80 and sm_90, executed by an
-emulator on the CPU; compiled ahead of time for sm_100 and gfx942, too. None of these kernels has
-run on a GPU yet: launch shapes follow register counts, and no speed is known.
+Held to the reference on an H200 (benchmarks/results/nvidia_h200-tests.txt), where launch shapes
+were measured; elsewhere in Triton's interpreter, and as the PTX of sm_80 and sm_90, executed by an
+emulator on the CPU. For sm_100 and gfx942 the kernels are compiled, and have not run.
 """
 
 import torch

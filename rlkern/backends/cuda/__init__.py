@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cuda backend: CUDA C++ kernels that keep a row on chip, so that it is read once.
 
-These kernels have never run on a GPU. They are compiled for sm_80, sm_90 and sm_100, and the tests
-run the same source on a CPU; no speed is known. So they serve only where they are asked for by name
-(use_backend("cuda") or RLKERN_BACKEND=cuda) and built (RLKERN_BUILD=cuda), until a conformance run
-on a GPU is recorded in benchmarks/results.
-
-They serve rows of any temperature and softcap, but no kept sets, and on GPUs before sm_90 only rows
-that fit the shared memory of one multiprocessor.
+They were held to the reference on an H200 (benchmarks/results/nvidia_h200-tests.txt), and the tests
+run the same source on a CPU; for sm_80 and sm_100 they are compiled only. Their policy loss is
+faster there than Triton's, their log-probability slower (README.md). They serve rows of any
+temperature and softcap, but neither kept sets nor the objective of answers, and on GPUs before
+sm_90 only rows that fit the shared memory of one multiprocessor: so they are not chosen, but asked
+for by name (use_backend("cuda") or RLKERN_BACKEND=cuda), where they are built (RLKERN_BUILD=cuda).
 """
 
 import torch
