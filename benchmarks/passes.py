@@ -4,8 +4,8 @@
     python -m benchmarks.passes
 
 One pass is one read or one write of the whole (N, V) tensor. Counted, not timed: no GPU needed.
-Of the three passes of policy_loss over rows of several blocks the second read is meant for the L2
-cache, as no more rows are worked on at a time than fit into it: two passes reach the memory.
+Of the three passes of policy_loss over rows of several blocks the second read finds in the L2 cache
+what other rows have left of it there: between two and three passes reach the memory (LOG.md).
 """
 
 import os

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The operations as autograd sees them: storage, versions, dtypes, steps that repeat."""
 
+import importlib
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -114,6 +116,22 @@ def test_a_second_backward_through_a_gradient_that_was_scaled_in_place_raises():
     loss.backward(torch.tensor(0.5).double(), retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_saved_gradient_is_scaled_where_it_lies_unless_the_graph_is_kept(monkeypatch):
+    # Not where the factor is 1: there it may be handed on as it is.
+    copies = []
+    for name in ("cpu", "eager"):
+        module = importlib.import_module(f"rlkern.backends.{name}")
+        scaled = module.scaled
+        monkeypatch.setattr(module, "scaled", lambda *x, f=scaled: copies.append(x) or f(*x))
+    batch, leaf = batch_and_leaf()
+    loss = scored("policy_loss", batch, leaf)
+    half = torch.tensor(0.5).double()
+    (kept,) = torch.autograd.grad(loss, leaf, half, retain_graph=True)
+    assert len(copies) == 1
+    (again,) = torch.autograd.grad(loss, leaf, half)
+    assert len(copies) == 1 and torch.equal(kept, again)
 
 
 def test_writing_over_the_logits_bumps_their_version_once_they_are_written():

@@ -44,7 +44,7 @@ def test_a_scaled_view_is_that_of_its_elements():
 @pytest.mark.skipif(DEVICE == "cuda", reason="counts accesses of interpreted kernels")
 def test_programs_that_scale_several_blocks_touch_each_element_once(monkeypatch):
     monkeypatch.setattr(scale, "PROGRAMS", 3)
-    monkeypatch.setattr(scale, "limits", lambda device: (1, 0))
+    monkeypatch.setattr(scale, "multiprocessors", lambda device: 1)
     x = torch.randn(5 * scale.BLOCK + 7)
     with traffic() as moved:
         y = kernels.scaled(x, torch.tensor(1.0))

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A gradient times the scalar that arrives at the loss, in place or in a buffer of its own."""
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlkern.backends.triton._device import limits
 from rlkern.backends.triton._launch import aligned, kernel
 from rlkern.backends.triton._rows import (
     launch_shape,
@@ -80,10 +81,22 @@ def scale_rows_kernel(
         scale_block(row_ptr + start, None, factor, end - start, BLOCK)
 
 
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """Returns how many multiprocessors a device has; those of an H100 where there is none.
+
+    >>> multiprocessors(torch.device("cpu"))
+    132
+    """
+    if device.index is None:  # interpreted, or compiled ahead of time
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def _launch_flat(x: Tensor, out: Tensor | None, factor: Tensor) -> None:
     elements = x.numel()
     flat = [y.view(1, 1, -1) for y in (x, out) if y is not None]
-    grid = min(triton.cdiv(elements, BLOCK), PROGRAMS * limits(x.device)[0])
+    grid = min(triton.cdiv(elements, BLOCK), PROGRAMS * multiprocessors(x.device))
     with torch.cuda.device_of(x):
         scale_kernel[(grid,)](
             x, out, aligned(factor), elements, VECTOR=vector_width(*flat), BLOCK=BLOCK,

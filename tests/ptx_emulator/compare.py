@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from rlkern.backends.triton import _device, _rows
+from rlkern.backends.triton import _rows, scale
 from rlkern.testing import aot, conformance
 from rlkern.testing.cases import CASES
 
@@ -26,14 +26,14 @@ from .shadow import Race
 
 # Of one multiprocessor, so that each persistent program of scale_ takes several blocks; and half
 # the warps, so that a row of 4097 logits has several blocks in every dtype.
-SMALL_DEVICE, WARPS = (1, 50 << 20), 4
+MULTIPROCESSORS, WARPS = 1, 4
 
 
 @contextmanager
 def small() -> Iterator[None]:
     """Makes kernels be launched as if all were smaller."""
     with (
-        mock.patch.object(_device, "limits", lambda device: SMALL_DEVICE),
+        mock.patch.object(scale, "multiprocessors", lambda device: MULTIPROCESSORS),
         mock.patch.object(_rows, "WARPS", WARPS),
     ):
         yield
