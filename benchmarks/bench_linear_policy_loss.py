@@ -2,7 +2,6 @@
 """Loss and gradients of N rows from hidden states and a head, against its matrix products alone."""
 
 import gc
-import math
 import os
 from collections.abc import Callable
 
@@ -13,34 +12,21 @@ from torch.nn import functional
 
 import rlkern
 from benchmarks import baselines
-from benchmarks.inputs import GRPO
+from benchmarks import inputs as shared
+from benchmarks.inputs import GRPO, SEQUENCES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SMOKE = "RLKERN_BENCH_SMOKE" in os.environ  # a few rows, nothing compiled: only whether it runs
 # Hidden size and vocabulary of Qwen2.5-0.5B; few rows are where a fixed cost would show.
 MAIN, FEW = 512, (64, 128)
 H, V = (16, 1000) if SMOKE else (896, 151936)
-SEQUENCES = 8
 
 
-class LinearInputs:
-    """Hidden states as a decoder leaves them, a head, and what the loss is given beside them."""
+class LinearInputs(shared.LinearInputs):
+    """The inputs at the sizes of this file, and what is done with them."""
 
     def __init__(self, n: int, dtype: torch.dtype):
-        random = torch.Generator().manual_seed(0)
-        shape = (SEQUENCES, n // SEQUENCES)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=random)
-
-        self.hidden = normal(*shape, H).to(dtype).requires_grad_()
-        self.head = (normal(V, H) / math.sqrt(H)).to(dtype).requires_grad_()
-        self.token = torch.randint(V, shape, generator=random)
-        self.advantage = normal(SEQUENCES, 1).expand(shape).contiguous()
-        self.old = normal(*shape) * 0.1 - math.log(V)
-        self.ref = self.old + 0.1 * normal(*shape)
-        self.mask = torch.ones(shape, dtype=torch.bool)
-        self.weight = torch.full(shape, 1.0 / n)
+        super().__init__(n, H, V, "cpu", dtype)
 
     @property
     def rows(self) -> tuple[Tensor, ...]:

@@ -69,14 +69,15 @@ class LinearInputs:
     """n hidden states in SEQUENCES sequences, a head of v columns, and the vectors beside them."""
 
     def __init__(self, n: int, h: int, v: int, device: str, dtype: torch.dtype = torch.bfloat16):
+        random = torch.Generator(device).manual_seed(0)
         shape = (SEQUENCES, n // SEQUENCES)
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(*size, device=device)
+            return torch.randn(*size, generator=random, device=device)
 
         self.hidden = normal(*shape, h).to(dtype).requires_grad_()
         self.head = (normal(v, h) / math.sqrt(h)).to(dtype).requires_grad_()
-        self.token = torch.randint(v, shape, device=device)
+        self.token = torch.randint(v, shape, generator=random, device=device)
         self.advantage = normal(SEQUENCES, 1).expand(shape).contiguous()
         self.old = normal(*shape) * 0.1 - math.log(v)
         self.ref = self.old + 0.1 * normal(*shape)
