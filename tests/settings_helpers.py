@@ -6,8 +6,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from rlkern.trainer.settings.group import Group
-from rlkern.trainer.settings.layers import classes
+from rlkern.runs.settings.group import Group
+from rlkern.runs.settings.layers import classes
 from rlkern.trainer.settings.schema import Settings
 
 TRAINER = str(Path(sys.modules["rlkern.trainer"].__file__).parent)

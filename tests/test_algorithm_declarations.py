@@ -16,9 +16,9 @@ from rlkern.backends.eager.gates import GATES
 from rlkern.backends.eager.group_advantage import KINDS
 from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.backends.eager.levels import LEVELS
+from rlkern.runs.settings.layers import dotted, leaves
 from rlkern.trainer.online.advantages import TABLE
-from rlkern.trainer.settings import dump, of
-from rlkern.trainer.settings.layers import dotted, leaves
+from rlkern.trainer.settings import Settings, dump, of
 from rlkern.trainer.settings.reads import facts, unread
 
 ESTIMATORS = {
@@ -69,8 +69,8 @@ def own_settings(name):
 @EVERY
 def test_every_setting_is_a_key_of_a_run_which_has_it_unless_it_is_given(name):
     declared = rlkern.algorithms()[name]
-    assert set(declared.settings) <= {key for key, _ in leaves()}
-    found = dotted(dump(own_settings(name)))
+    assert set(declared.settings) <= {key for key, _ in leaves(Settings)}
+    found = dotted(Settings, dump(own_settings(name)))
     assert {key: found[key] for key in declared.settings} == declared.settings
     assert found["groups.kind"] == declared.sampling
     assert found["coefficients"] == declared.defaults
@@ -78,7 +78,7 @@ def test_every_setting_is_a_key_of_a_run_which_has_it_unless_it_is_given(name):
         other = not value if isinstance(value, bool) else value / 2 or 0.5
         other = 1 if isinstance(value, int) and not isinstance(value, bool) else other
         given = of(algorithm=name, **asked(name), **{key: other})
-        assert value != other == dotted(dump(given))[key]
+        assert value != other == dotted(Settings, dump(given))[key]
 
 
 @EVERY

@@ -11,11 +11,11 @@ import yaml
 from trainer_helpers import ROOT, flags, settings, small
 
 from rlkern import cli
+from rlkern.runs.settings.layers import leaves
+from rlkern.runs.settings.message import expected
 from rlkern.trainer import pipeline
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.settings import dump, of
-from rlkern.trainer.settings.layers import leaves
-from rlkern.trainer.settings.message import expected
+from rlkern.trainer.settings import Settings, dump, of
 
 
 def run(capsys, *arguments):
@@ -73,7 +73,7 @@ def test_every_pipeline_in_configs_can_begin(capsys, file):
 def test_every_key_has_a_help_text(capsys):
     code, out, _ = run(capsys, "train", "--help")
     assert code == 0
-    for key, info in leaves():
+    for key, info in leaves(Settings):
         entry = out[out.index(f"\n  --{key} X") :].split("\n  --")[1].split("\n\n")[0]
         assert len(entry.partition("[")[0].split()) > 4, f"{key} is not described"
         takes = f"[{expected(info)}]" in " ".join(entry.split())

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Chat, identity
 from rlkern.trainer.data.examples import Wording, examples
 from rlkern.trainer.data.files import digest, records
-from rlkern.trainer.errors import UserError
 
 ROWS = [{"prompt": f"{n}+1=", "answer": n + 1, "info": {"level": n}} for n in range(3)]
 USER = {"role": "user", "content": "Hi"}

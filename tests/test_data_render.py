@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Chat
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.load import character_tokenizer, chat_tokenizer
 from rlkern.trainer.rollout.text import given_tokens, prompt_ids
 

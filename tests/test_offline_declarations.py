@@ -13,9 +13,9 @@ import rlkern
 from rlkern.algorithms import registry
 from rlkern.backends.eager.gates import GATES
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
+from rlkern.runs.settings.layers import dotted
 from rlkern.trainer import UserError
-from rlkern.trainer.settings import of
-from rlkern.trainer.settings.layers import dotted
+from rlkern.trainer.settings import Settings, of
 
 KNOWN = rlkern.offline_algorithms()
 EVERY = pytest.mark.parametrize("name", KNOWN)
@@ -71,7 +71,7 @@ def test_what_only_rollouts_have_is_neutral(name):
 @EVERY
 def test_every_setting_is_one_that_a_run_has_unless_it_is_given(name):
     settings = of(algorithm=name)
-    every = dotted(settings.model_dump(mode="json"))
+    every = dotted(Settings, settings.model_dump(mode="json"))
     assert {key: every[key] for key in KNOWN[name].settings} == KNOWN[name].settings
     assert settings.coefficients == KNOWN[name].defaults
 

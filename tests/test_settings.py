@@ -8,11 +8,12 @@ from pydantic import ValidationError
 from trainer_helpers import asked, changed, settings
 
 from rlkern.algorithms import declarations
+from rlkern.runs.settings.layers import dotted, leaves
+from rlkern.runs.settings.yaml_file import parsed, read
 from rlkern.trainer import UserError
 from rlkern.trainer.preflight import check_coefficients
 from rlkern.trainer.settings import Layer, Settings, differing, dump, of, resolve
-from rlkern.trainer.settings.document import parsed, read, saved, text
-from rlkern.trainer.settings.layers import dotted, leaves
+from rlkern.trainer.settings.document import saved, text
 from rlkern.trainer.settings.reads import READERS, facts, unread
 from rlkern.trainer.settings.resolve import resolved
 
@@ -141,7 +142,7 @@ def test_the_source_is_the_last_layer_that_has_the_key():
         resolve(layers[0], Layer("flags", {"steps": 1}))
 
 
-@pytest.mark.parametrize("key", [key for key, _ in leaves()])
+@pytest.mark.parametrize("key", [key for key, _ in leaves(Settings)])
 def test_every_key_is_refused_by_its_own_name_with_what_it_takes(key):
     readers = [name for name, one in declarations().items() if not _unread(key, one.name)]
     assert readers, "no algorithm reads it"
@@ -238,7 +239,7 @@ def test_what_a_run_writes_down_is_what_it_reads_and_resolves_to_the_same(name, 
     assert of(**dump(own)) == own and of(**parsed(text(own))) == own
     (tmp_path / "config.yaml").write_text(text(own))
     assert saved(tmp_path / "config.yaml") == own and differing(own, own) is None
-    written, run = dotted(dump(own)), facts(own)
+    written, run = dotted(Settings, dump(own)), facts(own)
     assert not [key for key in written if unread(key, run)]
     assert set(written) >= {key for key in declarations()[name].settings if not unread(key, run)}
 
@@ -288,7 +289,7 @@ def test_a_file_that_is_no_settings_is_one_sentence(tmp_path):
 
 
 def test_readers_name_keys_that_exist():
-    known = {key for key, _ in leaves()}
+    known = {key for key, _ in leaves(Settings)}
     groups = {key[:place] for key in known for place, c in enumerate(key) if c == "."}
     for keys, what, _ in READERS:
         assert set(keys.split()) <= known | groups and what

@@ -9,8 +9,8 @@ import yaml
 from trainer_helpers import ROOT, child_environment
 
 from rlkern import cli
-from rlkern.trainer.settings import dump, of
-from rlkern.trainer.settings.layers import leaves
+from rlkern.runs.settings.layers import leaves
+from rlkern.trainer.settings import Settings, dump, of
 
 
 def printed(capsys, *words):
@@ -75,10 +75,10 @@ def test_a_flag_is_never_abbreviated_and_a_wrong_one_names_the_one_that_was_mean
 def test_help_has_every_key_once_under_the_heading_of_its_group(capsys):
     assert cli.main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    for key, _ in leaves():
+    for key, _ in leaves(Settings):
         assert text.count(f"\n  --{key} X") == 1, key
     headings = ["the run", *(name for name in dict.fromkeys(
-        key.split(".")[0] for key, _ in leaves() if "." in key))]  # fmt: skip
+        key.split(".")[0] for key, _ in leaves(Settings) if "." in key))]  # fmt: skip
     places = [text.index(f"\n{name}:\n") for name in headings]
     assert places == sorted(places) and len(places) > 10
     for name, place, end in zip(headings, places, [*places[1:], len(text)], strict=True):

@@ -7,10 +7,10 @@ from settings_helpers import recorded
 from trainer_helpers import any_algorithm, compiled  # noqa: F401
 
 from rlkern.algorithms import declarations
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.layers import alternatives, dotted, leaves
 from rlkern.trainer import train
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.settings import Layer, dump, resolve
-from rlkern.trainer.settings.layers import alternatives, dotted, leaves
+from rlkern.trainer.settings import Layer, Settings, dump, resolve
 from rlkern.trainer.show.display import Display
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -61,7 +61,7 @@ def ran(tmp_path, name):
 @pytest.mark.parametrize("name", declarations())
 def test_a_run_reads_every_key_that_it_takes(tmp_path, name):
     settings, readers = ran(tmp_path, name)
-    assert not [key for key in dotted(dump(settings)) if key not in {*readers, *BY_CLASS}]
+    assert not [key for key in dotted(Settings, dump(settings)) if key not in {*readers, *BY_CLASS}]
 
 
 def test_one_file_reads_a_key(tmp_path):
@@ -88,7 +88,7 @@ def test_one_file_reads_a_key(tmp_path):
 
 @pytest.mark.parametrize("name", declarations())
 def test_a_key_that_an_algorithm_does_not_read_is_refused(tmp_path, name):
-    taken = dotted(dump(any_algorithm(tmp_path, name)))
+    taken = dotted(Settings, dump(any_algorithm(tmp_path, name)))
     open_groups = (
         "lora.",
         "correction.",
@@ -98,7 +98,7 @@ def test_a_key_that_an_algorithm_does_not_read_is_refused(tmp_path, name):
         "groups.",
     )
     refused = 0
-    for key, info in leaves():
+    for key, info in leaves(Settings):
         if key in taken or key.startswith(open_groups) or key == "coefficients":
             continue
         value = info.default if info.default is not None else 1
@@ -119,4 +119,4 @@ def test_every_alternative_is_refused_where_it_is_not_chosen():
             resolve(Layer("", given))
     with pytest.raises(UserError, match=r"correction.low is read only with correction.kind trun"):
         resolve(Layer("", {"correction": {"kind": "sequence_truncate", "low": 0.5}}))
-    assert len(alternatives(("groups",))) == 3
+    assert len(alternatives(Settings, ("groups",))) == 3

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.reward.functions import Rewards, score_completions
 from rlkern.trainer.reward.model import RewardModel, load_reward_model, make_scorer, scores

@@ -12,13 +12,13 @@ import pytest
 import torch
 from trainer_helpers import compiled, small, without_times  # noqa: F401
 
+from rlkern.runs.errors import RewardError
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import UserError, train
-from rlkern.trainer.errors import RewardError
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.reward.asking import Limits
 from rlkern.trainer.reward.functions import Rewards, limited, score_completions
 from rlkern.trainer.reward.pairwise import win_rate_of
-from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.tasks.task import Item
 
 # Seconds for an answer: far more than a call takes here, far less than a late one does.

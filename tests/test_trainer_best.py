@@ -6,8 +6,8 @@ import os
 import pytest
 from trainer_helpers import compiled, small  # noqa: F401
 
+from rlkern.runs.files import remove_partial
 from rlkern.trainer import UserError, loop, train
-from rlkern.trainer.files import remove_partial
 from rlkern.trainer.run import best
 
 
@@ -42,7 +42,7 @@ def test_a_kill_at_any_moment_leaves_the_old_best_or_the_new_one(tmp_path, monke
         raise KeyboardInterrupt
 
     home = {
-        "sync": "rlkern.trainer.files.sync",
+        "sync": "rlkern.runs.files.sync",
         "replace": "rlkern.trainer.run.best.os.replace",
     }
     with monkeypatch.context() as patch:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlkern.trainer.run.interrupt import Interrupt
+from rlkern.runs.interrupt import Interrupt
 
 FORK = multiprocessing.get_context("fork")
 

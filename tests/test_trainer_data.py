@@ -11,9 +11,9 @@ from keys_helpers import run_of, step
 from rich.console import Console
 from trainer_helpers import compiled, loaded, small, without_times  # noqa: F401
 
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import UserError, train
 from rlkern.trainer.offline.supervised import right_answers
-from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.tasks.registry import make_task
 

@@ -11,8 +11,8 @@ from trainer_helpers import (
 )
 
 from rlkern.algorithms import declarations
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import build, train
-from rlkern.trainer.run.logs import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled")
 

@@ -10,8 +10,8 @@ from scale_helpers import as_one_of_two, assert_same_curve, no_plot
 from trainer_helpers import any_algorithm
 
 from rlkern.algorithms import declarations
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import loop, train
-from rlkern.trainer.run.logs import read_metrics
 
 ALGORITHMS, STEPS, PLACE = list(declarations()), 3, "EVERY_ALGORITHM"
 

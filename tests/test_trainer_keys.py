@@ -9,10 +9,11 @@ from keys_helpers import HELD, calls, holds, norm, run_of, step, steps, weights_
 from trainer_helpers import begun, compiled, loaded, settings, small  # noqa: F401
 
 import rlkern
+from rlkern.runs.settings.layers import leaves
 from rlkern.trainer import build
 from rlkern.trainer.offline import supervised
 from rlkern.trainer.run import checkpoint
-from rlkern.trainer.settings.layers import leaves
+from rlkern.trainer.settings import Settings
 from rlkern.trainer.update import rates
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -43,7 +44,7 @@ def test_every_key_that_steers_a_step_has_a_test_of_its_smallest_effect():
     for topic in ("loss", "reward", "terms"):  # they mark the keys that they hold
         importlib.import_module(f"test_trainer_keys_{topic}")
     known = {*HELD, *NO_STEP, *(key for keys in ELSEWHERE.values() for key in keys.split())}
-    every = {key for key, _ in leaves() if not key.startswith(("eval.", "output."))}
+    every = {key for key, _ in leaves(Settings) if not key.startswith(("eval.", "output."))}
     assert every == known
 
 

@@ -9,6 +9,7 @@ from rollout_helpers import score
 from trainer_helpers import ragged_rollout, settings, small, tiny_policy, without_times
 
 from rlkern.cli import main
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import UserError, loop, train
 from rlkern.trainer.models import lora
 from rlkern.trainer.models.load import (
@@ -19,7 +20,6 @@ from rlkern.trainer.models.load import (
     recomputing,
 )
 from rlkern.trainer.models.policy import hidden_states
-from rlkern.trainer.run.logs import read_metrics
 
 pytest.importorskip("peft")
 

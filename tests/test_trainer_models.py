@@ -14,7 +14,8 @@ from trainer_helpers import (
     tiny_policy,
 )
 
-from rlkern.trainer import UserError, files, train
+from rlkern.runs import files
+from rlkern.trainer import UserError, train
 from rlkern.trainer.models import smollm2
 from rlkern.trainer.models.load import check_model_name, load_policy, train_last_layers
 from rlkern.trainer.show.display import Display

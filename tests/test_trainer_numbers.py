@@ -8,8 +8,8 @@ import torch
 from keys_helpers import run_of, step
 from trainer_helpers import compiled, ragged_prompts, small, tiny_policy  # noqa: F401
 
+from rlkern.runs.errors import NotFinite
 from rlkern.trainer import UserError, build, train
-from rlkern.trainer.errors import NotFinite
 from rlkern.trainer.rollout.sampler import Sampling, sample
 from rlkern.trainer.rollout.text import stop_tokens
 

@@ -11,12 +11,12 @@ from trainer_helpers import changed, loaded, settings, small, tiny_policy, witho
 from trainer_helpers import compiled as compiled
 
 import rlkern
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import UserError, build, preflight, train
 from rlkern.trainer.offline.losses import TOKEN_LOGPROB, answer_logprob, halves
 from rlkern.trainer.offline.preferences import even_weight, mismatched, share_right
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.text import given_rows
-from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.update import Updater
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -11,8 +11,8 @@ from trainer_helpers import changed, compiled, start, without_times  # noqa: F40
 from trainer_rewards import HOLD
 
 from rlkern import cli
+from rlkern.runs.logs import METRICS, read_metrics
 from rlkern.trainer import UserError, pipeline
-from rlkern.trainer.run.logs import METRICS, read_metrics
 from rlkern.trainer.settings import Layer
 from rlkern.trainer.settings.document import saved
 from rlkern.trainer.settings.resolve import resolved

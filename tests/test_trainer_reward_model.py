@@ -11,6 +11,7 @@ from trainer_helpers import compiled as compiled
 from transformers import AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 import rlkern
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import UserError, train
 from rlkern.trainer.models.load import load_policy
 from rlkern.trainer.reward.model import (
@@ -23,7 +24,6 @@ from rlkern.trainer.reward.model import (
     scores,
 )
 from rlkern.trainer.rollout.text import given_rows
-from rlkern.trainer.run.logs import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled")
 CPU = torch.device("cpu")

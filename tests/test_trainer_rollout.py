@@ -12,7 +12,7 @@ from trainer_helpers import (
 )
 
 import rlkern
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.rollout.sampler import Sampling, sample
 from rlkern.trainer.rollout.text import Prompts, encode, stop_tokens, texts

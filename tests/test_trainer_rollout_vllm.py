@@ -19,7 +19,7 @@ import torch
 from rollout_helpers import score
 from trainer_helpers import compiled, ragged_prompts, small, tiny_policy  # noqa: F401
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.rollout.engines import check_engine, make_engine
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers
 from rlkern.trainer.rollout.text import Prompts, stop_tokens

@@ -23,9 +23,10 @@ from trainer_helpers import (
 from trainer_rewards import HOLD
 
 from rlkern import cli
-from rlkern.trainer import UserError, files, train
+from rlkern.runs import files
+from rlkern.runs.logs import METRICS, read_metrics
+from rlkern.trainer import UserError, train
 from rlkern.trainer.run import checkpoint, rundir
-from rlkern.trainer.run.logs import METRICS, read_metrics
 from rlkern.trainer.settings import Layer, dump, of, resolve
 
 pytestmark = pytest.mark.usefixtures("compiled")

@@ -17,13 +17,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from trainer_helpers import settings, small, tiny_policy
 
 import rlkern
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import UserError, loop, train
 from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.processes.parallel import check_parallel
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
 from rlkern.trainer.rollout.text import encode
-from rlkern.trainer.run.logs import read_metrics
 
 LONG, CUT = 3, 2
 SPREAD = {"parallel": "fsdp2", "memory__share_prompts": False}

@@ -8,7 +8,7 @@ import torch
 from trainer_helpers import begun, compiled, ragged_rollout, small, tiny_policy  # noqa: F401
 
 import rlkern
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.losses import Objective, PolicyLosses
 from rlkern.trainer.models.policy import token_scores
 from rlkern.trainer.online.statistic import with_statistic

@@ -11,7 +11,7 @@ from trainer_helpers import (
     settings,
 )
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.reward.functions import (
     Rewards,
     load_rewards,

@@ -9,15 +9,15 @@ import torch
 from rollout_helpers import score
 from trainer_helpers import compiled, loaded, settings, small, tiny_policy  # noqa: F401
 
+from rlkern.runs.errors import UserError
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer import preflight
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.loop import train
 from rlkern.trainer.offline.supervised import right_answers
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers, sample
 from rlkern.trainer.rollout.text import Prompts, stop_tokens, text_of, texts
 from rlkern.trainer.rollout.turns import converse, most_turns
-from rlkern.trainer.run.logs import read_metrics
 from rlkern.trainer.tasks.guess import guess
 from rlkern.trainer.tasks.registry import make_task
 

@@ -9,8 +9,8 @@ import pytest
 from trainer_helpers import ROOT, compiled  # noqa: F401
 
 from rlkern.cli import main
+from rlkern.runs.settings.layers import leaves
 from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.layers import leaves
 
 PAGE = ROOT / "docs" / "your-data.md"
 BLOCK = re.compile(r"```(python|bash)\n(.*?)```", re.DOTALL)
@@ -44,7 +44,7 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_every_key_on_the_page_exists():
-    known = {key for key, _ in leaves()} | {"data.columns.prompt", *Settings.model_fields}
+    known = {key for key, _ in leaves(Settings)} | {"data.columns.prompt", *Settings.model_fields}
     text = PAGE.read_text(encoding="utf-8")
     keys = set(
         re.findall(

@@ -12,15 +12,15 @@ from trainer_rewards import even_digits
 
 import rlkern
 from rlkern.algorithms import declarations
+from rlkern.runs.settings.layers import Layer, dotted
 from rlkern.trainer import build, preflight
 from rlkern.trainer.collect import generate, rewarded
 from rlkern.trainer.models.load import make_policy
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
 from rlkern.trainer.rollout.text import encode, stop_tokens
+from rlkern.trainer.settings import Settings, dump, of
 from rlkern.trainer.settings import changed as with_changes
-from rlkern.trainer.settings import dump, of
-from rlkern.trainer.settings.layers import Layer, dotted
 from rlkern.trainer.settings.resolve import resolved
 from rlkern.trainer.tasks.addition import addition
 
@@ -164,9 +164,9 @@ def mean_reward(parts):
 
 def flags(given):
     """Returns the settings as flags of the command line, those that are not the algorithm's own."""
-    plain = dotted(dump(of(algorithm=given.algorithm, model=given.model)))
+    plain = dotted(Settings, dump(of(algorithm=given.algorithm, model=given.model)))
     found = ["--algorithm", given.algorithm]
-    for key, value in dotted(dump(given)).items():
+    for key, value in dotted(Settings, dump(given)).items():
         if plain.get(key, plain) != value and key != "coefficients":
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             found += [f"--{key}", "null" if value is None else text]

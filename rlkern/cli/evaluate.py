@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded, silence_hub
+from rlkern.trainer.settings.keys import FREE
 
 if TYPE_CHECKING:
     from rlkern.cli.target import Target
@@ -55,6 +56,7 @@ def _parser() -> Parser:
         prog="rlkern eval",
         description="Accuracy and pass@k on held-out items. A run directory brings its own task and"
         " settings; what is given here goes over them.",
+        free=FREE,
     )
     take = parser.add_argument
     take("target", help="run directory, checkpoint, model directory, tiny or smollm2")

@@ -11,20 +11,26 @@ from typing import Any, NoReturn
 
 from pydantic.fields import FieldInfo
 
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.group import Group
-from rlkern.trainer.settings.layers import classes, optional
-from rlkern.trainer.settings.message import coefficients, expected, nearest_key
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.group import Group
+from rlkern.runs.settings.layers import classes, optional
+from rlkern.runs.settings.message import expected, nearest_key
 
 NULL = "null"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are a UserError, and whose flags are never abbreviated."""
+    """A parser whose mistakes are a UserError, and whose flags are never abbreviated.
 
-    def __init__(self, **options: Any) -> None:
+    free   mappings whose keys are not known: each takes flags such as --coefficients.clip_low 0.1
+    inside  names that are known below them, for "did you mean"
+    """
+
+    def __init__(
+        self, *, free: Sequence[str] = (), inside: Sequence[str] = (), **options: Any
+    ) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        self.free, self.inside = free, inside
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with the message."""
@@ -36,10 +42,10 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=100)
 
 
-def add_settings(parser: Parser) -> None:
+def add_settings(parser: Parser, root: type[Group]) -> None:
     """Adds a flag for every key, and one for every group that has a main key."""
     plain = parser.add_argument_group("the run")
-    for name, info in Settings.model_fields.items():
+    for name, info in root.model_fields.items():
         kinds = classes(info.annotation)
         if not kinds:
             _add(plain, name, info)
@@ -96,7 +102,7 @@ def given(parser: Parser, words: Sequence[str]) -> dict[str, Any] | None:
     if not {"-h", "--help"}.isdisjoint(words):
         parser.print_help(sys.stdout)
         return None
-    words, free = _without_free_keys(words)
+    words, free = _without_free_keys(words, parser.free)
     found, unknown = parser.parse_known_args(words)
     if unknown:
         flag = unknown[0]
@@ -104,7 +110,7 @@ def given(parser: Parser, words: Sequence[str]) -> dict[str, Any] | None:
     values = vars(found)
     for owner, own in free.items():
         values[owner] = {**_mapping(owner, values.get(owner, "{}")), **own}
-    for owner in values.keys() & set(_FREE) - free.keys():
+    for owner in values.keys() & set(parser.free) - free.keys():
         values[owner] = _mapping(owner, values[owner])
     return values
 
@@ -112,8 +118,7 @@ def given(parser: Parser, words: Sequence[str]) -> dict[str, Any] | None:
 def _near(parser: Parser, word: str) -> str:
     """Returns "; did you mean --…" with the flag that was meant, nothing if none is similar."""
     known = list(dict.fromkeys(re.findall(r"--([\w.]+)", parser.format_help())))
-    if "coefficients" in known:
-        known += coefficients()
+    known += parser.inside
     near = nearest_key(word.partition("=")[0].removeprefix("--"), known)
     return near.replace("mean ", "mean --").replace(" or ", " or --")
 
@@ -126,22 +131,19 @@ def _mapping(key: str, text: str) -> Any:
     return found
 
 
-# Mappings whose keys are not known here: coefficients of algorithms, options of task
-# families, columns of files.
-_FREE = ("coefficients", "data.options", "data.columns")
-
-
-def _without_free_keys(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def _without_free_keys(
+    words: Sequence[str], free: Sequence[str]
+) -> tuple[list[str], dict[str, Any]]:
     """Returns the other words, and the flags of free mappings: --coefficients.clip_low 0.1.
 
-    >>> _without_free_keys(["--coefficients.beta", "0.1", "--seed", "3"])
+    >>> _without_free_keys(["--coefficients.beta", "0.1", "--seed", "3"], ["coefficients"])
     (['--seed', '3'], {'coefficients': {'beta': 0.1}})
     """
     rest, found, place = list[str](), dict[str, Any](), 0
     while place < len(words):
         word = words[place]
         flag, equals, value = word.partition("=")
-        owner = next((k for k in _FREE if flag.startswith(f"--{k}.")), None)
+        owner = next((k for k in free if flag.startswith(f"--{k}.")), None)
         place += 1
         if owner is None:
             rest.append(word)
@@ -158,7 +160,7 @@ def typed(text: str) -> Any:
     """Returns what a text means in YAML: a number, true, a list, or the text itself."""
     import yaml
 
-    from rlkern.trainer.settings.document import parsed
+    from rlkern.runs.settings.yaml_file import parsed
 
     try:
         return parsed(text)

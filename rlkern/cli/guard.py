@@ -14,7 +14,7 @@ def guarded(command: str, work: Callable[[], int]) -> int:
     """Returns the exit code of `work`; what a person can mend is printed as one sentence."""
     _quiet()
     try:
-        from rlkern.trainer.errors import UserError
+        from rlkern.runs.errors import UserError
     except ImportError as error:
         print(f"rlkern {command} needs the packages of rlkern[train]: {error}", file=sys.stderr)
         return 2

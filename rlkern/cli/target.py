@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.pipeline import PLAN
 from rlkern.trainer.run import best, rundir
 from rlkern.trainer.run.checkpoint import STATE, all_checkpoints, name_of, read_settings

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlkern.cli.flags import Parser, add_settings, given
 from rlkern.cli.guard import guarded, silence_hub
-
-if TYPE_CHECKING:
-    from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.keys import FREE, coefficients
 
 # The file of a pipeline that has begun, which says what a directory is without importing torch.
 _PLAN = "pipeline.yaml"
@@ -29,6 +28,8 @@ def _parser() -> Parser:
         " answers. Flags go over the YAML file, which goes over the defaults of the algorithm; a"
         " file with `stages` runs one stage after the other. Lists take commas.",
         add_help=False,
+        free=FREE,
+        inside=coefficients(),
     )
     parser.add_argument("-h", "--help", action="help", help="this list")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below")
@@ -48,12 +49,12 @@ def _parser() -> Parser:
         metavar="N",
         help="print N examples as the model reads them, rendered and in tokens, and stop",
     )
-    add_settings(parser)
+    add_settings(parser, Settings)
     return parser
 
 
 def _parse_and_train(arguments: list[str]) -> int:
-    from rlkern.trainer.settings.document import read
+    from rlkern.runs.settings.yaml_file import read
 
     flags = given(_parser(), arguments)
     if flags is None:
@@ -74,7 +75,7 @@ def _parse_and_train(arguments: list[str]) -> int:
 
 
 def _refused(show: int) -> Exception:
-    from rlkern.trainer.errors import UserError
+    from rlkern.runs.errors import UserError
 
     return UserError(f"show must be at least 1, and not with --resume, got {show}")
 
@@ -120,9 +121,9 @@ def _one_run(
 
 def _saved(folder: Path):
     """Returns the settings of a run as a layer, with the place that the run is in now."""
-    from rlkern.trainer.errors import UserError
+    from rlkern.runs.errors import UserError
+    from rlkern.runs.settings.yaml_file import read
     from rlkern.trainer.settings import Layer
-    from rlkern.trainer.settings.document import read
 
     path = folder / "config.yaml"
     if not path.is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlkern.compare.launch import compare
 from rlkern.compare.plan import Comparison, load
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 
 DEFAULT = "configs/compare.yaml"
 

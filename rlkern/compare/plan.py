@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rlkern.algorithms import declarations
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.layers import dotted
+from rlkern.runs.settings.message import nearest
+from rlkern.runs.settings.yaml_file import read
 from rlkern.trainer import preflight
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.run.checkpoint import name_of
 from rlkern.trainer.settings import Layer, Settings, changed, dump, resolve
-from rlkern.trainer.settings.document import read
-from rlkern.trainer.settings.layers import dotted
-from rlkern.trainer.settings.message import nearest
 from rlkern.trainer.settings.resolve import laid, resolved
 
 START = "start"
@@ -131,8 +131,8 @@ def own(settings: Settings) -> dict[str, Any]:
     {'algorithm': 'grpo', 'steps': 7}
     """
     kind = {"algorithm": settings.algorithm, "model": settings.model}
-    plain = dotted(dump(laid(Layer("", kind)).settings))
-    found = {k: v for k, v in dotted(dump(settings)).items() if k not in _PLACES}
+    plain = dotted(Settings, dump(laid(Layer("", kind)).settings))
+    found = {k: v for k, v in dotted(Settings, dump(settings)).items() if k not in _PLACES}
     return {k: v for k, v in found.items() if k == "algorithm" or plain.get(k) != v}
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from rlkern.compare.plan import Planned
-from rlkern.trainer.files import write_text
+from rlkern.runs.files import write_text
+from rlkern.runs.logs import read_metrics
 from rlkern.trainer.loop import SUMMARY
-from rlkern.trainer.run.logs import read_metrics
 
 # Means over the steps of a point, and what the run counts from its start.
 _MEANS = (

@@ -7,7 +7,7 @@ from typing import Any
 # Imported when they are asked for, because settings and help are read without torch.
 _HOMES = {
     "Settings": "rlkern.trainer.settings",
-    "UserError": "rlkern.trainer.errors",
+    "UserError": "rlkern.runs.errors",
     "train": "rlkern.trainer.loop",
 }
 __all__ = list(_HOMES)

@@ -16,12 +16,12 @@ from typing import NamedTuple, Protocol
 import torch
 
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
+from rlkern.runs.errors import UserError
+from rlkern.runs.files import publish
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.data.chat import shown_answer
 from rlkern.trainer.data.source import check_unchanged, digests
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import publish
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora
 from rlkern.trainer.models.load import load_policy, make_policy, recomputing, train_last_layers

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import rlkern
 from rlkern.integrations.head import HeadOf
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models import lora
 from rlkern.trainer.models.policy import Passes, Policy, hidden_states
 from rlkern.trainer.rows import Rows

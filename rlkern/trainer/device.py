@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:

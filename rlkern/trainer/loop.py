@@ -15,17 +15,17 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 import rlkern
+from rlkern.runs.errors import NotFinite, RewardError, UserError
+from rlkern.runs.files import write_text
+from rlkern.runs.interrupt import Interrupt
+from rlkern.runs.logs import Log, NoLog, read_metrics
 from rlkern.trainer import build, preflight
 from rlkern.trainer.build import Run
-from rlkern.trainer.errors import NotFinite, RewardError, UserError
-from rlkern.trainer.files import write_text
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import whole_state
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.run import best, checkpoint, rundir
 from rlkern.trainer.run.checkpoint import Place, all_checkpoints
-from rlkern.trainer.run.interrupt import Interrupt
-from rlkern.trainer.run.logs import Log, NoLog, read_metrics
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.plot import plot_curves

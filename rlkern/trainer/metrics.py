@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from rlkern.trainer.metric import Metric
+from rlkern.runs.metric import Metric
 
 _REWARD = "reward of training rollouts"
 _PAIRS = "pairs of a batch: share with the chosen ahead"

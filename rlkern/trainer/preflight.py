@@ -15,8 +15,9 @@ from rlkern.algorithms import Algorithm
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.ops._objective import coefficient_defaults as policy_coefficients
 from rlkern.ops._objective import make_objective
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.message import nearest
 from rlkern.statistics import statistic_coefficients
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.load import check_model_name
 from rlkern.trainer.offline.pairs import check_source
 from rlkern.trainer.online.shaping import check_overlong
@@ -26,7 +27,6 @@ from rlkern.trainer.reward.functions import load_rewards
 from rlkern.trainer.rollout.engines import check_engine
 from rlkern.trainer.rollout.turns import most_turns
 from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.message import nearest
 from rlkern.trainer.tasks.registry import make_task
 from rlkern.trainer.tasks.task import Task
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 
 Message = dict[str, Any]
 ASSISTANT, SYSTEM, USER = "assistant", "system", "user"

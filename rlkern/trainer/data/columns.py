@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.message import nearest
 from rlkern.trainer.data.files import Record
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.settings.message import nearest
 
 # What a column may be, and the names by which it is found unless data.columns says another one.
 ROLES: dict[str, tuple[str, ...]] = {

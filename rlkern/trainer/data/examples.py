@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import ASSISTANT, SYSTEM, USER, Answer, Chat, Prompt, messages
 from rlkern.trainer.data.columns import ROLES, Row, columns_of
 from rlkern.trainer.data.files import Record
-from rlkern.trainer.errors import UserError
 
 # Names by which a reward function is given something else.
 _TAKEN = ("prompts", "completions", "item")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 
 INSTALL = "pip install rlkern[train]"
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import ASSISTANT, USER, Answer, Chat, Message, Prompt, shown
-from rlkern.trainer.errors import UserError
 
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

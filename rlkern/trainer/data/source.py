@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Answer, Chat, identity
 from rlkern.trainer.data.examples import Example, Wording, examples
 from rlkern.trainer.data.files import digest, records
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings import Settings
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models import lora, smollm2
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.models.stored import read_model

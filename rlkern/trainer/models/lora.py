@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rlkern.integrations.head import without_adapter
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.running import Lora
 

@@ -8,8 +8,8 @@ import importlib.util
 import os
 from pathlib import Path
 
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import publish
+from rlkern.runs.errors import UserError
+from rlkern.runs.files import publish
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 
 
 def read_model(directory: Path, kind: Any, dtype: str, *, what: str, hint: str) -> tuple[Any, Any]:

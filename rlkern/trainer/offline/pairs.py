@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlkern.runs.errors import UserError
+from rlkern.runs.files import publish
 from rlkern.trainer.data.chat import Answer, Prompt, prompt_of_json
 from rlkern.trainer.data.files import Record, records
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import publish
 from rlkern.trainer.offline.statements import PROMPT, statements
 from rlkern.trainer.rollout.text import Ids
 from rlkern.trainer.settings import Settings

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.collect import generate, rewarded
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.offline.pairs import Pair, Pairs
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rollout.text import token_ids

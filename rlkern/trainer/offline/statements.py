@@ -7,7 +7,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 
 PACKAGE = "TextArena==0.7.4"
 FILE = Path("envs") / "TruthAndDeception" / "facts.json"

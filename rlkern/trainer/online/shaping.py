@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rlkern
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.online.advantages import Rewarded
 from rlkern.trainer.rows import Rows, finished
 from rlkern.trainer.settings import Settings

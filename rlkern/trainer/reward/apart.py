@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rlkern.trainer.errors import RewardError
+from rlkern.runs.errors import RewardError
 from rlkern.trainer.reward.asking import Call, Limited, Limits, described
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlkern.trainer.errors import RewardError
+from rlkern.runs.errors import RewardError
 
 Call = dict[str, list]  # the arguments of one call, all of one length
 # Of a function that compares answers with each other.

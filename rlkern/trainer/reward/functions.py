@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlkern.runs.errors import RewardError, UserError
+from rlkern.runs.settings.message import nearest
 from rlkern.trainer.device import resolve_device
-from rlkern.trainer.errors import RewardError, UserError
 from rlkern.trainer.reward import graders
 from rlkern.trainer.reward.apart import Apart
 from rlkern.trainer.reward.asking import Awaited, Limited, Limits, described, is_async
 from rlkern.trainer.reward.model import load_reward_model
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.message import nearest
 from rlkern.trainer.tasks.task import Item, Task
 
 RewardFunction = Callable[..., "list[float | None]"]

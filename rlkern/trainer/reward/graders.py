@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.tasks.task import Item, same_text
 
 Grader = Callable[..., "list[float | None]"]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.models.stored import read_model
 from rlkern.trainer.rollout.text import PADDING, any_text, given_rows

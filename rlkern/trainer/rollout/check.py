@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Prompt
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy, token_logprob
 from rlkern.trainer.models.ways import Way
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.sampler import ModelEngine, Sampling
 from rlkern.trainer.rollout.text import Prompts

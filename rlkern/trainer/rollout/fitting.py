@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import shown_answer
 from rlkern.trainer.data.examples import Example
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.text import check_known, given_tokens, prompt_ids
 from rlkern.trainer.settings import Settings

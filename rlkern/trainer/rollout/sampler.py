@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, GenerationMixin
 
-from rlkern.trainer.errors import NotFinite
+from rlkern.runs.errors import NotFinite
 from rlkern.trainer.models.policy import Passes, Policy
 from rlkern.trainer.rollout.text import PADDING, Prompts
 from rlkern.trainer.rows import Rows, joined

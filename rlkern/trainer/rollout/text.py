@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Answer, Chat, Prompt, as_text, shown, shown_answer
 from rlkern.trainer.data.render import (
     Tokens,
@@ -23,7 +24,6 @@ from rlkern.trainer.data.render import (
     is_text,
     no_template,
 )
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rows import Rows
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.engines import Engine
 from rlkern.trainer.rollout.sampler import Sampling

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.sampler import Sampling
 from rlkern.trainer.rollout.text import Prompts

@@ -9,8 +9,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import PARTIAL, publish
+from rlkern.runs.errors import UserError
+from rlkern.runs.files import PARTIAL, publish
 
 BEST = "best"
 NOTE = "best.json"

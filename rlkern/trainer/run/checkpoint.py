@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlkern.runs.errors import UserError
+from rlkern.runs.files import publish
 from rlkern.trainer.critic import FOLDER as CRITIC
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import publish
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import like, whole, whole_state
 from rlkern.trainer.progress import Progress

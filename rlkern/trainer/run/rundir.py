@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.files import remove_partial, write_text
+from rlkern.runs.errors import UserError
+from rlkern.runs.files import remove_partial, write_text
 from rlkern.trainer.settings import Settings, differing
 from rlkern.trainer.settings.document import saved, text
 

@@ -4,7 +4,7 @@
 Nothing here imports torch, so that help and mistakes appear at once.
 """
 
-from rlkern.trainer.settings.layers import Layer
+from rlkern.runs.settings.layers import Layer
 from rlkern.trainer.settings.resolve import changed, check_name, differing, dump, of, resolve
 from rlkern.trainer.settings.schema import Settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.settings.reads import DATA, SAMPLED, Facts, facts, unread
 from rlkern.trainer.settings.schema import Settings
 

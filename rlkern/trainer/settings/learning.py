@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rlkern.trainer.settings.group import Group
-from rlkern.trainer.settings.types import (
+from rlkern.runs.settings.group import Group
+from rlkern.runs.settings.types import (
     Bound,
     Count,
     NotNegative,

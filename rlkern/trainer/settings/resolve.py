@@ -11,9 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlkern.algorithms import BaseAlgorithm, declarations
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.settings.contradictions import check_contradictions
-from rlkern.trainer.settings.layers import (
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.layers import (
     Layer,
     dotted,
     is_key,
@@ -21,7 +20,9 @@ from rlkern.trainer.settings.layers import (
     normalized,
     source_of,
 )
-from rlkern.trainer.settings.message import first_problem, nearest
+from rlkern.runs.settings.message import first_problem, nearest
+from rlkern.trainer.settings.contradictions import check_contradictions
+from rlkern.trainer.settings.keys import every_key
 from rlkern.trainer.settings.reads import DATA, Facts, facts, unread
 from rlkern.trainer.settings.running import Sft
 from rlkern.trainer.settings.schema import Settings
@@ -69,7 +70,7 @@ def resolved(*layers: Layer) -> Resolved:
 
 def laid(*layers: Layer) -> Resolved:
     """Returns the same as resolved, with whatever contradictions there are between keys."""
-    given = [(layer, normalized(layer)) for layer in layers]
+    given = [(layer, normalized(Settings, layer)) for layer in layers]
     merged = laid_over(*(values for _, values in given))
     declared = _declared(merged, given)
     own = _own(declared, merged)
@@ -83,10 +84,10 @@ def laid(*layers: Layer) -> Resolved:
         _at(everything, "data.train") is not None,
     )
     left = set()
-    for key in dotted(merged):
+    for key in dotted(Settings, merged):
         what, path = unread(key, run), tuple(key.split("."))
         # A key that does not exist is not one that somebody else reads.
-        if what is None or not is_key(path):
+        if what is None or not is_key(Settings, path):
             continue
         layer = source_of(path, given)
         assert layer is not None  # the key is in one of them
@@ -97,7 +98,7 @@ def laid(*layers: Layer) -> Resolved:
     try:
         settings = Settings.model_validate(everything)
     except ValidationError as error:
-        path, sentence = first_problem(error, Settings)
+        path, sentence = first_problem(error, Settings, every_key())
         raise UserError(_placed(sentence, path, given)) from None
     return Resolved(settings, frozenset(left))
 
@@ -150,7 +151,7 @@ def _own(declared: BaseAlgorithm, merged: dict[str, Any]) -> dict[str, Any]:
         own["optimizer.lr"] = 5e-4
         if not (file and declared.learns_from == "answers"):
             own["sft.steps"] = Sft().steps
-    return normalized(Layer("the algorithm", own))
+    return normalized(Settings, Layer("the algorithm", own))
 
 
 def _at(values: dict[str, Any], key: str) -> Any:
@@ -183,7 +184,7 @@ def changed(settings: Settings, **values: Any) -> Settings:
 def dump(settings: Settings) -> dict[str, Any]:
     """Returns every key that the run reads, as nested mappings of plain values."""
     values, run = settings.model_dump(mode="json"), facts(settings)
-    for key in dotted(values):
+    for key in dotted(Settings, values):
         if unread(key, run) is not None:
             _remove(values, tuple(key.split(".")))
     return {name: value for name, value in values.items() if value != {}}
@@ -193,7 +194,7 @@ def differing(settings: Settings, other: Settings) -> tuple[str, Any, Any] | Non
     """Returns (key, value, other value) of the first key that a resumed run may not change and that
     differs, or None."""
     free = RESUMABLE | ({"steps"} if settings.optimizer.decay is None else set())
-    mine, others = (dotted(dump(each)) for each in (settings, other))
+    mine, others = (dotted(Settings, dump(each)) for each in (settings, other))
     for key in dict.fromkeys((*mine, *others)):
         if key not in free and mine.get(key) != others.get(key):
             return key, mine.get(key), others.get(key)

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rlkern.trainer.settings.group import Group
-from rlkern.trainer.settings.types import (
+from rlkern.runs.settings.group import Group
+from rlkern.runs.settings.types import (
     BelowOne,
     Count,
     Counts,

@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import Field
 
 from rlkern.algorithms import BaseAlgorithm, declarations
-from rlkern.trainer.settings.group import Group
+from rlkern.runs.settings.group import Group
+from rlkern.runs.settings.types import Coefficient, Count, NotNegative, Seed, Whole
 from rlkern.trainer.settings.learning import (
     Advantage,
     Batch,
@@ -25,7 +26,6 @@ from rlkern.trainer.settings.learning import (
     Rollout,
 )
 from rlkern.trainer.settings.running import Eval, Lora, Memory, Optimizer, Output, Sft
-from rlkern.trainer.settings.types import Coefficient, Count, NotNegative, Seed, Whole
 
 
 class Settings(Group):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 import rlkern
-from rlkern.trainer.errors import RewardError, UserError
+from rlkern.runs.errors import RewardError, UserError
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rows import Rows, finished
 from rlkern.trainer.update import StepResult, rates

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.tasks.task import Item, Task, epochs, exact_match
 
 

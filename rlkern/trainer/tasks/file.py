@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Chat, shown
 from rlkern.trainer.data.examples import Example
 from rlkern.trainer.data.source import alphabet, key_of, read_source
-from rlkern.trainer.errors import UserError
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.reads import DATA, OF_ANSWERS
 from rlkern.trainer.tasks.task import Item, Task, epochs, same_text

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import re
 
-from rlkern.trainer.errors import UserError
+from rlkern.runs.errors import UserError
 from rlkern.trainer.tasks.task import Item, Task, epochs
 
 _TURNS = 3

@@ -6,8 +6,8 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.settings.message import nearest
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.message import nearest
 from rlkern.trainer.tasks.task import Item, Task, first_line
 
 ARITHMETIC = {

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Answer, Prompt
 from rlkern.trainer.data.examples import Example
-from rlkern.trainer.errors import UserError
 
 # Give up when this many stream items in a row were held out: the family has no other items.
 _MOST_SKIPS = 10_000

@@ -11,9 +11,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from rlkern.trainer.errors import UserError
-from rlkern.trainer.settings.group import Group
-from rlkern.trainer.settings.schema import Settings
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.group import Group
 
 _NULLS = ("null", "none", "None", "~")
 
@@ -35,6 +34,7 @@ class Layer:
 def classes(annotation: Any) -> list[type[Group]]:
     """Returns the groups that a field may hold, none for a plain value.
 
+    >>> from rlkern.trainer.settings import Settings
     >>> [kind.__name__ for kind in classes(Settings.model_fields["groups"].annotation)]
     ['EveryGroup', 'DynamicGroups', 'DuplicateGroups']
     """
@@ -52,7 +52,7 @@ def optional(field_info: FieldInfo) -> bool:
     return type(None) in typing.get_args(field_info.annotation)
 
 
-def leaves(group: type[Group] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def leaves(group: type[Group], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yields (dotted key, field) of every key below a group; a key of two alternatives once."""
     seen = set()
     for name, info in group.model_fields.items():
@@ -66,21 +66,23 @@ def leaves(group: type[Group] = Settings, prefix: str = "") -> Iterator[tuple[st
                 yield key, leaf
 
 
-def alternatives(path: tuple[str, ...]) -> list[type[Group]]:
-    """Returns the groups that may stand at a path, none where there is no group."""
-    kinds: list[type[Group]] = [Settings]
+def alternatives(root: type[Group], path: tuple[str, ...]) -> list[type[Group]]:
+    """Returns the groups that may stand at a path below another, none where there is no group."""
+    kinds = [root]
     for name in path:
         infos = [kind.model_fields[name] for kind in kinds if name in kind.model_fields]
         kinds = [kind for info in infos[:1] for kind in classes(info.annotation)]
     return kinds
 
 
-def is_key(path: tuple[str, ...]) -> bool:
+def is_key(root: type[Group], path: tuple[str, ...]) -> bool:
     """Returns whether some alternative of a group has the key at a path."""
-    return any(path[-1] in kind.model_fields for kind in alternatives(path[:-1]))
+    return any(path[-1] in kind.model_fields for kind in alternatives(root, path[:-1]))
 
 
-def normalized(layer: Layer, values: Mapping[str, Any] | None = None, path: tuple = ()) -> dict:
+def normalized(
+    root: type[Group], layer: Layer, values: Mapping[str, Any] | None = None, path: tuple = ()
+) -> dict:
     """Returns a layer's values as nested mappings: dotted keys taken apart, a plain value of a
     group under its main key, null texts as None. Null means "not given" unless a group may be off.
     """
@@ -91,7 +93,7 @@ def normalized(layer: Layer, values: Mapping[str, Any] | None = None, path: tupl
         first, _, rest = name.partition(".")
         inside = {rest: value} if rest else value
         here = (*path, first)
-        kinds = alternatives(here)
+        kinds = alternatives(root, here)
         if isinstance(inside, str) and inside in _NULLS:
             inside = None
         if kinds and not isinstance(inside, Mapping) and inside is not None:
@@ -103,15 +105,15 @@ def normalized(layer: Layer, values: Mapping[str, Any] | None = None, path: tupl
                 )
             inside = {kinds[0].main: inside}
         if kinds and inside is not None:
-            inside = normalized(layer, inside, here)
-        if inside is None and not _may_be_off(here):
+            inside = normalized(root, layer, inside, here)
+        if inside is None and not _may_be_off(root, here):
             continue
         found[first] = _merged(found.get(first), inside)
     return found
 
 
-def _may_be_off(path: tuple[str, ...]) -> bool:
-    parents = alternatives(path[:-1])
+def _may_be_off(root: type[Group], path: tuple[str, ...]) -> bool:
+    parents = alternatives(root, path[:-1])
     infos = [kind.model_fields[path[-1]] for kind in parents if path[-1] in kind.model_fields]
     return any(optional(info) and bool(classes(info.annotation)) for info in infos)
 
@@ -135,17 +137,21 @@ def laid_over(*values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def dotted(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+def dotted(
+    root: type[Group], values: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Returns nested values by their dotted keys; free mappings, such as coefficients, stay whole.
 
-    >>> dotted({"steps": 3, "batch": {"epochs": 1}, "coefficients": {"clip_low": 0.1}})
+    >>> from rlkern.trainer.settings import Settings
+    >>> values = {"steps": 3, "batch": {"epochs": 1}, "coefficients": {"clip_low": 0.1}}
+    >>> dotted(Settings, values)
     {'steps': 3, 'batch.epochs': 1, 'coefficients': {'clip_low': 0.1}}
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
         here = (*path, name)
-        if isinstance(value, Mapping) and alternatives(here):
-            found.update(dotted(value, here))
+        if isinstance(value, Mapping) and alternatives(root, here):
+            found.update(dotted(root, value, here))
         else:
             found[".".join(here)] = value
     return found

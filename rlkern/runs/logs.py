@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-from rlkern.trainer.files import write_text
+from rlkern.runs.files import write_text
 
 METRICS = "metrics.jsonl"
 

@@ -11,10 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from rlkern.algorithms import declarations
-from rlkern.trainer.settings.group import Group
-from rlkern.trainer.settings.layers import alternatives, classes, leaves
-from rlkern.trainer.settings.types import Says
+from rlkern.runs.settings.group import Group
+from rlkern.runs.settings.layers import alternatives, classes
+from rlkern.runs.settings.types import Says
 
 _KINDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
 
@@ -33,16 +32,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}" if found else ""
 
 
-def nearest_key(key: str, among: Iterable[str] = ()) -> str:
-    """Returns "; did you mean …" with the key that was meant: same or similar last word first; of
-    all keys of settings unless others are given.
+def nearest_key(key: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean …" with the key that was meant: same or similar last word first.
 
-    >>> nearest_key("group_size"), nearest_key("optimizer.lrr")
+    >>> keys = ["rollout.group_size", "optimizer.lr", "coefficients.clip_low"]
+    >>> nearest_key("group_size", keys), nearest_key("optimizer.lrr", keys)
     ('; did you mean rollout.group_size', '; did you mean optimizer.lr')
-    >>> nearest_key("clip_low")
-    '; did you mean coefficients.clip_low'
     """
-    known = list(among) or [name for name, _ in leaves()] + coefficients()
+    known = list(known)
     last = key.rpartition(".")[2]
     same = [name for name in known if name.rpartition(".")[2] == last]
     if same:
@@ -56,12 +53,6 @@ def nearest_key(key: str, among: Iterable[str] = ()) -> str:
     by_last = {name.rpartition(".")[2]: name for name in known}
     found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
     return f"; did you mean {by_last[found[0]]}" if found else ""
-
-
-def coefficients() -> list[str]:
-    """Returns the keys of the coefficients that some algorithm has."""
-    every = declarations().values()
-    return list(dict.fromkeys(f"coefficients.{name}" for each in every for name in each.defaults))
 
 
 def expected(info: FieldInfo) -> str:
@@ -126,38 +117,41 @@ def path_of(error: Mapping[str, Any], root: type[Group]) -> tuple[str, ...]:
     return tuple(path)
 
 
-def first_problem(found: ValidationError, root: type[Group]) -> tuple[tuple[str, ...], str]:
-    """Returns (path, sentence without its place) of the first thing that is wrong."""
+def first_problem(
+    found: ValidationError, root: type[Group], known: Iterable[str]
+) -> tuple[tuple[str, ...], str]:
+    """Returns (path, sentence without its place) of the first thing that is wrong; known are the
+    keys that an unknown one may mean."""
     error: Any = found.errors(include_url=False)[0]
     path = path_of(error, root)
     key, value = ".".join(path), error["input"]
     kind = error["type"]
     if kind == "extra_forbidden":
-        return path, _unknown(path, key)
+        return path, _unknown(root, path, known)
     if kind == "union_tag_invalid":
         tags, given = error["ctx"]["expected_tags"].replace("'", ""), value["kind"]
         near = nearest(str(given), tags.split(", "))
         return path, f"{key}.kind must be one of {tags}, got {given!r}{near}"
-    infos = _fields(path)
+    infos = _fields(root, path)
     if not infos:  # a value of a mapping whose names are free
-        return path, f"{key} must be {_of_values(_fields(path[:-1])[0])}, got {value!r}"
+        return path, f"{key} must be {_of_values(_fields(root, path[:-1])[0])}, got {value!r}"
     if kind == "missing":
         return path, f"{key} must be given with the other keys of {'.'.join(path[:-1])}"
     near = nearest(value, _literals(infos[0].annotation)) if isinstance(value, str) else ""
     return path, f"{key} must be {expected(infos[0])}, got {value!r}{near}"
 
 
-def _fields(path: tuple[str, ...]) -> list[FieldInfo]:
+def _fields(root: type[Group], path: tuple[str, ...]) -> list[FieldInfo]:
     """Returns the fields that a path may mean, one of each alternative that has it."""
-    found = [kind for kind in alternatives(path[:-1]) if path[-1] in kind.model_fields]
+    found = [kind for kind in alternatives(root, path[:-1]) if path[-1] in kind.model_fields]
     return [kind.model_fields[path[-1]] for kind in found]
 
 
-def _unknown(path: tuple[str, ...], key: str) -> str:
+def _unknown(root: type[Group], path: tuple[str, ...], known: Iterable[str]) -> str:
     """Returns the sentence for a key that does not exist, or not for the alternative chosen."""
-    own = [kind for kind in alternatives(path[:-1]) if path[-1] in kind.model_fields]
-    group = ".".join(path[:-1])
+    own = [kind for kind in alternatives(root, path[:-1]) if path[-1] in kind.model_fields]
+    key, group = ".".join(path), ".".join(path[:-1])
     if own:
         kinds = [value for each in own for value in _literals(each.model_fields["kind"].annotation)]
         return f"{key} is read only with {group}.kind {' or '.join(kinds)}"
-    return f"there is no key {key!r}{nearest_key(key)}"
+    return f"there is no key {key!r}{nearest_key(key, known)}"
