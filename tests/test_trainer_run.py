@@ -24,9 +24,10 @@ from trainer_rewards import HOLD
 
 from rlkern import cli
 from rlkern.runs import files
+from rlkern.runs.folder import hold
 from rlkern.runs.logs import METRICS, read_metrics
 from rlkern.trainer import UserError, train
-from rlkern.trainer.run import checkpoint, rundir
+from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings import Layer, dump, of, resolve
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -234,7 +235,7 @@ def test_a_run_in_use_is_not_entered_by_a_second_process(tmp_path):
     run = tmp_path / "runs" / "run"
     partial = run / ".partial-checkpoint-9"
     partial.mkdir()
-    with rundir.hold(run):
+    with hold(run):
         assert not partial.exists(), "a killed run's half-written folder goes"
         partial.mkdir()
         before = (run / "config.yaml").read_bytes()

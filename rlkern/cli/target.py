@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkern.runs.errors import UserError
+from rlkern.runs.folder import CONFIG
 from rlkern.trainer.pipeline import PLAN
-from rlkern.trainer.run import best, rundir
+from rlkern.trainer.run import best
 from rlkern.trainer.run.checkpoint import STATE, all_checkpoints, name_of, read_settings
 from rlkern.trainer.settings import Layer, Settings, dump, resolve
 from rlkern.trainer.settings.document import saved
@@ -33,9 +34,9 @@ def find_target(name: str, checkpoint: str) -> Target:
     """Returns what `name` is; checkpoint is best, newest or a step, and chooses within a run."""
     path = Path(name)
     if (path / PLAN).is_file():
-        stages = ", ".join(str(stage.parent) for stage in sorted(path.glob(f"*/{rundir.CONFIG}")))
+        stages = ", ".join(str(stage.parent) for stage in sorted(path.glob(f"*/{CONFIG}")))
         raise UserError(f"{path} holds a pipeline: evaluate one of its stages, {stages}")
-    if (path / rundir.CONFIG).is_file():
+    if (path / CONFIG).is_file():
         return _of_run(path, checkpoint)
     if (path / best.NOTE).is_file():
         return _of_run(path.resolve().parent, best.BEST)
@@ -47,7 +48,7 @@ def find_target(name: str, checkpoint: str) -> Target:
 
 
 def _of_run(run: Path, checkpoint: str) -> Target:
-    settings = _judge(run, saved(run / rundir.CONFIG))
+    settings = _judge(run, saved(run / CONFIG))
     folder = _chosen(run, checkpoint)
     noted = best.read(run) if folder.name == best.BEST else None
     step = f" (step {noted['step']})" if noted else ""

@@ -98,7 +98,8 @@ def _one_run(
     print_only: bool,
     show: int | None,
 ) -> int:
-    from rlkern.trainer.settings import Layer, check_name, resolve
+    from rlkern.runs.folder import check_name
+    from rlkern.trainer.settings import Layer, resolve
     from rlkern.trainer.settings.document import text
 
     layers = [Layer(file or "", document), Layer("flags", flags)]
@@ -142,8 +143,8 @@ def _pipeline(
     show: int | None,
 ) -> int:
     """Returns 0 after all stages of a YAML file have run, or examples of the first are shown."""
+    from rlkern.runs.folder import check_name
     from rlkern.trainer.pipeline import print_stages, run_pipeline, stages_of
-    from rlkern.trainer.settings import check_name
 
     stages = stages_of(document, flags, file)
     if print_only:

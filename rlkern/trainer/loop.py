@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 import rlkern
 from rlkern.runs.errors import NotFinite, RewardError, UserError
 from rlkern.runs.files import write_text
+from rlkern.runs.folder import CONFIG, hold
 from rlkern.runs.interrupt import Interrupt
 from rlkern.runs.logs import Log, NoLog, read_metrics
 from rlkern.trainer import build, preflight
@@ -69,7 +70,7 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
     try:
         with contextlib.ExitStack() as stack:
             if world.is_main and resume:
-                stack.enter_context(rundir.hold(folder))
+                stack.enter_context(hold(folder))
             world.barrier()  # nobody else writes it from here on
             found = all_checkpoints(folder)
             saved = found[-1] if found else None
@@ -81,7 +82,7 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
             world.barrier()  # everyone has seen the run as it was
             if world.is_main:
                 if not resume:
-                    stack.enter_context(rundir.hold(folder))
+                    stack.enter_context(hold(folder))
                 rundir.write_settings(folder, settings)
             interrupt = stack.enter_context(Interrupt())
             stack.enter_context(display)
@@ -108,7 +109,7 @@ def _check_steps(parts: Parts, folder: Path) -> None:
 
 
 def _how_to_go_on(folder: Path) -> str:
-    if not (folder / rundir.CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         return "the run had not begun"
     saved = all_checkpoints(folder)
     kept = f"{saved[-1].name} is whole" if saved else "no checkpoint was saved yet"

@@ -5,7 +5,7 @@ Nothing here imports torch, so that help and mistakes appear at once.
 """
 
 from rlkern.runs.settings.layers import Layer
-from rlkern.trainer.settings.resolve import changed, check_name, differing, dump, of, resolve
+from rlkern.trainer.settings.resolve import changed, differing, dump, of, resolve
 from rlkern.trainer.settings.schema import Settings
 
-__all__ = ["Layer", "Settings", "changed", "check_name", "differing", "dump", "of", "resolve"]
+__all__ = ["Layer", "Settings", "changed", "differing", "dump", "of", "resolve"]

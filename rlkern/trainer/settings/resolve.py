@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -199,9 +198,3 @@ def differing(settings: Settings, other: Settings) -> tuple[str, Any, Any] | Non
         if key not in free and mine.get(key) != others.get(key):
             return key, mine.get(key), others.get(key)
     return None
-
-
-def check_name(name: Any) -> None:
-    """Raises UserError if the name of a run is not that of a folder."""
-    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-        raise UserError(f"name must be a folder name without slashes, got {name!r}")

@@ -3,29 +3,19 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 from rich.text import Text
 
+from rlkern.runs import display as base
+from rlkern.runs.display import columns, number
 from rlkern.trainer.metrics import METRICS
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.show.keys import reward_functions
 
-# Columns of the live panel, so that it fits a terminal of 80 characters.
-_COLUMNS = 7
 _TIMES = ("rollout", "reward", "score", "loss", "step")
 # A loss below this is called zero: the rounding of a sum of centred advantages.
 _ZERO = 1e-6
@@ -38,68 +28,21 @@ def _shown(values: dict[str, float], *, line: bool) -> list[tuple[str, str]]:
     rows = [
         each for each in METRICS if each.label and each.key in values and (each.line or not line)
     ]
-    shown = [(each.label, _number(each.form, values[each.key])) for each in rows]
+    shown = [(each.label, number(each.form, values[each.key])) for each in rows]
     names = reward_functions(values)
     if len(names) > 1:
-        own = [(name, _number("{:.3f}", values[f"rewards/{name}/mean"])) for name in names]
+        own = [(name, number("{:.3f}", values[f"rewards/{name}/mean"])) for name in names]
         shown[1:1] = own
     return shown
 
 
-def _number(form: str, value: float) -> str:
-    """Returns the number as text, a negative one that rounds to zero without its sign.
-
-    >>> _number("{:.4f}", -1e-9), _number("{:.1f}", -0.5)
-    ('0.0000', '-0.5')
-    """
-    text = form.format(value)
-    return text.removeprefix("-") if float(text) == 0 else text
-
-
-class Display:
-    """Shows a run; every method may be called in any order, and prints nothing that is not given to
-    it.
-    """
+class Display(base.Display):
+    """Shows a run of the trainer."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        self._live = (
-            Live(self._progress, console=self.console, transient=True)
-            if self.console.is_terminal
-            else None
-        )
+        super().__init__(console)
         self._sft: TaskID | None = None
-        self._rl: TaskID | None = None
-        self._total = 0
-        self._started = time.perf_counter()
-        self._first = 0
         self._explained = False
-
-    def __enter__(self) -> Display:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def say(self, sentence: str) -> None:
-        """Print a line."""
-        self.console.print(Text(sentence), soft_wrap=True)
-
-    def warn(self, sentence: str) -> None:
-        """Print a line that stands out."""
-        self.console.print(Text(f"warning: {sentence}", style="yellow"), soft_wrap=True)
 
     def sft(self, step: int, total: int, loss: float) -> None:
         """Show the progress of the supervised stage."""
@@ -111,27 +54,17 @@ class Display:
 
     def begin(self, settings: Settings, step: int) -> None:
         """Start the progress of the reinforcement learning at `step`."""
-        self._total, self._first, self._started = settings.steps, step, time.perf_counter()
-        self._rl = self._progress.add_task(settings.algorithm, total=settings.steps, completed=step)
+        self.start_bar(settings.algorithm, settings.steps, step)
 
     def step(self, step: int, values: dict[str, float], *, line: bool) -> None:
         """Show a step's metrics, its time split and the time left; outside a terminal if `line`."""
         self._explain_zero_loss(values)
-        if self._live:
-            if self._rl is not None:
-                self._progress.update(self._rl, completed=step)
-            self._live.update(Group(self._progress, _panel(values)))
-            return
-        if not line:
-            return
-        shown = "  ".join(f"{label} {number}" for label, number in _shown(values, line=True))
+        shown = "  ".join(f"{label} {value}" for label, value in _shown(values, line=True))
         spent = " ".join(
             f"{name} {values[f'time/{name}']:.2f}" for name in _TIMES if f"time/{name}" in values
         )
-        self.say(
-            f"step {step}/{self._total}  {shown}  s: {spent}"
-            f"  left {self._left(step)}{_comparison(values)}"
-        )
+        plain = f"{shown}  s: {spent}{_comparison(values)}"
+        self.advance(step, _panel(values), plain if line else None)
 
     def _explain_zero_loss(self, values: dict[str, float]) -> None:
         """Say once why a loss of 0 is no mistake."""
@@ -145,11 +78,6 @@ class Display:
             f" advantages are centred; its gradient is not (norm {norm:.2g}), and that is what"
             " trains"
         )
-
-    def _left(self, step: int) -> str:
-        done = max(1, step - self._first)
-        seconds = (time.perf_counter() - self._started) / done * (self._total - step)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Print what was measured on held-out data."""
@@ -222,13 +150,7 @@ def _measured(values: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def _panel(values: dict[str, float]) -> Table:
-    shown = _shown(values, line=False)
-    outer = Table.grid()
-    for first in range(0, len(shown), _COLUMNS):
-        table = Table.grid(padding=(0, 2))
-        table.add_row(*(Text(label, style="dim") for label, _ in shown[first:][:_COLUMNS]))
-        table.add_row(*(Text(number) for _, number in shown[first:][:_COLUMNS]))
-        outer.add_row(table)
+    outer = columns(_shown(values, line=False))
     total = max(values.get("step_time", 0.0), 1e-9)
     split = "  ".join(
         f"{name} {values[f'time/{name}']:.2f} s ({100 * values[f'time/{name}'] / total:.0f}%)"

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run folders: how they are named, which one is meant, and who may write to it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlkern.runs.errors import UserError
+from rlkern.runs.files import remove_partial
+
+CONFIG = "config.yaml"
+LOCK = ".lock"
+
+
+def joined(*parts: str) -> str:
+    """Returns the name of a run that was given none.
+
+    >>> joined("grpo", "my model", "addition")
+    'grpo-my_model-addition'
+    """
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)
+
+
+def check_name(name: Any) -> None:
+    """Raises UserError if the name of a run is not that of a folder."""
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"name must be a folder name without slashes, got {name!r}")
+
+
+def _numbered(parent: Path, base: str) -> list[Path]:
+    """Returns the existing folders of a name, in the order of their numbers."""
+    found = []
+    for path in parent.glob(f"{base}*"):
+        match = re.fullmatch(re.escape(base) + r"(?:-(\d+))?", path.name)
+        if match:
+            found.append((int(match.group(1) or 1), path))
+    return [path for _, path in sorted(found)]
+
+
+def new_folder(parent: Path, name: str | None, base: str) -> Path:
+    """Returns the folder of a fresh run, not made yet: `name`, or `base` with a number if it is
+    taken. Raises UserError if the folder holds a run.
+    """
+    if name is None:
+        taken = _numbered(parent, base)
+        last = int(taken[-1].name.removeprefix(base)[1:] or 1) if taken else 0
+        name = base + (f"-{last + 1}" if last else "")
+    run = parent / name
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(
+            f"{run} already holds a run; add --resume to go on with it, or choose another --name"
+        )
+    return run
+
+
+def existing_folder(parent: Path, name: str | None, base: str) -> Path:
+    """Returns the folder that --resume goes on with, the last one of `base` without a name; Raises
+    UserError if it holds no run.
+    """
+    if name is None:
+        taken = _numbered(parent, base)
+        run = taken[-1] if taken else parent / base
+    else:
+        run = parent / name
+    if not (run / CONFIG).is_file():
+        raise UserError(f"there is no run to resume in {run}: it holds no {CONFIG}")
+    return run
+
+
+@contextlib.contextmanager
+def hold(run: Path) -> Iterator[None]:
+    """Keeps a run to one process, in a directory that is made if need be, and clears what a killed
+    one left half-written in it.
+
+    The lock ends with its process, however that ends.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{run} is in use by another process; wait until it has ended"
+            ) from error
+        remove_partial(run)
+        yield
