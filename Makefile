@@ -178,7 +178,7 @@ $(STAMPS)/torch: requirements/torch.txt requirements/triton.txt | $(STAMPS)/venv
 	$(PY) -c 'import triton' 2>/dev/null || $(INSTALL) -r requirements/triton.txt
 	@touch $@
 
-$(STAMPS)/build $(STAMPS)/train $(STAMPS)/tasks $(STAMPS)/dev: $(STAMPS)/%: $(wildcard requirements/*.txt) $(STAMPS)/torch
+$(STAMPS)/build $(STAMPS)/train $(STAMPS)/tasks $(STAMPS)/control $(STAMPS)/dev: $(STAMPS)/%: $(wildcard requirements/*.txt) $(STAMPS)/torch
 	@echo "installing requirements/$*.txt"
 	$(INSTALL) -r requirements/$*.txt
 	@touch $@

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # After its import launches compile instead of running: it has a test and a process of its own.
 OWN_PROCESS = {"rlkern.testing.aot"}
 # Needs what may be missing: a compiler for the extension, Triton, and the packages of the trainer.
-OPTIONAL = ("_C", "triton", "transformers", "rich", "matplotlib", "reasoning_gym")
+OPTIONAL = ("_C", "triton", "transformers", "rich", "matplotlib", "reasoning_gym", "gymnasium")
 
 
 def modules():

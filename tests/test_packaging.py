@@ -180,7 +180,7 @@ def test_every_requirement_is_pinned_once_on_every_python(python):
     assert all(str(pin.specifier).startswith("==") for pin in pins)
     names = [pin.name for pin in pins]
     assert len(names) == len(set(names))
-    for file in ("build.txt", "train.txt", "tasks.txt", "dev.txt"):
+    for file in ("build.txt", "train.txt", "tasks.txt", "control.txt", "dev.txt"):
         assert {r.name for r in requirements(file)} <= set(names)
 
 

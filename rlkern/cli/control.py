@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rlkern control`: the classic algorithms on environments of gymnasium."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlkern.cli.flags import Parser, add_settings, given
+from rlkern.cli.guard import guarded
+
+_MISSING = "rlkern control needs the packages of rlkern[control]"
+
+
+def run(arguments: list[str]) -> int:
+    """Returns the exit code of `rlkern control`."""
+    try:
+        import gymnasium  # noqa: F401
+    except ImportError as error:
+        print(f"{_MISSING}: {error}", file=sys.stderr)
+        return 2
+    return guarded("control", lambda: _parse_and_run(arguments))
+
+
+def _parser(arguments: list[str]) -> Parser:
+    from rlkern.control.settings import FREE, root_of
+
+    parser = Parser(
+        prog="rlkern control",
+        usage="rlkern control --algorithm NAME --env ID [--KEY VALUE ...] [--resume [DIRECTORY]]",
+        description="Train a classic algorithm in an environment of gymnasium. Flags go over the"
+        " YAML file, which goes over the algorithm's recipe for the environment and its defaults."
+        " This list has the keys of the algorithm that is named.",
+        add_help=False,
+        free=FREE,
+    )
+    parser.add_argument("-h", "--help", action="help", help="this list")
+    parser.add_argument("--list", action="store_true", help="list the algorithms and stop")
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="DIRECTORY", help="go on with a run"
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the settings of the run and stop"
+    )
+    add_settings(parser, root_of(arguments))
+    return parser
+
+
+def _parse_and_run(arguments: list[str]) -> int:
+    from rlkern.control.settings import Layer, resolve
+    from rlkern.runs.settings.yaml_file import read, to_yaml
+
+    flags = given(_parser(arguments), arguments)
+    if flags is None:
+        return 0
+    if flags.pop("list"):
+        return _list()
+    file, resume, print_only = (flags.pop(name) for name in ("config", "resume", "print_config"))
+    layers = [Layer(file or "", read(file) if file else {}), Layer("flags", flags)]
+    if resume:
+        layers.insert(0, _saved(Path(resume)))
+    settings = resolve(*layers)
+    if print_only:
+        print(to_yaml(settings.model_dump(mode="json")), end="")
+        return 0
+    from rlkern.control.loop import train
+
+    train(settings, resume=resume is not None)
+    return 0
+
+
+def _saved(folder: Path) -> Any:
+    """Returns the settings of a run as a layer, with the place that the run is in now."""
+    from rlkern.control.settings import Layer
+    from rlkern.runs.errors import UserError
+    from rlkern.runs.folder import CONFIG
+    from rlkern.runs.settings.yaml_file import read
+
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"there is no run to resume in {folder}: it holds no {CONFIG}")
+    place = {"name": folder.resolve().name, "output_dir": str(folder.resolve().parent)}
+    return Layer(str(path), {**read(path), **place})
+
+
+def _list() -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rlkern.control.algorithms import algorithms
+
+    table = Table()
+    for column in ("algorithm", "learns", "policy", "states", "actions", "paper"):
+        table.add_column(column)
+    for each in algorithms().values():
+        policy = "on" if each.on_policy else "off"
+        actions = ", ".join(each.actions)
+        table.add_row(each.name, each.learns, policy, each.observations, actions, each.paper)
+    Console().print(table)
+    return 0

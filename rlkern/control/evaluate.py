@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a learner acts without exploration."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import gymnasium
+import numpy as np
+import torch
+
+from rlkern.control.environments import Environments, Episode
+from rlkern.control.learner import Learner
+
+# Added to the run's seed, so that evaluation sees episodes of its own.
+_SEED = 2**32
+
+
+def evaluate(learner: Learner, episodes: int) -> dict[str, float]:
+    """Returns eval/return, its spread and eval/length over new episodes, the same ones each
+    time."""
+    with _same_random_numbers(learner):
+        found = play(learner, episodes, learner.settings.seed + _SEED)
+    totals = np.array([each.total for each in found])
+    return {
+        "eval/return": float(totals.mean()),
+        "eval/return_std": float(totals.std()),
+        "eval/length": float(np.mean([each.length for each in found])),
+        **learner.measured(),
+    }
+
+
+@contextlib.contextmanager
+def _same_random_numbers(learner: Learner) -> Iterator[None]:
+    """Keeps an evaluation from changing what the run draws after it."""
+    kept, torch_kept = learner.rng.bit_generator.state, torch.get_rng_state()
+    yield
+    learner.rng.bit_generator.state = kept
+    torch.set_rng_state(torch_kept)
+
+
+def play(learner: Learner, episodes: int, seed: int) -> list[Episode]:
+    """Returns `episodes` episodes in which the learner acts without exploration.
+
+    One copy plays them in turn: of several copies at once the shortest episodes would be counted
+    first.
+    """
+    settings = learner.settings
+    options = {"max_episode_steps": settings.eval_length} if _endless(settings.env) else {}
+    environments = Environments(settings.env, {**options, **settings.env_options}, 1, seed)
+    try:
+        while len(environments.finished) < episodes:
+            environments.step(learner.act(environments.observation))
+        return environments.finished
+    finally:
+        environments.close()
+
+
+def _endless(name: str) -> bool:
+    """Returns whether the episodes of an environment have no time limit."""
+    return gymnasium.spec(name).max_episode_steps is None

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what people give to the settings of a run of one classic algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlkern.control.algorithms import algorithms
+from rlkern.control.declaration import ControlAlgorithm
+from rlkern.control.group import Settings
+from rlkern.runs.errors import UserError
+from rlkern.runs.settings.layers import Layer, laid_over, leaves, normalized, source_of
+from rlkern.runs.settings.message import first_problem, nearest
+
+__all__ = [
+    "FREE", "RESUMABLE", "Layer", "Settings", "declared", "differing", "of", "resolve", "root_of",
+]  # fmt: skip
+
+# Mappings whose keys are not known here.
+FREE = ("env_options",)
+# Keys that may change when a run is resumed: none of them alters what an earlier step computed.
+RESUMABLE = frozenset(
+    "name output_dir log_every eval_every eval_episodes eval_length save_every max_seconds"
+    " threads".split()
+)
+
+
+def root_of(arguments: Sequence[str]) -> type[Settings]:
+    """Returns the settings class of the algorithm that a command line names, the common one if it
+    names none.
+
+    >>> root_of(["--algorithm=q_learning"]).__name__, root_of([]).__name__
+    ('TabularSettings', 'Settings')
+    """
+    words = [word for each in arguments for word in each.split("=", 1)]
+    pairs = dict(zip(words, words[1:]))
+    known = algorithms().get(pairs.get("--algorithm", ""))
+    return known.settings if known is not None else Settings
+
+
+def declared(settings: Settings) -> ControlAlgorithm:
+    """Returns the declaration of the algorithm of a run."""
+    return algorithms()[settings.algorithm]
+
+
+def resolve(*layers: Layer) -> Settings:
+    """Returns the settings of layers, later ones over earlier ones, all of them over the
+    algorithm's defaults and its recipe for the environment. Raises UserError for a key that the
+    algorithm does not read, or a value that it does not take.
+    """
+    plain = laid_over(*(dict(layer.values) for layer in layers))
+    name = plain.get("algorithm", Settings.model_fields["algorithm"].default)
+    known = algorithms()
+    if not isinstance(name, str) or name not in known:
+        close = nearest(str(name), known)
+        raise UserError(
+            f"there is no algorithm {name!r}{close} (rlkern control --list shows {len(known)})"
+        )
+    root = known[name].settings
+    given = [(layer, normalized(root, layer)) for layer in layers]
+    merged = laid_over(*(values for _, values in given))
+    env = merged.get("env", root.model_fields["env"].default)
+    own = dict(known[name].recipes.get(env, {}))
+    try:
+        return root.model_validate({**laid_over(own, merged), "algorithm": name})
+    except ValidationError as error:
+        path, sentence = first_problem(error, root, [key for key, _ in leaves(root)])
+        others = [each.name for each in known.values() if path[-1] in each.settings.model_fields]
+        if path[-1] not in root.model_fields and others:
+            sentence = f"{name} does not read {path[-1]}; {', '.join(others)} do"
+        layer = source_of(path, given)
+        where = f"{layer.source}: " if layer is not None and layer.source else ""
+        raise UserError(where + sentence) from None
+
+
+def of(**values: Any) -> Settings:
+    """Returns the settings of keyword arguments.
+
+    >>> of(algorithm="q_learning", env="CliffWalking-v1").seed
+    0
+    """
+    return resolve(Layer("", values))
+
+
+def differing(settings: Settings, other: Settings) -> tuple[str, Any, Any] | None:
+    """Returns (key, value, other value) of the first key that a resumed run may not change and that
+    differs, or None."""
+    free = RESUMABLE if other.steps_matter else RESUMABLE | {"steps"}
+    mine, others = settings.model_dump(mode="json"), other.model_dump(mode="json")
+    for key in dict.fromkeys((*mine, *others)):
+        if key not in free and mine.get(key) != others.get(key):
+            return key, mine.get(key), others.get(key)
+    return None

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control suite, for every algorithm that its folder holds: nothing here names one."""
+
+import json
+
+import numpy as np
+import pytest
+
+gymnasium = pytest.importorskip("gymnasium")
+
+from control_helpers import run  # noqa: E402
+
+from rlkern import cli  # noqa: E402
+from rlkern.control import algorithms, of  # noqa: E402
+from rlkern.control.environments import Environments  # noqa: E402
+from rlkern.control.suits import unsuited  # noqa: E402
+from rlkern.runs.errors import UserError  # noqa: E402
+from rlkern.runs.logs import read_metrics  # noqa: E402
+
+PLACES = ("CliffWalking-v1", "RandomWalk5-v0", "CartPole-v1", "Pendulum-v1")
+TIMES = ("charts/SPS", "seconds")
+
+
+def place_of(name: str) -> str:
+    """Returns an environment in which an algorithm can act."""
+    for place in PLACES:
+        environments = Environments(place, {}, 1, 0)
+        try:
+            if unsuited(algorithms()[name], environments) is None:
+                return place
+        finally:
+            environments.close()
+    raise AssertionError(f"{name} can act in none of {PLACES}")
+
+
+def lines(folder) -> list[dict]:
+    found = read_metrics(folder)
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def table(folder) -> dict:
+    from rlkern.control import checkpoint
+
+    (saved,) = checkpoint.all_checkpoints(folder)
+    return json.loads((saved / checkpoint.STATE).read_text())["tree"], (
+        saved / checkpoint.TENSORS
+    ).read_bytes()
+
+
+def same_state(a, b) -> bool:
+    """Returns whether two checkpoints hold the same, times apart."""
+    (mine, bytes_a), (its, bytes_b) = a, b
+    strip = [[p for p in tree["pairs"] if p[0] != "progress"] for tree in (mine, its)]
+    return strip[0] == strip[1] and bytes_a == bytes_b
+
+
+def short(name: str, **more) -> dict:
+    """Returns the settings of a run of a second, its recipe apart from the number of steps."""
+    return {"algorithm": name, "env": place_of(name), "steps": 600, "log_every": 100,
+            "eval_every": 300, "eval_episodes": 1, **more}  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_a_killed_run_goes_on_as_if_it_had_not_been(name, tmp_path, monkeypatch):
+    if not algorithms()[name].repeats:
+        pytest.skip(f"{name} runs processes that do not wait for each other")
+    settings = short(name, save_every=200)
+    run(tmp_path / "a", **settings, name="x")
+    step = Environments.step
+
+    def stepping(self, action):
+        if self.steps >= 450:
+            raise Killed
+        return step(self, action)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Environments, "step", stepping)
+        run(tmp_path / "b", **settings, name="x")
+    run(tmp_path / "b", **settings, name="x", resume=True)
+    assert lines(tmp_path / "a" / "x") == lines(tmp_path / "b" / "x")
+    assert same_state(table(tmp_path / "a" / "x"), table(tmp_path / "b" / "x"))
+
+
+def test_the_true_last_observation_is_given_and_the_next_episode_is_begun():
+    environments = Environments("Countdown-v0", {}, 2, seed=0)
+    for _ in range(2):
+        found = environments.step(np.array([0, 0]))
+        assert not found.terminated.any() and not found.truncated.any()
+    found = environments.step(np.array([0, 0]))
+    assert found.terminated.all() and not found.truncated.any()
+    assert found.next.tolist() == [[3.0], [3.0]]
+    assert environments.observation.tolist() == [[0.0], [0.0]]
+    assert [tuple(each) for each in environments.finished] == [(3.0, 3), (3.0, 3)]
+
+
+def test_a_time_limit_truncates_and_does_not_terminate():
+    environments = Environments("Truncated-v0", {}, 1, seed=0)
+    environments.step(np.array([0]))
+    found = environments.step(np.array([0]))
+    assert found.truncated.all() and not found.terminated.any()
+    assert found.next.tolist() == [[2.0]]
+
+
+def test_an_environment_that_does_not_repeat_itself_is_not_resumed():
+    environments = Environments("Unrepeatable-v0", {}, 1, seed=0)
+    state = environments.state()
+    with pytest.raises(UserError, match="does not repeat itself"):
+        Environments("Unrepeatable-v0", {}, 1, seed=0).load(state)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 250])
+def test_environments_that_are_loaded_go_on_as_the_saved_ones(steps):
+    made = [Environments("CartPole-v1", {}, 3, seed=1) for _ in range(2)]
+    actions = np.random.default_rng(0).integers(2, size=(steps + 50, 3))
+    for action in actions[:steps]:
+        made[0].step(action)
+    made[1].load(made[0].state())
+    for action in actions[steps:]:
+        a, b = made[0].step(action), made[1].step(action)
+        assert all(np.array_equal(x, y) for x, y in zip(a, b))
+    assert made[0].finished == made[1].finished
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--algorithm", "q_lerning"], "did you mean q_learning"),
+        (["--env", "CartPole-v1", "--algorithm", "q_learning"], "keeps a table of all states"),
+        (
+            ["--env", "Nowhere-v0", "--algorithm", "q_learning"],
+            "env must be the id of a gymnasium environment",
+        ),
+        (["--algorithm", "q_learning", "--env", "Pendulum-v1"], "needs discrete actions"),
+        (["--algorithm", "q_learning", "--epsilon", "2"], "epsilon must be"),
+        (["--algorithm", "q_learning", "--num_envs", "2"], "num_envs must be 1"),
+        (["--algorithm", "q_learning", "--epsilno", "0.2"], "did you mean --epsilon"),
+        (["--resume", "nowhere"], "there is no run to resume in nowhere"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_nothing_is_written(flags, sentence, tmp_path, capsys):
+    default = [] if "--env" in flags or "--resume" in flags else ["--env", "CliffWalking-v1"]
+    out = [] if "--resume" in flags else ["--output_dir", str(tmp_path)]
+    assert cli.main(["control", *default, *out, *flags]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_other_settings_is_not_resumed(tmp_path):
+    settings = short("q_learning")
+    run(tmp_path, **settings, name="x")
+    with pytest.raises(UserError, match="was started with seed 0, not 1"):
+        run(tmp_path, **settings, name="x", seed=1, resume=True)
+
+
+def test_the_recipe_of_an_environment_lies_under_what_is_given():
+    name, recipe = next((a.name, a.recipes) for a in algorithms().values() if a.recipes)
+    env = next(iter(recipe))
+    key, value = next(iter(recipe[env].items()))
+    assert getattr(of(algorithm=name, env=env), key) == value
+    assert of(algorithm=name, env=env, steps=7).steps == 7
