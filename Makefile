@@ -48,7 +48,7 @@ test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, 
 
 ##@ The rest
 
-.PHONY: check lint format bench mutants models compare docs doctor gpu test-integrations clean help
+.PHONY: check lint format bench mutants models compare control docs doctor gpu test-integrations clean help
 check: lint test  ## what CI does: lint and test
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -73,6 +73,9 @@ models: $(call set-up,dev) $(NATIVE)  ## try every causal LM class of transforme
 
 compare: $(call set-up,train) $(NATIVE)  ## run all algorithms from one start, then write docs (ARGS="--jobs 2")
 	$(VENV)/bin/rlkern compare $(ARGS)
+
+control: $(call set-up,train control) $(NATIVE)  ## run the control suite, what is not on record, then write docs/control.md (ARGS="--jobs 2")
+	$(PY) -m benchmarks.control $(ARGS)
 
 docs: $(call set-up,train)  ## write docs/algorithms*, from the files of the algorithms and the recorded runs
 	$(PY) -m rlkern.compare.pages

@@ -163,3 +163,30 @@ def test_the_recipe_of_an_environment_lies_under_what_is_given():
     key, value = next(iter(recipe[env].items()))
     assert getattr(of(algorithm=name, env=env), key) == value
     assert of(algorithm=name, env=env, steps=7).steps == 7
+
+
+def test_an_episode_is_rendered_and_a_bad_target_refused_first(tmp_path, capsys):
+    from PIL import Image
+
+    words = ["control", "--output_dir", str(tmp_path), "--env", "CliffWalking-v1", "--steps", "300",
+             "--algorithm", "q_learning", "--eval_length", "5"]  # fmt: skip
+    target = tmp_path / "episode.gif"
+    assert cli.main([*words, "--render", str(target), "--name", "a"]) == 0
+    with Image.open(target) as image:
+        assert image.n_frames >= 1 and image.size[0] > 100
+    assert cli.main([*words, "--render", str(tmp_path / "episode.avi"), "--name", "b"]) == 2
+    assert "ends in .gif or .mp4" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_environment_of_ones_own_is_imported_by_its_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "corridor.py").write_text(
+        "import gymnasium\n"
+        "from rlkern.control.worlds.random_walk import RandomWalk\n"
+        "gymnasium.register('Corridor-v0', RandomWalk, kwargs={'states': 3})\n"
+    )
+    summary = run(
+        tmp_path, algorithm="q_learning", env="corridor:Corridor-v0", steps=200, eval_episodes=2
+    )
+    assert summary["eval/return"] in (0.0, 0.5, 1.0)

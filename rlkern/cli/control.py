@@ -44,6 +44,11 @@ def _parser(arguments: list[str]) -> Parser:
     parser.add_argument(
         "--print_config", action="store_true", help="print the settings of the run and stop"
     )
+    parser.add_argument(
+        "--render",
+        metavar="FILE",
+        help="after the last step, one episode as a moving picture: FILE.gif, or .mp4 with moviepy",
+    )
     add_settings(parser, root_of(arguments))
     return parser
 
@@ -58,6 +63,7 @@ def _parse_and_run(arguments: list[str]) -> int:
     if flags.pop("list"):
         return _list()
     file, resume, print_only = (flags.pop(name) for name in ("config", "resume", "print_config"))
+    picture = flags.pop("render")
     layers = [Layer(file or "", read(file) if file else {}), Layer("flags", flags)]
     if resume:
         layers.insert(0, _saved(Path(resume)))
@@ -66,8 +72,14 @@ def _parse_and_run(arguments: list[str]) -> int:
         print(to_yaml(settings.model_dump(mode="json")), end="")
         return 0
     from rlkern.control.loop import train
+    from rlkern.control.render import check_target, render
 
-    train(settings, resume=resume is not None)
+    if picture is not None:
+        check_target(Path(picture))
+    summary = train(settings, resume=resume is not None)
+    if picture is not None:
+        count = render(Path(settings.output_dir) / summary["name"], Path(picture))
+        print(f"{count} pictures of an episode are in {picture}")
     return 0
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 
@@ -47,8 +47,7 @@ def play(learner: Learner, episodes: int, seed: int) -> list[Episode]:
     first.
     """
     settings = learner.settings
-    options = {"max_episode_steps": settings.eval_length} if _endless(settings.env) else {}
-    environments = Environments(settings.env, {**options, **settings.env_options}, 1, seed)
+    environments = Environments(settings.env, eval_options(learner), 1, seed)
     try:
         while len(environments.finished) < episodes:
             environments.step(learner.act(environments.observation))
@@ -57,6 +56,10 @@ def play(learner: Learner, episodes: int, seed: int) -> list[Episode]:
         environments.close()
 
 
-def _endless(name: str) -> bool:
-    """Returns whether the episodes of an environment have no time limit."""
-    return gymnasium.spec(name).max_episode_steps is None
+def eval_options(learner: Learner) -> dict[str, Any]:
+    """Returns the arguments of gymnasium.make for an evaluation: an environment whose episodes have
+    no time limit gets one."""
+    settings, spec = learner.settings, learner.environments.copies[0].spec
+    endless = spec is None or spec.max_episode_steps is None
+    limit = {"max_episode_steps": settings.eval_length} if endless else {}
+    return {**limit, **settings.env_options}
