@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the control suite of configs/control.yaml and writes docs/control.md.
+"""Runs the control suite of benchmarks/control.yaml and writes docs/control.md.
 
     python -m benchmarks.control [--jobs 2] [--only dqn,ppo/Pendulum-v1] [--minutes 10] [--page]
 
@@ -26,7 +26,7 @@ from rlkern.runs.logs import read_metrics
 from rlkern.runs.settings.yaml_file import read
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITE, RECORDS = ROOT / "configs/control.yaml", ROOT / "benchmarks/results/control/runs.jsonl"
+SUITE, RECORDS = ROOT / "benchmarks/control.yaml", ROOT / "benchmarks/results/control/runs.jsonl"
 # Evaluations on the way, which make the curve.
 _POINTS = 20
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import rlkern
 from rlkern.compare import figures, measure, overview
+from rlkern.compare import notes as map_of_notes
 from rlkern.compare.guide import to_watch
 from rlkern.compare.markdown import escaped, table
 from rlkern.compare.measure import Run
@@ -47,7 +48,7 @@ def write(records: Path, out: Path, *, notes: dict[str, str]) -> None:
 def texts(runs: dict[str, list[Run]], notes: dict[str, str]) -> dict[str, str]:
     """Returns the pages by their path below the folder of the documents."""
     declared = known()
-    pages = {"algorithms.md": overview.page(declared, runs, notes)}
+    pages = {"algorithms.md": overview.page(declared, runs, notes), "notes.md": map_of_notes.page()}
     for name, one in declared.items():
         pages[f"algorithms/{name}.md"] = page(one, runs.get(name, []), notes.get(name))
     return pages
