@@ -56,6 +56,8 @@ CONTRADICTING = [
         "flags: reward.adaptive.target must be given with the other keys of reward.adaptive",
     ),
     ("--reward.kl_coef 0.1", "reward.kl_coef is read by .* a KL in the reward .*weighs one in the"),
+    ("--advantage.ddof 0 --algorithm ppo --advantage.whiten false", "add --advantage.whiten true"),
+    ("--advantage.ddof 0 --algorithm rloo", "divide advantages by a deviation"),
     ("--batch.minibatches 17", "batch.minibatches must be at most batch.prompts"),
     ("--eval.pass_at 4", "eval.pass_at must be from 1 to eval.samples"),
     ("--eval.samples 4 --eval.modes greedy", "eval.samples must be 1 if eval.modes is greedy"),

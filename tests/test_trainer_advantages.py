@@ -8,6 +8,7 @@ from trainer_helpers import asked, settings
 import rlkern
 from rlkern.trainer.online.advantages import TABLE, Rewarded, with_advantage
 from rlkern.trainer.rows import Rows
+from rlkern.trainer.settings.reads import DEVIATING
 
 NAN = float("nan")
 EVERY = pytest.mark.parametrize("name", sorted(TABLE))
@@ -163,6 +164,19 @@ def test_reinforce_plus_plus_whitens_returns_over_counted_tokens():
     returns = torch.tensor([0.5, 1.0, 0, 0, 0, 0.25, 0.5, 1.0, 2.0])
     expected = (returns - returns.mean()) / returns.std()
     torch.testing.assert_close(discounted[MASK], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(DEVIATING))
+def test_a_deviation_is_divided_by_n_or_by_n_minus_one(name):
+    of, whole = full([1.0, 0.0, 1.0, 3.0], by_function=[[1.0, 0.0, 1.0, 3.0]]), "advantage__whiten"
+    own = {whole: True} if name == "gae" else {}
+    one, zero = (advantage(name, of, **own, advantage__ddof=d).double() for d in (1, 0))
+    counted = one.abs() > 1e-3
+    # Two answers to a prompt, two prompts, or the nine counted tokens.
+    ratio = {"batch_normalized": 4 / 3, "gdpo": 4 / 3}.get(name, 2 if one.ndim == 1 else 9 / 8)
+    assert counted.any()
+    found = (zero[counted] / one[counted]).square()
+    torch.testing.assert_close(found, torch.full_like(found, ratio), rtol=1e-3, atol=0)
 
 
 def test_the_baseline_form_whitens_group_centred_rewards():

@@ -60,6 +60,7 @@ Listed = BeforeValidator(_split)
 
 Count = Annotated[int, _Number, Field(ge=1), Says("a whole number, at least 1")]
 Whole = Annotated[int, _Number, Field(ge=0), Says("a whole number, 0 or more")]
+ZeroOrOne = Annotated[int, _Number, Field(ge=0, le=1), Says("0 or 1")]
 Seed = Annotated[int, _Number, Field(ge=0, lt=2**63), Says("a whole number from 0 to 2**63 - 1")]
 Number = Annotated[float, _Number, Field(allow_inf_nan=False), Says("a finite number")]
 # A number, or a name such as that of a KL estimator. The loss says which may be infinite: a clamp

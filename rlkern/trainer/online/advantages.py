@@ -16,6 +16,7 @@ import rlkern
 from rlkern import advantage as formulas
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.reads import DEVIATING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,11 @@ def _of_groups(formula: Callable[..., Tensor], given: Rewarded) -> Estimate:
     return formula(given.sequence_reward(), given.rows.group), None
 
 
+def _deviating(formula: Callable[..., Tensor], given: Rewarded) -> Estimate:
+    """Returns rewards less their mean, divided by a deviation."""
+    return _of_groups(partial(formula, ddof=given.settings.advantage.ddof), given)
+
+
 def _length_weighted(given: Rewarded) -> Estimate:
     length = given.rows.mask.sum(-1)
     return _of_groups(partial(rlkern.group_advantage, kind="length_weighted", length=length), given)
@@ -100,18 +106,19 @@ def _gdpo(given: Rewarded) -> Estimate:
     assert rewards is not None
     weight = rewards.new_tensor(given.settings.reward.weights or [1.0] * rewards.shape[1])
     used = weight != 0
-    return formulas.gdpo(rewards[:, used], given.rows.group, weight=weight[used]), None
+    ddof = given.settings.advantage.ddof
+    return formulas.gdpo(rewards[:, used], given.rows.group, weight=weight[used], ddof=ddof), None
 
 
 def _reinforce_plus_plus(given: Rewarded) -> Estimate:
-    discount = given.settings.advantage.discount
-    returns = rlkern.discounted_return(given.token_reward(), given.counted, discount=discount)
-    return formulas.reinforce_plus_plus(returns, given.counted), None
+    asked = given.settings.advantage
+    returns = rlkern.discounted_return(given.token_reward(), given.counted, discount=asked.discount)
+    return formulas.reinforce_plus_plus(returns, given.counted, ddof=asked.ddof), None
 
 
 def _reinforce_plus_plus_baseline(given: Rewarded) -> Estimate:
-    reward, rows = given.sequence_reward(), given.rows
-    return formulas.reinforce_plus_plus_baseline(reward, rows.group, rows.mask), None
+    reward, rows, ddof = given.sequence_reward(), given.rows, given.settings.advantage.ddof
+    return formulas.reinforce_plus_plus_baseline(reward, rows.group, rows.mask, ddof=ddof), None
 
 
 def _gae(given: Rewarded) -> Estimate:
@@ -124,12 +131,16 @@ def _gae(given: Rewarded) -> Estimate:
         discount=asked.discount,
         gae_lambda=asked.gae_lambda,
         whiten=asked.whiten,
+        ddof=asked.ddof,
     )
     return found.advantage, torch.where(given.counted, found.target, torch.nan)
 
 
 TABLE: dict[str, Callable[[Rewarded], Estimate]] = {
-    **{name: partial(_of_groups, formula) for name, formula in formulas.ESTIMATORS.items()},
+    **{
+        name: partial(_deviating if name in DEVIATING else _of_groups, formula)
+        for name, formula in formulas.ESTIMATORS.items()
+    },
     "length_weighted": _length_weighted,
     "reward": _reward,
     "teacher": _teacher,

@@ -59,6 +59,16 @@ def _pieces(settings: Settings, run: Facts) -> str | None:
     return None
 
 
+def _deviation_of_nothing(settings: Settings, run: Facts) -> str | None:
+    asked = settings.advantage
+    if unread("advantage.whiten", run) or asked.whiten or asked.ddof == 1:
+        return None
+    return (
+        "advantage.ddof is of the variance that advantage.whiten divides by: add"
+        f" --advantage.whiten true, or leave it out, got {asked.ddof}"
+    )
+
+
 def _one_way_of_training_less(settings: Settings, run: Facts) -> str | None:
     layers = settings.optimizer.train_layers
     if settings.lora is None or not layers:
@@ -197,6 +207,7 @@ def _samples_of_evaluation(settings: Settings, run: Facts) -> str | None:
 CONTRADICTIONS: tuple[Callable[[Settings, Facts], str | None], ...] = (
     _one_answer,
     _pieces,
+    _deviation_of_nothing,
     _one_way_of_training_less,
     _checkpointing_without_cache,
     _warmup_without_end,

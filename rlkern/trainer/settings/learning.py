@@ -24,6 +24,7 @@ from rlkern.runs.settings.types import (
     Temperature,
     Whole,
     Words,
+    ZeroOrOne,
 )
 
 
@@ -166,6 +167,9 @@ class Advantage(Group):
     """Lambda of generalized advantage estimation."""
     whiten: bool = False
     """Give token advantages mean 0 and variance 1."""
+    ddof: ZeroOrOne = 1
+    """What the count is lowered by in the variance that advantages are divided by: 1 as in TRL and
+    verl, 0 as in OpenRLHF's whitening."""
     reference_samples: Count = 8
     """Answers of the starting model to each prompt, for V*."""
     optimal_temperature: Positive = 0.5

@@ -17,6 +17,11 @@ SAMPLED, FACTS, DATA = "sampled", "facts", "data"
 OF_ANSWERS = frozenset(("task", "math", "exact", "contains"))
 # Advantages that spread rewards over tokens.
 OVER_TOKENS = frozenset(("gae", "reinforce_plus_plus"))
+# Advantages that are divided by a deviation.
+DEVIATING = frozenset(
+    "normalized batch_normalized pass_at_k_normalized gdpo reinforce_plus_plus"
+    " reinforce_plus_plus_baseline gae".split()
+)
 # Tasks that are made here, not by reasoning-gym.
 OWN_TASKS = ("addition", "guess")
 
@@ -74,6 +79,11 @@ READERS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
         "advantage.discount",
         "spread rewards over tokens",
         lambda run: run.advantage in OVER_TOKENS,
+    ),
+    (
+        "advantage.ddof",
+        "divide advantages by a deviation",
+        lambda run: run.advantage in DEVIATING,
     ),
     (
         "advantage.reference_samples advantage.optimal_temperature",
