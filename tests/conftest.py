@@ -58,6 +58,14 @@ def emulated_library(tmp_path_factory):
     return build_emulated(tmp_path_factory.mktemp("emulator"))
 
 
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory):
+    """The directory of a small run on messages, which nobody changes."""
+    from look_helpers import trained_on_chats
+
+    return trained_on_chats(tmp_path_factory.mktemp("look"))
+
+
 @pytest.fixture
 def emulated(emulated_library, monkeypatch):
     """Makes the cuda backend run on the CPU."""

@@ -2,6 +2,7 @@
 """The page about data of one's own runs as it is written, and so do its examples."""
 
 import importlib
+import io
 import re
 import shlex
 
@@ -32,6 +33,7 @@ def shortened(words):
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("3 plus 4?\n/reset\n/quit\n"))
     for language, text in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
         if language == "python":
             exec(compile(text, str(PAGE), "exec"), {})
@@ -41,6 +43,7 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
             assert words[0] == "rlkern"
             assert main(shortened(words)) == 0, f"{line}\n{capsys.readouterr().err}"
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sums", "chat", "better"}
+    assert (tmp_path / "better-model" / "chat_template.jinja").is_file()
 
 
 def test_every_key_on_the_page_exists():

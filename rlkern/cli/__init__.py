@@ -11,6 +11,10 @@ import sys
 _COMMANDS = {
     "train": ("rlkern.cli.train", "train a language model, or run the stages of a pipeline"),
     "eval": ("rlkern.cli.evaluate", "accuracy and pass@k of a run, a checkpoint or a model"),
+    "sample": ("rlkern.cli.sample", "print what a run's model, or any model, says to a prompt"),
+    "chat": ("rlkern.cli.chat", "talk with a run's model, or with any model that has a template"),
+    "show": ("rlkern.cli.show", "show a run: settings, curves, held-out numbers, completions"),
+    "export": ("rlkern.cli.export", "write a run's model as a plain folder of transformers"),
     "control": ("rlkern.cli.control", "train a classic algorithm in a gymnasium environment"),
     "compare": ("rlkern.cli.compare", "run algorithms x seeds side by side and write their pages"),
     "algorithms": ("rlkern.cli.algorithms", "list the algorithms: needs, defaults, papers"),
@@ -25,6 +29,8 @@ _EXAMPLES = """
   rlkern train --config configs/ppo_reward_model.yaml
   rlkern train --resume runs/grpo-tiny-addition
   rlkern eval runs/grpo-tiny-addition --samples 8 --pass_at 1,4,8
+  rlkern sample runs/grpo-tiny-addition "12+34="
+  rlkern show runs/grpo-tiny-addition --worst
 """
 
 

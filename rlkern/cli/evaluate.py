@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rlkern.trainer.settings import Settings
     from rlkern.trainer.tasks.task import Item
 
-# Longest part of a prompt's end and of a completion in the table of samples.
-_PROMPT, _COMPLETION = 40, 60
+# Longest beginning of a question and of a completion in the table of samples.
+_QUESTION, _COMPLETION = 40, 60
 
 
 def run(arguments: list[str]) -> int:
@@ -72,11 +72,11 @@ def _evaluate(arguments: list[str]) -> int:
     flags = given(_parser(), arguments)
     if flags is None:
         return 0
-    from rlkern.cli.target import find_target, settings_for
+    from rlkern.cli.target import check_measured, find_target, settings_for
 
     name, checkpoint = flags.pop("target"), flags.pop("checkpoint")
     show, as_json = flags.pop("show"), flags.pop("json")
-    target = find_target(name, checkpoint)
+    target = find_target(name, checkpoint, check_measured)
     settings = settings_for(target, _with_pass_at(flags))
     silence_hub()
     items, found = _answers(target, settings)
@@ -187,6 +187,9 @@ def _print(
     from rich.table import Table
     from rich.text import Text
 
+    from rlkern.runs.display import quoted
+    from rlkern.trainer.show.completions import question
+
     console = Console(highlight=False)
     title = f"{target.label}: {settings.asked}, {len(items)} held-out items"
     table = Table(title=title, title_justify="left")
@@ -200,11 +203,11 @@ def _print(
     console.print(table)
     mode, answers = next(iter(found.items()))
     samples = Table(title=f"{mode} answers", title_justify="left")
-    for column in ("prompt (its end)", "completion", "right"):
+    for column in ("question", "completion", "right"):
         samples.add_column(column)
     for item, text, score in list(zip(items, answers.text, answers.score))[:show]:
         right = "yes" if score[0] >= 1 else f"no: {item.answer[:20]}" if item.answer else "no"
-        prompt, completion = repr(item.prompt[-_PROMPT:]), repr(text[0][:_COMPLETION])
-        samples.add_row(Text(prompt), Text(completion), Text(right))
+        asked = quoted(question(item, settings.data.columns), _QUESTION)
+        samples.add_row(Text(asked), Text(quoted(text[0], _COMPLETION)), Text(right))
     if show:
         console.print(samples)

@@ -42,9 +42,10 @@ class _Formatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=100)
 
 
-def add_settings(parser: Parser, root: type[Group]) -> None:
-    """Adds a flag for every key, and one for every group that has a main key."""
-    plain = parser.add_argument_group("the run")
+def add_settings(parser: Parser, root: type[Group], *, title: str = "the run") -> None:
+    """Adds a flag for every key, and one for every group that has a main key; title is over those
+    that are in no group."""
+    plain = parser.add_argument_group(title)
     for name, info in root.model_fields.items():
         kinds = classes(info.annotation)
         if not kinds:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `rlkern eval` is pointed at: a run, one of its checkpoints, or a model."""
+"""What a command is pointed at: a run, one of its checkpoints, or a model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from rlkern.trainer.settings.reads import facts
 
 @dataclass(frozen=True)
 class Target:
-    """A model to evaluate.
+    """A model.
 
     model     a folder in Hugging Face format, or a name that `--model` takes
     settings  the settings of its run; None for a model that belongs to no run
@@ -30,29 +31,35 @@ class Target:
     label: str
 
 
-def find_target(name: str, checkpoint: str) -> Target:
-    """Returns what `name` is; checkpoint is best, newest or a step, and chooses within a run."""
+# Raises UserError for a run, which a place names, that a command can do nothing with.
+Check = Callable[[Path, Settings], None]
+
+
+def find_target(name: str, checkpoint: str, check: Check) -> Target:
+    """Returns what `name` is; checkpoint is best, newest or a step, and chooses within a run. Of a
+    run `check` is asked before its checkpoints are looked at."""
     path = Path(name)
     if (path / PLAN).is_file():
         stages = ", ".join(str(stage.parent) for stage in sorted(path.glob(f"*/{CONFIG}")))
-        raise UserError(f"{path} holds a pipeline: evaluate one of its stages, {stages}")
+        raise UserError(f"{path} holds a pipeline: name one of its stages, {stages}")
     if (path / CONFIG).is_file():
-        return _of_run(path, checkpoint)
+        return _of_run(path, checkpoint, check)
     if (path / best.NOTE).is_file():
-        return _of_run(path.resolve().parent, best.BEST)
+        return _of_run(path.resolve().parent, best.BEST, check)
     if (path / STATE).is_file():
-        return Target(
-            name, _judge(path, read_settings(path)[1]), f"{path.parent.name}, {path.name}"
-        )
+        settings = read_settings(path)[1]
+        check(path, settings)
+        return Target(name, settings, f"{path.resolve().parent.name}, {path.name}")
     return Target(name, None, name)
 
 
-def _of_run(run: Path, checkpoint: str) -> Target:
-    settings = _judge(run, saved(run / CONFIG))
+def _of_run(run: Path, checkpoint: str, check: Check) -> Target:
+    settings = saved(run / CONFIG)
+    check(run, settings)
     folder = _chosen(run, checkpoint)
     noted = best.read(run) if folder.name == best.BEST else None
     step = f" (step {noted['step']})" if noted else ""
-    return Target(str(folder), settings, f"{run.name}, {folder.name}{step}")
+    return Target(str(folder), settings, f"{run.resolve().name}, {folder.name}{step}")
 
 
 def _chosen(run: Path, checkpoint: str) -> Path:
@@ -75,20 +82,24 @@ def _chosen(run: Path, checkpoint: str) -> Path:
     return wanted
 
 
-def _judge(place: Path, settings: Settings) -> Settings:
-    """Returns the settings; Raises UserError for a run whose model answers nothing."""
+def check_writes(place: Path, settings: Settings) -> None:
+    """Raises UserError for a run whose model answers nothing."""
     trained = settings.declared.trains
     if trained != "policy":
         raise UserError(
             f"{place} trained a {trained.replace('_', ' ')}, which scores answers and gives none:"
             f" its held-out accuracy is in metrics.jsonl and summary.json"
         )
+
+
+def check_measured(place: Path, settings: Settings) -> None:
+    """Raises UserError for a run that is not measured by the answers of its model."""
+    check_writes(place, settings)
     if settings.data.train is not None and not facts(settings).answers_task:
         raise UserError(
             f"{place} learned from given answers of {settings.asked}, and what it is measured by on"
             " those held out is in metrics.jsonl and summary.json"
         )
-    return settings
 
 
 # What an evaluation reads of the settings of a run.

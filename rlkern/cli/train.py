@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ def _parser() -> Parser:
         type=int,
         metavar="N",
         help="print N examples as the model reads them, rendered and in tokens, and stop",
+    )
+    says = "the same as --output.log"
+    parser.add_argument(
+        "--log", dest="output.log", metavar="X", help=says, default=argparse.SUPPRESS
     )
     add_settings(parser, Settings)
     return parser

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rlkern.runs.settings.group import Group
-from rlkern.runs.settings.types import Count, NotNegative, Seed, Whole
+from rlkern.runs.settings.types import Count, NotNegative, Seed, TrackerNames, Whole
 
 
 class Settings(Group):
@@ -38,6 +38,9 @@ class Settings(Group):
     taken."""
     output_dir: str = "runs"
     """Where run directories are made."""
+    log: TrackerNames = ("tensorboard",)
+    """Trackers that get what metrics.jsonl gets: tensorboard, trackio, wandb, mlflow; an empty list
+    is none. wandb stays offline unless WANDB_MODE says otherwise."""
     log_every: Count = 1000
     """Environment steps between two lines of metrics.jsonl."""
     eval_every: Whole = 0

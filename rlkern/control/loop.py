@@ -27,6 +27,7 @@ from rlkern.runs.folder import CONFIG, existing_folder, hold, joined, new_folder
 from rlkern.runs.interrupt import Interrupt
 from rlkern.runs.logs import Log
 from rlkern.runs.settings.yaml_file import read, to_yaml
+from rlkern.runs.trackers import Start, begin_tracking, check_trackers
 
 SUMMARY = "summary.json"
 
@@ -79,6 +80,7 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
     with contextlib.ExitStack() as stack:
         stack.callback(environments.close)
         check(settings, environments)
+        check_trackers(settings.log)
         stack.enter_context(hold(folder))
         write_text(folder / CONFIG, to_yaml(settings.model_dump(mode="json")))
         _seed(settings.seed)
@@ -91,7 +93,9 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
         display.say(f"run {folder}" + (f", going on after {saved[0].name}" if saved else ""))
         interrupt = stack.enter_context(Interrupt())
         stack.enter_context(display)
-        log = Log(folder, step=environments.steps if saved else -1)
+        step = environments.steps if saved else -1
+        told = Start(folder, step, settings.model_dump(mode="json"))
+        log = Log(folder, step=step, trackers=begin_tracking(settings.log, told))
         stack.callback(log.close)
         run = Run(
             folder, settings, learner, environments, progress, display, log, time.perf_counter()

@@ -23,7 +23,7 @@ __all__ = [
 FREE = ("env_options",)
 # Keys that may change when a run is resumed: none of them alters what an earlier step computed.
 RESUMABLE = frozenset(
-    "name output_dir log_every eval_every eval_episodes eval_length save_every max_seconds"
+    "name output_dir log log_every eval_every eval_episodes eval_length save_every max_seconds"
     " threads".split()
 )
 

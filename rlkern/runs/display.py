@@ -37,6 +37,15 @@ def number(form: str, value: float) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
+def quoted(text: str, most: int) -> str:
+    """Returns the beginning of a text on one line, in quotes, with … where it goes on.
+
+    >>> quoted("1 + 1?", 40), quoted("a long one", 4)
+    ("'1 + 1?'", "'a lo…'")
+    """
+    return repr(text if len(text) <= most else f"{text[:most]}…")
+
+
 class Display:
     """Shows a run; every method may be called in any order, and prints nothing that is not given to
     it.

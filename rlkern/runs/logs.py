@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""metrics.jsonl and TensorBoard: one line, one point for each logged step."""
+"""metrics.jsonl, one line for each logged step, and the trackers that get the same."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlkern.runs.files import write_text
+from rlkern.runs.trackers import Tracker
 
 METRICS = "metrics.jsonl"
 
@@ -29,13 +31,10 @@ def read_metrics(run: Path) -> list[dict]:
 class Log:
     """Writes metrics as they come; after a resume the lines past the checkpoint are gone."""
 
-    def __init__(self, run: Path, *, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(self, run: Path, *, step: int, trackers: Sequence[Tracker] = ()) -> None:
         kept = [line for line in read_metrics(run) if line["step"] <= step]
         write_text(run / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = (run / METRICS).open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._file, self._trackers = (run / METRICS).open("a"), trackers
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends one line and hands it to the system at once, so that a kill loses nothing
@@ -44,17 +43,19 @@ class Log:
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for key, value in values.items():
-            self._board.add_scalar(key, value, step)
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
     def flush(self) -> None:
-        """Brings the TensorBoard file up to date."""
-        self._board.flush()
+        """Brings the trackers up to date."""
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the file and the trackers."""
         self._file.close()
-        self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class NoLog:

@@ -44,7 +44,7 @@ from rlkern.trainer.rollout.turns import sampling_of
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.reads import DATA, samples_answers
-from rlkern.trainer.show.report import Sample
+from rlkern.trainer.show.report import StepAnswers
 from rlkern.trainer.tasks.registry import make_task
 from rlkern.trainer.tasks.task import Task
 from rlkern.trainer.update import Updater
@@ -58,8 +58,8 @@ class Learner(Protocol):
     def losses(self) -> Losses:
         """Returns the losses that an Updater steps on."""
 
-    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
-        """Returns the metrics and some samples of the next step; the run moves one step on."""
+    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], StepAnswers]:
+        """Returns the metrics and the answers of the next step; the run moves one step on."""
 
     def evaluate(self) -> dict[str, float]:
         """Returns eval/* on held-out data, eval/accuracy among them."""

@@ -20,6 +20,9 @@ from rlkern.runs.files import write_text
 from rlkern.runs.folder import CONFIG, hold
 from rlkern.runs.interrupt import Interrupt
 from rlkern.runs.logs import Log, NoLog, read_metrics
+from rlkern.runs.parquet import drop_after
+from rlkern.runs.settings.layers import dotted
+from rlkern.runs.trackers import Start, begin_tracking
 from rlkern.trainer import build, preflight
 from rlkern.trainer.build import Run
 from rlkern.trainer.parts import Parts
@@ -27,8 +30,10 @@ from rlkern.trainer.processes.parallel import whole_state
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.run import best, checkpoint, rundir
 from rlkern.trainer.run.checkpoint import Place, all_checkpoints
-from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings import Settings, dump
+from rlkern.trainer.show.completions import write_completions
 from rlkern.trainer.show.display import Display
+from rlkern.trainer.show.keys import COMPLETIONS
 from rlkern.trainer.show.plot import plot_curves
 
 SUMMARY = "summary.json"
@@ -86,8 +91,7 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
                 rundir.write_settings(folder, settings)
             interrupt = stack.enter_context(Interrupt())
             stack.enter_context(display)
-            step = parts.progress.step if saved else -1
-            log = Log(folder, step=step) if world.is_main else NoLog()
+            log = _log(parts, folder, parts.progress.step if saved else -1)
             stack.callback(log.close)
             desk = Desk(folder, display, log, Clock(parts.progress.seconds), interrupt)
             try:
@@ -100,6 +104,16 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
         raise UserError(sentence) from error
     except KeyboardInterrupt:
         raise UserError(f"stopped; {_how_to_go_on(folder)}", code=130) from None
+
+
+def _log(parts: Parts, folder: Path, step: int) -> Log | NoLog:
+    """Returns the log of a run, from which what lies past its checkpoint is gone."""
+    if not parts.world.is_main:
+        return NoLog()
+    drop_after(folder / COMPLETIONS, step)
+    settings = parts.settings
+    start = Start(folder, step, dotted(Settings, dump(settings)))
+    return Log(folder, step=step, trackers=begin_tracking(settings.output.log, start))
 
 
 def _check_steps(parts: Parts, folder: Path) -> None:
@@ -159,7 +173,7 @@ def _one_step(run: Run, desk: Desk) -> None:
     settings, output = run.parts.settings, run.parts.settings.output
     before = Place(run.parts)
     try:
-        values, samples = run.learner.step(run.updater, desk.display.warn)
+        values, answers = run.learner.step(run.updater, desk.display.warn)
     except RewardError:
         before.put_back()
         _save(run, desk)
@@ -179,7 +193,11 @@ def _one_step(run: Run, desk: Desk) -> None:
         desk.log.write(step, values)
     desk.display.step(step, values, line=logged)
     if output.sample_every and (step % output.sample_every == 0 or step == 1):
-        desk.display.samples(step, samples)
+        desk.display.samples(step, answers.samples)
+    every, rows = output.completions, answers.rows
+    written = every and (last or step == 1 or step % every == 0)
+    if written and rows is not None and run.parts.world.is_main:
+        write_completions(desk.folder, step, run.parts, rows)
     if last or (output.save_every and step % output.save_every == 0):
         desk.log.flush()
         _save(run, desk)

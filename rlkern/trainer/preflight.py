@@ -16,7 +16,9 @@ from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
 from rlkern.ops._objective import coefficient_defaults as policy_coefficients
 from rlkern.ops._objective import make_objective
 from rlkern.runs.errors import UserError
+from rlkern.runs.parquet import check_installed
 from rlkern.runs.settings.message import nearest
+from rlkern.runs.trackers import check_trackers
 from rlkern.statistics import statistic_coefficients
 from rlkern.trainer.models.load import check_model_name
 from rlkern.trainer.offline.pairs import check_source
@@ -38,6 +40,9 @@ def check(settings: Settings, world: World) -> None:
     if settings.teacher is not None:
         check_model_name(settings.teacher)
     check_engine(settings)
+    check_trackers(settings.output.log)
+    if settings.declared.online and settings.output.completions:
+        check_installed("output.completions", "--output.completions 0")
     check_parallel(settings, world)
     _check_sorted(settings, world)
     if settings.declared.learns_from in ("pairs", "judged"):

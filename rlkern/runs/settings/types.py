@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -86,3 +86,8 @@ Temperature = Annotated[
 Counts = Annotated[tuple[Count, ...], Listed, Field(min_length=1), Says("whole numbers from 1")]
 Numbers = Annotated[tuple[Number, ...], Listed, Field(min_length=1), Says("finite numbers")]
 Words = Annotated[tuple[str, ...], Listed, Field(min_length=1), Says("at least one name")]
+TrackerNames = Annotated[
+    tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...],
+    Listed,
+    Says("names among tensorboard, trackio, wandb, mlflow"),
+]

@@ -31,7 +31,7 @@ from rlkern.trainer.reward.model import scores
 from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings.reads import SAMPLED
-from rlkern.trainer.show.report import Sample, Stopwatch, note, update_values
+from rlkern.trainer.show.report import Sample, StepAnswers, Stopwatch, note, update_values
 from rlkern.trainer.tasks.task import epochs
 from rlkern.trainer.update import Updater
 
@@ -51,8 +51,8 @@ class Preferences(ABC):
     def batch(self) -> tuple[Rows, list[Sample]]:
         """Returns the next batch, and some of it as text."""
 
-    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
-        """Returns the metrics and some answers of the next step; the run moves one step on."""
+    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], StepAnswers]:
+        """Returns the metrics and the answers of the next step; the run moves one step on."""
         parts = self.parts
         watch = Stopwatch(parts.policy.device)
         with updater.gathered():
@@ -65,7 +65,7 @@ class Preferences(ABC):
         # A reward model has no log-probabilities.
         known = {key: value for key, value in found.items() if value == value}
         rest = update_values(parts, [dataclasses.replace(result, metrics=[])])
-        return with_times({**known, **rest}, watch, result), samples
+        return with_times({**known, **rest}, watch, result), StepAnswers(samples)
 
     def rows(self, pairs: list[Pair]) -> Rows:
         """Returns pairs as tokens, each prompt with its chosen and its rejected answer."""

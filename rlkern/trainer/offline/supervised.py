@@ -23,7 +23,8 @@ from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rollout.turns import without_replies
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings.running import Sft
-from rlkern.trainer.show.report import Sample, Stopwatch, note, update_values
+from rlkern.trainer.show.completions import question
+from rlkern.trainer.show.report import StepAnswers, Stopwatch, note, update_values
 from rlkern.trainer.tasks.task import Item, Task
 from rlkern.trainer.update import StepResult, Updater, rates
 
@@ -124,8 +125,8 @@ class Supervised:
             (right_answers(self.parts.policy, held[n : n + at_once], task) for n in firsts),
         )
 
-    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
-        """Returns the metrics and some answers of the next step; the run moves one step on."""
+    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], StepAnswers]:
+        """Returns the metrics and the answers of the next step; the run moves one step on."""
         parts, progress = self.parts, self.parts.progress
         watch = Stopwatch(parts.policy.device)
         items, progress.position = parts.task.next_items(
@@ -136,5 +137,6 @@ class Supervised:
         result = take_step(parts, updater, rows)
         note(parts, [result], False, 0.0, warn)
         values = with_times(update_values(parts, [result]), watch, result)
-        shown = [(item.prompt, shown_answer(item.right), 1.0) for item in items[:4]]
-        return values, shown
+        named = parts.settings.data.columns
+        shown = [(question(item, named), shown_answer(item.right), 1.0) for item in items[:4]]
+        return values, StepAnswers(shown)

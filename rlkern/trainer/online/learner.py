@@ -26,7 +26,7 @@ from rlkern.trainer.reward.functions import reward_statistics
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings.learning import DuplicateGroups
 from rlkern.trainer.show.report import (
-    Sample,
+    StepAnswers,
     Stopwatch,
     completion_statistics,
     note,
@@ -54,8 +54,8 @@ class Online:
         """Returns the accuracies on held-out items."""
         return task_accuracies(self.parts)
 
-    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], list[Sample]]:
-        """Returns the metrics and some samples of the next step; the run moves one step on."""
+    def step(self, updater: Updater, warn: Warn) -> tuple[dict[str, float], StepAnswers]:
+        """Returns the metrics and the answers of the next step; the run moves one step on."""
         parts, progress = self.parts, self.parts.progress
         watch, asked = Stopwatch(parts.policy.device), parts.rewards.seconds
         with updater.gathered():
@@ -87,7 +87,8 @@ class Online:
         watch.seconds["time/loss"] = sum(result.loss_seconds for result in results)
         watch.seconds["time/step"] = sum(result.step_seconds for result in results)
         values.update(watch.seconds, step_time=sum(watch.seconds.values()))
-        return values, pick_samples(rows)
+        samples = pick_samples(rows, parts.settings.data.columns)
+        return values, StepAnswers(samples, dataclasses.replace(rows, mask=given.rows.mask))
 
     def _scored(self, rows: Rows) -> Rows:
         """Returns the rows with the scores that something reads, and with no others."""

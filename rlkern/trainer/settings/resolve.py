@@ -29,9 +29,9 @@ from rlkern.trainer.settings.schema import Settings
 # Keys that may change when a run is resumed: none of them alters what an earlier step computed. Of
 # the data a run records the content, which must stay the same wherever it lies.
 RESUMABLE = frozenset(
-    "name output.dir output.sample_every output.save_every output.keep_checkpoints loss.compare"
-    " max_seconds reward.degenerate_limit reward.timeout reward.workers data.train"
-    " data.eval".split()
+    "name output.dir output.log output.sample_every output.completions output.save_every"
+    " output.keep_checkpoints loss.compare max_seconds reward.degenerate_limit reward.timeout"
+    " reward.workers data.train data.eval".split()
 )
 
 

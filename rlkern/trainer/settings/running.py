@@ -17,6 +17,7 @@ from rlkern.runs.settings.types import (
     Positive,
     Says,
     Share,
+    TrackerNames,
     Whole,
     Words,
 )
@@ -120,10 +121,16 @@ class Output(Group):
     main: ClassVar[str | None] = "dir"
     dir: str = "runs"
     """Folder that holds the run directories."""
+    log: TrackerNames = ("tensorboard",)
+    """Trackers that get what metrics.jsonl gets: tensorboard, trackio, wandb, mlflow; an empty list
+    is none. wandb stays offline unless WANDB_MODE says otherwise."""
     log_every: Count = 1
     """Steps between log lines."""
     sample_every: Whole = 0
     """Steps between tables of sample answers; 0 shows none."""
+    completions: Whole = 10
+    """Steps between those whose rollouts are written to completions.parquet, the first and the last
+    among them; 0 writes none."""
     save_every: Whole = 50
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: Count = 2

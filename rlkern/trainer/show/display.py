@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlkern.runs import display as base
-from rlkern.runs.display import columns, number
+from rlkern.runs.display import columns, number, quoted
 from rlkern.trainer.metrics import METRICS
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.show.keys import reward_functions
@@ -81,17 +81,18 @@ class Display(base.Display):
 
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Print what was measured on held-out data."""
-        kinds = "  ".join(f"{label} {value:.3f}" for label, value in _measured(values))
+        kinds = "  ".join(f"{label} {value:.3f}" for label, value in measured(values))
         self.say(f"held-out accuracy after step {step}: {kinds}")
 
     def samples(self, step: int, samples: list[tuple[str, str, float]]) -> None:
-        """Print a table of completions with their rewards."""
+        """Print a table of completions with their questions and rewards."""
         table = Table(title=f"samples of step {step}", title_justify="left")
-        table.add_column("prompt (its end)")
+        table.add_column("question")
         table.add_column("completion")
         table.add_column("reward", justify="right")
-        for prompt, completion, reward in samples:
-            table.add_row(Text(repr(prompt[-40:])), Text(repr(completion[:60])), f"{reward:g}")
+        for asked, completion, reward in samples:
+            texts = (Text(quoted(asked, 40)), Text(quoted(completion, 60)))
+            table.add_row(*texts, f"{reward:g}")
         self.console.print(table)
 
     def final(self, run: Path, summary: dict) -> None:
@@ -131,14 +132,14 @@ def _changes(summary: dict) -> list[tuple[str, float, float]]:
         {k[: -len(when)]: v for k, v in summary.items() if k.endswith(when) and v is not None}
         for when in ("_before", "_after")
     ]
-    after = dict(_measured(ends[1]))
-    return [(label, v, after[label]) for label, v in _measured(ends[0]) if label in after]
+    after = dict(measured(ends[1]))
+    return [(label, v, after[label]) for label, v in measured(ends[0]) if label in after]
 
 
-def _measured(values: dict[str, float]) -> list[tuple[str, float]]:
+def measured(values: dict[str, float]) -> list[tuple[str, float]]:
     """Returns (label, value) of the eval/* metrics, those that repeat another one left out.
 
-    >>> _measured({"eval/accuracy": 0.5, "eval/accuracy_greedy": 0.5, "eval/pass@4": 0.8})
+    >>> measured({"eval/accuracy": 0.5, "eval/accuracy_greedy": 0.5, "eval/pass@4": 0.8})
     [('greedy', 0.5), ('pass@4', 0.8)]
     """
     found = {key[5:]: value for key, value in values.items() if key.startswith("eval/")}

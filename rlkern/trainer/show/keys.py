@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 from rlkern.trainer.metrics import METRICS, Metric
 
+# The folder of a run's rollouts, one file for each step that wrote one.
+COMPLETIONS = "completions.parquet"
+
 
 def is_time(key: str) -> bool:
     """Returns True for a metric that two equal runs may differ in: a time."""

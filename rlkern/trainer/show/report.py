@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -13,9 +14,19 @@ import rlkern
 from rlkern.runs.errors import RewardError, UserError
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rows import Rows, finished
+from rlkern.trainer.show.completions import question
 from rlkern.trainer.update import StepResult, rates
 
 Sample = tuple[str, str, float]
+
+
+@dataclass(frozen=True)
+class StepAnswers:
+    """The answers of a step: some of them for a person, and where they were sampled the rows of all
+    that the step learns from, before copies of groups."""
+
+    samples: list[Sample]
+    rows: Rows | None = None
 
 
 # The share of answers cut off from which a step says so.
@@ -165,12 +176,14 @@ def note_cut_off(parts: Parts, share: float, warn: Callable[[str], None]) -> Non
         )
 
 
-def pick_samples(rows: Rows) -> list[Sample]:
-    """Returns two answers, the best and the worst, to each of the first four prompts."""
+def pick_samples(rows: Rows, named: Mapping[str, str]) -> list[Sample]:
+    """Returns two answers, the best and the worst, to each of the first four questions; named are
+    columns by their roles."""
     assert rows.shaped_reward is not None and rows.item is not None and rows.text is not None
     reward, G, picked = rows.shaped_reward.tolist(), rows.group_size, list[Sample]()
     for first in range(0, min(len(reward), 4 * G), G):
         scored = [i for i in range(first, first + G) if not math.isnan(reward[i])] or [first]
         ends = (max(scored, key=reward.__getitem__), min(scored, key=reward.__getitem__))
-        picked += [(rows.item[i].prompt, rows.text[i], reward[i]) for i in dict.fromkeys(ends)]
+        asked = question(rows.item[first], named)
+        picked += [(asked, rows.text[i], reward[i]) for i in dict.fromkeys(ends)]
     return picked
