@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the numbers of README.md from the committed rows.
+"""Writes the numbers of docs/benchmarks.md and README.md from the committed rows.
 
 python -m benchmarks.readme
 
-What stands between the two marks comes from benchmarks/results/*.jsonl and from nowhere else.
+What stands between the two marks comes from benchmarks/results/*.jsonl and from nowhere else. The
+page has every number and a plot, README.md a short table.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from benchmarks import report
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README, PAGE, PLOT = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks.png"
 BEGIN = "<!-- numbers: written by `python -m benchmarks.readme` -->"
 END = "<!-- end of numbers -->"
 MEMCPY, IN_PLACE = "memcpy_of_the_logits", "rlkern_in_place"
@@ -125,14 +127,21 @@ def checks(times: report.Times) -> str:
     return markdown(head, [[*k, *(c.get(d, "–") for d in report.DTYPES)] for k, c in rows.items()])
 
 
-def others(times: report.Times) -> str:
-    """Returns every other group, a row each: milliseconds by name."""
-    rows = []
+def others(times: report.Times) -> list[str]:
+    """Returns a table for each other operation: a line for each size, a column for each way."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for group, ms in sorted(times.items()):
-        if not group.startswith("policy_loss"):
-            timed = [f"{name.replace('_', ' ')} {number(x)}" for name, x in ms.items()]
-            rows.append([group.replace("_", " "), " · ".join(timed)])
-    return markdown(["operation", "milliseconds"], rows)
+        operation, _, size = group.partition(" ")
+        if operation != "policy_loss":
+            named = {name.replace("_", " "): x for name, x in ms.items()}
+            found.setdefault(operation, {})[size] = named
+    tables = []
+    for operation, sizes_of in found.items():
+        columns = list(dict.fromkeys(name for ms in sizes_of.values() for name in ms))
+        rows = [[size, *(number(ms.get(c)) for c in columns)] for size, ms in sizes_of.items()]
+        tables.append(f"### {operation.replace('_', ' ')}, ms")
+        tables.append(markdown(["size", *columns], rows))
+    return tables
 
 
 def cpu(path: Path) -> list[str]:
@@ -142,16 +151,19 @@ def cpu(path: Path) -> list[str]:
         return []
     source = f"`benchmarks/results/{path.name}`"
     return [
+        "## Loss and gradient over a vocabulary",
         "Loss and gradient of GRPO with a KL term, milliseconds, fastest round, one run of "
         f"`make bench` on {where['cpu']}, {where['threads']} threads, {where['isa']}, torch "
         f"{where['torch']}, rows of {source}:",
         sizes(times),
+        "## Other forms of the pass",
         "The other forms that one pass over the logits takes, in the same run:",
         forms(times),
+        "## Promises",
         "What the project promises and what it aims at (`make bench` fails on a broken promise):",
         checks(times),
-        "Beside the logits:",
-        others(times),
+        "## Beside the logits",
+        *others(times),
     ]
 
 
@@ -170,6 +182,7 @@ def gpu(path: Path) -> list[str]:
     ]  # fmt: skip
     head = ["row", "shape", "ms", "goal, ms", "of the bound", "TFLOP/s"]
     return [
+        f"## {where['device']}",
         f"{where['device']}, bfloat16 (scans float32), median of `make gpu`, torch "
         f"{where['torch']}, rows of `benchmarks/results/{path.name}`; the bound is the time in "
         "which the bytes that cannot be avoided pass through the memory at its nominal rate:",
@@ -177,13 +190,63 @@ def gpu(path: Path) -> list[str]:
     ]
 
 
+def gpu_files(folder: Path) -> list[Path]:
+    """Returns the files of GPUs."""
+    other = ("cpu.jsonl", "instructions.jsonl")
+    return [path for path in sorted(folder.glob("*.jsonl")) if path.name not in other]
+
+
 def numbers(folder: Path = report.RESULTS) -> str:
-    """Returns what stands between the marks."""
+    """Returns what stands between the marks of the page."""
     paragraphs = cpu(folder / "cpu.jsonl")
-    for path in sorted(folder.glob("*.jsonl")):
-        if path.name not in ("cpu.jsonl", "instructions.jsonl"):
-            paragraphs += gpu(path)
+    for path in gpu_files(folder):
+        paragraphs += gpu(path)
     return "\n\n".join(paragraphs)
+
+
+# {what the short table calls it: (row of rlkern, rows of the others)}; of a GPU the names differ.
+_SHORT = ("eager", "torch.compile", "Liger")
+_CPU_ROWS = {"GRPO, loss and gradient": (IN_PLACE, ("eager", "torch_compile", None))}
+_GPU_ROWS = {
+    "GRPO, loss and gradient": (
+        "rlkern_policy_loss_in_place",
+        ("eager_policy_loss", "compile_policy_loss", "liger_policy_loss_in_place"),
+    ),
+    "GSPO, loss and gradient": (
+        "rlkern_gspo_in_place", ("eager_gspo", "compile_gspo", "liger_gspo_in_place"),
+    ),
+    "log-probability and entropy": (
+        "rlkern_logprob_and_entropy",
+        ("eager_logprob_and_entropy", "compile_logprob_and_entropy", None),
+    ),
+    "GAE": ("rlkern_gae", ("eager_gae", None, None)),
+}  # fmt: skip
+
+
+def short(folder: Path = report.RESULTS) -> str:
+    """Returns what stands between the marks of README.md: one size for each device."""
+    rows = []
+    where, times = latest(folder / "cpu.jsonl")
+    ms = times.get("policy_loss 512x151936 bfloat16", {})
+    for what, (ours, them) in _CPU_ROWS.items():
+        if ours in ms:
+            cells = [number(ms.get(row)) if row else "–" for row in them]
+            device = f"{where['cpu']}, {where['threads']} threads"
+            rows.append([device, f"{what}, 512 × 151936", number(ms[ours]), *cells])
+    for path in gpu_files(folder):
+        lines = report.records(path)
+        shapes: dict[str, tuple[str, float]] = {}
+        for line in lines:
+            if "ms" in line:
+                shapes[line["row"]] = (" × ".join(map(str, line["shape"])), line["ms"])
+        for what, (ours, them) in _GPU_ROWS.items():
+            if ours in shapes:
+                size, time = shapes[ours]
+                others_ = [shapes[row][1] if row and row in shapes else None for row in them]
+                rows.append([lines[-1]["device"], f"{what}, {size}", number(time),
+                             *map(number, others_)])  # fmt: skip
+    head = ["device", "bfloat16 (GAE float32)", "rlkern, ms", *_SHORT]
+    return markdown(head, rows)
 
 
 def written(text: str, block: str) -> str:
@@ -195,13 +258,47 @@ def written(text: str, block: str) -> str:
     before, _, rest = text.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:
-        raise ValueError(f"README.md must have a line {BEGIN} and after it a line {END}")
+        raise ValueError(f"the document must have a line {BEGIN} and after it a line {END}")
     return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
 
 
+def draw(times: report.Times, path: Path) -> None:
+    """Draws loss and gradient against the vocabulary: milliseconds for a GB of logits, so that
+    sizes compare."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from rlkern.runs.plot import BLUE, GREY, ORANGE, RED, plain, save_png
+
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rows = {
+        "eager": ("eager", RED), "torch.compile": ("torch_compile", ORANGE),
+        "rlkern, in place": (IN_PLACE, BLUE), "copying the logits": (MEMCPY, GREY),
+    }  # fmt: skip
+    for label, (row, color) in rows.items():
+        points = [
+            (v, times[group][row] / (n * v * 2e-9))
+            for v, n, dtype, group in policy_groups(times)
+            if dtype == "bfloat16" and row in times[group] and v >= 1000
+        ]
+        if points:
+            axes.plot(*zip(*points), "o-", color=color, markersize=4, linewidth=1.7, label=label)
+    axes.set(xscale="log", yscale="log")
+    axes.set_title("GRPO, loss and gradient: ms for a GB of bfloat16 logits", fontsize=10,
+                   loc="left")  # fmt: skip
+    axes.set_xlabel("vocabulary", fontsize=9)
+    axes.legend(fontsize=9, frameon=False)
+    plain(axes)
+    save_png(figure, path)
+
+
 def write() -> None:
-    """Rewrites README.md."""
-    README.write_text(written(README.read_text(encoding="utf-8"), numbers()), encoding="utf-8")
+    """Rewrites docs/benchmarks.md with its plot, and README.md."""
+    for path, block in ((PAGE, numbers()), (README, short())):
+        path.write_text(written(path.read_text(encoding="utf-8"), block), encoding="utf-8")
+    draw(latest(report.RESULTS / "cpu.jsonl")[1], PLOT)
 
 
 if __name__ == "__main__":
