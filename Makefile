@@ -24,6 +24,7 @@ INSTALL := $(PIP) install --quiet --progress-bar off
 # $(call set-up,a b): the stamps of requirements/a.txt and b.txt, none of them with SYSTEM=1.
 set-up = $(if $(SYSTEM),,$(addprefix $(STAMPS)/,$(1)))
 TRAINERS := .venv-integrations
+SITE := .venv-docs
 NATIVE := $(STAMPS)/native-$(or $(RLKERN_BUILD),auto)
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 BUILD_INPUTS := setup.py pyproject.toml $(SOURCES)
@@ -48,7 +49,7 @@ test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, 
 
 ##@ The rest
 
-.PHONY: check lint format bench mutants models compare control docs doctor gpu test-integrations clean help
+.PHONY: check lint format bench mutants models compare control docs site doctor gpu test-integrations clean help
 check: lint test  ## what CI does: lint and test
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -80,6 +81,10 @@ control: $(call set-up,train control) $(NATIVE)  ## run the control suite, what 
 docs: $(call set-up,train)  ## write docs/algorithms*, from the files of the algorithms and the recorded runs
 	$(PY) -m rlkern.compare.pages
 
+site:  ## build the documents and the API reference, build/site/index.html opens from disk
+	$(MAKE) --no-print-directory VENV=$(SITE) $(SITE)/.stamps/docs
+	$(SITE)/bin/mkdocs build --strict
+
 doctor: $(call set-up,build) $(NATIVE)  ## versions, compiler, instruction set, who serves each op
 	$(PY) -m rlkern.doctor
 
@@ -92,7 +97,7 @@ gpu:  ## build, test and measure on a GPU machine, with its own torch and no net
 	$(MAKE) --no-print-directory --keep-going SYSTEM=1 $(if $(PART),gpu-part-$(PART),gpu-part-1 gpu-part-2)
 
 clean:  ## remove environments, builds and caches; runs/ stays
-	rm -rf .venv .venv-system build dist *.egg-info rlkern/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-system .venv-docs build dist *.egg-info rlkern/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
@@ -184,6 +189,10 @@ $(STAMPS)/torch: requirements/torch.txt requirements/triton.txt | $(STAMPS)/venv
 $(STAMPS)/build $(STAMPS)/train $(STAMPS)/tasks $(STAMPS)/control $(STAMPS)/dev: $(STAMPS)/%: $(wildcard requirements/*.txt) $(STAMPS)/torch
 	@echo "installing requirements/$*.txt"
 	$(INSTALL) -r requirements/$*.txt
+	@touch $@
+
+$(STAMPS)/docs: requirements/docs.txt | $(STAMPS)/venv
+	$(INSTALL) -r requirements/docs.txt
 	@touch $@
 
 # trl and verl without their needs, which the file names: nothing in it brings another torch.
