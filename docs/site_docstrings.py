@@ -10,7 +10,7 @@ import griffe
 def fenced(text: str) -> str:
     """Returns a docstring with equations, lists of arguments and examples as blocks.
 
-    >>> print(fenced("Returns x.\\n\\nArguments\\n    a  (B,)\\n    b  (B,)\\n\\n>>> 1\\n1"))
+    >>> print(fenced("Returns x.\\n\\nArguments\\n    a  (B,)\\n    b  (B,)"))
     Returns x.
     <BLANKLINE>
     **Arguments**
@@ -18,11 +18,6 @@ def fenced(text: str) -> str:
     ```text
     a  (B,)
     b  (B,)
-    ```
-    <BLANKLINE>
-    ```python
-    >>> 1
-    1
     ```
     """
     parts: list[str] = []

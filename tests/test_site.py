@@ -38,6 +38,7 @@ def test_a_docstring_is_put_into_blocks():
         fenced.__doc__, {"fenced": fenced}, "fenced", None, 0
     )
     assert example.examples and doctest.DocTestRunner().run(example).failed == 0
+    assert fenced("x\n\n>>> 1\n1") == "x\n\n```python\n>>> 1\n1\n```"
     made = fenced("Raises\n    ValueError  for x")
     assert made == "**Raises**\n\n```text\nValueError  for x\n```"
 
