@@ -49,7 +49,7 @@ test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, 
 
 ##@ The rest
 
-.PHONY: check lint format bench mutants models compare control docs site doctor gpu test-integrations clean help
+.PHONY: check lint format bench mutants models compare control control-peers docs site doctor gpu test-integrations clean help
 check: lint test  ## what CI does: lint and test
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -77,6 +77,10 @@ compare: $(call set-up,train) $(NATIVE)  ## run all algorithms from one start, t
 
 control: $(call set-up,train control) $(NATIVE)  ## run the control suite, what is not on record, then write docs/control.md (ARGS="--jobs 2")
 	$(PY) -m benchmarks.control $(ARGS)
+
+control-peers: $(call set-up,dev) $(NATIVE)  ## the control suite beside Stable-Baselines3, in turn (ARGS="--share 0.1")
+	@[ -d build/peers/stable_baselines3 ] || $(INSTALL) --no-deps --target build/peers -r requirements/peers.txt
+	PYTHONPATH=build/peers $(PY) -m benchmarks.control_peers $(ARGS)
 
 docs: $(call set-up,train)  ## write docs/algorithms*, from the files of the algorithms and the recorded runs
 	$(PY) -m rlkern.compare.pages
