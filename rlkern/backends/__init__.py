@@ -140,6 +140,15 @@ def on_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Returns whether a tensor has values: those on the meta device have a shape alone.
+
+    >>> has_memory(torch.zeros(2, device="meta"))
+    False
+    """
+    return not tensor.is_meta
+
+
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Makes one backend serve every operation inside the with block; it raises where it cannot.

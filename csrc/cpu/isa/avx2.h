@@ -32,6 +32,21 @@ RLKERN_INLINE void store(float16* p, Vec x) {
   std::memcpy(p, &half, sizeof(half));
 }
 
+// The first n lanes.
+RLKERN_INLINE __m256i first(int64_t n) {
+  alignas(64) static constexpr int32_t kOnes[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kOnes + kLanes - n));
+}
+
+RLKERN_INLINE Vec load_head(const float* p, int64_t n) {
+  const __m256 rest = _mm256_set1_ps(-__builtin_inff()), head = _mm256_castsi256_ps(first(n));
+  return from_native(_mm256_blendv_ps(rest, _mm256_maskload_ps(p, first(n)), head));
+}
+
+RLKERN_INLINE void store_head(float* p, Vec x, int64_t n) {
+  _mm256_maskstore_ps(p, first(n), to_native(x));
+}
+
 template <class S>
 RLKERN_INLINE void store_head(S* p, Vec x, int64_t n) {
   S buffer[kLanes];
