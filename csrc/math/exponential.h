@@ -9,8 +9,8 @@ namespace rlkern {
 
 RLKERN_HD double exp_minus_one(double x) { return std::expm1(x); }
 
-// e^x − 1 of a float. The host's C library has a quick exponential of float64, whose digits are left
-// where the 1 cancels, and no quick expm1 of float32.
+// e^x − 1 of a float. The host's C library has a quick exponential of float64, whose digits are
+// left where the 1 cancels, and no quick expm1 of float32.
 RLKERN_HD float exp_minus_one(float x) {
 #ifdef __CUDA_ARCH__
   return std::expm1(x);

@@ -66,6 +66,7 @@ STEMS = (
     "group_segments",
     "group_advantage",
     "value_loss",
+    "td_loss",
 )
 
 

@@ -31,7 +31,7 @@ class Operation:
         return self.overload.name().split("::")[1].split(".")[0]
 
     def __call__(self, *arguments):
-        if torch.compiler.is_compiling() or not _nobody_listens(arguments):
+        if not nobody_listens() or not _are_plain(arguments):
             return self.overload(*arguments)
         if self.differentiable is not None and _wants_graph(arguments[: self.inputs]):
             return self.differentiable(self.kernel, arguments)
@@ -43,14 +43,19 @@ _KEYS_OF_NOBODY = torch._C._dispatch_tls_local_include_set().raw_repr()
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
-def _nobody_listens(arguments: Sequence) -> bool:
-    """Whether these are plain tensors, and no mode, transformation or tracer sees the call."""
-    return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() == _KEYS_OF_NOBODY
-        and not torch._C._is_torch_function_mode_enabled()
-        and has_memory(arguments[0])
-        and all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))
+def nobody_listens() -> bool:
+    """Returns whether no compiler, mode, transformation or tracer sees what is called here."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._dispatch_tls_local_include_set().raw_repr() != _KEYS_OF_NOBODY
+        or torch._C._is_torch_function_mode_enabled()
     )
+
+
+def _are_plain(arguments: Sequence) -> bool:
+    """Whether the tensors among these are of no subclass, and have values."""
+    plain = all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))
+    return plain and has_memory(arguments[0])
 
 
 def _wants_graph(inputs: Sequence) -> bool:
@@ -115,9 +120,9 @@ def number_tensor(numbers: Sequence[float]) -> Tensor:
     torch.compile would compile anew for every value of a float argument.
     """
     if not torch.compiler.is_compiling():
-        return torch.tensor(numbers, dtype=torch.float64)
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     # Of the ways to make a tensor of numbers, a product alone keeps them out of the guards.
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64, device="cpu")
     return torch.stack([one * x for x in numbers])
 
 
@@ -150,13 +155,6 @@ def refuse_double_backward(stem: str) -> None:
     """Raises inside a backward that is itself being differentiated."""
     if torch.is_grad_enabled():
         raise RuntimeError(f"{stem}: double backward (create_graph=True) is not supported")
-
-
-def refuse_double_backward_of(stem: str, x: Tensor) -> Tensor:
-    """Returns x, whose gradient then refuses to be differentiated, as that of a kernel does."""
-    if x.requires_grad and not torch.compiler.is_compiling():  # AOTAutograd refuses by itself
-        x.register_hook(lambda grad: refuse_double_backward(stem))
-    return x
 
 
 # Whether the backward that runs has been told to keep its graph (retain_graph=True); where a torch

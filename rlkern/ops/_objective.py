@@ -17,7 +17,7 @@ from rlkern.backends.eager.levels import LEVELS
 from rlkern.backends.eager.token_logprob import ACCUMULATION_DTYPE
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
-from rlkern.ops._library import number_tensor
+from rlkern.ops._library import nobody_listens, number_tensor
 from rlkern.ops._rows import of_each_token
 
 ROWS = ", ".join(
@@ -163,7 +163,7 @@ _REMEMBERED = frozenset((float, int, str))  # neither tensors nor arrays: they m
 
 def _made_objective(declared: Algorithm, coefficients: Mapping[str, float | str]) -> MadeObjective:
     known = _REMEMBERED.issuperset(map(type, coefficients.values()))
-    if torch.compiler.is_compiling() or not known:
+    if not known or not nobody_listens():
         return MadeObjective.of(declared, coefficients)
     key = (id(declared), *declared.defaults.values(), *coefficients.items())
     if key not in _MADE:

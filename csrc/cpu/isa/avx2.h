@@ -21,6 +21,21 @@ RLKERN_INLINE Vec maximum(Vec a, Vec b) {
   return from_native(_mm256_max_ps(to_native(a), to_native(b)));
 }
 
+// By halves: a chain over the lanes would take longer than the sweep of a small row.
+RLKERN_INLINE float horizontal_max(Vec x) {
+  const __m128 four =
+      _mm_max_ps(_mm256_castps256_ps128(to_native(x)), _mm256_extractf128_ps(to_native(x), 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+RLKERN_INLINE float horizontal_sum(Vec x) {
+  const __m128 four =
+      _mm_add_ps(_mm256_castps256_ps128(to_native(x)), _mm256_extractf128_ps(to_native(x), 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 RLKERN_INLINE Vec load(const bfloat16* p) {
   return from_native(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16_bits(p)), 16));
 }
