@@ -16,6 +16,7 @@ from benchmarks import (
     bench_calls,
     bench_policy_loss,
     bench_scans,
+    calls,
     gpu,
     peers,
     readme,
@@ -33,7 +34,7 @@ def test_the_readme_shows_the_committed_numbers_and_no_others():
     assert text == readme.written(text, readme.numbers()), "run python -m benchmarks.readme"
 
 
-@pytest.mark.parametrize("module", (baselines, gpu, peers, readme, report, run))
+@pytest.mark.parametrize("module", (baselines, calls, gpu, peers, readme, report, run))
 def test_the_examples_of_a_module_hold(module):
     assert doctest.testmod(module).failed == 0
 
