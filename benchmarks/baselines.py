@@ -59,3 +59,13 @@ def python_loop_gae(
         carry = delta + discount * gae_lambda * carry
         advantage[:, t], following = carry, value[:, t]
     return advantage, advantage + value
+
+
+def eager_td_loss(
+    q: Tensor, action: Tensor, reward: Tensor, done: Tensor, next_q: Tensor
+) -> Tensor:
+    """Returns the loss of DQN as CleanRL and Stable-Baselines3 write it, Huber's penalty."""
+    with torch.no_grad():
+        target = reward + 0.99 * ~done * next_q.amax(-1)
+    value = q.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+    return torch.nn.functional.smooth_l1_loss(value, target)

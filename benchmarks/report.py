@@ -98,6 +98,16 @@ CHECKS += [
 ] + [Check(f"gae {shape}", "eager_gae", "rlkern_gae", ">=", 1.0, False) for shape in SCANS]
 
 
+# No slower than what a researcher would write, where a call costs more than its arithmetic.
+CALLS = ("32x2", "256x6", "2048x18", "4096x2", "4096x64")
+CHECKS += [
+    Check(f"calls {op} {size}", f"{other}_{op}", f"rlkern_{op}", ">=", 1.0, False)
+    for op in ("policy_loss", "td_loss")
+    for size in CALLS
+    for other in ("eager", "torch_compile")
+]
+
+
 class Verdict(NamedTuple):
     """What a check found."""
 

@@ -13,8 +13,10 @@ import torch
 import rlkern
 from benchmarks import (
     baselines,
+    bench_calls,
     bench_policy_loss,
     bench_scans,
+    calls,
     gpu,
     peers,
     readme,
@@ -39,7 +41,7 @@ def test_the_table_of_the_readme_is_short():
     assert 3 < readme.short().count("\n") <= 8
 
 
-@pytest.mark.parametrize("module", (baselines, gpu, peers, readme, report, run))
+@pytest.mark.parametrize("module", (baselines, calls, gpu, peers, readme, report, run))
 def test_the_examples_of_a_module_hold(module):
     assert doctest.testmod(module).failed == 0
 
@@ -128,6 +130,11 @@ def all_benchmarks() -> dict[str, set[str]]:
     for rows in (
         benchmarks_of_all_shapes(bench_scans, {f"gae {s}" for s in bench_scans.SHAPES}),
         benchmarks_of_all_shapes(bench_linear, linear),
+        *(
+            {k: v for k, v in benchmarks_of_all_shapes(bench_calls, groups).items() if op in k}
+            for op in ("policy_loss", "td_loss")
+            for groups in [{f"calls {op} {size}" for size in bench_calls.SIZES}]
+        ),
     ):
         found = {name: found.get(name, set()) | rows.get(name, set()) for name in found | rows}
     return found
@@ -210,6 +217,15 @@ def test_a_baseline_computes_what_the_fused_loss_computes(name, extra, options):
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(grad, eager_grad, atol=1e-6, rtol=1e-4)
     assert grad.abs().max() > 1e-3
+
+
+def test_the_baseline_of_the_temporal_difference_loss_computes_it():
+    transitions, found = bench_calls.Transitions(32, 6), []
+    for loss_of in (lambda *x: rlkern.td_loss(*x).loss, baselines.eager_td_loss):
+        transitions.learn(loss_of)
+        found.append(transitions.q.grad)
+    torch.testing.assert_close(*found)
+    assert found[0].abs().max() > 1e-3
 
 
 def test_the_kept_ids_differ_from_each_other():

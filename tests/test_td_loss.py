@@ -7,12 +7,21 @@ import pytest
 import torch
 
 import rlkern
+from rlkern.backends import _load
+from rlkern.backends.eager.td_loss import Transitions
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
 NAN = math.nan
 SECOND = {"double": "online_next_q", "twin_min": "second_next_q", "sarsa": "next_action",
           "expected": "next_probability"}  # fmt: skip
 BOOTSTRAPS = ("max", *SECOND)
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request, poisoned_memory):
+    """Runs every test on each backend, in memory that was NaN."""
+    with rlkern.use_backend(request.param):
+        yield request.param
 
 
 def penalty(kind, error, delta):
@@ -161,3 +170,72 @@ def test_double_backward_raises():
     loss = rlkern.td_loss(q.requires_grad_(), *rest).loss
     with pytest.raises(RuntimeError, match="double backward"):
         torch.autograd.grad(loss, q, create_graph=True)
+
+
+@pytest.mark.parametrize("bootstrap", BOOTSTRAPS)
+@pytest.mark.parametrize("actions", (1, 4, 19))
+def test_tables_of_any_width_give_what_the_reference_gives_in_float64(backend, bootstrap, actions):
+    (q, *rest), others = transitions(B=33, A=actions, dtype=torch.float32)
+    name = SECOND.get(bootstrap)
+
+    def results(dtype):
+        leaf = q.to(dtype).requires_grad_()
+        floats = [x.to(dtype) if x.is_floating_point() else x for x in rest]
+        out = rlkern.td_loss(leaf, *floats, bootstrap=bootstrap,
+                             **({name: others[name]} if name else {}))  # fmt: skip
+        return *out, *torch.autograd.grad(out.loss, leaf)
+
+    with rlkern.use_backend("eager"):
+        expected = results(torch.float64)
+    for got, x in zip(results(torch.float32), expected, strict=True):
+        torch.testing.assert_close(got.double(), x, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bootstrap", ("max", "twin_min", "double", "expected"))
+@pytest.mark.parametrize("place", range(6))
+def test_a_single_next_value_that_is_nan_is_not_lost(bootstrap, place):
+    (q, action, reward, done, next_q), others = transitions(A=6)
+    name = SECOND.get(bootstrap)
+    chosen = {name: others[name].clone()} if name else {}
+    next_q[1, place] = NAN
+    if bootstrap == "double":  # whose own NaN is the largest
+        chosen[name][1, place] = NAN
+    out = rlkern.td_loss(q, action, reward, done, next_q, bootstrap=bootstrap, **chosen)
+    assert out.error.isnan().tolist() == [i == 1 for i in range(len(q))]
+
+
+def test_the_operation_passes_opcheck():
+    (q, *rest), others = transitions()
+    coef = torch.tensor([0.9, 1.0], dtype=torch.float64)
+    q, second = q.requires_grad_(), others["online_next_q"]
+    for bootstrap, extra in (("max", (None, None)), ("double", (second, None))):
+        call = (q, *rest, *extra, None, bootstrap, "huber", coef)
+        torch.library.opcheck(torch.ops.rlkern.td_loss.default, call)
+
+
+def test_an_empty_batch_loses_nothing():
+    (q, *rest), _ = transitions()
+    out = rlkern.td_loss(q[:0], *(x[:0] for x in rest))
+    assert out.loss.item() == 0 and out.error.shape == (0,) and out.metrics.eq(0).all()
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+@pytest.mark.parametrize(
+    "changed,sentence",
+    (
+        ({"action": torch.tensor([0, 5])}, r"action must be in \[0, 3\), got 5"),
+        ({"next_action": torch.tensor([0, -1]), "bootstrap": "sarsa"}, "next_action must be in"),
+        ({"bootstrap": "sarsa"}, "other and next_action must be those of the bootstrap"),
+        ({"next_q": torch.ones(2, 2)}, "next_q must be 6 contiguous elements"),
+        ({"reward": torch.ones(2).double()}, "reward must be 2 contiguous elements of float32"),
+    ),
+)
+def test_cpp_itself_refuses_what_would_be_read_beyond_its_end(changed, sentence):
+    x = torch.ones(2, 3)
+    good = {"action": torch.zeros(2).long(), "reward": torch.ones(2), "next_q": x,
+            "done": torch.zeros(2).bool(), "bootstrap": "max"}  # fmt: skip
+    given = {**good, **changed}
+    bootstrap = given.pop("bootstrap")
+    coef = torch.tensor([0.9, 1.0], dtype=torch.float64)
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        _load("cpu")[0].td_loss(x, Transitions(**given), bootstrap, "huber", coef)

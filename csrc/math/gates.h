@@ -142,8 +142,7 @@ RLKERN_HD Gated<T> cfpo(T ratio, T advantage, T width) {
 }
 
 template <class T>
-RLKERN_HD Gated<T> apply_gate(Gate gate, const T* c, T logprob, T log_ratio, T advantage) {
-  const T ratio = std::exp(log_ratio);
+RLKERN_HD Gated<T> apply_gate(Gate gate, const T* c, T logprob, T log_ratio, T ratio, T advantage) {
   switch (gate) {
     case Gate::reinforce:
       return weighted_logprob(T(1), logprob, advantage, false, false);

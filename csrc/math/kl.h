@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "math/exponential.h"
 #include "math/host_device.h"
 
 namespace rlkern {
@@ -39,7 +40,7 @@ RLKERN_HD Dual<T> kl_k2(T d) {
 // exp(−d) − 1 + d by expm1: the two large terms cancel for small d.
 template <class T>
 RLKERN_HD Dual<T> kl_k3(T d) {
-  const T e = std::expm1(-d);
+  const T e = exp_minus_one(-d);
   return {e + d, -e};
 }
 

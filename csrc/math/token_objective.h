@@ -77,9 +77,14 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   const T log_ratio = x.log_ratio(), difference = x.logprob - x.ref_logprob;
   const T seen = clamped(gate_ratio.log_ratio, o.log_ratio_min, o.log_ratio_max);
   const bool beyond = seen < gate_ratio.log_ratio || seen > gate_ratio.log_ratio;
-  const Gated<T> gate = apply_gate(o.gate, o.gate_coef, x.logprob, seen, x.advantage);
-  const KlTerm<T> kl =
-      x.has_ref ? kl_term(o.kl, difference, log_ratio, seen, o.kl_max) : KlTerm<T>{0, 0, 0};
+  const T ratio = std::exp(seen);
+  const Gated<T> gate = apply_gate(o.gate, o.gate_coef, x.logprob, seen, ratio, x.advantage);
+  KlTerm<T> kl = {0, 0, 0};
+  T k3 = 0;
+  if (x.has_ref) {  // k3 first: where the term is k3 too, the compiler takes it from here
+    k3 = kl_k3(difference).value;
+    kl = kl_term(o.kl, difference, log_ratio, seen, o.kl_max);
+  }
   // Where there is no weight, an infinite factor is 0 too.
   const T penalty = x.penalty != 0 ? x.penalty * std::fabs(log_ratio) : T(0);
   const T penalty_slope = x.penalty * (T(log_ratio > 0) - T(log_ratio < 0));
@@ -101,10 +106,10 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   r.metric[kKl] = kl.value;
   r.metric[kKl1] = x.has_ref ? kl_k1(difference).value : T(0);
   r.metric[kKl2] = x.has_ref ? kl_k2(difference).value : T(0);
-  r.metric[kKl3] = x.has_ref ? kl_k3(difference).value : T(0);
+  r.metric[kKl3] = k3;
   r.metric[kOldKl] = kl_k3(-log_ratio).value;  // the old policy drew the token: KL(π_old‖π)
   r.metric[kOldKl1] = -log_ratio;
-  r.metric[kRatio] = std::exp(seen);
+  r.metric[kRatio] = ratio;
   r.metric[kClipLow] = gate.clip_low || gate_ratio.clip_low;
   r.metric[kClipHigh] = gate.clip_high || gate_ratio.clip_high;
   r.metric[kCorrection] = x.correction;

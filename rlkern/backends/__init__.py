@@ -66,6 +66,7 @@ STEMS = (
     "group_segments",
     "group_advantage",
     "value_loss",
+    "td_loss",
 )
 
 
@@ -138,6 +139,15 @@ def on_host(device: torch.device) -> bool:
     True
     """
     return device.type == "cpu"
+
+
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Returns whether a tensor has values: those on the meta device have a shape alone.
+
+    >>> has_memory(torch.zeros(2, device="meta"))
+    False
+    """
+    return not tensor.is_meta
 
 
 @contextlib.contextmanager

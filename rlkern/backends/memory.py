@@ -18,6 +18,8 @@ def announce(x: Tensor) -> Tensor:
     few. It is advice, to Linux, about host memory: elsewhere, and where it is not taken, nothing
     changes. What is in the memory does not either.
     """
+    if x.numel() * x.element_size() < _HUGE:
+        return x
     begin = -(-x.data_ptr() // _HUGE) * _HUGE
     end = (x.data_ptr() + x.numel() * x.element_size()) // _HUGE * _HUGE
     if _MADV_HUGEPAGE is not None and x.is_cpu and begin < end:

@@ -6,50 +6,112 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from rlkern.backends import implementation
+from rlkern.backends import has_memory, implementation
 
 LIBRARY = torch.library.Library("rlkern", "DEF")
 
 
-def register(schema: str, kernel: Callable, fake: Callable):
-    """Defines an operation with one implementation for all devices and returns its overload."""
+class Operation:
+    """An operation that is registered with the dispatcher, and called past it where nobody listens.
+
+    A call through the dispatcher packs and unpacks every argument twice, which takes longer than
+    the loss of a small batch. Tracers, modes and subclasses of tensors need it; a call of plain
+    tensors without any of them runs the same kernel behind the same autograd.Function.
+    """
+
+    def __init__(self, overload, kernel: Callable):
+        self.overload = overload
+        self.kernel = kernel
+        self.differentiable: Callable | None = None  # kernel, with a gradient
+        self.inputs = 0  # how many of the first arguments have one
+
+    @property
+    def name(self) -> str:
+        """Its name without the namespace."""
+        return self.overload.name().split("::")[1].split(".")[0]
+
+    def __call__(self, *arguments):
+        if not nobody_listens() or not _are_plain(arguments):
+            return self.overload(*arguments)
+        if self.differentiable is not None and _wants_graph(arguments[: self.inputs]):
+            return self.differentiable(self.kernel, arguments)
+        return self.kernel(*arguments)
+
+
+# What the dispatcher asks on a thread without modes, transformations and tracers: each adds a key.
+_KEYS_OF_NOBODY = torch._C._dispatch_tls_local_include_set().raw_repr()
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+
+
+def nobody_listens() -> bool:
+    """Returns whether no compiler, mode, transformation or tracer sees what is called here."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._dispatch_tls_local_include_set().raw_repr() != _KEYS_OF_NOBODY
+        or torch._C._is_torch_function_mode_enabled()
+    )
+
+
+def _are_plain(arguments: Sequence) -> bool:
+    """Whether the tensors among these are of no subclass, and have values."""
+    plain = all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))
+    return plain and has_memory(arguments[0])
+
+
+def _wants_graph(inputs: Sequence) -> bool:
+    return torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs)
+
+
+def register(schema: str, kernel: Callable, fake: Callable) -> Operation:
+    """Defines an operation with one implementation for all devices and returns it."""
     name = schema[: schema.index("(")]
     LIBRARY.define(schema)
     LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"rlkern::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.rlkern, name).default
+    return Operation(getattr(torch.ops.rlkern, name).default, kernel)
 
 
-def register_gradient(op, backward: Callable, setup_context: Callable) -> None:
-    """Makes an operation differentiable, as torch.library.register_autograd does.
+def register_gradient(
+    op: Operation, backward: Callable, setup_context: Callable, inputs: int = 1
+) -> None:
+    """Makes an operation differentiable in its first arguments, so many as inputs says; backward
+    returns a gradient of each of them.
 
-    That one costs twice as much in each call as a small loss: it fills in the schema's defaults,
-    of which these operations have none, in a time quadratic in the arguments.
+    torch.library.register_autograd costs twice as much in each call as a small loss: it fills in
+    the schema's defaults, of which these operations have none, in a time quadratic in the
+    arguments.
     """
-    assert not any(argument.has_default_value() for argument in op._schema.arguments)
+    overload = op.overload
+    assert not any(argument.has_default_value() for argument in overload._schema.arguments)
     below = torch._C._after_autograd_keyset
 
     class Gradient(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *given):
-            *inputs, keyset = given
-            with torch._C._AutoDispatchBelowAutograd():
-                output = op.redispatch(keyset & below, *inputs)
-            setup_context(ctx, inputs, output)
+        def forward(ctx, kernel, arguments, *differentiable):
+            output = kernel(*arguments)
+            setup_context(ctx, arguments, output)
             return output
 
         @staticmethod
         def backward(ctx, *grads):
-            return *backward(ctx, *grads), None
+            return None, None, *backward(ctx, *grads)
 
-    def differentiable(keyset, *inputs):
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
-            return Gradient.apply(*inputs, keyset)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & below, *inputs)
+    def differentiable(kernel: Callable, arguments: Sequence):
+        # The others behind one tuple: autograd looks at each argument that it is given.
+        return Gradient.apply(kernel, arguments, *arguments[:inputs])
 
-    name = op.name().split("::")[1].split(".")[0]
-    LIBRARY.impl(name, differentiable, "Autograd", with_keyset=True)
+    def dispatched(keyset, *arguments):
+        def redispatch(*arguments):
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload.redispatch(keyset & below, *arguments)
+
+        if _wants_graph(arguments[:inputs]):
+            return differentiable(redispatch, arguments)
+        return redispatch(*arguments)
+
+    Gradient.__name__ = Gradient.__qualname__ = f"rlkern::{op.name}"  # as profilers show it
+    op.differentiable, op.inputs = differentiable, inputs
+    LIBRARY.impl(op.name, dispatched, "Autograd", with_keyset=True)
 
 
 def number_tensor(numbers: Sequence[float]) -> Tensor:
@@ -58,9 +120,9 @@ def number_tensor(numbers: Sequence[float]) -> Tensor:
     torch.compile would compile anew for every value of a float argument.
     """
     if not torch.compiler.is_compiling():
-        return torch.tensor(numbers, dtype=torch.float64)
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     # Of the ways to make a tensor of numbers, a product alone keeps them out of the guards.
-    one = torch.ones((), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64, device="cpu")
     return torch.stack([one * x for x in numbers])
 
 
@@ -69,32 +131,30 @@ def graph_numbers(numbers: Sequence[float]) -> Sequence:
     return number_tensor(numbers).unbind() if torch.compiler.is_compiling() else numbers
 
 
-def bump_version_of_first_argument(op) -> None:
+def bump_version_of_first_argument(op: Operation) -> None:
     """Makes a mutating operation bump its first argument's version counter, also when compiled.
 
     Without it a second use of an overwritten tensor would give silently wrong gradients.
     """
     after = torch._C._after_ADInplaceOrView_keyset
+    overload, kernel = op.overload, op.kernel
 
     def bump(keyset, tensor: Tensor, *args):
         torch.autograd.graph.increment_version(tensor)
-        return op.redispatch(keyset & after, tensor, *args)
+        return overload.redispatch(keyset & after, tensor, *args)
 
-    name = op.name().split("::")[1].split(".")[0]
-    LIBRARY.impl(name, bump, "ADInplaceOrView", with_keyset=True)
+    def direct(tensor: Tensor, *args):
+        torch.autograd.graph.increment_version(tensor)
+        return kernel(tensor, *args)
+
+    op.kernel = direct
+    LIBRARY.impl(op.name, bump, "ADInplaceOrView", with_keyset=True)
 
 
 def refuse_double_backward(stem: str) -> None:
     """Raises inside a backward that is itself being differentiated."""
     if torch.is_grad_enabled():
         raise RuntimeError(f"{stem}: double backward (create_graph=True) is not supported")
-
-
-def refuse_double_backward_of(stem: str, x: Tensor) -> Tensor:
-    """Returns x, whose gradient then refuses to be differentiated, as that of a kernel does."""
-    if x.requires_grad and not torch.compiler.is_compiling():  # AOTAutograd refuses by itself
-        x.register_hook(lambda grad: refuse_double_backward(stem))
-    return x
 
 
 # Whether the backward that runs has been told to keep its graph (retain_graph=True); where a torch

@@ -17,7 +17,7 @@ from rlkern.backends.eager.levels import LEVELS
 from rlkern.backends.eager.token_logprob import ACCUMULATION_DTYPE
 from rlkern.backends.eager.token_objective import METRICS, Objective, Rows
 from rlkern.ops import _check as check
-from rlkern.ops._library import number_tensor
+from rlkern.ops._library import nobody_listens, number_tensor
 from rlkern.ops._rows import of_each_token
 
 ROWS = ", ".join(
@@ -141,17 +141,53 @@ class LossArguments(NamedTuple):
     coefficients: Mapping[str, float | str]
 
 
+class MadeObjective(NamedTuple):
+    """An objective, and the form in which the operators take it."""
+
+    objective: Objective
+    form: tuple
+
+    @staticmethod
+    def of(declared: Algorithm, coefficients: Mapping[str, float | str]) -> "MadeObjective":
+        objective = make_objective(declared, coefficients)
+        names = objective.gate, objective.level, objective.kl
+        return MadeObjective(objective, (*names, number_tensor(objective.numbers)))
+
+
+# A training asks for a few objectives again and again, and making one takes as long as the loss of
+# a small batch. By identity, so each stands beside its declaration, whose id is then nobody else's.
+_MADE: dict[tuple, tuple[Algorithm, MadeObjective]] = {}
+_MOST_MADE = 64
+_REMEMBERED = frozenset((float, int, str))  # neither tensors nor arrays: they may change
+
+
+def _made_objective(declared: Algorithm, coefficients: Mapping[str, float | str]) -> MadeObjective:
+    known = _REMEMBERED.issuperset(map(type, coefficients.values()))
+    if not known or not nobody_listens():
+        return MadeObjective.of(declared, coefficients)
+    key = (id(declared), *declared.defaults.values(), *coefficients.items())
+    if key not in _MADE:
+        made = MadeObjective.of(declared, coefficients)
+        if len(_MADE) >= _MOST_MADE:
+            _MADE.clear()
+        _MADE[key] = declared, made
+    return _MADE[key][1]
+
+
 class CheckedArguments(NamedTuple):
     """The same, checked."""
 
     rows: Rows
     bounds: Tensor | None
-    objective: Objective
+    made: MadeObjective
+
+    @property
+    def objective(self) -> Objective:
+        return self.made.objective
 
     def operator_form(self) -> tuple:
         """Returns what the operators take after the rows."""
-        names = self.objective.gate, self.objective.level, self.objective.kl
-        return self.bounds, *names, number_tensor(self.objective.numbers)
+        return self.bounds, *self.made.form
 
 
 def _check_values(op: str, rows: Rows, mask: Tensor) -> None:
@@ -173,7 +209,8 @@ def checked_arguments(
         check.like(op, "weight", given.weight, shape, scores, check.FLOATS)
     bounds = check.sequence_bounds(op, given.cu_seqlens, shape, scores.device)
     declared = find_algorithm(given.algorithm)
-    objective = make_objective(declared, given.coefficients)
+    made = _made_objective(declared, given.coefficients)
+    objective = made.objective
     if objective.level != "token" and bounds is None and len(shape) != 2:
         raise ValueError(
             f"{op}: {declared.name} compares whole sequences, so rows must be (B, T), "
@@ -200,4 +237,4 @@ def checked_arguments(
             check.like(op, name, x, shape, scores, check.FLOATS)
     if check.checks_values():
         _check_values(op, rows, given.mask)
-    return CheckedArguments(rows, bounds, objective)
+    return CheckedArguments(rows, bounds, made)

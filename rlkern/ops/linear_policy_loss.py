@@ -164,21 +164,20 @@ forward = register(
 
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*output[2:])
-    ctx.wants, ctx.others = inputs[-1], len(inputs) - 5
+    ctx.wants = inputs[-1]
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx, grad_loss, *unused):
-    others = (None,) * ctx.others
     made = [x if wanted else None for x, wanted in zip(ctx.saved_tensors, ctx.wants)]
     refuse_double_backward("linear_policy_loss")
     if grad_loss is None:
-        return *(None,) * 5, *others
-    return *scaled_gradients(made, grad_loss), *others
+        return (None,) * 5
+    return tuple(scaled_gradients(made, grad_loss))
 
 
-register_gradient(forward, _autograd, _setup_context)
+register_gradient(forward, _autograd, _setup_context, inputs=5)
 
 
 def linear_policy_loss(

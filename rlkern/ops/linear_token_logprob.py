@@ -121,20 +121,20 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, *grads):
     refuse_double_backward("linear_token_logprob")
     upstream = upstream_of_scores(grads)
-    wants = list(ctx.needs_input_grad[:5])
+    wants = list(ctx.needs_input_grad[-5:])
     if upstream is None:
-        return (None,) * 12
+        return (None,) * 5
     *sources, token, mask, inv_temperature, keep = ctx.saved_tensors[:9]
     statistics = ctx.saved_tensors[9:]
     made = backward(
         *sources, ctx.lora_scale, token, mask, inv_temperature, ctx.softcap, keep, ctx.wave,
         *statistics, *upstream, wants,
     )  # fmt: skip
-    return *(g if wanted else None for g, wanted in zip(made, wants)), *(None,) * 7
+    return tuple(g if wanted else None for g, wanted in zip(made, wants))
 
 
 for _operation in (forward, forward_with_companions):
-    register_gradient(_operation, _autograd, _setup_context)
+    register_gradient(_operation, _autograd, _setup_context, inputs=5)
 
 
 def scored_rows(

@@ -98,15 +98,15 @@ bump_version_of_first_argument(scale_)
 
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(output[2])
-    ctx.others = len(inputs) - 1
+    ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx, grad_loss, grad_metrics, grad_grad):
     refuse_double_backward("policy_loss")
     if grad_loss is None:
-        return (None,) * (ctx.others + 1)
-    return scaled_gradient(ctx.saved_tensors[0], grad_loss), *(None,) * ctx.others
+        return (None,)
+    return (scaled_gradient(ctx.saved_tensors[0], grad_loss),)
 
 
 register_gradient(forward, _autograd, _setup_context)
@@ -245,10 +245,10 @@ def policy_loss(
         loss, metrics, _, _ = token_objective(
             scored.logprob, scored.entropy, *rows, *checked.operator_form()
         )
-        return LossOutput(loss, metrics.detach())
+        return LossOutput(loss, metrics)
     arguments = (token, *rows, *softmax, *checked.operator_form())
     differentiable = torch.is_grad_enabled() and logits.requires_grad
     if inplace and differentiable:
         return LossOutput(*_InPlace.apply(grid, *arguments))
     loss, metrics, _ = forward(grid, *arguments, differentiable)
-    return LossOutput(loss, metrics.detach())
+    return LossOutput(loss, metrics)

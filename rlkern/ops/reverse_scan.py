@@ -34,10 +34,10 @@ def _autograd(ctx, grad):
     following = torch.nn.functional.pad(x[..., 1:], (0, 1))
     if cu_seqlens is not None:
         following = torch.where(last_steps(x, cu_seqlens), 0.0, following)
-    return grad_bias, grad_bias * following, None
+    return grad_bias, grad_bias * following
 
 
-register_gradient(_scan, _autograd, _setup_context)
+register_gradient(_scan, _autograd, _setup_context, inputs=2)
 
 
 def reverse_scan(bias: Tensor, decay: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:

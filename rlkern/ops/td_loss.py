@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The temporal-difference loss of action values, in plain PyTorch: kernels were no faster."""
+"""The operation td_loss: loss, errors, metrics and gradient of action values in one call."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlkern.backends import on_host
-from rlkern.backends.eager.td_loss import BOOTSTRAPS, TD_KINDS
-from rlkern.backends.eager.value_loss import VALUE_KINDS, value_metrics
+from rlkern.backends import implementation, on_host
+from rlkern.backends.eager.td_loss import BOOTSTRAPS, TD_KINDS, Transitions
+from rlkern.backends.eager.value_loss import VALUE_METRICS
 from rlkern.ops import _check as check
-from rlkern.ops._library import graph_numbers, refuse_double_backward_of
+from rlkern.ops._library import (
+    number_tensor,
+    refuse_double_backward,
+    register,
+    register_gradient,
+    scaled_gradient,
+)
 from rlkern.ops._value_arguments import TABLES, constant, known_kind, positive
 
 # What a bootstrap needs beside next_q.
@@ -30,15 +36,58 @@ class TdLossOutput(NamedTuple):
     error: Tensor
 
 
+def _forward(q, *rest):
+    transitions, (bootstrap, kind, coef) = Transitions(*rest[:-3]), rest[-3:]
+    return implementation("td_loss", q)(q, transitions, bootstrap, kind, coef)
+
+
+def _forward_fake(q, action, reward, *rest):
+    metrics = q.new_empty((len(VALUE_METRICS),), dtype=torch.float64)
+    return q.new_empty(()), metrics, torch.empty_like(reward), torch.empty_like(q)
+
+
+# The tensors are Transitions; coef (2,) float64 on the CPU: discount and delta.
+forward = register(
+    "td_loss(Tensor q, Tensor action, Tensor reward, Tensor done, Tensor next_q, Tensor? other,"
+    " Tensor? next_action, Tensor? weight, str bootstrap, str kind, Tensor coef)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(output[3])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, grad_loss, *unused):
+    refuse_double_backward("td_loss")
+    if grad_loss is None:
+        return (None,)
+    return (scaled_gradient(ctx.saved_tensors[0], grad_loss),)
+
+
+register_gradient(forward, _autograd, _setup_context)
+
+
 def _action_values(
-    op: str, name: str, action: Tensor, counted: Tensor | None, actions: int
+    op: str, name: str, action: Tensor, weight: Tensor | None, done: Tensor | None, actions: int
 ) -> None:
-    """Raises ValueError if a counted action is none, where looking costs no synchronisation."""
+    """Raises ValueError if an action that is read is none, where looking needs no waiting."""
     if torch.compiler.is_compiling() or not (on_host(action.device) or check.checks_values()):
         return
+    if action.numel() == 0:
+        return
+    least, most = action.aminmax()  # nothing more to do for a batch without padding
+    if least.item() >= 0 and most.item() < actions:
+        return
     outside = (action < 0) | (action >= actions)
-    if counted is not None:
-        outside &= counted
+    if weight is not None:
+        outside &= weight != 0
+    if done is not None:
+        outside &= ~done
     if outside.any():
         got = action[outside][0].item()
         raise ValueError(f"{op}: {name} must be in [0, {actions}), got {got}")
@@ -133,34 +182,16 @@ def td_loss(
     given = {"online_next_q": online_next_q, "second_next_q": second_next_q,
              "next_action": next_action, "next_probability": next_probability}  # fmt: skip
     table, then = _checked_second(op, bootstrap, q, given)
-    gamma, width = graph_numbers(
-        (check.number(op, "discount", discount), positive(op, "delta", delta))
-    )
-    follows, counted = ~done, None
-    if weight is None:
-        share: float | Tensor = 1.0 / max(rows[0], 1)
-    else:
+    coef = number_tensor((check.number(op, "discount", discount), positive(op, "delta", delta)))
+    if weight is not None:
         check.like(op, "weight", weight, rows, q, check.FLOATS)
         check.finite_values(op, "weight", weight, torch.ones_like(done))
-        share = constant(weight, q)
-        counted = share != 0
-        follows &= counted
-    _action_values(op, "action", action, counted, q.shape[1])
-    with torch.no_grad():
-        if then is not None:
-            _action_values(op, "next_action", then, follows, q.shape[1])
-            then = torch.where(follows, then, 0)
-        later = BOOTSTRAPS[bootstrap](constant(next_q, q), table, then)
-        target = constant(reward, q) + gamma * torch.where(follows, later, 0.0)
-        action = action.to(torch.int64)
-        if counted is not None:
-            target, action = torch.where(counted, target, 0.0), torch.where(counted, action, 0)
-    value = refuse_double_backward_of(op, q.gather(-1, action[:, None])).squeeze(-1)
-    if counted is not None:
-        value = torch.where(counted, value, 0.0)
-    loss = (share * VALUE_KINDS[kind].penalty(value - target, width)).sum()
-    with torch.no_grad():
-        v = value.detach()
-        every = torch.ones_like(done) if counted is None else counted
-        metrics = value_metrics(v, target, torch.zeros_like(done), every)
-        return TdLossOutput(loss, metrics, target - v)
+        weight = constant(weight, q)
+    _action_values(op, "action", action, weight, None, q.shape[1])
+    if then is not None:
+        _action_values(op, "next_action", then, weight, done, q.shape[1])
+    loss, metrics, error, _ = forward(
+        q.contiguous(), action.to(torch.int64).contiguous(), constant(reward, q),
+        done.contiguous(), constant(next_q, q), table, then, weight, bootstrap, kind, coef,
+    )  # fmt: skip
+    return TdLossOutput(loss, metrics, error)

@@ -147,7 +147,7 @@ def _arguments(ctx, grads):
 def _autograd(ctx, *grads):
     refuse_double_backward("token_logprob")
     found = _arguments(ctx, grads)
-    return None if found is None else backward(found[0], *found[1]), *(None,) * 5
+    return (None if found is None else backward(found[0], *found[1]),)
 
 
 for _operation in (forward, forward_with_companions):

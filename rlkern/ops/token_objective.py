@@ -35,19 +35,19 @@ forward = register(
 
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(output[2], output[3])
-    ctx.others = len(inputs) - 2
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx, grad_loss, *unused):
     refuse_double_backward("token_objective")
     if grad_loss is None:
-        return (None,) * (ctx.others + 2)
+        return None, None
     grad_logprob, grad_entropy = ctx.saved_tensors
-    return grad_logprob * grad_loss, grad_entropy * grad_loss, *(None,) * ctx.others
+    return grad_logprob * grad_loss, grad_entropy * grad_loss
 
 
-register_gradient(forward, _autograd, _setup_context)
+register_gradient(forward, _autograd, _setup_context, inputs=2)
 
 
 def _terms(
@@ -126,4 +126,4 @@ def token_objective(
         out = _terms(*scores, rows, checked.bounds, checked.objective)
         return out._replace(loss=out.loss.reshape(logprob.shape))
     loss, metrics, _, _ = forward(*scores, *rows, *checked.operator_form())
-    return LossOutput(loss, metrics.detach())
+    return LossOutput(loss, metrics)

@@ -41,8 +41,8 @@ def _setup_context(ctx, inputs, output):
 def _autograd(ctx, grad_loss, *unused):
     refuse_double_backward("value_loss")
     if grad_loss is None:
-        return (None,) * 6
-    return scaled_gradient(ctx.saved_tensors[0], grad_loss), *(None,) * 5
+        return (None,)
+    return (scaled_gradient(ctx.saved_tensors[0], grad_loss),)
 
 
 register_gradient(forward, _autograd, _setup_context)

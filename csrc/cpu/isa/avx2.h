@@ -21,6 +21,21 @@ RLKERN_INLINE Vec maximum(Vec a, Vec b) {
   return from_native(_mm256_max_ps(to_native(a), to_native(b)));
 }
 
+// By halves: a chain over the lanes would take longer than the sweep of a small row.
+RLKERN_INLINE float horizontal_max(Vec x) {
+  const __m128 four =
+      _mm_max_ps(_mm256_castps256_ps128(to_native(x)), _mm256_extractf128_ps(to_native(x), 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+RLKERN_INLINE float horizontal_sum(Vec x) {
+  const __m128 four =
+      _mm_add_ps(_mm256_castps256_ps128(to_native(x)), _mm256_extractf128_ps(to_native(x), 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 RLKERN_INLINE Vec load(const bfloat16* p) {
   return from_native(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16_bits(p)), 16));
 }
@@ -30,6 +45,21 @@ RLKERN_INLINE Vec load(const float16* p) { return from_native(_mm256_cvtph_ps(lo
 RLKERN_INLINE void store(float16* p, Vec x) {
   const __m128i half = _mm256_cvtps_ph(to_native(x), _MM_FROUND_TO_NEAREST_INT);
   std::memcpy(p, &half, sizeof(half));
+}
+
+// The first n lanes.
+RLKERN_INLINE __m256i first(int64_t n) {
+  alignas(64) static constexpr int32_t kOnes[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kOnes + kLanes - n));
+}
+
+RLKERN_INLINE Vec load_head(const float* p, int64_t n) {
+  const __m256 rest = _mm256_set1_ps(-__builtin_inff()), head = _mm256_castsi256_ps(first(n));
+  return from_native(_mm256_blendv_ps(rest, _mm256_maskload_ps(p, first(n)), head));
+}
+
+RLKERN_INLINE void store_head(float* p, Vec x, int64_t n) {
+  _mm256_maskstore_ps(p, first(n), to_native(x));
 }
 
 template <class S>

@@ -6,18 +6,6 @@
 
 namespace rlkern::RLKERN_ISA {
 
-RLKERN_INLINE float horizontal_max(Vec x) {
-  float result = x[0];
-  for (int i = 1; i < kLanes; ++i) result = x[i] > result ? x[i] : result;
-  return result;
-}
-
-RLKERN_INLINE float horizontal_sum(Vec x) {
-  float result = x[0];
-  for (int i = 1; i < kLanes; ++i) result += x[i];
-  return result;
-}
-
 RLKERN_INLINE void store(bfloat16* p, Vec x) {
   const UintVec bits = bit_cast<UintVec>(x);
   const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // as to_bfloat16 does

@@ -19,6 +19,18 @@ RLKERN_INLINE Vec maximum(Vec a, Vec b) {
 RLKERN_INLINE Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 #endif
 
+RLKERN_INLINE float horizontal_max(Vec x) {
+  float result = x[0];
+  for (int i = 1; i < kLanes; ++i) result = x[i] > result ? x[i] : result;
+  return result;
+}
+
+RLKERN_INLINE float horizontal_sum(Vec x) {
+  float result = x[0];
+  for (int i = 1; i < kLanes; ++i) result += x[i];
+  return result;
+}
+
 RLKERN_INLINE Vec load(const bfloat16* p) {
   HalfVec half;
   std::memcpy(&half, p, sizeof(half));

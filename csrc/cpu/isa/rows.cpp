@@ -248,7 +248,7 @@ void row_gradient_stashed(const Row& row, const RowSums& sums, const RowSlope& s
   for (int64_t begin = 0; begin < row.vocab; begin += kBlock) {
     const int64_t end = begin + kBlock < row.vocab ? begin + kBlock : row.vocab;
     const double shift = (double(block_max_of[begin / kBlock]) - sums.max) * row.inv_temperature;
-    const float factor = float(a * std::exp(shift));
+    const float factor = float(shift == 0 ? a : a * std::exp(shift));
     int64_t i = begin;
     for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
       announce(ahead, i * sizeof(S), 4 * kLanes * sizeof(S));

@@ -12,6 +12,7 @@ from rlkern.backends.cpu.gae import gae
 from rlkern.backends.cpu.group_advantage import group_advantage, group_segments
 from rlkern.backends.cpu.policy_loss import policy_loss, scale_, scaled
 from rlkern.backends.cpu.reverse_scan import reverse_scan
+from rlkern.backends.cpu.td_loss import td_loss
 from rlkern.backends.cpu.token_logprob import (
     token_logprob,
     token_logprob_backward,
@@ -28,6 +29,7 @@ __all__ = [
     "reverse_scan",
     "scale_",
     "scaled",
+    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_logprob_companions",

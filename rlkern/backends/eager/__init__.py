@@ -7,6 +7,7 @@ from rlkern.backends.eager.gae import gae
 from rlkern.backends.eager.group_advantage import group_advantage, group_segments
 from rlkern.backends.eager.policy_loss import policy_loss, scale_, scaled
 from rlkern.backends.eager.reverse_scan import reverse_scan
+from rlkern.backends.eager.td_loss import td_loss
 from rlkern.backends.eager.token_logprob import (
     token_logprob,
     token_logprob_backward,
@@ -23,6 +24,7 @@ __all__ = [
     "reverse_scan",
     "scale_",
     "scaled",
+    "td_loss",
     "token_logprob",
     "token_logprob_backward",
     "token_logprob_companions",

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the temporal-difference losses of action values bootstrap from.
+"""Eager definition of the temporal-difference losses of action values.
 
-There are no kernels: plain PyTorch is faster. rlkern/ops/td_loss.py has the rest.
+    Σ weight·penalty(Q(s, a) − y),  y = r + discount·(1 − done)·F(s')
+
+The C++ home of what a loss bootstraps from is csrc/cpu/td_loss.cpp.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from rlkern.backends.eager.value_loss import value_loss
 
 
 def greatest(next_q: Tensor, other: Tensor | None, next_action: Tensor | None) -> Tensor:
@@ -52,3 +58,47 @@ BOOTSTRAPS = {
     "expected": expected,
 }
 TD_KINDS = ("squared", "full_squared", "huber")
+BOOTSTRAP_INDEX = {name: i for i, name in enumerate(BOOTSTRAPS)}
+
+
+class Transitions(NamedTuple):
+    """What is known of each transition beside the values that are learned.
+
+    other is what double, twin_min and expected need beside next_q, next_action what sarsa does.
+    Without weight the loss is a mean. A transition of weight 0 is not read, nor are the next
+    values of one that is done.
+    """
+
+    action: Tensor
+    reward: Tensor
+    done: Tensor
+    next_q: Tensor
+    other: Tensor | None = None
+    next_action: Tensor | None = None
+    weight: Tensor | None = None
+
+
+def td_loss(
+    q: Tensor, transitions: Transitions, bootstrap: str, kind: str, coef: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns (loss, metrics, error, grad_q); coef is (discount, delta).
+
+    error is y − Q(s, a), 0 where the weight is.
+    """
+    action, reward, done, next_q, other, then, weight = transitions
+    discount, delta = coef.tolist()
+    if weight is None:
+        weight = torch.full_like(reward, 1.0 / max(len(reward), 1))
+    counted = weight != 0
+    follows = counted & ~done
+    if then is not None:
+        then = torch.where(follows, then, 0)
+    q = q.detach()
+    later = torch.where(follows, BOOTSTRAPS[bootstrap](next_q, other, then), 0.0)
+    target = torch.where(counted, reward + discount * later, 0.0)
+    at = torch.where(counted, action, 0).unsqueeze(-1)
+    value = torch.where(counted, q.gather(-1, at).squeeze(-1), 0.0)
+    no_clip = torch.tensor((1.0, delta), dtype=torch.float64)
+    loss, metrics, grad_value = value_loss(value, target, None, weight, kind, no_clip)
+    grad_q = torch.zeros_like(q).scatter(-1, at, grad_value.unsqueeze(-1))
+    return loss, metrics, target - value, grad_q
