@@ -6,7 +6,7 @@ import builtins
 import pytest
 import torch
 from look_helpers import SYSTEM, refused, said
-from trainer_helpers import small, tiny_policy
+from trainer_helpers import fastest, small, tiny_policy
 
 import rlkern
 from rlkern.cli import chat
@@ -28,7 +28,7 @@ def speaker(run, **speech):
 def sums(tmp_path_factory):
     """Returns the directory of a run on text, whose model has no template."""
     folder = tmp_path_factory.mktemp("sums")
-    with rlkern.use_backend("eager"):
+    with rlkern.use_backend(fastest()):
         train(small(folder, name="sums", steps=1, eval__items=10))
     return folder / "runs" / "sums"
 
