@@ -188,7 +188,7 @@ def test_a_chat_keeps_the_conversation_until_it_is_reset(monkeypatch, capsys, ch
     assert second[:2] == first and second[2][0] == "assistant" and second[3] == ("user", "2+3=")
     assert f"model: {second[2][1]}" in out
     assert third == [("system", SYSTEM), ("user", "4+4=")]
-    assert "there is no command /what: /reset forgets" in out
+    assert "there is no command /what\n/reset forgets" in out
     assert all(len(line) <= 80 for line in out.splitlines()[:2])
 
 
