@@ -2,7 +2,7 @@
 """One small run on chats, which the tests of `sample`, `chat`, `show` and `export` look at."""
 
 from data_helpers import data_file
-from trainer_helpers import SMALL, keyed
+from trainer_helpers import SMALL, fastest, keyed
 
 import rlkern
 from rlkern import cli
@@ -35,7 +35,7 @@ def chat_settings(folder, **changes):
 
 def trained_on_chats(folder):
     """Returns the directory of a finished run on messages."""
-    with rlkern.use_backend("eager"):
+    with rlkern.use_backend(fastest()):
         train(chat_settings(folder))
     return folder / "runs" / "run"
 

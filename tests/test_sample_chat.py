@@ -6,7 +6,7 @@ import builtins
 import pytest
 import torch
 from look_helpers import SYSTEM, refused, said
-from trainer_helpers import small, tiny_policy
+from trainer_helpers import fastest, small, tiny_policy
 
 import rlkern
 from rlkern.cli import chat
@@ -28,7 +28,7 @@ def speaker(run, **speech):
 def sums(tmp_path_factory):
     """Returns the directory of a run on text, whose model has no template."""
     folder = tmp_path_factory.mktemp("sums")
-    with rlkern.use_backend("eager"):
+    with rlkern.use_backend(fastest()):
         train(small(folder, name="sums", steps=1, eval__items=10))
     return folder / "runs" / "sums"
 
@@ -188,7 +188,7 @@ def test_a_chat_keeps_the_conversation_until_it_is_reset(monkeypatch, capsys, ch
     assert second[:2] == first and second[2][0] == "assistant" and second[3] == ("user", "2+3=")
     assert f"model: {second[2][1]}" in out
     assert third == [("system", SYSTEM), ("user", "4+4=")]
-    assert "there is no command /what: /reset forgets" in out
+    assert "there is no command /what\n/reset forgets" in out
     assert all(len(line) <= 80 for line in out.splitlines()[:2])
 
 

@@ -10,7 +10,7 @@ import torch
 from data_helpers import data_file
 from look_helpers import SYSTEM, chat_settings, refused, said
 from rich.console import Console
-from trainer_helpers import any_algorithm, changed, compiled, small  # noqa: F401
+from trainer_helpers import any_algorithm, changed, compiled, settings, small  # noqa: F401
 
 from rlkern.runs import parquet
 from rlkern.runs.logs import read_metrics
@@ -94,8 +94,9 @@ def test_a_write_that_fails_leaves_what_is_there(tmp_path, monkeypatch):
 
 
 def test_a_person_sees_the_question_and_not_the_template(capsys):
-    assert question(Item("Q: 1 + 1? A:", "2", {"question": "1 + 1?"}), {}) == "1 + 1?"
-    assert question(Item("x: 2", "2", {"question": "no", "sum": "x"}), {"prompt": "sum"}) == "x"
+    assert question(Item("Q: 1 + 1? A:", "2", {"question": "1 + 1?"}), settings()) == "1 + 1?"
+    own = settings(data={"train": "x.jsonl", "columns": {"prompt": "sum"}})
+    assert question(Item("x: 2", "2", {"question": "no", "sum": "x"}), own) == "x"
     display = Display(Console(width=80))
     display.samples(1, [("What is " + "1 + " * 30, "a\nb", 0.5)])
     out = capsys.readouterr().out

@@ -18,12 +18,14 @@ from trainer_helpers import settings, small, tiny_policy
 
 import rlkern
 from rlkern.runs.logs import read_metrics
+from rlkern.runs.parquet import read_step, steps_in
 from rlkern.trainer import UserError, loop, train
 from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.processes.parallel import check_parallel
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
 from rlkern.trainer.rollout.text import encode
+from rlkern.trainer.show.keys import COMPLETIONS
 
 LONG, CUT = 3, 2
 SPREAD = {"parallel": "fsdp2", "memory__share_prompts": False}
@@ -102,6 +104,17 @@ def test_the_number_of_processes_does_not_change_a_curve(runs, name, who):
     assert_same_curve(
         read_metrics(runs / f"{name} of {who}"), read_metrics(runs / f"{name} of one"), LONG
     )
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_completions_of_two_processes_are_those_of_one(runs, name):
+    of_one, of_two = (runs / f"{name} of {who}" / COMPLETIONS for who in ("one", "two"))
+    assert steps_in(of_two) == steps_in(of_one) == [1, CUT, LONG]
+    for step in steps_in(of_one):
+        for one, two in zip(read_step(of_one, step), read_step(of_two, step), strict=True):
+            for key, value in one.items():
+                same = value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-4)
+                assert two[key] == same, (step, key)
 
 
 def test_a_checkpoint_of_two_processes_holds_whole_weights(runs):

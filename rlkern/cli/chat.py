@@ -69,7 +69,7 @@ def _talk(speaker: Speaker) -> None:
         if line == RESET:
             said = []
         elif re.fullmatch(r"/\w+", line):
-            print(f"there is no command {line}: {_HINT}")
+            print(f"there is no command {line}\n{_HINT}")
         elif line:
             said = _answered(speaker, said, line)
 

@@ -207,7 +207,7 @@ def _print(
         samples.add_column(column)
     for item, text, score in list(zip(items, answers.text, answers.score))[:show]:
         right = "yes" if score[0] >= 1 else f"no: {item.answer[:20]}" if item.answer else "no"
-        asked = quoted(question(item, settings.data.columns), _QUESTION)
+        asked = quoted(question(item, settings), _QUESTION)
         samples.add_row(Text(asked), Text(quoted(text[0], _COMPLETION)), Text(right))
     if show:
         console.print(samples)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Tokens of an answer of a model that belongs to no run.
 _NEW_TOKENS = 256
+_TITLE = "the answers (null takes the run's own, and for a model of no run what is in brackets)"
 # Lower temperatures overflow float32 logits.
 _LEAST = 1e-4
 # Characters of a prompt that a model is tried with.
@@ -59,7 +60,7 @@ def add_speech(parser: Parser) -> None:
     """Adds the flags of Speech, and that of the checkpoint."""
     says = "of a run: best, newest or a step (default best)"
     parser.add_argument("--checkpoint", default="best", metavar="X", help=says)
-    add_settings(parser, Speech, title="how it is asked and its answers are drawn")
+    add_settings(parser, Speech, title=_TITLE)
 
 
 def speech_of(flags: dict[str, Any]) -> Speech:

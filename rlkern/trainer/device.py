@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device of a run."""
+"""The device of a run, and that its memory is full."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that there was no memory left, on a GPU or for the CPU."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error)

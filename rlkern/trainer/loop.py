@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 import rlkern
 from rlkern.runs.errors import NotFinite, RewardError, UserError
 from rlkern.runs.files import write_text
-from rlkern.runs.folder import CONFIG, hold
+from rlkern.runs.folder import hold
 from rlkern.runs.interrupt import Interrupt
 from rlkern.runs.logs import Log, NoLog, read_metrics
 from rlkern.runs.parquet import drop_after
@@ -25,12 +25,20 @@ from rlkern.runs.settings.layers import dotted
 from rlkern.runs.trackers import Start, begin_tracking
 from rlkern.trainer import build, preflight
 from rlkern.trainer.build import Run
+from rlkern.trainer.device import is_out_of_memory
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import whole_state
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.run import best, checkpoint, rundir
-from rlkern.trainer.run.checkpoint import Place, all_checkpoints
+from rlkern.trainer.run.checkpoint import Place, newest, set_aside
+from rlkern.trainer.run.sentences import (
+    how_to_go_on,
+    out_of_memory,
+    say_damaged,
+    say_finished,
+)
 from rlkern.trainer.settings import Settings, dump
+from rlkern.trainer.settings.places import anchored
 from rlkern.trainer.show.completions import write_completions
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.keys import COMPLETIONS
@@ -63,8 +71,8 @@ class Desk:
 
 def train(settings: Settings, *, resume: bool = False, display: Display | None = None) -> dict:
     """Returns the summary of a whole run, which its directory then holds as summary.json."""
-    world = World.start(settings.device)
-    preflight.check(settings, world)
+    settings, world = anchored(settings), World.start(settings.device)
+    preflight.check(settings, world, resume=resume)
     if not world.is_main:
         display = Display(Console(quiet=True))
     return _train(settings, world, display or Display(), resume=resume)
@@ -77,15 +85,18 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
             if world.is_main and resume:
                 stack.enter_context(hold(folder))
             world.barrier()  # nobody else writes it from here on
-            found = all_checkpoints(folder)
-            saved = found[-1] if found else None
+            saved, damaged = newest(folder)
             parts = build.load(settings, world, saved)
             _check_steps(parts, folder)
             for note in parts.task.notes:
                 display.say(note)
             display.say(f"run {folder}" + (f", going on after {saved.name}" if saved else ""))
+            say_damaged(damaged, saved, display.warn)
+            if saved is not None:
+                say_finished(parts, folder, display.say)
             world.barrier()  # everyone has seen the run as it was
             if world.is_main:
+                set_aside(damaged)
                 if not resume:
                     stack.enter_context(hold(folder))
                 rundir.write_settings(folder, settings)
@@ -98,12 +109,16 @@ def _train(settings: Settings, world: World, display: Display, *, resume: bool) 
                 return _run(parts, saved, desk)
             except (RewardError, NotFinite) as error:
                 where = f"after step {parts.progress.step}"
-                raise UserError(f"{where}: {error}; {_how_to_go_on(folder)}") from error
+                raise UserError(f"{where}: {error}; {how_to_go_on(folder)}") from error
     except (OSError, SafetensorError) as error:
-        sentence = f"{folder}: reading or writing failed: {error}; {_how_to_go_on(folder)}"
+        sentence = f"{folder}: reading or writing failed: {error}; {how_to_go_on(folder)}"
         raise UserError(sentence) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(out_of_memory(settings, error, folder)) from error
     except KeyboardInterrupt:
-        raise UserError(f"stopped; {_how_to_go_on(folder)}", code=130) from None
+        raise UserError(f"stopped; {how_to_go_on(folder)}", code=130) from None
 
 
 def _log(parts: Parts, folder: Path, step: int) -> Log | NoLog:
@@ -120,14 +135,6 @@ def _check_steps(parts: Parts, folder: Path) -> None:
     steps, done = parts.settings.steps, parts.progress.step
     if steps < done:
         raise UserError(f"steps must be at least the {done} that {folder} has done, got {steps}")
-
-
-def _how_to_go_on(folder: Path) -> str:
-    if not (folder / CONFIG).is_file():
-        return "the run had not begun"
-    saved = all_checkpoints(folder)
-    kept = f"{saved[-1].name} is whole" if saved else "no checkpoint was saved yet"
-    return f"{kept}, go on with: rlkern train --resume {folder}"
 
 
 def _run(parts: Parts, saved: Path | None, desk: Desk) -> dict:

@@ -33,10 +33,12 @@ from rlkern.trainer.tasks.registry import make_task
 from rlkern.trainer.tasks.task import Task
 
 
-def check(settings: Settings, world: World) -> None:
-    """Raises UserError for settings with which a run would end later."""
+def check(settings: Settings, world: World, *, resume: bool = False) -> None:
+    """Raises UserError for settings with which a run would end later; one that is resumed has its
+    model in a checkpoint, wherever that which it started from is now."""
     check_coefficients(settings)
-    check_model_name(settings.model)
+    if not resume:
+        check_model_name(settings.model)
     if settings.teacher is not None:
         check_model_name(settings.teacher)
     check_engine(settings)

@@ -137,6 +137,7 @@ class Supervised:
         result = take_step(parts, updater, rows)
         note(parts, [result], False, 0.0, warn)
         values = with_times(update_values(parts, [result]), watch, result)
-        named = parts.settings.data.columns
-        shown = [(question(item, named), shown_answer(item.right), 1.0) for item in items[:4]]
+        shown = [
+            (question(item, parts.settings), shown_answer(item.right), 1.0) for item in items[:4]
+        ]
         return values, StepAnswers(shown)

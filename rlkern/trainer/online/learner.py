@@ -87,7 +87,7 @@ class Online:
         watch.seconds["time/loss"] = sum(result.loss_seconds for result in results)
         watch.seconds["time/step"] = sum(result.step_seconds for result in results)
         values.update(watch.seconds, step_time=sum(watch.seconds.values()))
-        samples = pick_samples(rows, parts.settings.data.columns)
+        samples = pick_samples(rows, parts.settings)
         return values, StepAnswers(samples, dataclasses.replace(rows, mask=given.rows.mask))
 
     def _scored(self, rows: Rows) -> Rows:

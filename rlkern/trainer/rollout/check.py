@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Prompt
+from rlkern.trainer.device import is_out_of_memory
 from rlkern.trainer.models.policy import Policy, token_logprob
 from rlkern.trainer.models.ways import Way
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
@@ -48,6 +49,8 @@ def _disagreement(policy: Policy, prompts: Sequence[Prompt], settings: Settings)
     try:
         found = differences(policy, prompts, settings)
     except _ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"cannot be run here: {type(error).__name__}: {first}"
     bound = _ROUNDING_LOW if policy.low_precision else _ROUNDING

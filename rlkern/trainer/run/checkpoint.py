@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from rlkern.trainer.update import Updater
 
 STATE = "trainer.json"
 _FORMAT = 3
+_FILES = ("optimizer.safetensors", "random.safetensors")
 
 
 def name_of(step: int) -> str:
@@ -38,6 +41,45 @@ def all_checkpoints(run: Path) -> list[Path]:
     """Returns the checkpoints of a run, oldest first."""
     found = [path for path in run.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
     return sorted(found, key=lambda path: int(path.name.split("-", 1)[1]))
+
+
+def damage(folder: Path) -> str | None:
+    """Returns what is wrong with a checkpoint's files, None for one that is whole: each has as many
+    bytes as it says itself. What they hold is not looked at."""
+    for path in (folder / STATE, *sorted(folder.rglob("*.safetensors"))):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            else:
+                with safe_open(path, "pt"):
+                    pass
+        except (OSError, ValueError, SafetensorError) as error:
+            return f"{path.name}: {str(error).splitlines()[0]}"
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    return f"{missing[0]} is not there" if missing else None
+
+
+def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
+    """Returns the newest whole checkpoint of a run, None if it has saved none, and what is wrong
+    with each newer one; Raises UserError if none is whole."""
+    damaged: dict[Path, str] = {}
+    for folder in reversed(all_checkpoints(run)):
+        why = damage(folder)
+        if why is None:
+            return folder, damaged
+        damaged[folder] = why
+    if damaged:
+        which = "; ".join(f"{folder.name}: {why}" for folder, why in damaged.items())
+        raise UserError(f"{run} has no whole checkpoint to go on from ({which}); begin a new run")
+    return None, damaged
+
+
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Renames checkpoints, so that the run can write them again."""
+    for folder in damaged:
+        place = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
 
 
 def save(run: Path, parts: Parts, updater: Updater) -> Path:
@@ -139,7 +181,7 @@ def restore(folder: Path, parts: Parts, updater: Updater) -> None:
     states = _load(folder / "random.safetensors")
     torch.set_rng_state(states["torch"])
     parts.generator.set_state(states["sampler"])
-    if "cuda" in states:
+    if "cuda" in states and parts.policy.device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], parts.policy.device)
 
 

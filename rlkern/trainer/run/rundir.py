@@ -10,6 +10,7 @@ from rlkern.runs.files import write_text
 from rlkern.runs.folder import CONFIG, existing_folder, joined, new_folder
 from rlkern.trainer.settings import Settings, differing
 from rlkern.trainer.settings.document import saved, text
+from rlkern.trainer.settings.places import anchored
 
 
 def automatic_name(settings: Settings) -> str:
@@ -37,7 +38,8 @@ def existing_run(settings: Settings) -> Path:
     another run.
     """
     run = existing_folder(Path(settings.output.dir), settings.name, automatic_name(settings))
-    if other := differing(settings, saved(run / CONFIG)):
+    # Of a run begun elsewhere, or before paths were whole, the same places are named in other ways.
+    if other := differing(settings, anchored(saved(run / CONFIG))):
         key, mine, its = other
         raise UserError(
             f"{run} was started with {key} {its!r}, not {mine!r}; resume with its own settings, or"

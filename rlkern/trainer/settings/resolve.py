@@ -26,12 +26,17 @@ from rlkern.trainer.settings.reads import DATA, Facts, facts, unread
 from rlkern.trainer.settings.running import Sft
 from rlkern.trainer.settings.schema import Settings
 
-# Keys that may change when a run is resumed: none of them alters what an earlier step computed. Of
-# the data a run records the content, which must stay the same wherever it lies.
+# Keys that may change when a run is resumed: none of them alters what an earlier step computed, and
+# a later step only by how it rounds. Of the data a run records the content, which must stay the
+# same wherever it lies. eval.items is not among them, because what is held out is not trained on,
+# and eval.modes is not, because its first one decides which checkpoint is the best.
 RESUMABLE = frozenset(
-    "name output.dir output.log output.sample_every output.completions output.save_every"
-    " output.keep_checkpoints loss.compare max_seconds reward.degenerate_limit reward.timeout"
-    " reward.workers data.train data.eval".split()
+    "name device threads max_seconds data.train data.eval batch.micro_batches"
+    " memory.share_prompts memory.gradient_checkpointing memory.length_bucket"
+    " eval.every eval.samples eval.pass_at eval.batch eval.keep_best"
+    " output.dir output.log output.log_every output.sample_every output.completions"
+    " output.save_every output.keep_checkpoints"
+    " loss.compare reward.degenerate_limit reward.timeout reward.workers".split()
 )
 
 

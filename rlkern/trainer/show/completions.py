@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from rlkern.trainer.data.columns import ROLES
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rollout.text import token_ids
 from rlkern.trainer.rows import Rows, finished
+from rlkern.trainer.settings import Settings
 from rlkern.trainer.show.keys import COMPLETIONS
 from rlkern.trainer.tasks.task import Item
 
@@ -35,14 +35,13 @@ TYPES = {
 }
 
 
-def question(item: Item, named: Mapping[str, str]) -> str:
+def question(item: Item, settings: Settings) -> str:
     """Returns what a person asked: without examples before it or a template around it.
 
-    named  columns by their roles, as data.columns has them
-
-    >>> question(Item("Q: 1 + 1? A:", "2", {"question": "1 + 1?"}), {})
+    >>> question(Item("Q: 1 + 1? A:", "2", {"question": "1 + 1?"}), Settings())
     '1 + 1?'
     """
+    named = settings.data.columns
     if item.row is not None and isinstance(item.row.prompt, Chat):
         return item.prompt
     usual = (named["prompt"],) if "prompt" in named else ROLES["prompt"]
@@ -63,11 +62,10 @@ def columns_of(step: int, parts: Parts, rows: Rows) -> dict[str, list[Any]]:
     assert rows.reward is not None and rows.shaped_reward is not None
     G, ids = rows.group_size, token_ids(rows)["prompt_ids"][:: rows.group_size]
     prompts = [parts.policy.tokenizer.decode(each) for each in ids]
-    named = parts.settings.data.columns
     by_function = zip(parts.rewards.names, rows.rewards.T, strict=True)
     return {
         "step": [step] * len(rows.item),
-        "question": [question(item, named) for item in rows.item],
+        "question": [question(item, parts.settings) for item in rows.item],
         "prompt": [text for text in prompts for _ in range(G)],
         "completion": rows.text,
         "answer": [item.answer for item in rows.item],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ import rlkern
 from rlkern.runs.errors import RewardError, UserError
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.rows import Rows, finished
+from rlkern.trainer.settings import Settings
 from rlkern.trainer.show.completions import question
 from rlkern.trainer.update import StepResult, rates
 
@@ -176,14 +177,13 @@ def note_cut_off(parts: Parts, share: float, warn: Callable[[str], None]) -> Non
         )
 
 
-def pick_samples(rows: Rows, named: Mapping[str, str]) -> list[Sample]:
-    """Returns two answers, the best and the worst, to each of the first four questions; named are
-    columns by their roles."""
+def pick_samples(rows: Rows, settings: Settings) -> list[Sample]:
+    """Returns two answers, the best and the worst, to each of the first four questions."""
     assert rows.shaped_reward is not None and rows.item is not None and rows.text is not None
     reward, G, picked = rows.shaped_reward.tolist(), rows.group_size, list[Sample]()
     for first in range(0, min(len(reward), 4 * G), G):
         scored = [i for i in range(first, first + G) if not math.isnan(reward[i])] or [first]
         ends = (max(scored, key=reward.__getitem__), min(scored, key=reward.__getitem__))
-        asked = question(rows.item[first], named)
+        asked = question(rows.item[first], settings)
         picked += [(asked, rows.text[i], reward[i]) for i in dict.fromkeys(ends)]
     return picked
