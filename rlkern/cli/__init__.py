@@ -11,6 +11,7 @@ import sys
 _COMMANDS = {
     "train": ("rlkern.cli.train", "train a language model, or run the stages of a pipeline"),
     "eval": ("rlkern.cli.evaluate", "accuracy and pass@k of a run, a checkpoint or a model"),
+    "reward": ("rlkern.cli.reward", "try a reward on some items before a run goes by it"),
     "compare": ("rlkern.cli.compare", "run algorithms x seeds side by side and write their pages"),
     "algorithms": ("rlkern.cli.algorithms", "list the algorithms: needs, defaults, papers"),
     "doctor": ("rlkern.cli.doctor", "say which backend serves each operation here, and why"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkern.runs import code
 from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Answer, Chat, identity
 from rlkern.trainer.data.examples import Example, Wording, examples
@@ -52,22 +53,34 @@ def read_source(settings: Settings) -> Source:
 
 
 def digests(settings: Settings) -> dict[str, str]:
-    """Returns the SHA-256 of what data.train and data.eval name, by key; nothing without them."""
+    """Returns the SHA-256 of what data.train and data.eval name, by key, and of the files of the
+    run's functions, by name."""
     given = {"data.train": settings.data.train, "data.eval": settings.data.eval}
-    return {key: digest(Path(path)) for key, path in given.items() if path is not None}
+    found = {key: digest(Path(path)) for key, path in given.items() if path is not None}
+    return {**found, **code.digests(settings.task, *settings.reward.functions)}
 
 
-def check_unchanged(settings: Settings, before: dict[str, str]) -> None:
-    """Raises UserError if a resumed run would go on with other data than it began with."""
-    now = digests(settings)
+def check_unchanged(settings: Settings, before: dict[str, str]) -> list[str]:
+    """Returns what a person should know of functions that have changed since a run began, which may
+    be mended; Raises UserError if it would go on with other data."""
+    now, notes = digests(settings), list[str]()
     for key in sorted({*now, *before}):
-        if now.get(key) != before.get(key):
+        if now.get(key) == before.get(key):
+            continue
+        if code.is_code(key):
+            notes.append(
+                f"{key} has changed since the run began (SHA-256 was"
+                f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): from here on"
+                " the run goes by the new one"
+            )
+        else:
             path = getattr(settings.data, key.removeprefix("data."))
             raise UserError(
                 f"{key} {path} has changed since the run began (SHA-256 was"
                 f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): a resumed run"
                 " goes on with the same rows; start a new run for these"
             )
+    return notes
 
 
 def key_of(example: Example) -> str:
