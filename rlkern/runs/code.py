@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,10 +89,11 @@ def _of_module(place: str) -> ModuleType:
 
 
 def _of_file(path: Path) -> ModuleType:
-    """Returns the module of a file, run once for each content; its folder is where its own imports
-    are looked for."""
+    """Returns the module of a file, run once for each place and content; its folder is where its
+    own imports are looked for."""
     path = path.resolve()
-    name = f"_rlkern_{path.stem}_{digest(path)[:12]}"
+    mark = hashlib.sha256(f"{path}\0{digest(path)}".encode()).hexdigest()
+    name = f"_rlkern_{path.stem}_{mark[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     if str(path.parent) not in sys.path:
@@ -127,3 +130,24 @@ def _source(name: str) -> Path | None:
     module = sys.modules.get(name.partition(":")[0])
     file = getattr(module, "__file__", None)
     return Path(file) if file else None
+
+
+def described(error: BaseException, function: Callable) -> str:
+    """Returns what a function raised and where: the last line of its own file on the way to the
+    error, or else of any."""
+    inner = inspect.unwrap(function)
+    inner = inner if hasattr(inner, "__code__") else inspect.unwrap(type(inner).__call__)
+    code = getattr(inner, "__code__", None)
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    own = [place for place in frames if code is not None and place[0] == code.co_filename]
+    what = f"raised {type(error).__name__}: {error}"
+    # Where it could not even be called, the last frame is the trainer's.
+    return f"{what} ({_short(own[-1][0])}, line {own[-1][1]})" if own else what
+
+
+def _short(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

@@ -12,7 +12,7 @@ from rlkern.runs import code
 from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Answer, Chat, identity
 from rlkern.trainer.data.examples import Example, Wording, examples
-from rlkern.trainer.data.files import digest, records
+from rlkern.trainer.data.files import Record, digest, records
 from rlkern.trainer.settings import Settings
 
 
@@ -35,18 +35,34 @@ def read_source(settings: Settings) -> Source:
     assert data.train is not None
     train, name = _read(data.train, "data.train", settings), Path(data.train).name
     if data.eval is None:
-        held, where = _part(train, settings), "by the seed"
-    else:
-        every = _distinct(_read(data.eval, "data.eval", settings))
-        _check_alike(train, every)
-        held = every[: settings.eval.items]
-        where = f"of the {len(every)} prompts of {Path(data.eval).name}"
+        return _split(train, name, settings)
+    every = _distinct(_read(data.eval, "data.eval", settings))
+    _check_alike(train, every)
+    where = f"of the {len(every)} prompts of {Path(data.eval).name}"
+    return _without(train, every[: settings.eval.items], f"data.train {data.train}", name, where)
+
+
+def of_records(found: list[Record], name: str, settings: Settings) -> Source:
+    """Returns rows that are no file's as read_source returns those of data.train."""
+    return _split(_examples(found, settings), name, settings)
+
+
+def _split(train: list[Example], name: str, settings: Settings) -> Source:
+    place = name if settings.data.train is None else f"data.train {settings.data.train}"
+    return _without(train, _part(train, place, settings), place, name, "by the seed")
+
+
+def _without(
+    train: list[Example], held: list[Example], place: str, name: str, where: str
+) -> Source:
+    """Returns the rows without those whose prompts are held out, and the split in a sentence."""
     barred = {key_of(example) for example in held}
     rest = [example for example in train if key_of(example) not in barred]
     if not rest:
-        raise UserError(f"data.train {data.train}: every row is held out; lower eval.items")
+        raise UserError(f"{place}: every row is held out; lower eval.items")
     note = f"{name}: {len(rest)} rows to learn from, {len(held)} held out ({where})"
-    same = len(train) - len(rest) - (len(held) if data.eval is None else 0)
+    own = {id(example) for example in train}
+    same = len(train) - len(rest) - sum(id(example) in own for example in held)
     if same > 0:
         note += f"; {same} rows left out, whose prompts are held out"
     return Source(rest, held, (note,))
@@ -106,9 +122,12 @@ def _texts(said: Answer | None) -> list[str]:
 
 
 def _read(path: str, key: str, settings: Settings) -> list[Example]:
+    return _examples(records(Path(path), key), settings)
+
+
+def _examples(found: list[Record], settings: Settings) -> list[Example]:
     data = settings.data
-    wording = Wording(data.system, data.chat, data.template)
-    return examples(records(Path(path), key), data.columns, wording)
+    return examples(found, data.columns, Wording(data.system, data.chat, data.template))
 
 
 def _distinct(rows: list[Example]) -> list[Example]:
@@ -118,13 +137,13 @@ def _distinct(rows: list[Example]) -> list[Example]:
     return list({key_of(row): row for row in reversed(rows)}.values())[::-1]
 
 
-def _part(rows: list[Example], settings: Settings) -> list[Example]:
+def _part(rows: list[Example], name: str, settings: Settings) -> list[Example]:
     """Returns rows that the seed chooses, whatever they are chosen for."""
     every = _distinct(rows)
     count = min(settings.eval.items, len(every) // 5)
     if not count:
         raise UserError(
-            f"data.train {settings.data.train} must hold at least 5 different prompts, of which one"
+            f"{name} must hold at least 5 different prompts, of which one"
             f" is held out, got {len(every)}; give more, or a data.eval"
         )
     return random.Random(f"{settings.seed}/data").sample(every, len(every))[:count]

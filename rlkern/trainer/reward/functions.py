@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlkern.runs.code import is_code, load
+from rlkern.runs.code import described, is_code, load
 from rlkern.runs.errors import RewardError, UserError
 from rlkern.runs.settings.message import nearest
-from rlkern.trainer.data.chat import Message
+from rlkern.trainer.data.chat import ASSISTANT, Message
 from rlkern.trainer.device import resolve_device
 from rlkern.trainer.reward import graders
 from rlkern.trainer.reward.apart import Apart
-from rlkern.trainer.reward.asking import Awaited, Limited, Limits, described, is_async
+from rlkern.trainer.reward.asking import Awaited, Limited, Limits, is_async
 from rlkern.trainer.reward.model import load_reward_model
 from rlkern.trainer.reward.signatures import (
     as_messages,
@@ -40,7 +40,11 @@ TASK = "task"
 
 
 def task_reward(task: Task) -> RewardFunction:
-    """Returns the task's own reward: 1 for a right answer, 0 otherwise."""
+    """Returns the task's own reward: 1 for a right answer, 0 otherwise; of an environment what it
+    says itself."""
+
+    if task.begin is not None:
+        return environment_reward(task)
 
     @reads_text
     def exact_match(
@@ -49,6 +53,27 @@ def task_reward(task: Task) -> RewardFunction:
         return [task.score(text, one) for text, one in zip(completions, item, strict=True)]
 
     return exact_match
+
+
+def environment_reward(task: Task) -> RewardFunction:
+    """Returns what the environment says of a conversation, of an answer that is none as of its only
+    message."""
+
+    @reads_text
+    def environment(
+        prompts: list[str],
+        completions: list[str],
+        item: list[Item],
+        verdict: list[float | None] | None = None,
+    ) -> list[float | None]:
+        assert task.begin is not None
+        if verdict is not None:
+            return verdict
+        both = zip(completions, item, strict=True)
+        said = [([{"role": ASSISTANT, "content": text}], task.begin(one)) for text, one in both]
+        return [talk.verdict(transcript) for transcript, talk in said]
+
+    return environment
 
 
 @dataclass
@@ -114,6 +139,7 @@ def _own(name: str, task: Task) -> RewardFunction:
     found = of_verl(found, task.name)
     items = [*(task.rows or ()), *task.held_out]
     columns = {column for item in items for column in item.columns}
+    columns |= {"verdict"} if task.begin is not None else set()
     check_parameters(found, name, columns, task.name)
     return found
 
