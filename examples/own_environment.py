@@ -106,9 +106,9 @@ def main(name="calculator", folder="runs", steps=30, **keys):
     settings = {
         "task": f"{Path(__file__).resolve()}:{name}",
         "name": f"own-{name}",
-        "sft.steps": 300,
-        "sft.target": 0.5,
-        "batch.prompts": 32,
+        "sft.steps": 150,
+        "sft.target": 0,
+        "sft.batch": 32,
         "eval.items": 50,
         "steps": steps,
         "output.dir": str(folder),
