@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import string
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -45,10 +46,12 @@ def own_task(settings: Settings) -> Task:
             f"environment {shown} has no score (TRL's get_reward), which --reward task asks: give"
             " it one, or name another --reward"
         )
-    source = _source(env, shown, settings)
+    found = rows_task(_source(env, shown, settings), settings)
     return dataclasses.replace(
-        rows_task(source, settings),
+        found,
         name=shown,
+        # What it will reply, and calls of tools, are not in its rows.
+        alphabet="".join(sorted({*found.alphabet, *string.printable[:97]})),
         begin=partial(_begin, env, shown),
         max_turns=env.max_turns,
         max_new_tokens=env.max_new_tokens,
