@@ -151,8 +151,8 @@ def test_a_reward_is_given_every_column_and_the_question(tmp_path, monkeypatch):
         "prompt_ids",
         "completion_ids",
     }
-    for text, level, answer in zip(seen["prompts"], seen["level"], seen["answer"], strict=True):
-        a, b = text.removesuffix("=").split("+")
+    for said, level, answer in zip(seen["prompts"], seen["level"], seen["answer"], strict=True):
+        a, b = said[-1]["content"].removesuffix("=").split("+")
         assert (level, answer) == (int(a), str(int(a) + int(b)))
 
 

@@ -16,6 +16,7 @@ _COMMANDS = {
     "show": ("rlkern.cli.show", "show a run: settings, curves, held-out numbers, completions"),
     "export": ("rlkern.cli.export", "write a run's model as a plain folder of transformers"),
     "control": ("rlkern.cli.control", "train a classic algorithm in a gymnasium environment"),
+    "reward": ("rlkern.cli.reward", "try a reward on some items before a run goes by it"),
     "compare": ("rlkern.cli.compare", "run algorithms x seeds side by side and write their pages"),
     "algorithms": ("rlkern.cli.algorithms", "list the algorithms: needs, defaults, papers"),
     "doctor": ("rlkern.cli.doctor", "say which backend serves each operation here, and why"),

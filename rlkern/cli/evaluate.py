@@ -150,7 +150,8 @@ def _values(settings: Settings, found: dict[str, Answers]) -> dict[str, float]:
     """Returns each accuracy and its standard error, by name."""
     from rlkern.trainer.evaluate import standard_error
 
-    what = "accuracy" if settings.data.train is None else "reward"
+    rows = settings.data.train is not None or settings.has_own_task
+    what = "reward" if rows else "accuracy"
     columns = {f"{what}_{mode}": answers.accuracy() for mode, answers in found.items()}
     if "sampled" in found:
         columns.update({f"pass@{k}": found["sampled"].pass_at(k) for k in settings.eval.pass_at})

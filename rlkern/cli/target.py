@@ -123,7 +123,7 @@ def settings_for(target: Target, changes: dict) -> Settings:
     if own is not None and changes.get("task", own.asked) != own.asked:
         kept.pop("data", None)
     # A file is measured by the run's own reward, a task by its verifier.
-    of_file = "train" in kept.get("data", {})
+    of_file = "train" in kept.get("data", {}) or (own is not None and own.has_own_task)
     own_reward = kept.pop("reward", {}) if own is not None else {}
     if of_file:
         kept["reward"] = {k: v for k, v in own_reward.items() if k in _REWARD}

@@ -95,7 +95,9 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
         progress = Progress(reward_kl_coef=settings.reward.kl_coef, data=digests(settings))
     else:
         progress = checkpoint.read_progress(saved, settings)
-        check_unchanged(settings, progress.data)
+        changed = check_unchanged(settings, progress.data)
+        task = dataclasses.replace(task, notes=(*task.notes, *changed))
+        progress.data = digests(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)

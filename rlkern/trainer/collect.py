@@ -15,7 +15,8 @@ from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.functions import score_completions
 from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers
-from rlkern.trainer.rollout.text import texts, token_ids
+from rlkern.trainer.rollout.talks import answer_columns
+from rlkern.trainer.rollout.text import texts
 from rlkern.trainer.rollout.turns import converse
 from rlkern.trainer.rows import Rows, joined
 from rlkern.trainer.settings.learning import DynamicGroups
@@ -61,7 +62,8 @@ def rewarded(parts: Parts, items: list[Item], rows: Rows) -> Rows:
 
     def ask() -> tuple[Tensor, Tensor, int]:
         before = parts.rewards.late
-        found = score_completions(parts.rewards, repeated, text, token_ids(rows))
+        columns, transcript = answer_columns(rows), rows.transcript
+        found = score_completions(parts.rewards, repeated, text, columns, transcript)
         return *found, parts.rewards.late - before
 
     reward, rewards, late = parts.world.in_main(ask)

@@ -8,22 +8,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlkern.trainer.data.chat import Message
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.reward.functions import Rewards, score_completions
 from rlkern.trainer.rollout.sampler import ModelEngine, Sampling, random_numbers
-from rlkern.trainer.rollout.text import texts, token_ids
+from rlkern.trainer.rollout.talks import answer_columns
+from rlkern.trainer.rollout.text import texts
 from rlkern.trainer.rollout.turns import converse
+from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
 
-# An answer: its text, the ids of its prompt and its own.
-Said = tuple[str, list[int], list[int]]
+
+@dataclass
+class Said:
+    """An answer: its text, what rewards may read beside it, and what was said in a conversation."""
+
+    text: str
+    columns: dict[str, Any]
+    transcript: list[Message] | None
 
 
 @dataclass
@@ -104,10 +114,10 @@ def answer(
             group_size=count,
             uniform=None if numbers is None else numbers[some, drawn].flatten(0, 1),
         )
-        found = list(zip(texts(policy, rows), *token_ids(rows).values(), strict=True))
+        found = _said(texts(policy, rows), rows)
         for place, kept in enumerate(said[some]):
             kept.extend(found[place * count : (place + 1) * count])
-    text, score = [[one for one, *_ in kept] for kept in said], _scores(task, own, said, rewards)
+    text, score = [[one.text for one in kept] for kept in said], _scores(task, own, said, rewards)
     parts = world.gather((text, score))
     return Answers(
         [kept for part, _ in parts for kept in part],
@@ -115,15 +125,29 @@ def answer(
     )
 
 
+def _said(text: list[str], rows: Rows) -> list[Said]:
+    columns, transcript = answer_columns(rows), rows.transcript
+    return [
+        Said(
+            one,
+            {name: values[n] for name, values in columns.items()},
+            None if transcript is None else transcript[n],
+        )
+        for n, one in enumerate(text)
+    ]
+
+
 def _scores(
     task: Task, items: list[Item], said: list[list[Said]], rewards: Rewards | None
 ) -> list[list[float]]:
     if rewards is None or not items:
-        return [[task.score(one, item) for one, *_ in kept] for kept, item in zip(said, items)]
+        return [[task.score(one.text, item) for one in kept] for kept, item in zip(said, items)]
     repeated = [item for kept, item in zip(said, items) for _ in kept]
-    text, prompt, completion = (list(x) for x in zip(*(one for kept in said for one in kept)))
-    ids = {"prompt_ids": prompt, "completion_ids": completion}
-    total, _ = score_completions(rewards, repeated, text, ids)
+    every = [one for kept in said for one in kept]
+    columns = {name: [one.columns[name] for one in every] for name in every[0].columns}
+    spoken = [one.transcript for one in every if one.transcript is not None]
+    text = [one.text for one in every]
+    total, _ = score_completions(rewards, repeated, text, columns, spoken or None)
     return total.view(len(items), -1).tolist()
 
 

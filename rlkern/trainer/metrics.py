@@ -77,6 +77,10 @@ METRICS = (
         watch="pairs",
     ),
     Metric("rewards/{which}", "share of answers that are unscorable; late ones (reward.timeout)"),
+    Metric(
+        "conversations/{what}",
+        "messages of the model and calls of tools in one, and the share of the calls that failed",
+    ),
     Metric("logps/{which}", "mean log-probability of chosen and of rejected answers"),
     Metric(
         "loss",

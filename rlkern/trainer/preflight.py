@@ -86,7 +86,8 @@ def check_task(settings: Settings, task: Task) -> None:
     """Raises UserError if the task does not suit the settings."""
     longest = most_turns(settings, task) * (settings.rollout.max_new_tokens or task.max_new_tokens)
     check_overlong(settings, longest)
-    if task.reply is not None and settings.declared.learns_from in ("pairs", "judged"):
+    talks = task.reply is not None or task.begin is not None
+    if talks and settings.declared.learns_from in ("pairs", "judged"):
         raise UserError(
             f"algorithm {settings.algorithm} compares whole answers, and task {task.name} is a"
             " conversation; use another task, or an algorithm that samples its own answers"

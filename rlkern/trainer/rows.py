@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import rlkern
+from rlkern.trainer.data.chat import Message
 from rlkern.trainer.tasks.task import Item
 
 
@@ -45,6 +46,8 @@ class Rows:
 
     item             B, the item that each answer is to
     text             B, all that follows the prompts as text
+    transcript       B, the messages of each conversation behind its prompt, by all speakers
+    verdict          B, what the environment of each conversation says of it, None where it cannot
     rewards          (B, F) float32 of each reward function, NaN where it cannot score an answer
     reward           (B,) float32, the weighted sum; NaN where no function can score
     shaped_reward    (B,) float32, the reward with punishments of length
@@ -77,6 +80,8 @@ class Rows:
     keep: Tensor | None = _rows("answer", fill=-1, default=None)
     item: list[Item] | None = _rows("answer", default=None)
     text: list[str] | None = _rows("answer", default=None)
+    transcript: list[list[Message]] | None = _rows("answer", default=None)
+    verdict: list[float | None] | None = _rows("answer", default=None)
     rewards: Tensor | None = _rows("answer", default=None)
     reward: Tensor | None = _rows("answer", default=None)
     shaped_reward: Tensor | None = _rows("answer", default=None)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import ASSISTANT, USER, Answer, Chat, Message, Prompt, shown
 
+# What stands for an earlier message of the model.
+_PLACE = "rlkern-was-here"
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -47,6 +49,22 @@ def no_template(text: str) -> str:
 def chat_prompt_ids(tokenizer: Any, chat: Chat) -> list[int]:
     """Returns the ids that a model goes on from: the messages and what begins an answer."""
     return _encoded(tokenizer, _rendered(tokenizer, chat.messages, chat.tools, start=True))
+
+
+def reply_ids(tokenizer: Any, said: Sequence[Message], ends: Collection[int]) -> list[int]:
+    """Returns the ids of messages that answer the model's, and of what begins its next one; those
+    that end the message before them are the model's own."""
+    before = ({"role": USER, "content": "?"}, {"role": ASSISTANT, "content": _PLACE})
+    alone = _rendered(tokenizer, before, (), start=False)
+    whole = _rendered(tokenizer, (*before, *said), (), start=True)
+    if _PLACE not in alone or _PLACE not in whole:
+        raise UserError(
+            "the model's chat template does not write what the assistant said as it is, so no"
+            " conversation can go on; use another template"
+        )
+    closing, ids = (_encoded(tokenizer, text.partition(_PLACE)[2]) for text in (alone, whole))
+    own = next((n + 1 for n, i in enumerate(closing) if i in ends), 0)
+    return ids[own:]
 
 
 def chat_tokens(tokenizer: Any, chat: Chat, answer: Answer, ends: Collection[int]) -> Tokens:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlkern.runs import code
 from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Answer, Chat, identity
 from rlkern.trainer.data.examples import Example, Wording, examples
-from rlkern.trainer.data.files import digest, records
+from rlkern.trainer.data.files import Record, digest, records
 from rlkern.trainer.settings import Settings
 
 
@@ -34,40 +35,68 @@ def read_source(settings: Settings) -> Source:
     assert data.train is not None
     train, name = _read(data.train, "data.train", settings), Path(data.train).name
     if data.eval is None:
-        held, where = _part(train, settings), "by the seed"
-    else:
-        every = _distinct(_read(data.eval, "data.eval", settings))
-        _check_alike(train, every)
-        held = every[: settings.eval.items]
-        where = f"of the {len(every)} prompts of {Path(data.eval).name}"
+        return _split(train, name, settings)
+    every = _distinct(_read(data.eval, "data.eval", settings))
+    _check_alike(train, every)
+    where = f"of the {len(every)} prompts of {Path(data.eval).name}"
+    return _without(train, every[: settings.eval.items], f"data.train {data.train}", name, where)
+
+
+def of_records(found: list[Record], name: str, settings: Settings) -> Source:
+    """Returns rows that are no file's as read_source returns those of data.train."""
+    return _split(_examples(found, settings), name, settings)
+
+
+def _split(train: list[Example], name: str, settings: Settings) -> Source:
+    place = name if settings.data.train is None else f"data.train {settings.data.train}"
+    return _without(train, _part(train, place, settings), place, name, "by the seed")
+
+
+def _without(
+    train: list[Example], held: list[Example], place: str, name: str, where: str
+) -> Source:
+    """Returns the rows without those whose prompts are held out, and the split in a sentence."""
     barred = {key_of(example) for example in held}
     rest = [example for example in train if key_of(example) not in barred]
     if not rest:
-        raise UserError(f"data.train {data.train}: every row is held out; lower eval.items")
+        raise UserError(f"{place}: every row is held out; lower eval.items")
     note = f"{name}: {len(rest)} rows to learn from, {len(held)} held out ({where})"
-    same = len(train) - len(rest) - (len(held) if data.eval is None else 0)
+    own = {id(example) for example in train}
+    same = len(train) - len(rest) - sum(id(example) in own for example in held)
     if same > 0:
         note += f"; {same} rows left out, whose prompts are held out"
     return Source(rest, held, (note,))
 
 
 def digests(settings: Settings) -> dict[str, str]:
-    """Returns the SHA-256 of what data.train and data.eval name, by key; nothing without them."""
+    """Returns the SHA-256 of what data.train and data.eval name, by key, and of the files of the
+    run's functions, by name."""
     given = {"data.train": settings.data.train, "data.eval": settings.data.eval}
-    return {key: digest(Path(path)) for key, path in given.items() if path is not None}
+    found = {key: digest(Path(path)) for key, path in given.items() if path is not None}
+    return {**found, **code.digests(settings.task, *settings.reward.functions)}
 
 
-def check_unchanged(settings: Settings, before: dict[str, str]) -> None:
-    """Raises UserError if a resumed run would go on with other data than it began with."""
-    now = digests(settings)
+def check_unchanged(settings: Settings, before: dict[str, str]) -> list[str]:
+    """Returns what a person should know of functions that have changed since a run began, which may
+    be mended; Raises UserError if it would go on with other data."""
+    now, notes = digests(settings), list[str]()
     for key in sorted({*now, *before}):
-        if now.get(key) != before.get(key):
+        if now.get(key) == before.get(key):
+            continue
+        if code.is_code(key):
+            notes.append(
+                f"{key} has changed since the run began (SHA-256 was"
+                f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): from here on"
+                " the run goes by the new one"
+            )
+        else:
             path = getattr(settings.data, key.removeprefix("data."))
             raise UserError(
                 f"{key} {path} has changed since the run began (SHA-256 was"
                 f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): a resumed run"
                 " goes on with the same rows; start a new run for these"
             )
+    return notes
 
 
 def key_of(example: Example) -> str:
@@ -93,9 +122,12 @@ def _texts(said: Answer | None) -> list[str]:
 
 
 def _read(path: str, key: str, settings: Settings) -> list[Example]:
+    return _examples(records(Path(path), key), settings)
+
+
+def _examples(found: list[Record], settings: Settings) -> list[Example]:
     data = settings.data
-    wording = Wording(data.system, data.chat, data.template)
-    return examples(records(Path(path), key), data.columns, wording)
+    return examples(found, data.columns, Wording(data.system, data.chat, data.template))
 
 
 def _distinct(rows: list[Example]) -> list[Example]:
@@ -105,13 +137,13 @@ def _distinct(rows: list[Example]) -> list[Example]:
     return list({key_of(row): row for row in reversed(rows)}.values())[::-1]
 
 
-def _part(rows: list[Example], settings: Settings) -> list[Example]:
+def _part(rows: list[Example], name: str, settings: Settings) -> list[Example]:
     """Returns rows that the seed chooses, whatever they are chosen for."""
     every = _distinct(rows)
     count = min(settings.eval.items, len(every) // 5)
     if not count:
         raise UserError(
-            f"data.train {settings.data.train} must hold at least 5 different prompts, of which one"
+            f"{name} must hold at least 5 different prompts, of which one"
             f" is held out, got {len(every)}; give more, or a data.eval"
         )
     return random.Random(f"{settings.seed}/data").sample(every, len(every))[:count]

@@ -23,6 +23,7 @@ from rlkern.trainer.online.advantages import Rewarded, with_advantage
 from rlkern.trainer.online.statistic import with_statistic
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.functions import reward_statistics
+from rlkern.trainer.rollout.talks import conversation_statistics
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings.learning import DuplicateGroups
 from rlkern.trainer.show.report import (
@@ -76,6 +77,7 @@ class Online:
         note(parts, results, equal, statistics["reward"], warn)
         values = {
             **statistics,
+            **conversation_statistics(given.rows),
             **update_values(parts, results),
             **(lengths := completion_statistics(given.rows, parts.sampling.stop)),
             **self._sampling_values(given.rows),

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
+from rlkern.runs.code import described
 from rlkern.runs.errors import RewardError
-from rlkern.trainer.reward.asking import Call, Limited, Limits, described
+from rlkern.trainer.reward.asking import Call, Limited, Limits
 
 
 @dataclass

@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rlkern.runs.errors import RewardError
@@ -138,24 +137,3 @@ def _event_loop() -> asyncio.AbstractEventLoop:
         _loops[os.getpid()] = asyncio.new_event_loop()
         threading.Thread(target=_loops[os.getpid()].run_forever, daemon=True).start()
     return _loops[os.getpid()]
-
-
-def described(error: BaseException, function: Callable) -> str:
-    """Returns what a function raised and where: the last line of its own file on the way to the
-    error, or else of any."""
-    inner = inspect.unwrap(function)
-    inner = inner if hasattr(inner, "__code__") else inspect.unwrap(type(inner).__call__)
-    code = getattr(inner, "__code__", None)
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-        trace = trace.tb_next
-    own = [place for place in frames if code is not None and place[0] == code.co_filename]
-    what = f"raised {type(error).__name__}: {error}"
-    # Where it could not even be called, the last frame is the trainer's.
-    return f"{what} ({_short(own[-1][0])}, line {own[-1][1]})" if own else what
-
-
-def _short(file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

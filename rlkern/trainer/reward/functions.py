@@ -5,10 +5,7 @@ their numbers.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +13,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlkern.runs.code import described, is_code, load
 from rlkern.runs.errors import RewardError, UserError
 from rlkern.runs.settings.message import nearest
+from rlkern.trainer.data.chat import ASSISTANT, Message
 from rlkern.trainer.device import resolve_device
 from rlkern.trainer.reward import graders
 from rlkern.trainer.reward.apart import Apart
-from rlkern.trainer.reward.asking import Awaited, Limited, Limits, described, is_async
+from rlkern.trainer.reward.asking import Awaited, Limited, Limits, is_async
 from rlkern.trainer.reward.model import load_reward_model
+from rlkern.trainer.reward.signatures import (
+    as_messages,
+    check_parameters,
+    of_verl,
+    reads_text,
+    wanted,
+    wants_text,
+)
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
@@ -33,14 +40,40 @@ TASK = "task"
 
 
 def task_reward(task: Task) -> RewardFunction:
-    """Returns the task's own reward: 1 for a right answer, 0 otherwise."""
+    """Returns the task's own reward: 1 for a right answer, 0 otherwise; of an environment what it
+    says itself."""
 
+    if task.begin is not None:
+        return environment_reward(task)
+
+    @reads_text
     def exact_match(
         prompts: list[str], completions: list[str], item: list[Item]
     ) -> list[float | None]:
         return [task.score(text, one) for text, one in zip(completions, item, strict=True)]
 
     return exact_match
+
+
+def environment_reward(task: Task) -> RewardFunction:
+    """Returns what the environment says of a conversation, of an answer that is none as of its only
+    message."""
+
+    @reads_text
+    def environment(
+        prompts: list[str],
+        completions: list[str],
+        item: list[Item],
+        verdict: list[float | None] | None = None,
+    ) -> list[float | None]:
+        assert task.begin is not None
+        if verdict is not None:
+            return verdict
+        both = zip(completions, item, strict=True)
+        said = [([{"role": ASSISTANT, "content": text}], task.begin(one)) for text, one in both]
+        return [talk.verdict(transcript) for transcript, talk in said]
+
+    return environment
 
 
 @dataclass
@@ -72,7 +105,7 @@ class Rewards:
 
 
 def load_rewards(settings: Settings, task: Task) -> Rewards:
-    """Returns the rewards that the settings name: task, module:function or a reward model's
+    """Returns the rewards that the settings name: task, a grader, a function or a reward model's
     folder."""
     names, weights = settings.reward.functions, settings.reward.weights
     return Rewards(
@@ -84,32 +117,30 @@ def _find(name: str, settings: Settings, task: Task) -> RewardFunction:
     if name == TASK:
         return task_reward(task)
     if (grader := graders.named(name)) is not None:
-        return grader
+        return reads_text(grader)
     if ":" not in name and (Path(name) / "config.json").is_file():
         device = resolve_device(settings.device)
         return load_reward_model(Path(name), device=device, dtype=settings.dtype)
-    return limited(_load(name), Limits(settings.reward.timeout, settings.reward.workers))
+    return limited(_own(name, task), Limits(settings.reward.timeout, settings.reward.workers))
 
 
-def _load(name: str) -> RewardFunction:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+def _own(name: str, task: Task) -> RewardFunction:
+    """Returns a person's function as one of lists; Raises UserError if it is none, or needs an
+    argument that nothing gives it."""
+    if not is_code(name):
         raise UserError(
-            f"reward.functions must be task, {', '.join(graders.NAMES)}, module:function or the"
-            f" folder of a reward model, got {name!r}{nearest(name, ('task', *graders.NAMES))}"
+            f"reward.functions must be task, {', '.join(graders.NAMES)}, FILE.py:function,"
+            f" module:function or the folder of a reward model, got"
+            f" {name!r}{nearest(name, ('task', *graders.NAMES))}"
         )
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"reward {name!r} cannot be imported: {error}") from error
-    except Exception as error:
-        raise UserError(
-            f"reward {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+    found = load(name, "reward")
     if not callable(found):
         raise UserError(f"reward {name!r} must be a function, got {type(found).__name__}")
+    found = of_verl(found, task.name)
+    items = [*(task.rows or ()), *task.held_out]
+    columns = {column for item in items for column in item.columns}
+    columns |= {"verdict"} if task.begin is not None else set()
+    check_parameters(found, name, columns, task.name)
     return found
 
 
@@ -130,19 +161,25 @@ def score_completions(
     rewards: Rewards,
     items: list[Item],
     completions: list[str],
-    ids: dict[str, list[list[int]]] | None = None,
+    ids: dict[str, list] | None = None,
+    transcript: list[list[Message]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the weighted sum (B,) of all functions' rewards for each completion, and the rewards
     (B, F) by function.
 
-    ids are more columns: prompt_ids and completion_ids, the tokens of each answer.
+    ids are more columns: prompt_ids and completion_ids, the tokens of each answer. transcript is
+    what was said in each conversation, by all of its speakers.
 
     None means that a function cannot score a completion; the reward is NaN if none that counts can.
     A function of weight 0 is asked and logged, and has no part in the sum.
     """
     columns = {**(ids or {}), **_columns(items)}
     prompts = [item.prompt for item in items]
-    rows = [_call(function, prompts, completions, columns) for function in rewards.functions]
+    texts, spoken = (prompts, completions), as_messages(items, prompts, completions, transcript)
+    rows = []
+    for function in rewards.functions:
+        asked, said = texts if wants_text(function) else spoken
+        rows.append(_call(function, asked, said, columns))
     by_function = torch.tensor(rows, dtype=torch.float32).view(len(rows), len(completions))
     counted = by_function[[weight != 0 for weight in rewards.weights]]
     weights = torch.tensor([[weight] for weight in rewards.weights if weight != 0])
@@ -156,16 +193,14 @@ def _columns(items: list[Item]) -> dict[str, list]:
     return {"answer": [item.answer for item in items], "item": items, **columns}
 
 
-def _call(
-    function: RewardFunction, prompts: list[str], completions: list[str], columns: dict
-) -> list[float]:
+def _call(function: RewardFunction, prompts: list, completions: list, columns: dict) -> list[float]:
     """Returns a function's rewards with NaN for None; Raises RewardError, which names the function,
     for anything else.
     """
     name = reward_name(function)
     try:
         values = list(
-            function(prompts=prompts, completions=completions, **_wanted(function, columns))
+            function(prompts=prompts, completions=completions, **wanted(function, columns))
         )
     except RewardError:
         raise
@@ -176,17 +211,6 @@ def _call(
             f"reward function {name} must return {len(completions)} rewards, got {len(values)}"
         )
     return [_number(name, index, value) for index, value in enumerate(values)]
-
-
-def _wanted(function: RewardFunction, columns: dict) -> dict:
-    """Returns the columns a function takes: all of them if it has **columns."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return columns
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return columns
-    return {name: values for name, values in columns.items() if name in parameters}
 
 
 def _number(name: str, index: int, value: object) -> float:

@@ -114,6 +114,7 @@ class RewardModel:
     """A trained reward model as a reward function, f(prompts, completions) -> scores."""
 
     __name__ = "reward_model"
+    reads_text = True
 
     def __init__(self, policy: Policy, *, batch: int = 64):
         self.policy, self._batch = policy, batch

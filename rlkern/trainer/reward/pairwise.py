@@ -17,6 +17,7 @@ from itertools import combinations
 
 from rlkern.trainer.reward.asking import compares
 from rlkern.trainer.reward.functions import RewardFunction, reward_name
+from rlkern.trainer.reward.signatures import reads_text
 
 # The chance that answer a to a prompt beats answer b: 1, 0, ½ for a tie, or None if it cannot tell.
 Judge = Callable[[str, str, str], "float | None"]
@@ -37,6 +38,7 @@ def win_rate_of(judge: Judge) -> RewardFunction:
     [0.0, 1.0, 0.5, 0.5]
     """
 
+    @reads_text
     @compares
     def win_rate(prompts: list[str], completions: list[str]) -> list[float | None]:
         places: dict[str, list[int]] = {}

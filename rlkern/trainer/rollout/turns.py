@@ -11,16 +11,10 @@ from torch import Tensor
 from rlkern.runs.errors import UserError
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.engines import Engine
+from rlkern.trainer.rollout.growing import appended, given_messages, so_far
 from rlkern.trainer.rollout.sampler import Sampling
-from rlkern.trainer.rollout.text import (
-    Prompts,
-    encode,
-    following,
-    left_padded,
-    text_of,
-    texts,
-    token_ids,
-)
+from rlkern.trainer.rollout.talks import talk
+from rlkern.trainer.rollout.text import encode, following, text_of, texts, token_ids
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.task import Item, Task
@@ -40,6 +34,8 @@ def converse(
 
     uniform  (B, max_turns·max_new_tokens) as in sample; turn k reads its own max_new_tokens columns
     """
+    if task.begin is not None:
+        return talk(engine, task, items, sampling, group_size=group_size, uniform=uniform)
     policy, width = engine.policy, sampling.max_new_tokens
     asked = [item.asked or "" for item in items]
     prompts = encode(policy, asked, max_new_tokens=width, keep=task.keep)
@@ -54,21 +50,21 @@ def converse(
         if not replies:
             break
         going, rows = list(replies), torch.tensor(list(replies), device=found.token.device)
-        found = _append(found, rows, _messages(policy, found, list(replies.values())))
+        found = appended(found, rows, given_messages(policy, found, list(replies.values())))
         part = engine.sample(
-            _so_far(policy, found, going, width),
+            so_far(policy, found, going, width),
             sampling,
             group_size=1,
             uniform=numbers(going, turn),
         )
-        found = _append(found, rows, part)
+        found = appended(found, rows, part)
     return found
 
 
 def most_turns(settings: Settings, task: Task) -> int:
     """Returns how many messages the model may write; Raises UserError if nobody answers them."""
     asked = settings.rollout.max_turns
-    if asked > 1 and task.reply is None:
+    if asked > 1 and task.reply is None and task.begin is None:
         raise UserError(
             f"rollout.max_turns must be 1 for task {task.name}, whose environment does not answer,"
             f" got {asked}"
@@ -103,64 +99,6 @@ def _replies(
         if message is not None:
             replies[row] = following(policy.tokenizer, item.prompt + said[row], message)
     return replies
-
-
-def _messages(policy: Policy, found: Rows, rows: list[list[int]]) -> Rows:
-    """Returns the tokens of the environment's messages as rows that are present and do not
-    count."""
-    width = max(map(len, rows))
-    token = [row + [0] * (width - len(row)) for row in rows]
-    present = [[t < len(row) for t in range(width)] for row in rows]
-    ids = torch.tensor(token, dtype=torch.int64, device=policy.device)
-    real = torch.tensor(present, dtype=torch.bool, device=policy.device)
-    return Rows(
-        prompt=found.prompt,
-        prompt_mask=found.prompt_mask,
-        token=ids,
-        mask=torch.zeros_like(real),
-        present=real,
-        rollout_logprob=torch.zeros(ids.shape).to(ids.device),
-    )
-
-
-def _so_far(policy: Policy, found: Rows, going: list[int], width: int) -> Prompts:
-    """Returns the conversations of some rows as prompts; Raises UserError if one is too long."""
-    group = found.group_size
-    rows = []
-    for row in going:
-        prompt = found.prompt[row // group][found.prompt_mask[row // group]]
-        rows.append(torch.cat([prompt, found.token[row][found.present[row]]]).tolist())
-    longest = max(map(len, rows))
-    if longest + width > policy.context:
-        raise UserError(
-            f"a conversation of {longest} tokens and {width} new ones do not fit the model's"
-            f" context of {policy.context}; lower rollout.max_turns or rollout.max_new_tokens"
-        )
-    return left_padded(policy, rows)
-
-
-_GROWING = ("token", "mask", "present", "rollout_logprob", "keep")
-
-
-def _append(found: Rows, index: Tensor, more: Rows) -> Rows:
-    """Returns the rows, those of the index with the tokens of `more` right behind their own."""
-    start, width = found.token.shape[1], more.token.shape[1]
-    kept = max(0 if x.keep is None else x.keep.shape[2] for x in (found, more))
-    whole = found.widened(found.prompt.shape[1], start + width, kept)
-    more = more.widened(more.prompt.shape[1], width, kept)
-    grown = {}
-    for name in _GROWING[: None if kept else -1]:
-        x = getattr(whole, name).clone()
-        x[index, start:] = getattr(more, name)
-        grown[name] = x
-    # Then what is real comes first in each row, in its order.
-    present = grown["present"]
-    order = torch.argsort(present.logical_not().byte(), dim=-1, stable=True)
-    order = order[:, : int(present.sum(-1).max())]
-    for name, x in grown.items():
-        places = order if x.ndim == 2 else order[..., None].expand(-1, -1, x.shape[2])
-        grown[name] = x.gather(1, places)
-    return replace(whole, **grown)
 
 
 def without_replies(policy: Policy, conversations: Rows, items: list[Item], task: Task) -> Rows:

@@ -56,7 +56,7 @@ class Data(Group):
     """Text that ends where the answer starts, with {question} or other fields of the family, or
     with columns of data.train; null takes the task's own."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the reasoning-gym family, by name."""
+    """Settings of the reasoning-gym family, or arguments of an environment's function, by name."""
 
 
 class Batch(Group):
@@ -137,8 +137,8 @@ class Reward(Group):
     main: ClassVar[str | None] = "functions"
     functions: Words = ("task",)
     """Rewards with commas, summed: task (the task's own; of a file, 1 for its answer), math, exact,
-    contains, json, regex:PATTERN (without a comma), module:function, or a folder that holds a
-    reward model."""
+    contains, json, regex:PATTERN (without a comma), my_reward.py:function, module:function, or a
+    folder that holds a reward model."""
     weights: Numbers | None = None
     """Weight of each reward; a reward of weight 0 is only logged. Null takes ones."""
     kl_coef: NotNegative = 0.0

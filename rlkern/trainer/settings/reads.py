@@ -37,6 +37,16 @@ class Facts:
     file: bool = False
 
     @property
+    def own_task(self) -> bool:
+        """Whether the task is an environment of one's own."""
+        return ":" in self.task
+
+    @property
+    def family(self) -> bool:
+        """Whether the task is a reasoning-gym family."""
+        return not (self.file or self.own_task or self.task in OWN_TASKS)
+
+    @property
     def online(self) -> bool:
         """Whether the run learns from rollouts of its own."""
         return self.declared.online
@@ -138,21 +148,28 @@ READERS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
         lambda run: run.declared.trains == "policy" or run.supervised,
     ),
     ("lora", "train a policy", lambda run: run.declared.trains == "policy"),
-    ("task", "have no data.train", lambda run: not run.file),
+    ("task", "have no data.train", lambda run: not run.file or run.own_task),
+    ("data.shots", "ask a reasoning-gym family", lambda run: run.family),
     (
-        "data.shots data.options",
-        "ask a reasoning-gym family",
-        lambda run: not run.file and run.task not in OWN_TASKS,
+        "data.options",
+        "ask a reasoning-gym family or an environment",
+        lambda run: run.family or run.own_task,
     ),
     (
         "data.template",
         "ask a reasoning-gym family or have a data.train",
-        lambda run: run.file or run.task not in OWN_TASKS,
+        lambda run: run.family or run.file,
+    ),
+    ("data.eval", "have a data.train", lambda run: run.file),
+    (
+        "data.columns data.system data.stop data.max_prompt data.too_long",
+        "have a data.train",
+        lambda run: run.file or run.own_task,
     ),
     (
-        "data.eval data.columns data.system data.chat data.stop data.max_prompt data.too_long",
-        "have a data.train",
-        lambda run: run.file,
+        "data.chat",
+        "have a data.train and no environment",
+        lambda run: run.file and not run.own_task,
     ),
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlkern.algorithms import BaseAlgorithm, declarations
+from rlkern.runs.code import located, unplaced
 from rlkern.runs.errors import UserError
 from rlkern.runs.settings.layers import (
     Layer,
@@ -104,7 +105,24 @@ def laid(*layers: Layer) -> Resolved:
     except ValidationError as error:
         path, sentence = first_problem(error, Settings, every_key())
         raise UserError(_placed(sentence, path, given)) from None
-    return Resolved(settings, frozenset(left))
+    return Resolved(_located(settings, given), frozenset(left))
+
+
+def _located(settings: Settings, given: list[tuple[Layer, dict]]) -> Settings:
+    """Returns the settings with the absolute paths of files of functions, so that they are found
+    from any directory: relative ones are so to where one stands, or to the file of their key."""
+
+    def beside(*path: str) -> str:
+        layer = source_of(path, given)
+        return "" if layer is None else layer.source.partition(", stage ")[0]
+
+    reward = settings.reward
+    functions = tuple(located(name, beside("reward", "functions")) for name in reward.functions)
+    own = {
+        "task": located(settings.task, beside("task")),
+        "reward": reward.model_copy(update={"functions": functions}),
+    }
+    return settings.model_copy(update=own)
 
 
 def _fix(key: str, run: Facts) -> str:
@@ -200,6 +218,15 @@ def differing(settings: Settings, other: Settings) -> tuple[str, Any, Any] | Non
     free = RESUMABLE | ({"steps"} if settings.optimizer.decay is None else set())
     mine, others = (dotted(Settings, dump(each)) for each in (settings, other))
     for key in dict.fromkeys((*mine, *others)):
-        if key not in free and mine.get(key) != others.get(key):
+        same = mine.get(key) == others.get(key)
+        if key in ("reward.functions", "task") and not same:
+            # Of a file that was moved the content says whether it is the same.
+            same = _unplaced(mine.get(key)) == _unplaced(others.get(key))
+        if key not in free and not same:
             return key, mine.get(key), others.get(key)
     return None
+
+
+def _unplaced(value: Any) -> list[str]:
+    names = value if isinstance(value, list) else [value]
+    return [unplaced(name) if isinstance(name, str) else "" for name in names]

@@ -44,8 +44,8 @@ class Settings(Group):
     """Model that a distillation learns from: smollm2, or a directory in Hugging Face format, with
     the tokenizer of model."""
     task: str = "addition"
-    """addition, guess (in turns), arithmetic, or the name of a reasoning-gym family; data.train
-    takes its place."""
+    """addition, guess (in turns), arithmetic, the name of a reasoning-gym family, or an environment
+    of your own, my_env.py:make or module:function; data.train takes the place of all others."""
     name: str | None = None
     """Run directory in output.dir; null makes one from algorithm, model and task or file, numbered
     if taken."""
@@ -91,7 +91,14 @@ class Settings(Group):
     @property
     def asked(self) -> str:
         """What a person calls the questions: the task, or the name of the file."""
+        if self.has_own_task:
+            return Path(self.task).name
         return self.task if self.data.train is None else Path(self.data.train).name
+
+    @property
+    def has_own_task(self) -> bool:
+        """Whether the task is an environment that a person's function makes."""
+        return ":" in self.task
 
     @cached_property
     def updates(self) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Chat, shown
 from rlkern.trainer.data.examples import Example
-from rlkern.trainer.data.source import alphabet, key_of, read_source
+from rlkern.trainer.data.source import Source, alphabet, key_of, read_source
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.reads import DATA, OF_ANSWERS
 from rlkern.trainer.tasks.task import Item, Task, epochs, same_text
@@ -18,7 +18,11 @@ _NEW_TOKENS = 256
 def file_task(settings: Settings) -> Task:
     """Returns the rows of data.train as a task; Raises UserError, before a model is loaded, for
     rows that the algorithm cannot learn from."""
-    found = read_source(settings)
+    return rows_task(read_source(settings), settings)
+
+
+def rows_task(found: Source, settings: Settings) -> Task:
+    """Returns rows as a task; Raises UserError for those that the algorithm cannot learn from."""
     for example in (*found.train, *found.held_out):
         if why := _lacking(example, settings):
             raise UserError(f"{example.where}: {why}")
@@ -69,7 +73,8 @@ def _lacking(example: Example, settings: Settings) -> str | None:
             "its messages end with the assistant where a prompt is due; leave that message out, or"
             " name a column of prompts (--data.columns.prompt NAME)"
         )
-    comparing = [name for name in settings.reward.functions if name in OF_ANSWERS]
+    own = {"task"} if settings.has_own_task else set()  # an environment may score without
+    comparing = [name for name in settings.reward.functions if name in OF_ANSWERS - own]
     if comparing and example.answer is None:
         return (
             f"reward {comparing[0]} compares with an answer, and there is none: name its column"

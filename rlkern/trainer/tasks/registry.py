@@ -9,6 +9,7 @@ from rlkern.trainer.settings import Settings
 from rlkern.trainer.tasks.addition import addition
 from rlkern.trainer.tasks.file import file_task
 from rlkern.trainer.tasks.guess import guess
+from rlkern.trainer.tasks.own import own_task
 from rlkern.trainer.tasks.reasoning import ARITHMETIC, reasoning
 from rlkern.trainer.tasks.task import Task
 
@@ -20,6 +21,8 @@ _SUMS = "arithmetic"
 def make_task(settings: Settings) -> Task:
     """Returns the task that the settings name, or that their file is; Raises UserError if there is
     none."""
+    if settings.has_own_task:
+        return own_task(settings)
     if settings.data.train is not None:
         return file_task(settings)
     name, seed, held_out = settings.task, settings.seed, settings.eval.items

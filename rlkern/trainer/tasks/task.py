@@ -12,6 +12,7 @@ from typing import Any
 from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Answer, Prompt
 from rlkern.trainer.data.examples import Example
+from rlkern.trainer.tasks.conversation import Conversation
 
 # Give up when this many stream items in a row were held out: the family has no other items.
 _MOST_SKIPS = 10_000
@@ -51,10 +52,11 @@ class Task:
 
     `item(i)` depends only on i and the seed, so the position in the data is one integer. Where an
     environment answers, reply(item, text after the prompt so far) is its next message, None ends
-    the conversation, and max_new_tokens is that of a message. shown are the keys of items that are
-    in prompts as examples, and therefore not trained on. A file has its training items in rows,
-    says in notes what became of its rows, keeps so many last tokens of a prompt, all if keep is 0,
-    and is a chat if its prompts can only be messages.
+    the conversation, and max_new_tokens is that of a message; where it speaks in messages, has
+    tools or a state, begin(item) makes the other side of one conversation. shown are the keys of
+    items that are in prompts as examples, and therefore not trained on. A file has its training
+    items in rows, says in notes what became of its rows, keeps so many last tokens of a prompt, all
+    if keep is 0, and is a chat if its prompts can only be messages.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Task:
     alphabet: str
     reply: Callable[[Item, str], str | None] | None = None
     max_turns: int = 1
+    begin: Callable[[Item], Conversation] | None = None
     shown: frozenset = frozenset()
     rows: tuple[Item, ...] | None = None
     notes: tuple[str, ...] = ()
