@@ -19,6 +19,7 @@ off goes on, for its return, with the value of its last state.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,11 @@ from rlkern.control.updates import averaged, returns
 def updated(
     v: np.ndarray,
     count: np.ndarray,
-    states: Sequence[int],
-    reward: Sequence[float],
-    later: float,
+    states: Sequence[Any],
+    reward: Sequence[Any],
+    later: Any,
     *,
-    learning_rate: float | None,
+    learning_rate: Any,
     discount: float,
 ) -> float:
     """Returns the mean size of the errors after moving the states of an episode to their returns;

@@ -26,7 +26,7 @@ from rlkern.control.tabular import OneStep, TabularSettings
 from rlkern.control.updates import Transition, moved, one_step
 
 
-def updated(q: np.ndarray, step: Transition, *, learning_rate: float, discount: float) -> Any:
+def updated(q: np.ndarray, step: Transition, *, learning_rate: Any, discount: float) -> Any:
     """Returns the temporal-difference error after moving Q(s, a) by α times it."""
     target = one_step(step, q[step.following].max(-1), discount)
     return moved(q, (step.state, step.action), target, learning_rate)

@@ -27,7 +27,7 @@ from rlkern.control.updates import Transition, moved, one_step
 
 
 def updated(
-    q: np.ndarray, step: Transition, following: Any, *, learning_rate: float, discount: float
+    q: np.ndarray, step: Transition, following: Any, *, learning_rate: Any, discount: float
 ) -> Any:
     """Returns the temporal-difference error after moving Q(s, a) by α times it; `following` is
     a'."""
