@@ -55,5 +55,25 @@ ALGORITHM = ControlAlgorithm(
     actions=(DISCRETE,),
     settings=TabularSettings,
     learner=ExpectedSarsa,
-    recipes={"CliffWalking-v1": {"steps": 20_000}},
+    # CliffWalking and WindyGridworld as in Sutton & Barto, examples 6.6 and 6.5, with ε = 0.1. The
+    # others explore everything first, or step by less where chance has a part.
+    recipes={
+        "CliffWalking-v1": {"steps": 20_000},
+        "WindyGridworld-v0": {"steps": 20_000},
+        "FrozenLake-v1": {
+            "steps": 60_000,
+            "learning_rate": 0.1,
+            "epsilon": 1.0,
+            "epsilon_end": 0.05,
+            "discount": 0.99,
+        },
+        "Taxi-v4": {"steps": 60_000},
+        "Blackjack-v1": {
+            "steps": 100_000,
+            "learning_rate": 0.01,
+            "epsilon": 1.0,
+            "epsilon_end": 0.1,
+            "eval_episodes": 2000,
+        },
+    },
 )

@@ -66,5 +66,10 @@ ALGORITHM = ControlAlgorithm(
     actions=(DISCRETE,),
     settings=MonteCarloSettings,
     learner=EveryVisit,
-    recipes={},
+    # Tasks, 0.5 and the policy of Blackjack as in Sutton & Barto, examples 6.2, 7.1 and 5.1.
+    recipes={
+        "RandomWalk5-v0": {"steps": 20_000, "initial_value": 0.5},
+        "RandomWalk19-v0": {"steps": 200_000},
+        "Blackjack-v1": {"steps": 100_000, "policy": "stick_on_20"},
+    },
 )

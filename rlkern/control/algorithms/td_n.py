@@ -89,5 +89,11 @@ ALGORITHM = ControlAlgorithm(
     actions=(DISCRETE,),
     settings=TDNSettings,
     learner=TDN,
-    recipes={},
+    # Tasks, 0.5 and the policy of Blackjack as in Sutton & Barto, examples 6.2, 7.1 and 5.1; step
+    # sizes small enough for the values to stay near the true ones.
+    recipes={
+        "RandomWalk5-v0": {"steps": 20_000, "initial_value": 0.5, "learning_rate": 0.005},
+        "RandomWalk19-v0": {"steps": 200_000, "learning_rate": 0.01},
+        "Blackjack-v1": {"steps": 100_000, "policy": "stick_on_20", "learning_rate": 0.01},
+    },
 )
