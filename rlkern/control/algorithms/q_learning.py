@@ -9,7 +9,7 @@ edge.
 
 >>> import numpy as np
 >>> q = np.array([[0.0, 0.0], [2.0, 4.0]])
->>> updated(q, 0, 1, 1.0, 1, terminated=False, learning_rate=0.5, discount=0.9)
+>>> float(updated(q, Transition(0, 1, 1.0, 1, False), learning_rate=0.5, discount=0.9))
 4.6
 >>> q[0].tolist()                                       # 0 + 0.5·(1 + 0.9·4 − 0)
 [0.0, 2.3]
@@ -17,45 +17,28 @@ edge.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from rlkern.control.declaration import DISCRETE, TABLE, ControlAlgorithm
-from rlkern.control.tabular import ActionValues, TabularSettings
+from rlkern.control.tabular import OneStep, TabularSettings
+from rlkern.control.updates import Transition, moved, one_step
 
 
-def updated(
-    q: np.ndarray,
-    state: int,
-    action: int,
-    reward: float,
-    following: int,
-    *,
-    terminated: bool,
-    learning_rate: float,
-    discount: float,
-) -> float:
+def updated(q: np.ndarray, step: Transition, *, learning_rate: Any, discount: float) -> Any:
     """Returns the temporal-difference error after moving Q(s, a) by α times it."""
-    later = 0.0 if terminated else float(q[following].max())
-    error = reward + discount * later - float(q[state, action])
-    q[state, action] += learning_rate * error
-    return error
+    target = one_step(step, q[step.following].max(-1), discount)
+    return moved(q, (step.state, step.action), target, learning_rate)
 
 
-class QLearning(ActionValues):
+class QLearning(OneStep):
     """One step, one update."""
 
-    def iterate(self) -> dict[str, float]:
-        """Takes a step and learns from it."""
+    def learn(self, step: Transition) -> float:
+        """Returns the error."""
         s = self.settings
-        state = int(self.environments.observation[0])
-        action = self.explore(state)
-        found = self.environments.step(np.array([action]))
-        error = updated(
-            self.q, state, action, float(found.reward[0]), int(found.next[0]),
-            terminated=bool(found.terminated[0]), learning_rate=s.learning_rate,
-            discount=s.discount,
-        )  # fmt: skip
-        return {"losses/td_error": abs(error), "charts/epsilon": self.epsilon}
+        return updated(self.q, step, learning_rate=s.learning_rate, discount=s.discount)
 
 
 ALGORITHM = ControlAlgorithm(
@@ -67,6 +50,25 @@ ALGORITHM = ControlAlgorithm(
     actions=(DISCRETE,),
     settings=TabularSettings,
     learner=QLearning,
-    # 500 episodes and ε, α as in Sutton & Barto, example 6.6.
-    recipes={"CliffWalking-v1": {"steps": 20_000}},
+    # CliffWalking and WindyGridworld as in Sutton & Barto, examples 6.6 and 6.5, with ε = 0.1. The
+    # others explore everything first, or step by less where chance has a part.
+    recipes={
+        "CliffWalking-v1": {"steps": 20_000},
+        "WindyGridworld-v0": {"steps": 20_000},
+        "FrozenLake-v1": {
+            "steps": 60_000,
+            "learning_rate": 0.1,
+            "epsilon": 1.0,
+            "epsilon_end": 0.05,
+            "discount": 0.99,
+        },
+        "Taxi-v4": {"steps": 60_000},
+        "Blackjack-v1": {
+            "steps": 100_000,
+            "learning_rate": 0.01,
+            "epsilon": 1.0,
+            "epsilon_end": 0.1,
+            "eval_episodes": 2000,
+        },
+    },
 )
