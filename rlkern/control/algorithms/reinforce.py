@@ -3,9 +3,10 @@
 
     loss = −mean(G_t·log π(a_t|s_t))        G_t = r_t + γ·r_{t+1} + … to the end of the episode
 
-Paper: Williams 1992, doi 10.1007/BF00992696; Sutton & Barto 2018, §13.3. As most code and unlike the
-book it leaves out the factor γᵗ, so that late steps count as much as early ones. There is no value
-function: the return of an episode that was cut off ends there. The loss is the library's reinforce.
+Paper: Williams 1992, doi 10.1007/BF00992696; Sutton & Barto 2018, §13.3. As most code and unlike
+the book it leaves out the factor γᵗ, so that late steps count as much as early ones. There is no
+value function: the return of an episode that was cut off ends there. The loss is the library's
+reinforce.
 
 >>> import torch, rlkern
 >>> reward, mask = torch.tensor([1.0, 1.0]), torch.ones(2, dtype=torch.bool)
