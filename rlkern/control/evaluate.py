@@ -59,4 +59,4 @@ def play(learner: Learner, episodes: int, seed: int) -> list[Episode]:
 
 def _endless(name: str) -> bool:
     """Returns whether the episodes of an environment have no time limit."""
-    return gymnasium.spec(name).max_episode_steps is None
+    return gymnasium.spec(name.rpartition(":")[2]).max_episode_steps is None
