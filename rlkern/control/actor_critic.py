@@ -33,13 +33,18 @@ class PolicySettings(Settings):
     """Discount γ."""
 
 
-class ActorCriticSettings(PolicySettings):
-    """Settings of a policy with a value function."""
+class RolloutSettings(PolicySettings):
+    """Settings of a policy whose advantages come from a value function."""
 
     rollout: Count = 2048
     """Steps of each copy between two updates."""
     gae_lambda: Share = 0.95
     """λ of the advantages: 1 is the return minus the value, 0 the error of one step."""
+
+
+class ActorCriticSettings(RolloutSettings):
+    """Settings of a policy and a value function that one optimizer moves."""
+
     entropy_coef: NotNegative = 0.0
     """Weight of the policy's entropy."""
     value_coef: NotNegative = 0.5

@@ -32,7 +32,7 @@ class ContinuousSettings(OffPolicySettings):
     1509.02971, §3) in discrete time."""
 
 
-class CriticAndTarget:
+class Critics:
     """Critics Q(s, a), copies of them that follow slowly, and the step that fits them."""
 
     def __init__(self, count: int, sizes: list[int], device: torch.device) -> None:
@@ -100,7 +100,7 @@ class ContinuousActorCritic(OffPolicy):
         assert isinstance(space, spaces.Box)
         self.space = space
         sizes = [self.encoder.size + self.action_width(), *settings.hidden]
-        self.critic = CriticAndTarget(self.critics, sizes, self.device)
+        self.critic = Critics(self.critics, sizes, self.device)
         self.critic.weights.adam(settings.learning_rate)
         self.noise = np.zeros((len(environments), self.action_width()), np.float32)
         self.measured_losses: dict[str, Tensor] = {}

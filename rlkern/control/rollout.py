@@ -62,7 +62,12 @@ def collect(
     environments: Environments, policy: Policy, encoder: Encoder, over: Callable[[int], bool]
 ) -> Rollout:
     """Returns the steps that a policy takes until `over(steps of each copy)`."""
-    observation, action, reward, terminated, ends, following = [], [], [], [], [], []
+    observation: list[np.ndarray] = []
+    action: list[np.ndarray] = []
+    reward: list[np.ndarray] = []
+    terminated: list[np.ndarray] = []
+    ends: list[np.ndarray] = []
+    following: list[np.ndarray] = []
     while not over(len(reward)):
         seen = environments.observation
         with torch.inference_mode():

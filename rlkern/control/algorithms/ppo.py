@@ -81,7 +81,7 @@ class PPO(ActorCritic):
             old = self.policy.logprob(self.policy.outputs(batch.observation), batch.action)
         advantage, target = batch.estimates(value, discount=s.discount, gae_lambda=s.gae_lambda)
         for part in self._parts(batch.observation, batch.action, old, advantage, target):
-            policy, fit, norm = self._update(*part, s.clip * left)
+            policy, fit, norm = self._update(part, s.clip * left)
         held = rlkern.metrics_dict(policy.metrics)
         return {
             **actor_critic_metrics(policy, fit),
@@ -99,12 +99,10 @@ class PPO(ActorCritic):
             shuffled = [each[order].split(self.settings.batch_size) for each in rows]
             yield from zip(*shuffled)
 
-    def _update(
-        self, observation: Tensor, action: Tensor, old: Tensor, advantage: Tensor, target: Tensor,
-        clip: float,
-    ):  # fmt: skip
-        """Returns (policy loss, value loss, gradient norm) of a step."""
+    def _update(self, part: tuple[Tensor, ...], clip: float):
+        """Returns (policy loss, value loss, gradient norm) of a step on a minibatch."""
         s = self.settings
+        observation, action, old, advantage, target = part
         mask, _ = counted(len(action), action.device)
         policy = self.policy.loss(
             self.policy.outputs(observation), action, rlkern.aggregate.whiten(advantage, mask),
