@@ -53,11 +53,14 @@ class DQNSettings(OffPolicySettings):
     """Share of the run in which epsilon falls linearly to epsilon_end."""
     max_grad_norm: Positive = 10.0
     """Longest gradient; a longer one is scaled down."""
+    anneal: bool = False
+    """Lower the learning rate linearly to 0 at the last step, so that a policy that is good stays
+    so."""
 
     @property
     def steps_matter(self) -> bool:
         """Whether an early step depends on how many there will be."""
-        return self.epsilon != self.epsilon_end
+        return self.anneal or self.epsilon != self.epsilon_end
 
 
 class DQN(OffPolicy):
@@ -127,6 +130,8 @@ class DQN(OffPolicy):
     def iterate(self) -> dict[str, float]:
         """Takes a step, learns, and refreshes the target network where it is due."""
         before = self.environments.steps
+        if self.settings.anneal:
+            self.weights.set_learning_rate(self.settings.learning_rate * (1.0 - self.done))
         found = super().iterate()
         every = self.settings.target_every
         if self.environments.steps // every > before // every:
@@ -154,12 +159,12 @@ class DQN(OffPolicy):
         self.target_weights.load(state["target"])
 
 
-# rl-baselines3-zoo, hyperparams/dqn.yml; double DQN takes the same.
+# rl-baselines3-zoo, hyperparams/dqn.yml, which keeps the learning rate; double DQN takes the same.
 RECIPES = {
     "CartPole-v1": {
         "steps": 50_000, "learning_rate": 2.3e-3, "batch_size": 64, "buffer_size": 100_000,
         "learning_starts": 1000, "target_every": 10, "train_every": 256, "updates": 128,
-        "exploration_share": 0.16, "epsilon_end": 0.04, "hidden": [256, 256],
+        "exploration_share": 0.16, "epsilon_end": 0.04, "hidden": [256, 256], "anneal": True,
     },
     "Acrobot-v1": {
         "steps": 100_000, "learning_rate": 6.3e-4, "batch_size": 128, "buffer_size": 50_000,
