@@ -46,7 +46,41 @@ class Unrepeatable(Countdown):
         return np.random.default_rng().random(1, np.float32), info
 
 
+class Aim(gymnasium.Env):
+    """Shows ten numbers from 0 to 1 in turn, and pays up to 1 for each that the action meets.
+
+    Of two actions the second belongs to the numbers above one half; a continuous action must be
+    twice the number less 1.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, continuous: bool = False) -> None:
+        self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        box = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.action_space = box if continuous else spaces.Discrete(2)
+        self._continuous, self._count = continuous, 0
+        self._right = 0.0
+
+    def _show(self):
+        shown = self.np_random.random(1, np.float32)
+        self._right = 2.0 * float(shown[0]) - 1.0
+        return shown
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._count = 0
+        return self._show(), {}
+
+    def step(self, action):
+        self._count += 1
+        right = self._right
+        miss = abs(float(action[0]) - right) if self._continuous else float(action != (right > 0))
+        return self._show(), 1.0 - miss, self._count >= 10, False, {}
+
+
 for name, entry, most in (
+    ("Aim-v0", Aim, None),
     ("Countdown-v0", Countdown, None),
     ("Truncated-v0", Countdown, 2),
     ("Unrepeatable-v0", Unrepeatable, None),

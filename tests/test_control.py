@@ -55,9 +55,9 @@ def same_state(a, b) -> bool:
 
 
 def short(name: str, **more) -> dict:
-    """Returns the settings of a run of a second, its recipe apart from the number of steps."""
+    """Returns the settings of a run of a second: its recipe, and over it what makes it quick."""
     return {"algorithm": name, "env": place_of(name), "steps": 600, "log_every": 100,
-            "eval_every": 300, "eval_episodes": 1, **more}  # fmt: skip
+            "eval_every": 300, "eval_episodes": 1, **algorithms()[name].quick, **more}  # fmt: skip
 
 
 class Killed(Exception):

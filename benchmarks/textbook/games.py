@@ -10,7 +10,7 @@ import numpy as np
 from rlkern.control.algorithms import mc_first_visit, q_learning, sarsa
 from rlkern.control.dynamic import sure_path
 from rlkern.control.environments import flat_index, flat_size, make
-from rlkern.control.policies import stick_on_20
+from rlkern.control.given_policies import stick_on_20
 from rlkern.control.tables import blackjack_table
 from rlkern.control.tabular import epsilon_greedy
 from rlkern.control.updates import Transition

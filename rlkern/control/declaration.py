@@ -31,6 +31,7 @@ class ControlAlgorithm:
     learner       the class that acts and learns
     repeats       whether two runs of one seed are the same to the last bit
     recipes       settings by environment: what is known to learn it, with the source in a comment
+    quick         settings with which a few hundred steps go through all that the algorithm does
     """
 
     name: str
@@ -43,6 +44,7 @@ class ControlAlgorithm:
     learner: type[Learner]
     repeats: bool = True
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, words, known in (

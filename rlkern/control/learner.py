@@ -45,6 +45,9 @@ class Learner(ABC):
     def load(self, state: dict[str, Any]) -> None:
         """Puts such a state back."""
 
+    def close(self) -> None:  # noqa: B027
+        """Ends what works for the learner beside this process."""
+
     def draw(self, folder: Path) -> None:  # noqa: B027
         """Draws what there is to see of what was learned into a folder."""
 

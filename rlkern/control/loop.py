@@ -39,11 +39,13 @@ class Progress:
     seconds    wall time so far
     episodes   episodes that have ended
     best       the highest eval/return so far and the step at which it was measured
+    values     what was measured since the last line of metrics.jsonl
     """
 
     seconds: float = 0.0
     episodes: int = 0
     best: list[float] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,6 +87,7 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
         write_text(folder / CONFIG, to_yaml(settings.model_dump(mode="json")))
         _seed(settings.seed)
         learner = declared(settings).learner(settings, environments)
+        stack.callback(learner.close)
         progress = Progress()
         saved = checkpoint.all_checkpoints(folder)[-1:]
         if saved:
@@ -135,7 +138,7 @@ def _run(run: Run, interrupt: Interrupt) -> dict:
     settings, environments = run.settings, run.environments
     run.display.begin(settings, environments.steps)
     marks = _Marks(run)
-    values: dict[str, float] = {}
+    values = dict(run.progress.values)
     over = False
     while not over:
         values.update(run.learner.iterate())
@@ -147,7 +150,7 @@ def _run(run: Run, interrupt: Interrupt) -> dict:
             values = {}
         if over or interrupt.asked or marks.passed("save", settings.save_every):
             run.log.flush()
-            _save(run)
+            _save(run, values)
         if interrupt.asked and not over:
             raise KeyboardInterrupt
     return _finish(run)
@@ -202,8 +205,8 @@ def _report(run: Run, values: dict[str, float], marks: _Marks) -> None:
     run.display.step(run.environments.steps, values)
 
 
-def _save(run: Run) -> None:
-    progress = Progress(run.seconds(), run.progress.episodes, run.progress.best)
+def _save(run: Run, values: dict[str, float]) -> None:
+    progress = Progress(run.seconds(), run.progress.episodes, run.progress.best, values)
     checkpoint.save(run.folder, run.learner, run.environments, vars(progress))
 
 

@@ -106,7 +106,7 @@ class Display:
 
     def _left(self, step: int) -> str:
         done = max(1, step - self._first)
-        seconds = (time.perf_counter() - self._started) / done * (self._total - step)
+        seconds = (time.perf_counter() - self._started) / done * max(0, self._total - step)
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
