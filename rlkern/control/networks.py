@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ class Mlp:
 
     def __init__(self, sizes: Sequence[int], activation: Activation) -> None:
         made = [Linear(i, o) for i, o in zip(sizes, sizes[1:])]
-        self.layers: list[tuple[Parameter, Parameter]] = [
-            (each.weight, cast(Parameter, each.bias)) for each in made
-        ]
+        # A stub of torch calls a weight a Tensor, or a bias perhaps None.
+        self.layers: list[tuple[Any, Any]] = [(each.weight, each.bias) for each in made]
         self.activation = activation
 
     @property
