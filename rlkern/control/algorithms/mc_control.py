@@ -103,8 +103,8 @@ ALGORITHM = ControlAlgorithm(
     actions=(DISCRETE,),
     settings=MonteCarloControlSettings,
     learner=MonteCarloControl,
-    # A policy that goes round and round never ends an episode to learn from (Sutton & Barto, example
-    # 6.5), so the cliff has a time limit, and there is no recipe for WindyGridworld and Taxi.
+    # A policy that goes round and round never ends an episode to learn from (Sutton & Barto,
+    # example 6.5), so the cliff has a time limit; WindyGridworld and Taxi have no recipe.
     recipes={
         "CliffWalking-v1": {
             "steps": 40_000,
