@@ -129,6 +129,7 @@ def draw_5_1(tables: list[dict], file: Path) -> None:
             axes.set_xlabel("dealer's card")
             axes.set_ylabel("player's sum")
             axes.view_init(28, -52)
-            axes.set_title(f"{name}, {each['episodes']:,} episodes".replace(",", " "), fontsize=11)
+            episodes = f"{each['episodes']:,}".replace(",", " ")
+            axes.set_title(f"{name}, {episodes} episodes", fontsize=11)
     figure.suptitle("Blackjack: values of sticking on 20 and 21", fontsize=13, x=0.01, ha="left")
     save_png(figure, file)

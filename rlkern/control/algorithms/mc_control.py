@@ -103,19 +103,21 @@ ALGORITHM = ControlAlgorithm(
     actions=(DISCRETE,),
     settings=MonteCarloControlSettings,
     learner=MonteCarloControl,
-    # CliffWalking and WindyGridworld as in Sutton & Barto, examples 6.6 and 6.5, with ε = 0.1. The
-    # others explore everything first, or step by less where chance has a part.
+    # A policy that goes round and round never ends an episode to learn from (Sutton & Barto,
+    # example 6.5), so the cliff has a time limit; WindyGridworld and Taxi have no recipe.
     recipes={
-        "CliffWalking-v1": {"steps": 60_000, "learning_rate": 0.05},
-        "WindyGridworld-v0": {"steps": 60_000, "learning_rate": 0.1},
+        "CliffWalking-v1": {
+            "steps": 40_000,
+            "learning_rate": 0.1,
+            "env_options": {"max_episode_steps": 100},
+        },
         "FrozenLake-v1": {
             "steps": 60_000,
-            "learning_rate": 0.1,
+            "learning_rate": 0.02,
             "epsilon": 1.0,
             "epsilon_end": 0.05,
             "discount": 0.99,
         },
-        "Taxi-v4": {"steps": 200_000, "learning_rate": 0.1},
         "Blackjack-v1": {
             "steps": 100_000,
             "learning_rate": 0.01,

@@ -65,7 +65,7 @@ ALGORITHM = ControlAlgorithm(
             "epsilon_end": 0.05,
             "discount": 0.99,
         },
-        "Taxi-v4": {"steps": 60_000},
+        "Taxi-v4": {"steps": 80_000, "learning_rate": 0.3, "epsilon_end": 0.0},
         "Blackjack-v1": {
             "steps": 100_000,
             "learning_rate": 0.01,
