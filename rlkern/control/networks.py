@@ -31,7 +31,7 @@ class Mlp:
     def __init__(self, sizes: Sequence[int], activation: Activation) -> None:
         made = [Linear(i, o) for i, o in zip(sizes, sizes[1:])]
         self.layers: list[tuple[Parameter, Parameter]] = [
-            (each.weight, cast(Parameter, each.bias)) for each in made
+            (cast(Parameter, each.weight), each.bias) for each in made
         ]
         self.activation = activation
 
