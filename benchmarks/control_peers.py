@@ -77,7 +77,6 @@ def arguments(algorithm: str, settings: Any) -> dict[str, Any]:
         rate, clip = values["learning_rate"], values["clip"]
         found["learning_rate"] = lambda left: rate * left
         found["clip_range"] = lambda left: clip * left
-    # Stable-Baselines3 counts the refreshments of all copies, and trains after steps of each.
     return found
 
 
@@ -112,14 +111,14 @@ def theirs(settings: Any) -> tuple[float, float]:
     given = arguments(name, settings)
     hidden = list(settings.hidden)
     policy: dict[str, Any] = {"net_arch": hidden}
-    if name in ("ppo", "a2c"):
+    if hasattr(settings, "gae_lambda"):  # tanh, and a network for the values
         policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": torch.nn.Tanh}
-    if getattr(settings, "noise", 0) and name != "sac":
+    if getattr(settings, "noise", 0):
         import numpy as np
 
         width = env.action_space.shape[0]
         given["action_noise"] = NormalActionNoise(np.zeros(width), np.full(width, settings.noise))
-    if name == "sac":
+    if hasattr(settings, "learn_alpha"):
         given["ent_coef"] = f"auto_{settings.alpha}" if settings.learn_alpha else settings.alpha
     make: Callable[..., Any] = getattr(sb3, name.upper())
     model = make("MlpPolicy", env, seed=settings.seed, device="cpu", policy_kwargs=policy, **given)

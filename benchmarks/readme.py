@@ -10,7 +10,7 @@ page has every number and a plot, README.md a short table.
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import report, vocabulary_plot
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, PLOT = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks.png"
@@ -262,43 +262,12 @@ def written(text: str, block: str) -> str:
     return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
 
 
-def draw(times: report.Times, path: Path) -> None:
-    """Draws loss and gradient against the vocabulary: milliseconds for a GB of logits, so that
-    sizes compare."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from rlkern.runs.plot import BLUE, GREY, ORANGE, RED, plain, save_png
-
-    figure = Figure(figsize=(7.5, 3.8), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    rows = {
-        "eager": ("eager", RED), "torch.compile": ("torch_compile", ORANGE),
-        "rlkern, in place": (IN_PLACE, BLUE), "copying the logits": (MEMCPY, GREY),
-    }  # fmt: skip
-    for label, (row, color) in rows.items():
-        points = [
-            (v, times[group][row] / (n * v * 2e-9))
-            for v, n, dtype, group in policy_groups(times)
-            if dtype == "bfloat16" and row in times[group] and v >= 1000
-        ]
-        if points:
-            axes.plot(*zip(*points), "o-", color=color, markersize=4, linewidth=1.7, label=label)
-    axes.set(xscale="log", yscale="log")
-    axes.set_title("GRPO, loss and gradient: ms for a GB of bfloat16 logits", fontsize=10,
-                   loc="left")  # fmt: skip
-    axes.set_xlabel("vocabulary", fontsize=9)
-    axes.legend(fontsize=9, frameon=False)
-    plain(axes)
-    save_png(figure, path)
-
-
 def write() -> None:
     """Rewrites docs/benchmarks.md with its plot, and README.md."""
     for path, block in ((PAGE, numbers()), (README, short())):
         path.write_text(written(path.read_text(encoding="utf-8"), block), encoding="utf-8")
-    draw(latest(report.RESULTS / "cpu.jsonl")[1], PLOT)
+    times = latest(report.RESULTS / "cpu.jsonl")[1]
+    vocabulary_plot.draw(times, [g for g in policy_groups(times) if g[2] == "bfloat16"], PLOT)
 
 
 if __name__ == "__main__":

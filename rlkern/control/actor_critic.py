@@ -17,7 +17,6 @@ from rlkern.control.learner import Learner
 from rlkern.control.networks import Encoder, Mlp, Weights, device_of
 from rlkern.control.policies import counted, policy_for
 from rlkern.control.rollout import Rollout, collect, steps_of_each
-from rlkern.ops._loss_output import LossOutput
 from rlkern.runs.settings.types import Count, Counts, NotNegative, Positive, Share
 
 
@@ -102,13 +101,13 @@ class ActorCritic(PolicyLearner):
         over = steps_of_each(self.settings.rollout)
         return collect(self.environments, self.policy, self.encoder, over)
 
-    def value_loss(self, value: Tensor, target: Tensor) -> LossOutput:
+    def value_loss(self, value: Tensor, target: Tensor) -> rlkern.LossOutput:
         """Returns the mean squared error."""
         mask, weight = counted(len(value), value.device)
         return rlkern.value_loss(value, None, target, mask, kind="full_squared", weight=weight)
 
 
-def actor_critic_metrics(policy: LossOutput, value: LossOutput) -> dict[str, float]:
+def actor_critic_metrics(policy: rlkern.LossOutput, value: rlkern.LossOutput) -> dict[str, float]:
     """Returns the measurements of an update under their names."""
     about, values = rlkern.metrics_dict(policy.metrics), rlkern.value_metrics_dict(value.metrics)
     found = {

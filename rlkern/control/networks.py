@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,8 +30,9 @@ class Mlp:
 
     def __init__(self, sizes: Sequence[int], activation: Activation) -> None:
         made = [Linear(i, o) for i, o in zip(sizes, sizes[1:])]
-        # A stub of torch calls a weight a Tensor, or a bias perhaps None.
-        self.layers: list[tuple[Any, Any]] = [(each.weight, each.bias) for each in made]
+        self.layers: list[tuple[Parameter, Parameter]] = [
+            (cast(Parameter, each.weight), each.bias) for each in made
+        ]
         self.activation = activation
 
     @property

@@ -17,7 +17,6 @@ from torch.nn import Parameter
 
 import rlkern
 from rlkern.control.networks import Mlp
-from rlkern.ops._loss_output import LossOutput
 
 
 @cache
@@ -57,7 +56,9 @@ class Policy(ABC):
         """Returns log π(a|s), (N,)."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor, action: Tensor, advantage: Tensor, **given: Any) -> LossOutput:
+    def loss(
+        self, outputs: Tensor, action: Tensor, advantage: Tensor, **given: Any
+    ) -> rlkern.LossOutput:
         """Returns the mean loss of actions; `given` goes to the library's operation."""
 
     @abstractmethod
@@ -99,7 +100,9 @@ class Categorical(Policy):
         """Returns log softmax(outputs) at the actions."""
         return outputs.log_softmax(-1).gather(-1, action[:, None]).squeeze(-1)
 
-    def loss(self, outputs: Tensor, action: Tensor, advantage: Tensor, **given: Any) -> LossOutput:
+    def loss(
+        self, outputs: Tensor, action: Tensor, advantage: Tensor, **given: Any
+    ) -> rlkern.LossOutput:
         """Returns rlkern.policy_loss: one pass over the logits."""
         mask, weight = counted(len(action), action.device)
         return rlkern.policy_loss(outputs, action, advantage, mask, weight=weight, **given)
@@ -150,7 +153,9 @@ class Gaussian(Policy):
         z = (action - outputs) * torch.exp(-self.log_std)
         return -0.5 * z.square().sum(-1) - (self.log_std + 0.5 * math.log(2 * math.pi)).sum()
 
-    def loss(self, outputs: Tensor, action: Tensor, advantage: Tensor, **given: Any) -> LossOutput:
+    def loss(
+        self, outputs: Tensor, action: Tensor, advantage: Tensor, **given: Any
+    ) -> rlkern.LossOutput:
         """Returns rlkern.token_objective of the log-densities."""
         mask, weight = counted(len(action), action.device)
         entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(action))

@@ -30,7 +30,6 @@ from rlkern.control.environments import Environments
 from rlkern.control.networks import Weights
 from rlkern.control.policies import counted
 from rlkern.control.rollout import Rollout
-from rlkern.ops._loss_output import LossOutput
 from rlkern.runs.settings.types import BelowOne, Count, NotNegative, Positive
 
 
@@ -98,7 +97,9 @@ class TRPO(ActorCritic):
         fit = self._fit(batch.observation, target)
         return {**actor_critic_metrics(policy, fit), "losses/approx_kl": kl}
 
-    def constrained_step(self, batch: Rollout, advantage: Tensor) -> tuple[LossOutput, float]:
+    def constrained_step(
+        self, batch: Rollout, advantage: Tensor
+    ) -> tuple[rlkern.LossOutput, float]:
         """Returns the loss before the step, and the KL of the policy after it from that before."""
         s, weights = self.settings, self.policy_weights
         outputs = self.policy.outputs(batch.observation)
@@ -141,7 +142,7 @@ class TRPO(ActorCritic):
 
         return product
 
-    def _fit(self, observation: Tensor, target: Tensor) -> LossOutput:
+    def _fit(self, observation: Tensor, target: Tensor) -> rlkern.LossOutput:
         """Returns the last loss of the value function."""
         for _ in range(self.settings.epochs):
             order = torch.randperm(len(target)).to(self.device)
