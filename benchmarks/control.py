@@ -59,7 +59,7 @@ def planned() -> list[Planned]:
     return [
         Planned(run["algorithm"], run["env"], seed, run["at_least"],
                 tuple((k, v) for k, v in run.items() if k not in known))
-        for run in suite["runs"] for seed in suite["seeds"]
+        for seed in suite["seeds"] for run in suite["runs"]
     ]  # fmt: skip
 
 
