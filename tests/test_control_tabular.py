@@ -14,7 +14,6 @@ from rlkern.control.algorithms import expected_sarsa, q_learning, td_lambda
 from rlkern.control.declaration import TABLE
 from rlkern.control.dynamic import sure_path, true_values
 from rlkern.control.environments import Environments, make
-from rlkern.control.evaluate import evaluate
 from rlkern.control.settings import declared
 from rlkern.control.updates import Transition, returns
 from rlkern.control.worlds.table_world import TableWorld
@@ -71,11 +70,9 @@ def test_the_values_of_the_walk_are_found(name):
 @pytest.mark.parametrize("name", CONTROL)
 def test_control_improves_on_its_environment(name):
     env = next(iter(TABULAR[name].recipes))
-    learner, totals = trained(name, env, steps=5000)
+    _, totals = trained(name, env, steps=5000)
     tenth = len(totals) // 10
     assert np.mean(totals[-tenth:]) > np.mean(totals[:tenth]) + abs(np.mean(totals[:tenth])) / 4
-    untrained, _ = trained(name, env, steps=1)
-    assert evaluate(learner, 1)["eval/return"] > evaluate(untrained, 1)["eval/return"]
 
 
 @pytest.mark.parametrize(
