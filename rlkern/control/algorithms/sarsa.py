@@ -56,6 +56,8 @@ ALGORITHM = ControlAlgorithm(
     # CliffWalking and WindyGridworld as in Sutton & Barto, examples 6.6 and 6.5, with ε = 0.1. The
     # others explore everything first, or step by less where chance has a part.
     recipes={
+        # The book's α of 0.5 leaves single runs without the safe path more often: of 0.1, 0.2, 0.3
+        # and 0.5 this one ended in it in most of the runs that were tried.
         "CliffWalking-v1": {"steps": 20_000, "learning_rate": 0.3},
         "WindyGridworld-v0": {"steps": 20_000},
         "FrozenLake-v1": {
