@@ -59,7 +59,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Turns links to files that are no pages into their names."""
+    """Turns links to files that are no pages into their names, and names of files into titles."""
 
     def kept(match):
         text, target = match[1], match[2]
@@ -75,4 +75,6 @@ def on_page_markdown(markdown, page, config, files):
         known = files.get_file_from_path("/".join(parts))
         return match[0] if known is not None else text
 
+    # A block that is to be a file says so in its first line.
+    markdown = re.sub(r"(?m)^```(\w+) (\w+\.\w+)$", r'```\1 title="\2"', markdown)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", kept, markdown)
