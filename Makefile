@@ -147,7 +147,7 @@ gpu-native: gpu-machine
 	$(MAKE) --no-print-directory RLKERN_BUILD=cuda $(STAMPS)/native-cuda
 
 gpu-bench: gpu-machine
-	timeout 200 $(PY) -m benchmarks.gpu --part 1 --results $(RESULTS) $(SMALL) $(ARGS)
+	timeout $(if $(SMOKE),600,200) $(PY) -m benchmarks.gpu --part 1 --results $(RESULTS) $(SMALL) $(ARGS)
 
 gpu-tests: gpu-machine
 	@[ -n "$(GPU_TESTS)" ] || { echo "no test is marked gpu" >&2; exit 1; }
@@ -159,7 +159,7 @@ gpu-counters: gpu-machine
 	  --once rlkern_$(PROFILED)_in_place $(SMALL) | tee $(RESULTS)/counters.txt
 
 gpu-peers: gpu-machine
-	timeout 300 $(PY) -m benchmarks.gpu --part 2 --results $(RESULTS) $(SMALL) $(ARGS)
+	timeout $(if $(SMOKE),600,300) $(PY) -m benchmarks.gpu --part 2 --results $(RESULTS) $(SMALL) $(ARGS)
 
 # Not every driver lets the sanitizer in; a probe tells that apart from a finding.
 gpu-sanitizer: gpu-machine

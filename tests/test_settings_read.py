@@ -37,7 +37,8 @@ MORE = {
 # Keys that several files read: what identifies a run and where it starts, what splits it, the form
 # of the loss, which decides what must be there before it, and what needs a package to be written.
 SEVERAL = frozenset(
-    "algorithm model teacher data.train seed steps sft.steps coefficients loss.kind loss.path"
+    "algorithm model task teacher data.train reward.functions seed steps sft.steps coefficients"
+    " loss.kind loss.path"
     " lora.targets batch.prompts batch.micro_batches memory.share_prompts rollout.group_size"
     " rollout.max_new_tokens rollout.temperature reward.kl_coef reward.weights critic.warmup"
     " optimizer.lr eval.batch pairs.source output.log output.completions".split()

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "test_trainer_turns": "rollout.max_turns",
     "test_trainer_rollout_vllm": "rollout.engine",
     "test_trainer_rollout_draws": "memory.length_bucket",
+    "test_trainer_advantages": "advantage.ddof",
     "test_trainer_collect": "groups.kind groups.rounds groups.by",
     "test_trainer_rollout_mismatch": "correction.kind correction.high correction.low",
     "test_trainer_step": "sft.target",

@@ -175,8 +175,8 @@ def test_a_kind_without_a_reference_loads_and_keeps_none(tmp_path):
 @pytest.mark.parametrize("kind", ["conservative", "ipo", "simpo", "aot", "bco_pair", "orpo"])
 def test_any_kind_of_preference_loss_takes_a_step(tmp_path, kind):
     _, learner, updater = ready(offline(tmp_path, "dpo", loss__kind=kind), tmp_path)
-    values, samples = learner.step(updater, pytest.fail)
-    assert values["grad_norm"] > 0 and samples[0][0].endswith("=")
+    values, answers = learner.step(updater, pytest.fail)
+    assert values["grad_norm"] > 0 and answers.samples[0][0].endswith("=")
     assert {"rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen"} <= {*values}
 
 

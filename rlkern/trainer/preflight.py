@@ -42,9 +42,6 @@ def check(settings: Settings, world: World, *, resume: bool = False) -> None:
     if settings.teacher is not None:
         check_model_name(settings.teacher)
     check_engine(settings)
-    check_trackers(settings.output.log)
-    if settings.declared.online and settings.output.completions:
-        check_installed("output.completions", "--output.completions 0")
     check_parallel(settings, world)
     _check_sorted(settings, world)
     if settings.declared.learns_from in ("pairs", "judged"):
@@ -52,6 +49,9 @@ def check(settings: Settings, world: World, *, resume: bool = False) -> None:
     task = make_task(settings)
     load_rewards(settings, task)
     check_task(settings, task)
+    check_trackers(settings.output.log)
+    if settings.declared.online and settings.output.completions:
+        check_installed("output.completions", "--output.completions 0")
 
 
 def check_coefficients(settings: Settings) -> None:
