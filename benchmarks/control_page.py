@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ def write(pairs: Pairs) -> None:
     text = path.read_text(encoding="utf-8")
     before, rest = text.split(_BEGIN)
     after = rest.split(_END)[1]
-    body = "\n\n".join([_results(pairs), *_figures(pairs), _families(pairs)])
+    body = "\n\n".join([_results(pairs), *_figures(pairs), _families(pairs), *_peers()])
     path.write_text(f"{before}{_BEGIN}\n\n{body}\n\n{_END}{after}", encoding="utf-8")
 
 
@@ -113,3 +114,27 @@ def _families(pairs: Pairs) -> str:
     rows.sort(key=lambda row: (row[1], row[2], row[0]))
     head = ("algorithm", "learns", "from whose actions", "states", "actions", "median return")
     return table(head, rows)
+
+
+def _peers() -> list[str]:
+    """Returns the speed beside Stable-Baselines3, the last line of each algorithm."""
+    path = Path(__file__).parent / "results/control/peers.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not lines:
+        return []
+    rows = [
+        (name, each["env"], f"{each['rlkern_steps_a_second']:,.0f}",
+         f"{each['sb3_steps_a_second']:,.0f}", f"{each['ratio']:.2f}",
+         f"{each['rlkern_return']:.1f}", f"{each['sb3_return']:.1f}",
+         f"{each['share']:.0%} of the steps, {len(each['seeds'])} seed(s)")
+        for name, each in {line["algorithm"]: line for line in lines}.items()
+    ]  # fmt: skip
+    head = ("algorithm", "environment", "rlkern, steps/s", "Stable-Baselines3", "ratio",
+            "return of rlkern", "of Stable-Baselines3", "what ran")  # fmt: skip
+    text = (
+        "Beside Stable-Baselines3 with the same settings, in turn, one thread each"
+        " (`python -m benchmarks.control_peers`, lines of"
+        " `benchmarks/results/control/peers.jsonl`); a part of the steps compares the speed, and no"
+        " returns:"
+    )
+    return [text, table(head, rows)]
