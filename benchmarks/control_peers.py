@@ -74,9 +74,10 @@ def arguments(algorithm: str, settings: Any) -> dict[str, Any]:
         raise ValueError(f"{algorithm}: {', '.join(sorted(unknown))} has no argument in SB3")
     found = {table[key]: value for key, value in values.items() if key in table}
     if values.get("anneal"):
-        rate, clip = values["learning_rate"], values["clip"]
+        rate, clip = values["learning_rate"], values.get("clip")
         found["learning_rate"] = lambda left: rate * left
-        found["clip_range"] = lambda left: clip * left
+        if clip is not None:
+            found["clip_range"] = lambda left: clip * left
     return found
 
 
