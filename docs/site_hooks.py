@@ -23,15 +23,13 @@ PAGES = {
 
 
 def public() -> dict[str, str]:
-    """Returns the module of every name that `import rlkern` offers."""
+    """Returns the dotted place of every name that `import rlkern` offers."""
     tree = ast.parse((ROOT / "rlkern/_exports.py").read_text(encoding="utf-8"))
     found = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                inside = f"{node.module}.{alias.name}"
-                whole = (ROOT / (inside.replace(".", "/") + ".py")).is_file()
-                found[alias.name] = inside if whole else f"{node.module}.{alias.name}"
+                found[alias.name] = f"{node.module}.{alias.name}"
     return found
 
 

@@ -15,6 +15,7 @@ from rlkern.control import algorithms, of  # noqa: E402
 from rlkern.control.environments import Environments  # noqa: E402
 from rlkern.control.suits import unsuited  # noqa: E402
 from rlkern.runs.errors import UserError  # noqa: E402
+from rlkern.runs.folder import all_checkpoints  # noqa: E402
 from rlkern.runs.logs import read_metrics  # noqa: E402
 
 PLACES = ("CliffWalking-v1", "RandomWalk5-v0", "CartPole-v1", "Pendulum-v1")
@@ -41,7 +42,7 @@ def lines(folder) -> list[dict]:
 def table(folder) -> dict:
     from rlkern.control import checkpoint
 
-    (saved,) = checkpoint.all_checkpoints(folder)
+    (saved,) = all_checkpoints(folder)
     return json.loads((saved / checkpoint.STATE).read_text())["tree"], (
         saved / checkpoint.TENSORS
     ).read_bytes()
@@ -138,6 +139,7 @@ def test_environments_that_are_loaded_go_on_as_the_saved_ones(steps):
         (["--algorithm", "q_learning", "--epsilon", "2"], "epsilon must be"),
         (["--algorithm", "q_learning", "--num_envs", "2"], "num_envs must be 1"),
         (["--algorithm", "q_learning", "--epsilno", "0.2"], "did you mean --epsilon"),
+        (["--algorithm", "q_learning", "--name", "a/b"], "name must be a folder name"),
         (["--resume", "nowhere"], "there is no run to resume in nowhere"),
     ],
 )

@@ -17,6 +17,7 @@ from trainer_helpers import changed, compiled, fastest, small, without_times  # 
 
 import rlkern
 from rlkern import cli
+from rlkern.runs.folder import all_checkpoints
 from rlkern.runs.logs import read_metrics
 from rlkern.trainer import UserError, train
 from rlkern.trainer.progress import Progress
@@ -123,7 +124,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(again, finishe
 
 def test_a_run_without_a_whole_checkpoint_says_what_is_wrong_with_each(again):
     config, run = again
-    for folder in checkpoint.all_checkpoints(run):
+    for folder in all_checkpoints(run):
         (folder / "trainer.json").write_text("{")
     with pytest.raises(UserError, match=r"no whole .*\(checkpoint-4: trainer.json: .*checkpoint-2"):
         train(config, resume=True)

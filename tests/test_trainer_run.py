@@ -24,7 +24,7 @@ from trainer_rewards import HOLD
 
 from rlkern import cli
 from rlkern.runs import files
-from rlkern.runs.folder import hold
+from rlkern.runs.folder import all_checkpoints, hold
 from rlkern.runs.logs import METRICS, read_metrics
 from rlkern.trainer import UserError, train
 from rlkern.trainer.run import checkpoint
@@ -144,7 +144,7 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_like_an_uninterrupted_one(tmp_pat
     _, errors = child.communicate()
     assert child.returncode == 130
     assert f"rlkern train --resume {run}" in errors and "Traceback" not in errors
-    (saved,) = (p for p in checkpoint.all_checkpoints(run) if p.name != "checkpoint-0")
+    (saved,) = (p for p in all_checkpoints(run) if p.name != "checkpoint-0")
     assert int(saved.name.split("-")[1]) == read_metrics(run)[-1]["step"]
     assert cli.main(["train", "--resume", str(run)]) == 0, capsys.readouterr().err
     train(changed(config, name="whole"))
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_nothing_else(
         train(config)
     monkeypatch.undo()
     run = tmp_path / "runs" / "run"
-    assert [p.name for p in checkpoint.all_checkpoints(run)] == ["checkpoint-0", "checkpoint-2"]
+    assert [p.name for p in all_checkpoints(run)] == ["checkpoint-0", "checkpoint-2"]
     assert not list(run.glob(".partial*"))
     train(config, resume=True)
     train(changed(config, name="whole"))

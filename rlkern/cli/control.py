@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from rlkern.cli.flags import Parser, add_settings, given
 from rlkern.cli.guard import guarded
@@ -55,6 +54,7 @@ def _parser(arguments: list[str]) -> Parser:
 
 def _parse_and_run(arguments: list[str]) -> int:
     from rlkern.control.settings import Layer, resolve
+    from rlkern.runs.folder import saved_layer
     from rlkern.runs.settings.yaml_file import read, to_yaml
 
     flags = given(_parser(arguments), arguments)
@@ -66,7 +66,7 @@ def _parse_and_run(arguments: list[str]) -> int:
     picture = flags.pop("render")
     layers = [Layer(file or "", read(file) if file else {}), Layer("flags", flags)]
     if resume:
-        layers.insert(0, _saved(Path(resume)))
+        layers.insert(0, saved_layer(Path(resume), "output_dir"))
     settings = resolve(*layers)
     if print_only:
         print(to_yaml(settings.model_dump(mode="json")), end="")
@@ -81,20 +81,6 @@ def _parse_and_run(arguments: list[str]) -> int:
         count = render(Path(settings.output_dir) / summary["name"], Path(picture))
         print(f"{count} pictures of an episode are in {picture}")
     return 0
-
-
-def _saved(folder: Path) -> Any:
-    """Returns the settings of a run as a layer, with the place that the run is in now."""
-    from rlkern.control.settings import Layer
-    from rlkern.runs.errors import UserError
-    from rlkern.runs.folder import CONFIG
-    from rlkern.runs.settings.yaml_file import read
-
-    path = folder / CONFIG
-    if not path.is_file():
-        raise UserError(f"there is no run to resume in {folder}: it holds no {CONFIG}")
-    place = {"name": folder.resolve().name, "output_dir": str(folder.resolve().parent)}
-    return Layer(str(path), {**read(path), **place})
 
 
 def _list() -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded, silence_hub
+from rlkern.runs.folder import all_checkpoints
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -125,7 +126,7 @@ def _card(target: Target, settings: Settings, folder: Path, policy: Policy) -> C
     place, run = Path(target.model).resolve(), _run_of(target)
     noted = best.read(run) if (place / best.NOTE).is_file() else None
     # What the run learned from is in every checkpoint that it can be resumed from.
-    saved = checkpoint.all_checkpoints(run)
+    saved = all_checkpoints(run)
     data = checkpoint.read_settings(saved[-1])[0]["progress"].get("data", {}) if saved else {}
     packages = ("rlkern", "torch", "transformers", *(["peft"] if settings.lora else []))
     return Card(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlkern.runs.errors import UserError
-from rlkern.runs.folder import CONFIG
+from rlkern.runs.folder import CONFIG, all_checkpoints, name_of
 from rlkern.trainer.pipeline import PLAN
 from rlkern.trainer.run import best
-from rlkern.trainer.run.checkpoint import STATE, all_checkpoints, name_of, read_settings
+from rlkern.trainer.run.checkpoint import STATE, read_settings
 from rlkern.trainer.settings import Layer, Settings, dump, resolve
 from rlkern.trainer.settings.document import saved
 from rlkern.trainer.settings.reads import facts

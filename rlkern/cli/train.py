@@ -103,13 +103,13 @@ def _one_run(
     print_only: bool,
     show: int | None,
 ) -> int:
-    from rlkern.runs.folder import check_name
+    from rlkern.runs.folder import check_name, saved_layer
     from rlkern.trainer.settings import Layer, resolve
     from rlkern.trainer.settings.document import text
 
     layers = [Layer(file or "", document), Layer("flags", flags)]
     if resume:
-        layers.insert(0, _saved(Path(resume)))
+        layers.insert(0, saved_layer(Path(resume), "output.dir"))
     settings = resolve(*layers)
     if settings.name is not None:
         check_name(settings.name)
@@ -123,19 +123,6 @@ def _one_run(
     silence_hub()
     train(settings, resume=resume is not None)
     return 0
-
-
-def _saved(folder: Path):
-    """Returns the settings of a run as a layer, with the place that the run is in now."""
-    from rlkern.runs.errors import UserError
-    from rlkern.runs.settings.yaml_file import read
-    from rlkern.trainer.settings import Layer
-
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"there is no run to resume in {folder}: it holds no {path.name}")
-    place = {"name": folder.resolve().name, "output.dir": str(folder.resolve().parent)}
-    return Layer(str(path), {**read(path), **place})
 
 
 def _pipeline(

@@ -17,8 +17,8 @@ from pathlib import Path
 from rlkern.compare import record
 from rlkern.compare.plan import Comparison, Planned, runs, starts
 from rlkern.runs.files import write_text
+from rlkern.runs.folder import name_of
 from rlkern.trainer.loop import SUMMARY
-from rlkern.trainer.run.checkpoint import name_of
 from rlkern.trainer.settings.document import text
 
 # ru_maxrss counts kibibytes on Linux and bytes on macOS.

@@ -13,12 +13,12 @@ from typing import Any
 
 from rlkern.algorithms import declarations
 from rlkern.runs.errors import UserError
+from rlkern.runs.folder import name_of
 from rlkern.runs.settings.layers import dotted
 from rlkern.runs.settings.message import nearest
 from rlkern.runs.settings.yaml_file import read
 from rlkern.trainer import preflight
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.run.checkpoint import name_of
 from rlkern.trainer.settings import Layer, Settings, changed, dump, resolve
 from rlkern.trainer.settings.resolve import laid, resolved
 

@@ -18,6 +18,7 @@ from rlkern.control.environments import Environments
 from rlkern.control.learner import Learner
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import PARTIAL, publish
+from rlkern.runs.folder import all_checkpoints, name_of
 
 STATE, TENSORS = "control.json", "tensors.safetensors"
 _FORMAT = 1
@@ -61,15 +62,9 @@ def restored(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return {key: restored(value, tensors) for key, value in tree["pairs"]}
 
 
-def all_checkpoints(run: Path) -> list[Path]:
-    """Returns the checkpoints of a run, oldest first."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.split("-", 1)[1]))
-
-
 def save(run: Path, learner: Learner, environments: Environments, progress: dict) -> Path:
     """Returns the folder of a new checkpoint; the older ones are removed after it is safe."""
-    target = run / f"checkpoint-{environments.steps}"
+    target = run / name_of(environments.steps)
     tree = {
         "progress": progress,
         "learner": learner.state(),

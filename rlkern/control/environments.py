@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rlkern.runs.errors import UserError
+from rlkern.runs.settings.message import nearest
 
 
 class Steps(NamedTuple):
@@ -47,8 +47,7 @@ def make(name: str, options: Mapping[str, Any]) -> gymnasium.Env:
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"env {name} needs a package: {error}") from error
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        close = difflib.get_close_matches(name, gymnasium.registry, n=1)
-        near = f"; did you mean {close[0]}" if close else ""
+        near = nearest(name, gymnasium.registry)
         why = " ".join(str(error).split())
         raise UserError(f"env must be the id of a gymnasium environment, got {name!r}: {why}{near}"
                         ) from error  # fmt: skip

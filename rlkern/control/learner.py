@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlkern.control.environments import Environments
+from rlkern.runs.errors import UserError
 
 
 class Learner(ABC):
@@ -59,3 +60,9 @@ class Learner(ABC):
     def done(self) -> float:
         """The share of the run that is over, from 0 to 1."""
         return min(1.0, self.environments.steps / self.settings.steps)
+
+
+def one_copy(settings: Any, environments: Environments) -> None:
+    """Raises UserError for several copies, for an algorithm that follows one episode."""
+    if len(environments) != 1:
+        raise UserError(f"num_envs must be 1 for {settings.algorithm}, got {len(environments)}")

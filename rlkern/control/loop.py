@@ -23,7 +23,15 @@ from rlkern.control.show import Display
 from rlkern.control.suits import check
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import write_text
-from rlkern.runs.folder import CONFIG, existing_folder, hold, joined, new_folder
+from rlkern.runs.folder import (
+    CONFIG,
+    all_checkpoints,
+    check_same,
+    existing_folder,
+    hold,
+    joined,
+    new_folder,
+)
 from rlkern.runs.interrupt import Interrupt
 from rlkern.runs.logs import Log
 from rlkern.runs.settings.yaml_file import read, to_yaml
@@ -74,7 +82,8 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
     where = existing_folder if resume else new_folder
     folder = where(parent, settings.name, base)
     if resume:
-        _check_same(settings, folder)
+        saved_settings = resolve(Layer(str(folder / CONFIG), read(folder / CONFIG)))
+        check_same(folder, differing(settings, saved_settings))
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     environments = Environments(
         settings.env, settings.env_options, settings.num_envs, settings.seed
@@ -89,7 +98,7 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
         learner = declared(settings).learner(settings, environments)
         stack.callback(learner.close)
         progress = Progress()
-        saved = checkpoint.all_checkpoints(folder)[-1:]
+        saved = all_checkpoints(folder)[-1:]
         if saved:
             _, tree = checkpoint.read(saved[0])
             progress = Progress(**checkpoint.restore(tree, learner, environments))
@@ -118,18 +127,8 @@ def _seed(seed: int) -> None:
     random.seed(seed)
 
 
-def _check_same(settings: Settings, folder: Path) -> None:
-    saved = resolve(Layer(str(folder / CONFIG), read(folder / CONFIG)))
-    if other := differing(settings, saved):
-        key, mine, its = other
-        raise UserError(
-            f"{folder} was started with {key} {its!r}, not {mine!r}; resume with its own settings,"
-            " or choose another --name"
-        )
-
-
 def _how_to_go_on(folder: Path) -> str:
-    saved = checkpoint.all_checkpoints(folder)
+    saved = all_checkpoints(folder)
     kept = f"{saved[-1].name} is whole" if saved else "no checkpoint was saved yet"
     return f"{kept}, go on with: rlkern control --resume {folder}"
 

@@ -13,9 +13,8 @@ from rlkern.control.dynamic import true_values
 from rlkern.control.environments import Environments
 from rlkern.control.given_policies import probabilities
 from rlkern.control.group import Settings
-from rlkern.control.learner import Learner
+from rlkern.control.learner import Learner, one_copy
 from rlkern.control.tables import draw_state_values
-from rlkern.control.tabular import one_copy
 from rlkern.control.updates import Transition
 from rlkern.runs.settings.types import PositiveShare, Share
 

@@ -13,6 +13,7 @@ from rlkern.control.evaluate import eval_options
 from rlkern.control.learner import Learner
 from rlkern.control.settings import Layer, Settings, declared, resolve
 from rlkern.runs.errors import UserError
+from rlkern.runs.folder import all_checkpoints
 
 GIF, MP4 = ".gif", ".mp4"
 
@@ -34,7 +35,7 @@ def check_target(target: Path) -> None:
 
 def load(folder: Path) -> Learner:
     """Returns the learner of a run as its newest checkpoint holds it."""
-    saved = checkpoint.all_checkpoints(folder)
+    saved = all_checkpoints(folder)
     if not saved:
         raise UserError(f"{folder} holds no checkpoint yet: let it run until it has saved one")
     values, tree = checkpoint.read(saved[-1])

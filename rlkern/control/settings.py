@@ -12,7 +12,14 @@ from rlkern.control.algorithms import algorithms
 from rlkern.control.declaration import ControlAlgorithm
 from rlkern.control.group import Settings
 from rlkern.runs.errors import UserError
-from rlkern.runs.settings.layers import Layer, laid_over, leaves, normalized, source_of
+from rlkern.runs.settings.layers import (
+    Layer,
+    first_difference,
+    laid_over,
+    leaves,
+    normalized,
+    source_of,
+)
 from rlkern.runs.settings.message import first_problem, nearest
 
 __all__ = [
@@ -89,8 +96,4 @@ def differing(settings: Settings, other: Settings) -> tuple[str, Any, Any] | Non
     """Returns (key, value, other value) of the first key that a resumed run may not change and that
     differs, or None."""
     free = RESUMABLE if other.steps_matter else RESUMABLE | {"steps"}
-    mine, others = settings.model_dump(mode="json"), other.model_dump(mode="json")
-    for key in dict.fromkeys((*mine, *others)):
-        if key not in free and mine.get(key) != others.get(key):
-            return key, mine.get(key), others.get(key)
-    return None
+    return first_difference(settings.model_dump(mode="json"), other.model_dump(mode="json"), free)

@@ -12,10 +12,9 @@ from gymnasium import spaces
 
 from rlkern.control.environments import Environments
 from rlkern.control.group import Settings
-from rlkern.control.learner import Learner
+from rlkern.control.learner import Learner, one_copy
 from rlkern.control.tables import draw_action_values
 from rlkern.control.updates import Transition
-from rlkern.runs.errors import UserError
 from rlkern.runs.settings.types import PositiveShare, Share
 
 
@@ -42,12 +41,6 @@ class TabularSettings(ExploringSettings):
 
     learning_rate: PositiveShare = 0.5
     """Step size α; Sutton & Barto take 0.5 for their grids."""
-
-
-def one_copy(settings: Settings, environments: Environments) -> None:
-    """Raises UserError for several copies: the textbook's updates follow one episode."""
-    if len(environments) != 1:
-        raise UserError(f"num_envs must be 1 for {settings.algorithm}, got {len(environments)}")
 
 
 def epsilon_greedy(row: np.ndarray, epsilon: float) -> np.ndarray:

@@ -12,6 +12,8 @@ from typing import Any
 
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import remove_partial
+from rlkern.runs.settings.layers import Layer
+from rlkern.runs.settings.yaml_file import read
 
 CONFIG = "config.yaml"
 LOCK = ".lock"
@@ -50,6 +52,7 @@ def new_folder(parent: Path, name: str | None, base: str) -> Path:
         taken = _numbered(parent, base)
         last = int(taken[-1].name.removeprefix(base)[1:] or 1) if taken else 0
         name = base + (f"-{last + 1}" if last else "")
+    check_name(name)
     run = parent / name
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(
@@ -66,10 +69,44 @@ def existing_folder(parent: Path, name: str | None, base: str) -> Path:
         taken = _numbered(parent, base)
         run = taken[-1] if taken else parent / base
     else:
+        check_name(name)
         run = parent / name
     if not (run / CONFIG).is_file():
         raise UserError(f"there is no run to resume in {run}: it holds no {CONFIG}")
     return run
+
+
+def check_same(run: Path, difference: tuple[str, Any, Any] | None) -> None:
+    """Raises UserError if there is a (key, value, value of the run) in which settings differ from
+    those that a run was started with."""
+    if difference is not None:
+        key, mine, its = difference
+        raise UserError(
+            f"{run} was started with {key} {its!r}, not {mine!r}; resume with its own settings, or"
+            " choose another --name"
+        )
+
+
+def saved_layer(run: Path, parent_key: str) -> Layer:
+    """Returns the settings of a run as a layer, with the place that it is in now: its name, and the
+    folder around it under parent_key. Raises UserError if there is none."""
+    path = run / CONFIG
+    if not path.is_file():
+        raise UserError(f"there is no run to resume in {run}: it holds no {CONFIG}")
+    whole = run.resolve()
+    place = {"name": whole.name, parent_key: str(whole.parent)}
+    return Layer(str(path), {**read(path), **place})
+
+
+def name_of(step: int) -> str:
+    """Returns the folder name of the checkpoint after `step` steps."""
+    return f"checkpoint-{step}"
+
+
+def all_checkpoints(run: Path) -> list[Path]:
+    """Returns the checkpoints of a run, oldest first."""
+    found = [path for path in run.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.split("-", 1)[1]))
 
 
 @contextlib.contextmanager

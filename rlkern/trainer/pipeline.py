@@ -22,13 +22,12 @@ from rich.console import Console
 from rlkern.algorithms import declarations
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import remove_partial, write_text
-from rlkern.runs.folder import CONFIG, check_name
+from rlkern.runs.folder import CONFIG, all_checkpoints, check_name
 from rlkern.runs.settings.yaml_file import read, to_yaml
 from rlkern.trainer import preflight
 from rlkern.trainer.loop import SUMMARY, train
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.reward.functions import TASK
-from rlkern.trainer.run.checkpoint import all_checkpoints
 from rlkern.trainer.settings import Layer, Settings, differing, dump
 from rlkern.trainer.settings.contradictions import check_contradictions
 from rlkern.trainer.settings.resolve import Resolved, laid

@@ -27,9 +27,9 @@ import rlkern
 from rlkern.control.actor_critic import PolicyLearner, PolicySettings
 from rlkern.control.declaration import BOX, DISCRETE, ControlAlgorithm
 from rlkern.control.environments import Environments
+from rlkern.control.learner import one_copy
 from rlkern.control.networks import Weights
 from rlkern.control.rollout import collect, whole_episodes
-from rlkern.runs.errors import UserError
 from rlkern.runs.settings.types import Count, Positive
 
 
@@ -53,8 +53,7 @@ class Reinforce(PolicyLearner):
     def check(cls, settings: Any, environments: Environments) -> None:
         """Raises UserError for several copies, whose episodes end at different times."""
         super().check(settings, environments)
-        if len(environments) != 1:
-            raise UserError(f"num_envs must be 1 for {settings.algorithm}, got {len(environments)}")
+        one_copy(settings, environments)
 
     def iterate(self) -> dict[str, float]:
         """Plays episodes and learns from them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,6 +155,20 @@ def dotted(
         else:
             found[".".join(here)] = value
     return found
+
+
+def first_difference(
+    mine: Mapping[str, Any], others: Mapping[str, Any], free: Container[str]
+) -> tuple[str, Any, Any] | None:
+    """Returns (key, value, other value) of the first key that is not free and differs, or None.
+
+    >>> first_difference({"seed": 0, "name": "a"}, {"seed": 1, "name": "b"}, {"name"})
+    ('seed', 0, 1)
+    """
+    for key in dict.fromkeys((*mine, *others)):
+        if key not in free and mine.get(key) != others.get(key):
+            return key, mine.get(key), others.get(key)
+    return None
 
 
 def source_of(path: tuple[str, ...], layers: list[tuple[Layer, dict[str, Any]]]) -> Layer | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import publish
+from rlkern.runs.folder import all_checkpoints, name_of
 from rlkern.trainer.critic import FOLDER as CRITIC
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import like, whole, whole_state
@@ -30,17 +31,6 @@ from rlkern.trainer.update import Updater
 STATE = "trainer.json"
 _FORMAT = 3
 _FILES = ("optimizer.safetensors", "random.safetensors")
-
-
-def name_of(step: int) -> str:
-    """Returns the folder name of the checkpoint after `step` steps."""
-    return f"checkpoint-{step}"
-
-
-def all_checkpoints(run: Path) -> list[Path]:
-    """Returns the checkpoints of a run, oldest first."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.split("-", 1)[1]))
 
 
 def damage(folder: Path) -> str | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlkern.runs.errors import UserError
 from rlkern.runs.files import write_text
-from rlkern.runs.folder import CONFIG, existing_folder, joined, new_folder
+from rlkern.runs.folder import CONFIG, check_same, existing_folder, joined, new_folder
 from rlkern.trainer.settings import Settings, differing
 from rlkern.trainer.settings.document import saved, text
 from rlkern.trainer.settings.places import anchored
@@ -39,10 +38,5 @@ def existing_run(settings: Settings) -> Path:
     """
     run = existing_folder(Path(settings.output.dir), settings.name, automatic_name(settings))
     # Of a run begun elsewhere, or before paths were whole, the same places are named in other ways.
-    if other := differing(settings, anchored(saved(run / CONFIG))):
-        key, mine, its = other
-        raise UserError(
-            f"{run} was started with {key} {its!r}, not {mine!r}; resume with its own settings, or"
-            " choose another --name"
-        )
+    check_same(run, differing(settings, anchored(saved(run / CONFIG))))
     return run

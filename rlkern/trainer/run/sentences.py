@@ -7,9 +7,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from rlkern.runs.folder import CONFIG
+from rlkern.runs.folder import CONFIG, all_checkpoints
 from rlkern.trainer.parts import Parts
-from rlkern.trainer.run.checkpoint import all_checkpoints
 from rlkern.trainer.settings import Settings
 
 

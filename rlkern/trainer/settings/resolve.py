@@ -15,6 +15,7 @@ from rlkern.runs.errors import UserError
 from rlkern.runs.settings.layers import (
     Layer,
     dotted,
+    first_difference,
     is_key,
     laid_over,
     normalized,
@@ -217,14 +218,14 @@ def differing(settings: Settings, other: Settings) -> tuple[str, Any, Any] | Non
     differs, or None."""
     free = RESUMABLE | ({"steps"} if settings.optimizer.decay is None else set())
     mine, others = (dotted(Settings, dump(each)) for each in (settings, other))
-    for key in dict.fromkeys((*mine, *others)):
-        same = mine.get(key) == others.get(key)
-        if key in ("reward.functions", "task") and not same:
-            # Of a file that was moved the content says whether it is the same.
-            same = _unplaced(mine.get(key)) == _unplaced(others.get(key))
-        if key not in free and not same:
-            return key, mine.get(key), others.get(key)
-    return None
+    found = first_difference(_by_content(mine), _by_content(others), free)
+    return None if found is None else (found[0], mine.get(found[0]), others.get(found[0]))
+
+
+def _by_content(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings without the places of files of code: of one that was moved the content says
+    whether it is the same."""
+    return {k: _unplaced(v) if k in ("reward.functions", "task") else v for k, v in values.items()}
 
 
 def _unplaced(value: Any) -> list[str]:
