@@ -65,10 +65,11 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", algorithms())
+REPEATING = [name for name, each in algorithms().items() if each.repeats]
+
+
+@pytest.mark.parametrize("name", REPEATING)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(name, tmp_path, monkeypatch):
-    if not algorithms()[name].repeats:
-        pytest.skip(f"{name} runs processes that do not wait for each other")
     settings = short(name, save_every=200)
     run(tmp_path / "a", **settings, name="x")
     step = Environments.step

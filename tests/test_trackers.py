@@ -125,10 +125,12 @@ def test_wandb_leaves_the_machine_only_where_its_own_variable_says_so(
 
 @pytest.mark.parametrize("name", list(STANDS_IN))
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_written(
-    capsys, tmp_path, name
+    capsys, tmp_path, monkeypatch, name
 ):
-    if importlib.util.find_spec(name):
-        pytest.skip(f"{name} is installed")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda word, *more: None if word == name else find(word, *more)
+    )
     out = tmp_path / "runs"
     sentence = refused(capsys, "train", "--log", f"tensorboard,{name}", "--output.dir", out)
     assert f"needs the package {name}, which is not installed: pip install {name}" in sentence
