@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an update of an off-policy actor–critic is made of, and what an evaluation leaves alone."""
+
+import pytest
+import torch
+
+gymnasium = pytest.importorskip("gymnasium")
+
+from rlkern.control import algorithms, of  # noqa: E402
+from rlkern.control.continuous import ContinuousActorCritic  # noqa: E402
+from rlkern.control.environments import Environments  # noqa: E402
+from rlkern.control.evaluate import evaluate  # noqa: E402
+
+CONTINUOUS = [
+    each for each in algorithms().values() if issubclass(each.learner, ContinuousActorCritic)
+]
+
+
+def next_joint(algorithm, observation, following):
+    """Returns what the critics' target is made of, for a memory of one repeated transition."""
+    settings = of(algorithm=algorithm.name, env="Pendulum-v1", **algorithm.quick)
+    torch.manual_seed(0)
+    learner = algorithm.learner(settings, Environments(settings.env, {}, 1, 0))
+    seen = []
+    fit = learner.critic.fit
+    learner.critic.fit = lambda rows, joint, *more: seen.append(joint) or fit(rows, joint, *more)
+    for _ in range(4):
+        learner.replay.add(
+            torch.full((1, 3), observation).numpy(), torch.zeros(1, 1).numpy(),
+            torch.full((1, 3), following).numpy(), torch.ones(1).numpy(),
+            torch.zeros(1).bool().numpy(),
+        )  # fmt: skip
+    torch.manual_seed(1)
+    learner.update()
+    return seen[0]
+
+
+@pytest.mark.parametrize("algorithm", CONTINUOUS, ids=lambda each: each.name)
+def test_a_target_is_made_of_the_next_state_and_of_what_is_done_there(algorithm):
+    one, same = (next_joint(algorithm, seen, 0.5) for seen in (0.1, 0.9))
+    assert torch.equal(one, same) and one[:, :3].eq(0.5).all()
+    assert not torch.equal(one[:, 3:], next_joint(algorithm, 0.1, -0.5)[:, 3:])
+
+
+def test_an_evaluation_changes_no_random_number_of_the_run():
+    settings = of(algorithm="q_learning", env="CliffWalking-v1", eval_length=3)
+    environments = Environments(settings.env, {}, 1, 0)
+    learner = algorithms()["q_learning"].learner(settings, environments)
+    act = learner.act
+
+    def drawing(observation):
+        torch.rand(1)
+        learner.rng.random()
+        return act(observation)
+
+    learner.act = drawing
+    before, own = torch.get_rng_state(), learner.rng.bit_generator.state
+    evaluate(learner, 2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert own == learner.rng.bit_generator.state
