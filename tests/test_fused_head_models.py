@@ -115,3 +115,10 @@ def test_the_text_of_a_model_for_images_is_scored():
         with rlkern.fused_head(model):
             got = model(**inputs, token=token, mask=mask).logprob
     torch.testing.assert_close(got, rlkern.token_logprob(logits, token, mask=mask).logprob)
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = model_of("Llama")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    refuse(model, ValueError, "logits must be finite .* the weight lm_head.weight holds some")

@@ -29,6 +29,21 @@ def test_logits_that_are_not_finite_are_a_sentence_that_names_the_weight(rule, v
         sample(policy, ragged_prompts(policy), sampling, group_size=1, uniform=uniform)
 
 
+def test_a_head_that_is_not_finite_is_named_before_anything_is_sampled():
+    policy = tiny_policy()
+    policy.model.get_output_embeddings().weight.data[3, 5] = math.nan
+    with pytest.raises(
+        UserError, match=r"^model Llama\w+: its logits must be finite .* holds some"
+    ):
+        sample(
+            policy,
+            ragged_prompts(policy),
+            Sampling(4, stop_tokens(policy, "")).greedy(),
+            group_size=1,
+            uniform=None,
+        )
+
+
 def test_finite_weights_that_overflow_are_said_to():
     policy = tiny_policy()
     policy.model.model.norm.weight.data.fill_(3e38)

@@ -106,6 +106,12 @@ def _look(model: Any, head: Any, size: float) -> _Look:
 
     with forward_of(head, compared):
         logits = model(input_ids=token, use_cache=False).logits
+    if not (seen[1].isfinite().all() and logits.isfinite().all()):
+        broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+        raise ValueError(
+            "its logits must be finite for finite hidden states, got NaN or infinity"
+            + (f": the weight {broken[0]} holds some" if broken else "")
+        )
     return _Look(seen[0], seen[1].detach(), logits)
 
 

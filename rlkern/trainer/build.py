@@ -120,6 +120,8 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
         teacher=_teacher(settings, policy),
     )
     _check_texts(parts)
+    for speaker in parts.speakers():
+        speaker.head.parameters()  # refused, if it is, while nothing of the run is written
     return parts
 
 
@@ -188,11 +190,10 @@ def begin(
     # A reward model has no head to sample pairs with.
     pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
     parts = dataclasses.replace(parts, policy=_trained(parts, run))
-    if not is_scorer(parts.policy):
+    for policy in parts.speakers():
         # Text of a file has no prompt: its beginning is one.
         some = [item.prompt or shown_answer(item.right)[:64] for item in parts.task.held_out[:4]]
-        for policy in filter(None, (parts.policy, parts.teacher)):
-            check_model(policy, some, settings)
+        check_model(policy, some, settings)
     if parts.policy is not parts.engine.policy:
         parts = dataclasses.replace(parts, engine=make_engine(settings, parts.policy))
     parts = dataclasses.replace(

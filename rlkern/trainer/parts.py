@@ -12,6 +12,7 @@ from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.progress import Progress
 from rlkern.trainer.reward.functions import Rewards
+from rlkern.trainer.reward.model import is_scorer
 from rlkern.trainer.rollout.engines import Engine
 from rlkern.trainer.rollout.sampler import Sampling
 from rlkern.trainer.settings import Settings
@@ -39,6 +40,11 @@ class Parts:
     reference: Policy | None = None
     critic: Critic | None = None
     teacher: Policy | None = None
+
+    def speakers(self) -> list[Policy]:
+        """Returns the policy and its teacher, less a reward model, which has no head for words."""
+        found = (self.policy, self.teacher)
+        return [x for x in found if x is not None and not is_scorer(x)]
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Returns the weights that are trained, by name, those of the critic after a prefix."""

@@ -25,6 +25,7 @@ import rlkern
 from rlkern import CompanionLogprob, TokenLogprob
 from rlkern.integrations.find_head import find_head
 from rlkern.integrations.head import HeadOf, Hidden, text_config, without_adapter
+from rlkern.runs.errors import UserError
 from rlkern.trainer.models import lora
 from rlkern.trainer.models.ways import (
     ATTENTION,
@@ -153,8 +154,11 @@ class Policy:
 
     @functools.cached_property
     def head(self) -> HeadOf:
-        """Returns where the model's logits come from."""
-        found = find_head(self.model)
+        """Returns where the model's logits come from; Raises UserError where that is not sure."""
+        try:
+            found = find_head(self.model)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model {str(error).removeprefix('fused_head: ')}") from error
         return found._replace(head=without_adapter(found.head)) if self.bare else found
 
     @functools.cached_property
