@@ -14,7 +14,7 @@ pytest.importorskip("trl")
 
 from peft import LoraConfig  # noqa: E402
 
-from .trl_runs import compared, run, save_model  # noqa: E402
+from .trl_runs import compared, run  # noqa: E402
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 GRPO = [
@@ -42,13 +42,6 @@ OTHERS = [
     ("sft", {}),
     ("sft", {"loss_type": "dft"}),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder)
-    return folder
 
 
 def assert_same(kind, model, tmp_path, bound, **options):
