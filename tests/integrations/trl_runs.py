@@ -73,8 +73,9 @@ def data(kind: str) -> Dataset:
     return Dataset.from_dict({"prompt": PROMPTS, "completion": answers})
 
 
-def made(kind: str, model: Path, out: Path, *, trainer_type=None, peft_config=None, **options):
-    """Returns a trainer that has not begun, from a seed of its own."""
+def made(kind: str, model: Path, out: Path, *, trainer_type=None, **options):
+    """Returns a trainer that has not begun, from a seed of its own. Options are the trainer's
+    where it has one of the name, else its configuration's."""
     logging.disable(logging.WARNING)
     usual_type, config_type = TRAINERS[kind]
     settings = {
@@ -82,16 +83,14 @@ def made(kind: str, model: Path, out: Path, *, trainer_type=None, peft_config=No
         "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "bf16": False,
         "seed": 1, "disable_tqdm": True, "learning_rate": 1e-3, "gradient_checkpointing": False,
     }  # fmt: skip
-    extra = {"reward_funcs": reward} if kind in ("grpo", "rloo") else {}
-    if extra:
+    given = {"train_dataset": data(kind), "peft_config": None}
+    if kind in ("grpo", "rloo"):
+        given["reward_funcs"] = reward
         settings |= {"num_generations": 4, "max_completion_length": 6}
+    given |= {name: options.pop(name) for name in given.keys() & options.keys()}
     torch.manual_seed(0)
     return (trainer_type or usual_type)(
-        model=str(model),
-        args=config_type(**{**settings, **options}),
-        train_dataset=data(kind),
-        peft_config=peft_config,
-        **extra,
+        model=str(model), args=config_type(**{**settings, **options}), **given
     )
 
 
