@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-SIZES = ((4, 16, 4), (4, 4, 64))  # prompts, answers to each, tokens of an answer
+SIZES = ((4, 16, 4), (2, 8, 32))  # prompts, answers to each, tokens of an answer
 PATHS = ("TRL", "TRL with rlkern")
 HEADINGS = (
     "prompts × answers × tokens", "path", "s a step, median", "s, all", "peak GiB",
