@@ -8,7 +8,7 @@
 Each path runs in a process of its own, from one seed, so it samples the same answers; the loss and
 the gradient norm of the first step, which stand in the table, must agree. The step holds all that
 TRL does: sampling, scoring, forward, backward, AdamW. The memory is the most that the process ever
-held.
+held. On a machine that others use, compare the seconds of the processor.
 """
 
 import argparse
@@ -26,13 +26,14 @@ import torch
 SIZES = ((4, 16, 4), (2, 8, 32))  # prompts, answers to each, tokens of an answer
 PATHS = ("TRL", "TRL with rlkern")
 HEADINGS = (
-    "prompts × answers × tokens", "path", "s a step, median", "s, all", "peak GiB",
+    "prompts × answers × tokens", "path", "s a step, median", "s, all", "CPU s, median", "peak GiB",
     "loss, step 1", "gradient norm, step 1",
 )  # fmt: skip
 
 
 def trained(model: str, size: tuple[int, int, int], steps: int, patched: bool) -> dict:
-    """Returns the seconds of each step, the first logged numbers and the peak memory in bytes."""
+    """Returns the seconds of each step, by the clock and of the processor, the loss and the gradient
+    norm of the first, and the peak memory in bytes."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -41,16 +42,17 @@ def trained(model: str, size: tuple[int, int, int], steps: int, patched: bool) -
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args, **kwargs):
-            self.started = time.perf_counter()
+            self.started = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *args, **kwargs):
-            seconds.append(time.perf_counter() - self.started)
+            now = time.perf_counter(), time.process_time()
+            seconds.append([end - start for start, end in zip(self.started, now)])
 
     def reward(completions: list[str], **_) -> list[float]:
         return [sum(map(ord, text)) % 7 / 7 for text in completions]
 
     prompts, answers, tokens = size
-    seconds: list[float] = []
+    seconds: list[list[float]] = []
     if patched:
         patch("trl")
     texts = [f"What is {i * 37 % 100} plus {i * 53 % 100}?" for i in range(prompts * steps)]
@@ -93,12 +95,13 @@ def measured(model: str, size: tuple[int, int, int], steps: int, path: str) -> d
 
 def row(size: tuple[int, int, int], path: str, found: dict) -> str:
     """Returns a line of the table."""
-    seconds = found["seconds"]
+    seconds, processor = zip(*found["seconds"])
     cells = (
         " × ".join(map(str, size)),
         path,
         f"{statistics.median(seconds):.2f}",
         " ".join(f"{s:.1f}" for s in seconds),
+        f"{statistics.median(processor):.2f}",
         f"{found['peak'] / 2**30:.2f}",
         f"{found['loss']:.6f}",
         f"{found['grad_norm']:.5f}",

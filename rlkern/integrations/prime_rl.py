@@ -24,7 +24,7 @@ class LossOutputs(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-def loss(inputs: Any, *, algorithm: str = "prime_ipo", **coefficients: float) -> LossOutputs:
+def loss(inputs: Any, *, algorithm: str = "prime_ipo", **coefficients: Any) -> LossOutputs:
     """Returns the summed loss of one sequence, which prime-rl divides by its count of tokens.
 
     inputs is prime-rl's LossInputs: trainer_logprobs, inference_logprobs (π_old here), ref_logprobs

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import rlkern
 
+NO_TERMS: dict[str, Any] = {"kl_coef": 0.0, "entropy_coef": 0.0}
 # Those of off_policy_correction that switch something on; None is off.
 _SWITCHES = (
     "tis_ratio_type",
@@ -28,7 +29,7 @@ _SWITCHES = (
 )
 
 
-def policy_loss(algorithm: str, **coefficients: float) -> Callable[..., tuple[Tensor, dict]]:
+def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tensor, dict]]:
     """Returns a loss of SkyRL's signature.
 
     SkyRL divides the advantages so that the sum over tokens is the reduction that it was asked for,
@@ -55,7 +56,7 @@ def policy_loss(algorithm: str, **coefficients: float) -> Callable[..., tuple[Te
         out = rlkern.token_objective(
             log_probs.float(), advantages.float(), mask, old_logprob=old_log_probs.float(),
             weight=mask.float(), algorithm=algorithm,
-            **{"kl_coef": 0.0, "entropy_coef": 0.0, **coefficients},
+            **{**NO_TERMS, **coefficients},
         )  # fmt: skip
         metrics = rlkern.metrics_dict(out.metrics)
         return out.loss, {"clip_ratio": metrics["clip_ratio/region_mean"]}

@@ -23,7 +23,7 @@ import rlkern
 _REFUSED = ("use_tis", "use_opsm", "use_unbiased_kl", "get_mismatch_metrics")
 
 
-def custom_loss(algorithm: str, **coefficients: float) -> Callable[..., tuple[Tensor, dict]]:
+def custom_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tensor, dict]]:
     """Returns a loss of slime's signature.
 
     slime scores the tokens, over Megatron's slices of the vocabulary, and sum_of_sample_mean
@@ -63,7 +63,7 @@ def _terms(algorithm: str, args: Any, batch: dict[str, Any], coefficients: dict)
     """Returns what rlkern.token_objective takes beside the scores."""
     mask = torch.cat(batch["loss_masks"]).bool()
     bounds = torch.tensor([0, *batch["response_lengths"]], device=mask.device).cumsum(0)
-    kl = {"kl_coef": 0.0}
+    kl: dict[str, Any] = {"kl_coef": 0.0}
     if args.use_kl_loss:
         estimator = args.kl_loss_type.replace("low_var_kl", "k3")
         clamp = {"kl_max": 10.0} if args.kl_loss_type == "low_var_kl" else {}

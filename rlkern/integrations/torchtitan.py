@@ -18,6 +18,7 @@ and `PolicyTrainer.Config(loss=Cispo.Config())`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ import rlkern
 from rlkern.algorithms import algorithm as find_algorithm
 
 
-def policy_loss(algorithm: str, **coefficients: float) -> Callable[..., tuple[Tensor, dict]]:
+def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tensor, dict]]:
     """Returns a loss of the signature of torchtitan's DAPOLoss, in one pass over the logits.
 
     Tokens whose generator_logprobs are not finite are dropped, as DAPOLoss does. Raises ValueError
