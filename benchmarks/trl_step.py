@@ -32,8 +32,8 @@ HEADINGS = (
 
 
 def trained(model: str, size: tuple[int, int, int], steps: int, patched: bool) -> dict:
-    """Returns the seconds of each step, by the clock and of the processor, the loss and the gradient
-    norm of the first, and the peak memory in bytes."""
+    """Returns the seconds of each step (clock, processor), the loss and the gradient norm of the
+    first, and the peak memory in bytes."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
