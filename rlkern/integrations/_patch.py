@@ -17,7 +17,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-TRAINERS = ("trl", "verl")
+TRAINERS = ("trl", "verl", "trl-lora-head")
+
+
+def kept(original: Any, count: Callable[[], None]) -> Any:
+    """Returns the function itself: for one that is only called or overridden."""
+    return original
 
 
 class Target(NamedTuple):
@@ -25,14 +30,14 @@ class Target(NamedTuple):
 
     module, name  where it is looked up when it is called; name may be Class.method
     signature     what `signature_of` gives of the function that was copied
-    make          (original) -> what takes its place, which calls count with every use
+    make          (original, count) -> what takes its place, which calls count with every use
     called        the attribute of the original whose signature counts, "" for the original itself
     """
 
     module: str
     name: str
     signature: str
-    make: Callable[[Any, Callable[[], None]], Any]
+    make: Callable[[Any, Callable[[], None]], Any] = kept
     called: str = ""
 
     @property
@@ -47,16 +52,27 @@ class Target(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """A trainer that functions are replaced in, and its versions that were looked at."""
+    """A trainer that functions are replaced in, and its versions that were looked at.
+
+    name      what `patch` calls it, and with underscores the module that has this
+    versions  as pip takes them: >=1.15,<1.17
+    package   what pip calls it, "" for its name
+    """
 
     name: str
-    versions: str  # as pip takes them: >=1.15,<1.17
+    versions: str
     targets: tuple[Target, ...]
+    package: str = ""
+
+    @property
+    def distribution(self) -> str:
+        """What pip calls it."""
+        return self.package or self.name
 
     @property
     def supported(self) -> str:
         """The versions that are supported, as pip takes them."""
-        return f"{self.name}{self.versions}"
+        return f"{self.distribution}{self.versions}"
 
 
 class PatchError(RuntimeError):
@@ -114,28 +130,33 @@ def trainer_of(name: str) -> Trainer:
     """
     if name not in TRAINERS:
         raise ValueError(f"patch: name must be one of {', '.join(TRAINERS)}, got {name!r}")
-    return importlib.import_module(f"rlkern.integrations.{name}").TRAINER
+    return importlib.import_module(f"rlkern.integrations.{name.replace('-', '_')}").TRAINER
 
 
 def installed(trainer: Trainer) -> str | None:
     """Returns the installed version of a trainer, or None."""
     try:
-        return version(trainer.name)
+        return version(trainer.distribution)
     except PackageNotFoundError:
         return None
 
 
-def _checked(trainer: Trainer) -> list[_Replaced]:
+def patched(name: str) -> bool:
+    """Returns whether a trainer is patched now."""
+    return name in _active
+
+
+def checked(trainer: Trainer) -> list[_Replaced]:
     """Returns all that is to be replaced; raises PatchError before anything is."""
     found = installed(trainer)
     if found is None:
-        raise PatchError(f"patch: {trainer.name} must be installed ({trainer.supported})")
+        raise PatchError(f"patch: {trainer.distribution} must be installed ({trainer.supported})")
     from packaging.specifiers import SpecifierSet  # which each of the trainers needs
 
     if not SpecifierSet(trainer.versions).contains(found, prereleases=True):
         raise PatchError(
-            f"patch: {trainer.name} must be {trainer.supported}, whose functions were looked at,"
-            f" got {found}"
+            f"patch: {trainer.distribution} must be {trainer.supported}, whose functions were"
+            f" looked at, got {found}"
         )
     replaced = []
     for target in trainer.targets:
@@ -146,12 +167,12 @@ def _checked(trainer: Trainer) -> list[_Replaced]:
             called = functools.reduce(getattr, path, original)
         except (ImportError, AttributeError) as error:
             raise PatchError(
-                f"patch: {trainer.name} {found} must have {target.path}: {error}"
+                f"patch: {trainer.distribution} {found} must have {target.path}: {error}"
             ) from error
         if (got := signature_of(called)) != target.signature:
             raise PatchError(
-                f"patch: {target.path} of {trainer.name} {found} must take {target.signature}, for"
-                f" which its replacement was written, got {got}"
+                f"patch: {target.path} of {trainer.distribution} {found} must take"
+                f" {target.signature}, for which its replacement was written, got {got}"
             )
         replaced.append(_Replaced(target, owner, name, original))
     return replaced
@@ -160,7 +181,7 @@ def _checked(trainer: Trainer) -> list[_Replaced]:
 def refusal(name: str) -> str | None:
     """Returns why a trainer cannot be patched here, or None; imports it, which takes seconds."""
     try:
-        _checked(trainer_of(name))
+        checked(trainer_of(name))
     except PatchError as error:
         return str(error)
     return None
@@ -177,25 +198,26 @@ def patch(name: str) -> contextlib.AbstractContextManager[None]:
     `status` counts the calls. Nothing is replaced unless all of it can be.
 
     Arguments
-        name  "trl" or "verl"
+        name  "trl", "verl", or "trl-lora-head" for LoRA on the head inside "trl"
     Raises
         PatchError  if the trainer is not installed, of a version or a signature that this was not
                     written for, or patched already
 
     >>> patch("liger")
     Traceback (most recent call last):
-    ValueError: patch: name must be one of trl, verl, got 'liger'
+    ValueError: patch: name must be one of trl, verl, trl-lora-head, got 'liger'
     """
     trainer = trainer_of(name)
     if name in _active:
         raise PatchError(f"patch: {name} is patched already; unpatch({name!r}) first")
-    replaced = _checked(trainer)
+    replaced = checked(trainer)
     for each in replaced:
         each.ours = each.target.make(each.original, each.count)
         setattr(each.owner, each.name, each.ours)
     _active[name] = replaced
     paths = ", ".join(each.target.path for each in replaced)
-    print(f"rlkern serves {paths} of {name} {installed(trainer)}", file=sys.stderr)
+    whole = f"{trainer.distribution} {installed(trainer)}"
+    print(f"rlkern serves {paths} of {whole}", file=sys.stderr)
     return _undoing(name)
 
 
@@ -243,7 +265,7 @@ def status() -> list[Status]:
     """Returns of each trainer which version is installed, and what was called if it is patched.
 
     >>> [each.name for each in status()]
-    ['trl', 'verl']
+    ['trl', 'verl', 'trl-lora-head']
     """
     found = []
     for name in TRAINERS:

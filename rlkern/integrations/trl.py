@@ -8,15 +8,50 @@ no loss, option or metric of TRL changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 import rlkern
 from rlkern.integrations._patch import Target, Trainer
+from rlkern.integrations.head import HeadWeights
 
 _COMPANIONS = {"mean_logits", "is_top1"}
+
+
+@dataclass
+class _Adapted:
+    """The head of the forward that runs, and whether token_scores has used its adapter."""
+
+    head: HeadWeights
+    used: bool = False
+
+
+_adapted: ContextVar[_Adapted | None] = ContextVar("adapted", default=None)
+
+
+@contextlib.contextmanager
+def adapted(head: HeadWeights) -> Iterator[None]:
+    """Makes token_scores add the adapter of a head inside the with block, once a forward.
+
+    Raises RuntimeError at the end if token_scores was not called: TRL's own function leaves the
+    adapter out.
+    """
+    found = _Adapted(head)
+    before = _adapted.set(found)
+    try:
+        yield
+    finally:
+        _adapted.reset(before)
+    if not found.used:
+        raise RuntimeError(
+            "rlkern in TRL: the head has an adapter, which TRL's own log-probabilities leave out;"
+            ' call rlkern.integrations.patch("trl")'
+        )
 
 
 def token_scores(
@@ -49,11 +84,15 @@ def token_scores(
             "rlkern in TRL: the head must be whole while its gradient is made, got one of DeepSpeed"
             " ZeRO-3; use ZeRO-2 or FSDP2, or unpatch"
         )
+    lora = None
+    if (found := _adapted.get()) is not None:
+        found.used, bias, lora = True, found.head.bias, found.head.lora
     scored = rlkern.linear_token_logprob(
         hidden,
         weight.to(hidden.dtype),
         targets,
         bias=None if bias is None else bias.to(hidden.dtype),
+        lora=lora and rlkern.Lora(lora.a.to(hidden.dtype), lora.b.to(hidden.dtype), lora.scale),
         temperature=temperature,
         softcap=final_logit_softcapping,
         logit_scale=logit_scale,

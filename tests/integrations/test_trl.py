@@ -13,8 +13,11 @@ import pytest
 pytest.importorskip("trl")
 
 from peft import LoraConfig  # noqa: E402
+from trl.trainer import utils  # noqa: E402
 
-from .trl_runs import compared, run, save_model  # noqa: E402
+from rlkern.integrations import PatchError, patch, refusal, status  # noqa: E402
+
+from .trl_runs import compared, run  # noqa: E402
 
 LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
 GRPO = [
@@ -42,13 +45,6 @@ OTHERS = [
     ("sft", {}),
     ("sft", {"loss_type": "dft"}),
 ]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save_model(folder)
-    return folder
 
 
 def assert_same(kind, model, tmp_path, bound, **options):
@@ -88,8 +84,25 @@ def test_adapters_on_the_attention_log_the_same_numbers(model, tmp_path):
     assert_same("grpo", model, tmp_path, 1e-4, peft_config=lora)
 
 
-def test_bfloat16_logs_the_same_numbers_to_its_digits(model, tmp_path):
-    assert_same("sft", model, tmp_path, 1e-2, bf16=True)
+BF16 = [("sft", {}), ("grpo", {"beta": 0.04, "num_iterations": 2, "entropy_coef": 0.01})]
+
+
+@pytest.mark.parametrize("kind,options", BF16, ids=["sft", "grpo"])
+def test_bfloat16_logs_the_same_numbers_to_its_digits(kind, options, model, tmp_path):
+    assert_same(kind, model, tmp_path, 1e-2, bf16=True, **options)
+
+
+def renamed(ctx, hidden, weight, bias, labels, temperature, chunk_size):
+    """TRL's function with one argument under another name."""
+
+
+def test_an_argument_of_another_name_is_refused_and_trl_stays_as_it_was(monkeypatch):
+    function = utils._ChunkedLogProbFunction
+    monkeypatch.setattr(function, "forward", staticmethod(renamed))
+    with pytest.raises(PatchError, match="must take .*targets, temperature.*labels, temperature"):
+        patch("trl")
+    assert utils._ChunkedLogProbFunction is function and status()[0].calls is None
+    assert "labels, temperature" in refusal("trl")
 
 
 def test_the_example_runs_as_printed(model, tmp_path):

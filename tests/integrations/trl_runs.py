@@ -73,32 +73,40 @@ def data(kind: str) -> Dataset:
     return Dataset.from_dict({"prompt": PROMPTS, "completion": answers})
 
 
-def run(
-    kind: str, model: Path, out: Path, *, patched: bool, peft_config=None, **options
-) -> tuple[list[dict[str, float]], int]:
-    """Returns what a trainer logs in a few steps, and how often rlkern was called."""
+def made(kind: str, model: Path, out: Path, *, trainer_type=None, **options):
+    """Returns a trainer that has not begun, from a seed of its own. Options are the trainer's
+    where it has one of the name, else its configuration's."""
     logging.disable(logging.WARNING)
-    trainer_type, config_type = TRAINERS[kind]
+    usual_type, config_type = TRAINERS[kind]
     settings = {
         "output_dir": str(out), "max_steps": STEPS, "per_device_train_batch_size": 4,
         "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "bf16": False,
         "seed": 1, "disable_tqdm": True, "learning_rate": 1e-3, "gradient_checkpointing": False,
     }  # fmt: skip
-    extra = {"reward_funcs": reward} if kind in ("grpo", "rloo") else {}
-    if extra:
+    given = {"train_dataset": data(kind), "peft_config": None}
+    if kind in ("grpo", "rloo"):
+        given["reward_funcs"] = reward
         settings |= {"num_generations": 4, "max_completion_length": 6}
+    given |= {name: options.pop(name) for name in given.keys() & options.keys()}
     torch.manual_seed(0)
+    return (trainer_type or usual_type)(
+        model=str(model), args=config_type(**{**settings, **options}), **given
+    )
+
+
+def logged(trainer) -> list[dict[str, float]]:
+    """Returns what a trainer logs in a few steps."""
+    trainer.train()
+    return [dict(entry) for entry in trainer.state.log_history]
+
+
+def run(
+    kind: str, model: Path, out: Path, *, patched: bool, **options
+) -> tuple[list[dict[str, float]], int]:
+    """Returns what a trainer logs in a few steps, and how often rlkern was called."""
     with patch("trl") if patched else contextlib.nullcontext():
-        trainer = trainer_type(
-            model=str(model),
-            args=config_type(**{**settings, **options}),
-            train_dataset=data(kind),
-            peft_config=peft_config,
-            **extra,
-        )
-        trainer.train()
-        calls = sum((status()[0].calls or {}).values())
-    return [dict(entry) for entry in trainer.state.log_history], calls
+        logs = logged(made(kind, model, out, **options))
+        return logs, sum((status()[0].calls or {}).values())
 
 
 def compared(logs: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torchtitan's RL loss: every algorithm of rlkern that looks at tokens. Not run inside torchtitan.
+
+    class Cispo(BaseLoss):
+        @dataclass(kw_only=True, slots=True)
+        class Config(BaseLoss.Config):
+            pass
+
+        def __init__(self, config, *, compile_config=None):
+            self.fn = policy_loss("cispo")
+
+        def __call__(self, *args, **kwargs):
+            return self.fn(*args, **kwargs)
+
+and `PolicyTrainer.Config(loss=Cispo.Config())`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rlkern
+from rlkern.algorithms import algorithm as find_algorithm
+
+
+def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tensor, dict]]:
+    """Returns a loss of the signature of torchtitan's DAPOLoss, in one pass over the logits.
+
+    Tokens whose generator_logprobs are not finite are dropped, as DAPOLoss does. Raises ValueError
+    for an algorithm of sequences: the tokens of a call are a packed row, or a part of one, and
+    nothing says where a sequence begins.
+    """
+    level = find_algorithm(algorithm).level
+    if coefficients.get("level", level) != "token":
+        raise ValueError(f"torchtitan: algorithm must be one of tokens, got {algorithm} ({level})")
+
+    def loss(
+        logits: Tensor,
+        labels: Tensor,
+        global_valid_tokens: float | None = None,
+        *,
+        generator_logprobs: Tensor,
+        advantages: Tensor,
+        loss_mask: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        mask = loss_mask & generator_logprobs.isfinite()
+        count = 1 if global_valid_tokens is None else max(global_valid_tokens, 1)
+        out = rlkern.policy_loss(
+            logits[None], labels.clamp(min=0)[None], advantages[None].float(), mask[None],
+            old_logprob=torch.where(mask, generator_logprobs, 0.0)[None],
+            weight=mask.float()[None] / count, algorithm=algorithm, **coefficients,
+        )  # fmt: skip
+        return out.loss, {"loss/mean": out.loss.detach()}
+
+    return loss
