@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import rlkern
-from benchmarks import baselines
-from benchmarks.inputs import Inputs
+from rlkern.testing import baselines
+from rlkern.testing.timed_inputs import Inputs
 
 SMOKE = "RLKERN_BENCH_SMOKE" in os.environ  # nothing compiled: only whether it runs
 # Rows × actions, or tokens, of control tasks.

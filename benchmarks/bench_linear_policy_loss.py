@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import rlkern
-from benchmarks import baselines
-from benchmarks import inputs as shared
-from benchmarks.inputs import GRPO, SEQUENCES
+from rlkern.testing import baselines
+from rlkern.testing import timed_inputs as shared
+from rlkern.testing.timed_inputs import GRPO, SEQUENCES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SMOKE = "RLKERN_BENCH_SMOKE" in os.environ  # a few rows, nothing compiled: only whether it runs

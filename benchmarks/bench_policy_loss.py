@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import rlkern
-from benchmarks import baselines
-from benchmarks.inputs import GSPO, SOFTCAP, Inputs
+from rlkern.testing import baselines
+from rlkern.testing.timed_inputs import GSPO, SOFTCAP, Inputs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # {V: N}, at most 10⁸ logits. V = 21 is the fast tier of make train, the others are vocabularies of

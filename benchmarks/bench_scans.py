@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import rlkern
-from benchmarks.baselines import python_loop_gae
 from rlkern.backends import eager as reference
+from rlkern.testing.baselines import python_loop_gae
 
 SHAPES = {
     "1x1": (1, 1),

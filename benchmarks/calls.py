@@ -15,9 +15,9 @@ from collections.abc import Callable
 import torch
 
 import rlkern
-from benchmarks import baselines
 from benchmarks.bench_calls import SIZES, Transitions
-from benchmarks.inputs import Inputs
+from rlkern.testing import baselines
+from rlkern.testing.timed_inputs import Inputs
 
 ROUNDS, CALLS = 100, 5
 Runs = dict[str, Callable[[], None]]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 
 import rlkern
-from benchmarks import baselines, peers
-from benchmarks.inputs import GRPO, GSPO, SOFTCAP, Inputs, LinearInputs
+from benchmarks import peers
+from rlkern.testing import baselines
+from rlkern.testing.timed_inputs import GRPO, GSPO, SOFTCAP, Inputs, LinearInputs
 
 Call = Callable[[], object]
 

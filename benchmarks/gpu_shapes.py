@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.gpu import Device, median_ms
 from benchmarks.gpu_rows import Group, our_rows
-from benchmarks.inputs import Inputs
 from rlkern.backends.triton import _rows
+from rlkern.testing.timed_inputs import Inputs
 
 ROWS = (
     "rlkern_logprob_and_entropy", "rlkern_logprob_forward_backward", "rlkern_policy_loss_in_place",

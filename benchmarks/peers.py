@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.inputs import GRPO, GSPO, Inputs, LinearInputs
+from rlkern.testing.timed_inputs import GRPO, GSPO, Inputs, LinearInputs
 
 Call = Callable[[], object]
 # Returns {row: (call, passes over the logits)}.

@@ -2,7 +2,6 @@
 """Turns pytest-benchmark's file into the table of ratios, the checks and the committed rows."""
 
 import json
-import platform
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 import rlkern
+from rlkern.doctor import processor
 
 RESULTS = Path(__file__).parent / "results"
 # {group: {row: fastest milliseconds}}
@@ -164,14 +164,6 @@ def verdicts(times: Times) -> list[Verdict]:
     return [Verdict(check, ratio) for check, ratio in ratios if ratio is not None]
 
 
-def cpu_name() -> str:
-    """Returns what the processor calls itself."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def machine() -> dict[str, object]:
     """Returns what a reader needs to know of where the numbers come from."""
     commit = subprocess.run(
@@ -181,7 +173,7 @@ def machine() -> dict[str, object]:
     return {
         "date": date.today().isoformat(),
         "commit": commit,
-        "cpu": cpu_name(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,

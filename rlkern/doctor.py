@@ -74,6 +74,14 @@ def threads() -> str:
     return f"{torch.get_num_threads()} of {cores} cores (OMP_NUM_THREADS {variable})"
 
 
+def processor() -> str:
+    """Returns what the processor calls itself."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
 def gpus() -> Rows:
     """Returns a row for each GPU that torch sees, or one that says it sees none."""
     if not torch.cuda.is_available():
@@ -133,6 +141,7 @@ def report() -> Rows:
         ("rlkern", f"{rlkern.__version__} in {Path(rlkern.__file__).parent}"),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         *((package, version_of(package)) for package in PACKAGES),
+        ("processor", processor()),
         ("C++ compiler", compiler()),
         ("extension", where),
         *instruction_sets(module),

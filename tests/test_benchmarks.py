@@ -12,7 +12,6 @@ import torch
 
 import rlkern
 from benchmarks import (
-    baselines,
     bench_calls,
     bench_policy_loss,
     bench_scans,
@@ -24,7 +23,8 @@ from benchmarks import (
     run,
 )
 from benchmarks import bench_linear_policy_loss as bench_linear
-from benchmarks.inputs import GSPO, SOFTCAP, Inputs
+from rlkern.testing import baselines
+from rlkern.testing.timed_inputs import GSPO, SOFTCAP, Inputs
 
 WHERE = dict.fromkeys(report.IDENTITY, 1) | {"date": "2026-01-02", "commit": "abc"}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_rows, peers, report
-from benchmarks.inputs import Inputs
+from rlkern.testing.timed_inputs import Inputs
 
 
 def test_the_gpu_benchmark_runs_small_on_any_machine(capsys, monkeypatch, tmp_path):

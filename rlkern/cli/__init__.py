@@ -19,6 +19,7 @@ _COMMANDS = {
     "reward": ("rlkern.cli.reward", "try a reward on some items before a run goes by it"),
     "compare": ("rlkern.cli.compare", "run algorithms x seeds side by side and write their pages"),
     "algorithms": ("rlkern.cli.algorithms", "list the algorithms: needs, defaults, papers"),
+    "bench": ("rlkern.cli.bench", "time the fused operations here, beside eager PyTorch"),
     "doctor": ("rlkern.cli.doctor", "say which backend serves each operation here, and why"),
 }
 

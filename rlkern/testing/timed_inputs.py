@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ SEQUENCES = 8
 KEPT = 64
 SOFTCAP = 30.0
 # Of GRPO and of GSPO with a KL term; the clip widths of GSPO are those of its paper, §5.1.
-GRPO = {"algorithm": "grpo", "kl_coef": 0.04, "clip_low": 0.2, "clip_high": 0.2}
-GSPO = {"algorithm": "gspo", "kl_coef": 0.04, "clip_low": 3e-4, "clip_high": 4e-4}
+GRPO: dict[str, Any] = {"algorithm": "grpo", "kl_coef": 0.04, "clip_low": 0.2, "clip_high": 0.2}
+GSPO: dict[str, Any] = {"algorithm": "gspo", "kl_coef": 0.04, "clip_low": 3e-4, "clip_high": 4e-4}
 
 
 class Inputs:
