@@ -47,11 +47,16 @@ class Target(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """A trainer that functions are replaced in, and its versions that were looked at."""
+    """A trainer that functions are replaced in, and its versions that were looked at.
+
+    versions   as pip takes them: >=1.15,<1.17
+    unplugged  of a trainer that loads rlkern by itself: returns why it did not, None if it did
+    """
 
     name: str
-    versions: str  # as pip takes them: >=1.15,<1.17
+    versions: str
     targets: tuple[Target, ...]
+    unplugged: Callable[[], str | None] | None = None
 
     @property
     def supported(self) -> str:
@@ -125,18 +130,24 @@ def installed(trainer: Trainer) -> str | None:
         return None
 
 
-def _checked(trainer: Trainer) -> list[_Replaced]:
-    """Returns all that is to be replaced; raises PatchError before anything is."""
+def checked_version(op: str, trainer: Trainer) -> str:
+    """Returns the installed version of a trainer; raises PatchError if it was not looked at."""
     found = installed(trainer)
     if found is None:
-        raise PatchError(f"patch: {trainer.name} must be installed ({trainer.supported})")
+        raise PatchError(f"{op}: {trainer.name} must be installed ({trainer.supported})")
     from packaging.specifiers import SpecifierSet  # which each of the trainers needs
 
     if not SpecifierSet(trainer.versions).contains(found, prereleases=True):
         raise PatchError(
-            f"patch: {trainer.name} must be {trainer.supported}, whose functions were looked at,"
+            f"{op}: {trainer.name} must be {trainer.supported}, whose functions were looked at,"
             f" got {found}"
         )
+    return found
+
+
+def _checked(trainer: Trainer) -> list[_Replaced]:
+    """Returns all that is to be replaced; raises PatchError before anything is."""
+    found = checked_version("patch", trainer)
     replaced = []
     for target in trainer.targets:
         try:
@@ -158,10 +169,15 @@ def _checked(trainer: Trainer) -> list[_Replaced]:
 
 
 def refusal(name: str) -> str | None:
-    """Returns why a trainer cannot be patched here, or None; imports it, which takes seconds."""
+    """Returns why a trainer cannot be patched here, or None if it can or is; imports it, which
+    takes seconds."""
+    trainer = trainer_of(name)
     try:
-        _checked(trainer_of(name))
-    except PatchError as error:
+        checked_version("patch", trainer)
+        importlib.import_module(trainer.name)  # a trainer may load a plugin that patches it
+        if name not in _active:
+            _checked(trainer)
+    except (PatchError, ImportError) as error:
         return str(error)
     return None
 
