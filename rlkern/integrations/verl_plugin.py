@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `import verl` loads: patches verl and registers rlkern's losses and advantages, or leaves why
-it could not for `rlkern doctor`.
+"""What `import verl` loads: patches verl and registers rlkern's losses and advantages, or leaves
+why it could not for `rlkern doctor`.
 
 verl swallows what a plugin raises, so a failure would be silence. It is loaded in each of verl's
 processes, so a loss is known where it is computed. The names all begin with rlkern_.
