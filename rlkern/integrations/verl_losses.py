@@ -128,7 +128,7 @@ def _check(name: str, declared: Algorithm, config: Any) -> None:
             )
 
 
-def coefficients(declared: Algorithm, config: Any) -> dict[str, float]:
+def coefficients(declared: Algorithm, config: Any) -> dict[str, Any]:
     """Returns the coefficients of an algorithm's gate by verl's options, its defaults elsewhere.
 
     >>> coefficients(find_algorithm("grpo"), {"clip_ratio_low": 0.1, "clip_ratio": 0.3})
@@ -170,7 +170,7 @@ def settings(declared: Algorithm) -> dict[str, Any]:
     """
     check_served(declared)
     mode = next(theirs for theirs, ours in AGGREGATIONS.items() if ours == declared.aggregation)
-    found = {"policy_loss.loss_mode": PREFIX + declared.name, "loss_agg_mode": mode}
+    found: dict[str, Any] = {"policy_loss.loss_mode": PREFIX + declared.name, "loss_agg_mode": mode}
     for name in declared.gate_coef:
         if name in OPTIONS:
             found[OPTIONS[name][0]] = declared.defaults[name]
@@ -241,7 +241,7 @@ def policy_loss(algorithm: str | Algorithm) -> Callable[..., tuple[Tensor, dict[
             correction=correction,
             weight=weights(mask, loss_agg_mode, **(config.get("global_batch_info") or {})),
             algorithm=declared,
-            **{**coefficients(declared, config), **dict.fromkeys(TERMS, 0.0)},
+            **(coefficients(declared, config) | dict.fromkeys(TERMS, 0.0)),
         )
         said = rlkern.metrics_dict(out.metrics)
         return out.loss, {
