@@ -103,8 +103,12 @@ class Passes:
     @property
     def shares(self) -> bool:
         """Whether the answers to a prompt may attend to one cache of it, with gradients."""
-        routed = getattr(text_config(self.head.causal), "output_router_logits", False)
-        return self.way == Way(True, True) and not routed and self.attends
+        return self.way == Way(True, True) and not self.routed and self.attends
+
+    @property
+    def routed(self) -> bool:
+        """Whether the model has a loss of its own, for the router of its experts."""
+        return getattr(text_config(self.head.causal), "output_router_logits", False)
 
     def new_cache(self) -> Any:
         """Returns an empty cache, None where the model makes its own."""
