@@ -12,7 +12,7 @@ import rlkern
 from rlkern import cli
 from rlkern.runs.logs import read_metrics
 from rlkern.trainer import train
-from rlkern.trainer.run import best
+from rlkern.runs import best
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from trainer_helpers import compiled, small  # noqa: F401
 
 from rlkern.runs.files import remove_partial
 from rlkern.trainer import UserError, loop, train
-from rlkern.trainer.run import best
+from rlkern.runs import best
 
 
 def save_text(text):

@@ -18,6 +18,7 @@ from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.text import prompt_ids
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.places import anchored, taken
 from rlkern.trainer.settings.reads import DATA, SAMPLED
 from rlkern.trainer.show.rendered import legend, rendered
 
@@ -26,13 +27,14 @@ Shown = tuple[str, Tokens]
 
 def preview(settings: Settings, count: int, console: Console | None = None) -> None:
     """Print the first `count` examples of a run as its model reads them; nothing is written."""
+    given, settings = settings, anchored(settings)
     world = World.start(settings.device)
     preflight.check(settings, world)
     parts = build.load(settings, world, None)
     if not world.is_main:
         return
     console = console or Console(highlight=False)
-    for note in parts.task.notes:
+    for note in (*taken(given, settings), *parts.task.notes):
         console.print(Text(note), soft_wrap=True)
     legend(console, sampled=_sampled(settings))
     for title, tokens in _examples(parts, count):
