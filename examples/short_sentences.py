@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat messages out of a text, and a reward that checks an answer without knowing a right one.
+"""Chat messages out of a text, and a reward that knows no right answer but checks three wishes.
 
 python examples/short_sentences.py train.jsonl eval.jsonl            words of a novel
 python examples/short_sentences.py train.jsonl eval.jsonl TEXT.txt   words of any text
@@ -23,24 +23,28 @@ HELD_OUT = 100
 
 
 def score(completions, word, **columns):
-    """Returns 1 for each answer that is one sentence of 4 to MOST_WORDS words, holds the word that
-    was asked for, and has no longer word twice; else 0."""
-    return [float(is_short_sentence(text, one)) for text, one in zip(completions, word)]
+    """Returns for each answer, which is a list of messages, the share of the three wishes that it
+    fulfils."""
+    texts = [said[-1]["content"] for said in completions]
+    return [sum(fulfilled(text, one)) / 3 for text, one in zip(texts, word)]
 
 
-def is_short_sentence(text, word):
-    """Returns whether an answer is what was asked for.
+def fulfilled(text, word):
+    """Returns whether an answer is one sentence, whether it holds the word, and whether it is short
+    and says no longer word twice.
 
-    >>> is_short_sentence("The paper was on his table.", "paper")
-    True
-    >>> is_short_sentence("Paper. I like paper.", "paper"), is_short_sentence("Paper is", "paper")
-    (False, False)
+    >>> fulfilled("The paper was on his table.", "paper")
+    (True, True, True)
+    >>> fulfilled("Paper. I like paper.", "paper"), fulfilled("He is", "paper")
+    ((False, True, False), (False, False, False))
     """
-    if not re.fullmatch(r'"?[A-Z][^.!?\n"]*[.!?]"?', text.strip()):
-        return False
     words = re.findall(r"[a-z']+", text.lower())
     longer = [each for each in words if len(each) > 3]
-    return 4 <= len(words) <= MOST_WORDS and word in words and len({*longer}) == len(longer)
+    return (
+        re.fullmatch(r'"?[A-Z][^.!?\n"]*[.!?]"?', text.strip()) is not None,
+        word in words,
+        4 <= len(words) <= MOST_WORDS and len({*longer}) == len(longer),
+    )
 
 
 def words_of(text):
