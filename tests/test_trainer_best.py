@@ -6,9 +6,9 @@ import os
 import pytest
 from trainer_helpers import compiled, small  # noqa: F401
 
+from rlkern.runs import best
 from rlkern.runs.files import remove_partial
 from rlkern.trainer import UserError, loop, train
-from rlkern.runs import best
 
 
 def save_text(text):

@@ -119,8 +119,8 @@ def _generation(policy: Policy, settings: Settings) -> GenerationConfig:
 
 
 def _card(target: Target, settings: Settings, folder: Path, policy: Policy) -> Card:
-    from rlkern.runs.logs import read_metrics
     from rlkern.runs import best
+    from rlkern.runs.logs import read_metrics
     from rlkern.trainer.run import checkpoint
     from rlkern.trainer.show.card import Card
 

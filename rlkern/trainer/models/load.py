@@ -16,7 +16,6 @@ from rlkern.trainer.models import lora, smollm2
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.models.stored import folder_of, not_there, read_model
 
-
 _Found = TypeVar("_Found")
 
 

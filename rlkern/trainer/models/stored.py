@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 
 from rlkern.runs.errors import UserError
 
-
 CONFIG = "config.json"
 
 
