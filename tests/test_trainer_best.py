@@ -43,7 +43,7 @@ def test_a_kill_at_any_moment_leaves_the_old_best_or_the_new_one(tmp_path, monke
 
     home = {
         "sync": "rlkern.runs.files.sync",
-        "replace": "rlkern.trainer.run.best.os.replace",
+        "replace": "rlkern.runs.best.os.replace",
     }
     with monkeypatch.context() as patch:
         patch.setattr(home.get(place, f"pathlib.Path.{place}"), kill)
