@@ -87,8 +87,7 @@ class Passes:
 
     @functools.cached_property
     def _cache_name(self) -> str | None:
-        names = [name for name in _CACHES if name in self._taken]
-        return names[-1] if names else None
+        return next((name for name in reversed(_CACHES) if name in self._taken), None)
 
     @functools.cached_property
     def _kinds(self) -> frozenset[type]:
@@ -103,7 +102,7 @@ class Passes:
     @property
     def shares(self) -> bool:
         """Whether the answers to a prompt may attend to one cache of it, with gradients."""
-        return self.way == Way(True, True) and not self.routed and self.attends
+        return self.attends and not self.routed and self.way == Way(True, True)
 
     @property
     def routed(self) -> bool:
@@ -115,8 +114,8 @@ class Passes:
         if self.cache_name is None or not self._kinds:
             return None
         # Without a configuration it makes such layers as they come.
-        growing = self._kinds == {DynamicLayer}
-        return DynamicCache() if growing else DynamicCache(config=text_config(self.head.causal))
+        plain = self._kinds == {DynamicLayer}
+        return DynamicCache(config=None if plain else text_config(self.head.causal))
 
     def _left(self, token: Tensor, seen: Tensor) -> dict[str, Tensor]:
         found = {"input_ids": token, "attention_mask": seen.long()}

@@ -27,19 +27,20 @@ class RoomyLayer(DynamicLayer):
         end = start + key_states.shape[-2]
         if not start:
             self.keys, self.values = key_states, value_states
-            return self.keys, self.values
-        rooms = self._rooms
-        if rooms is None or not self._is_in(rooms[0]) or end > rooms[0].shape[-2]:
-            rooms = self._rooms = (_roomy(self.keys, end), _roomy(self.values, end))
+            return key_states, value_states
+        keys, values, rooms = self.keys, self.values, self._rooms
+        assert keys is not None and values is not None
+        if rooms is None or not _is_in(keys, rooms[0]) or end > rooms[0].shape[-2]:
+            rooms = self._rooms = (_roomy(keys, end), _roomy(values, end))
         for room, more in zip(rooms, (key_states, value_states), strict=True):
             room[..., start:end, :] = more
         self.keys, self.values = (room[..., :end, :] for room in rooms)
         return self.keys, self.values
 
-    def _is_in(self, room: Tensor) -> bool:
-        """Returns whether the keys are the beginning of a room: not once rows were chosen."""
-        same = self.keys.data_ptr() == room.data_ptr()
-        return same and self.keys.shape[0] == room.shape[0]
+
+def _is_in(keys: Tensor, room: Tensor) -> bool:
+    """Returns whether the keys are the beginning of a room: not once rows were chosen."""
+    return keys.data_ptr() == room.data_ptr() and len(keys) == len(room)
 
 
 def _roomy(x: Tensor, length: int) -> Tensor:
