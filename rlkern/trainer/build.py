@@ -29,7 +29,7 @@ from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.offline.pairs import Pairs, given_pairs, kept_pairs, of_file, write
 from rlkern.trainer.offline.preferences import FromPairs, Judged, Preferences, Scored, pair_rows
 from rlkern.trainer.offline.sampled import sampled_pairs
-from rlkern.trainer.offline.supervised import Supervised, supervise
+from rlkern.trainer.offline.supervised import AfterStep, Supervised, supervise
 from rlkern.trainer.online.learner import Online
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.world import World
@@ -128,7 +128,9 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
 def _policy(settings: Settings, task: Task, world: World, saved: Path | None) -> Policy:
     device, dtype = world.device, settings.dtype
     if saved is not None:
-        policy = LOADERS[settings.declared.trains](saved, device=device, dtype=dtype)
+        # A supervised start trains a language model, whatever comes of it.
+        trains = "policy" if saved.name == checkpoint.SUPERVISED else settings.declared.trains
+        policy = LOADERS[trains](saved, device=device, dtype=dtype)
     else:
         policy = make_policy(
             settings.model,
@@ -180,13 +182,13 @@ def begin(
     saved: Path | None,
     *,
     say: Callable[[str], None],
-    after_step: Callable[[int, float], None],
+    after_step: AfterStep,
 ) -> Run:
     """Returns the run, ready for its next step; after_step is called after each supervised one."""
     settings = parts.settings
-    fresh = saved is None
-    if fresh and settings.sft is not None:
-        supervise(parts, settings.sft, after_step=after_step)
+    if settings.sft is not None and (saved is None or parts.progress.supervised):
+        supervise(parts, settings.sft, saved, after_step=after_step)
+        saved = None
     # A reward model has no head to sample pairs with.
     pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
     parts = dataclasses.replace(parts, policy=_trained(parts, run))
@@ -203,10 +205,9 @@ def begin(
     )
     learner = _learner(parts, pairs)
     updater = Updater(learner.losses(), settings, parts.world, frozen=_copies(parts))
-    found = Run(parts, learner, updater)
     if saved is not None:
         checkpoint.restore(saved, parts, updater)
-    return found
+    return Run(parts, learner, updater)
 
 
 def _trained(parts: Parts, run: Path) -> Policy:

@@ -44,6 +44,7 @@ from rlkern.trainer.show.completions import write_completions
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.keys import COMPLETIONS
 from rlkern.trainer.show.plot import plot_curves
+from rlkern.trainer.update import Updater
 
 SUMMARY = "summary.json"
 
@@ -145,14 +146,17 @@ def _check_steps(parts: Parts, folder: Path) -> None:
 def _run(parts: Parts, saved: Path | None, desk: Desk) -> dict:
     settings, world = parts.settings, parts.world
 
-    def after_step(step: int, loss: float) -> None:
+    def after_step(step: int, loss: float, updater: Updater) -> None:
         assert settings.sft is not None
         desk.display.sft(step, settings.sft.steps, loss)
         if world.any(desk.interrupt.asked):
+            parts.progress.seconds = desk.clock.seconds()
+            checkpoint.save_start(desk.folder, parts, updater)
             raise KeyboardInterrupt
 
+    fresh = saved is None or parts.progress.supervised > 0
     run = build.begin(parts, desk.folder, saved, say=desk.display.say, after_step=after_step)
-    if saved is None:
+    if fresh:
         _first_evaluation(run, desk)
         if settings.sft is not None:
             _save(run, desk)

@@ -13,7 +13,9 @@ class Progress:
 
     step counts rollouts or batches, update optimizer steps, position is the place in the task's
     stream, unscored_rollouts counts the last ones, if no answer of theirs had a reward, data is the
-    SHA-256 of the files that are learned from, by key; the others are sums over the steps so far.
+    SHA-256 of the files that are learned from, by key; supervised and supervised_position are the
+    steps and the place in the stream of a supervised start that was stopped, 0 once it is over; the
+    others are sums over the steps so far.
     """
 
     step: int = 0
@@ -29,6 +31,8 @@ class Progress:
     cut_off_steps: int = 0
     late_answers: int = 0
     unscored_rollouts: int = 0
+    supervised: int = 0
+    supervised_position: int = 0
     seconds: float = 0.0
     reward_kl_coef: float = 0.0
     before: dict[str, float] = field(default_factory=dict)

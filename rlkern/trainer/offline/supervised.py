@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -22,12 +23,14 @@ from rlkern.trainer.parts import Parts
 from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rollout.turns import without_replies
 from rlkern.trainer.rows import Rows
+from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings.running import Sft
 from rlkern.trainer.show.completions import question
 from rlkern.trainer.show.report import StepAnswers, Stopwatch, note, update_values
 from rlkern.trainer.tasks.task import Item, Task
 from rlkern.trainer.update import StepResult, Updater, rates
 
+AfterStep = Callable[[int, float, Updater], None]
 # Training items that sft.target is measured on, and the steps between two measurements.
 _TARGET_ITEMS, _TARGET_EVERY = 256, 10
 
@@ -53,8 +56,9 @@ def _ended(policy: Policy, item: Item, stop: str) -> Answer:
     return right
 
 
-def supervise(parts: Parts, asked: Sft, *, after_step: Callable[[int, float], None]) -> None:
-    """Trains on right answers of training items; after_step(step, loss) is called after each step.
+def supervise(parts: Parts, asked: Sft, saved: Path | None, *, after_step: AfterStep) -> None:
+    """Trains on right answers of training items, from what was saved of it on;
+    after_step(step, loss, updater) is called after each step.
 
     Ends early if the accuracy on coming training items reaches sft.target: the step at which a
     small model understands a task differs much between seeds.
@@ -64,11 +68,13 @@ def supervise(parts: Parts, asked: Sft, *, after_step: Callable[[int, float], No
     optimizer = settings.optimizer.model_copy(update={"lr": asked.lr})
     start = settings.model_copy(update={"optimizer": optimizer, "parallel": "ddp"})
     losses = PolicyLosses(policy, start, Objective.likelihood(settings))
-    updater, position = Updater(losses, start, parts.world), 0
-    for step in range(1, asked.steps + 1):
-        items, position = task.next_items(position, asked.batch)
+    updater, progress = Updater(losses, start, parts.world), parts.progress
+    if saved is not None:
+        checkpoint.restore(saved, parts, updater)
+    for step in range(progress.supervised + 1, asked.steps + 1):
+        items, position = task.next_items(progress.supervised_position, asked.batch)
         result = updater.step(right_answers(policy, items, task), {"policy": 1.0})
-        after_step(step, result.loss)
+        progress.supervised, progress.supervised_position = step, position
         if asked.target and step % _TARGET_EVERY == 0:
             coming, _ = task.next_items(position, _TARGET_ITEMS)
             found = answer(
@@ -82,6 +88,8 @@ def supervise(parts: Parts, asked: Sft, *, after_step: Callable[[int, float], No
             )
             if found.accuracy().mean().item() >= asked.target:
                 break
+        after_step(step, result.loss, updater)
+    progress.supervised = progress.supervised_position = 0
 
 
 def take_step(parts: Parts, updater: Updater, rows: Rows) -> StepResult:

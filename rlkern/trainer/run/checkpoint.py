@@ -29,6 +29,8 @@ from rlkern.trainer.settings import Layer, Settings, differing, dump, resolve
 from rlkern.trainer.update import Updater
 
 STATE = "trainer.json"
+# What is kept of a supervised start that was stopped; it goes once the run has a checkpoint.
+SUPERVISED = "supervised"
 _FORMAT = 3
 _FILES = ("optimizer.safetensors", "random.safetensors")
 
@@ -50,10 +52,11 @@ def damage(folder: Path) -> str | None:
 
 
 def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
-    """Returns the newest whole checkpoint of a run, None if it has saved none, and what is wrong
-    with each newer one; Raises UserError if none is whole."""
+    """Returns the newest whole checkpoint of a run, or of its supervised start, None if it has
+    saved none, and what is wrong with each newer one; Raises UserError if none is whole."""
     damaged: dict[Path, str] = {}
-    for folder in reversed(all_checkpoints(run)):
+    start = run / SUPERVISED
+    for folder in [*reversed(all_checkpoints(run)), *([start] if start.is_dir() else [])]:
         why = damage(folder)
         if why is None:
             return folder, damaged
@@ -77,6 +80,27 @@ def save(run: Path, parts: Parts, updater: Updater) -> Path:
     after it is safe.
     """
     target = run / name_of(parts.progress.step)
+    _write(target, parts, updater)
+    if parts.world.is_main:
+        for old in [
+            *all_checkpoints(run)[: -parts.settings.output.keep_checkpoints],
+            *filter(Path.is_dir, [run / SUPERVISED]),
+        ]:
+            # Out of the way first: a folder that is being deleted must not look like a checkpoint.
+            shutil.rmtree(old.rename(run / f".partial-{old.name}"))
+    parts.world.barrier()
+    return target
+
+
+def save_start(run: Path, parts: Parts, updater: Updater) -> None:
+    """Keeps a supervised start that stops before its end, in the place of what was kept of it."""
+    place = run / SUPERVISED
+    if parts.world.is_main and place.is_dir():
+        shutil.rmtree(place.rename(run / f".partial-{place.name}"))
+    _write(place, parts, updater)
+
+
+def _write(target: Path, parts: Parts, updater: Updater) -> None:
     weights, optimizer = Weights.of(parts), _optimizer_tensors(parts, updater)
 
     def fill(folder: Path) -> None:
@@ -90,14 +114,9 @@ def save(run: Path, parts: Parts, updater: Updater) -> Path:
         }
         (folder / STATE).write_text(json.dumps(state, indent=1))
 
-    if parts.world.is_main:
-        if not target.is_dir():
-            publish(target, fill)
-        for old in all_checkpoints(run)[: -parts.settings.output.keep_checkpoints]:
-            # Out of the way first: a folder that is being deleted must not look like a checkpoint.
-            shutil.rmtree(old.rename(run / f".partial-{old.name}"))
+    if parts.world.is_main and not target.is_dir():
+        publish(target, fill)
     parts.world.barrier()
-    return target
 
 
 @dataclass

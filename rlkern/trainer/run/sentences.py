@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlkern.runs.folder import CONFIG, all_checkpoints
 from rlkern.trainer.parts import Parts
+from rlkern.trainer.run.checkpoint import SUPERVISED
 from rlkern.trainer.settings import Settings
 
 
@@ -18,6 +19,8 @@ def how_to_go_on(folder: Path, *, flags: str = "") -> str:
         return "the run had not begun"
     saved = all_checkpoints(folder)
     kept = f"{saved[-1].name} is whole" if saved else "no checkpoint was saved yet"
+    if not saved and (folder / SUPERVISED).is_dir():
+        kept = "what was done of the supervised start is kept"
     return f"{kept}, go on with: rlkern train --resume {folder}{flags}"
 
 
