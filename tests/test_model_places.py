@@ -15,6 +15,7 @@ from rlkern.runs import best
 from rlkern.trainer import UserError, train
 from rlkern.trainer.models.load import check_model_name, make_policy
 from rlkern.trainer.reward.model import make_scorer
+from rlkern.trainer.run.rundir import automatic_name
 from rlkern.trainer.settings.places import anchored, taken
 
 CPU = {"alphabet": "", "seed": 0, "device": torch.device("cpu"), "dtype": "float32"}
@@ -108,6 +109,7 @@ def test_a_run_stands_for_its_best_checkpoint_as_a_model_and_as_a_teacher(tmp_pa
         f"teacher {run}: best (step 0)",
     ]
     assert taken(found, anchored(found)) == []
+    assert automatic_name(found) == "on_policy_distillation-first-addition"
 
 
 def test_a_run_without_a_best_stands_for_its_newest_checkpoint(tmp_path, run):

@@ -113,9 +113,14 @@ def name_of(step: int) -> str:
     return f"checkpoint-{step}"
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Returns whether a folder has the name of a checkpoint."""
+    return re.fullmatch(r"checkpoint-\d+", folder.name) is not None
+
+
 def all_checkpoints(run: Path) -> list[Path]:
     """Returns the checkpoints of a run, oldest first."""
-    found = [path for path in run.glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
+    found = [path for path in run.glob("checkpoint-*") if is_checkpoint(path)]
     return sorted(found, key=lambda path: int(path.name.split("-", 1)[1]))
 
 

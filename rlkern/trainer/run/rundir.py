@@ -5,8 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rlkern.runs.best import NOTE
 from rlkern.runs.files import write_text
-from rlkern.runs.folder import CONFIG, check_same, existing_folder, joined, new_folder
+from rlkern.runs.folder import (
+    CONFIG,
+    check_same,
+    existing_folder,
+    is_checkpoint,
+    joined,
+    new_folder,
+)
 from rlkern.trainer.settings import Settings, differing
 from rlkern.trainer.settings.document import saved, text
 from rlkern.trainer.settings.places import anchored
@@ -18,8 +26,16 @@ def automatic_name(settings: Settings) -> str:
     >>> from rlkern.trainer.settings import of
     >>> automatic_name(of(model="models/llama"))
     'grpo-llama-addition'
+
+    A checkpoint is called as its run is.
+
+    >>> automatic_name(of(model="runs/first/checkpoint-9", algorithm="gspo"))
+    'gspo-first-addition'
     """
-    return joined(settings.algorithm, Path(settings.model).name, Path(settings.asked).stem)
+    model = Path(settings.model)
+    if is_checkpoint(model) or (model / NOTE).is_file():
+        model = model.parent
+    return joined(settings.algorithm, model.name, Path(settings.asked).stem)
 
 
 def new_run(settings: Settings) -> Path:
