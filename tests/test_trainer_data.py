@@ -69,7 +69,15 @@ def test_pairs_are_sampled_for_the_prompts_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "algorithm, form", [("grpo", "chats"), ("sft", "turns"), ("kto", "labels")]
+    "algorithm, form",
+    [
+        ("grpo", "chats"),
+        ("ppo", "prompts"),
+        ("sft", "turns"),
+        ("dpo", "pairs"),
+        ("kto", "labels"),
+        ("reward_model", "chat_pairs"),
+    ],
 )
 def test_a_resumed_run_takes_the_steps_of_a_whole_one(tmp_path, algorithm, form):
     given = {"steps": 4, "output__save_every": 2, "name": "run"}
