@@ -50,7 +50,7 @@ test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, 
 ##@ The rest
 
 .PHONY: check lint format bench mutants models compare control control-peers docs site doctor gpu test-integrations clean help
-check: lint test  ## what CI does: lint and test
+check: lint test  ## lint and test; CI also runs test-integrations
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
 	$(PY) -m ruff check .

@@ -264,9 +264,10 @@ setup(
     packages=[
         *find_packages(include=["rlkern", "rlkern.*"]),
         *(f"rlkern.backends.{name}" for name in find_packages("kernels")),
+        "rlkern.configs",
     ],
-    package_dir={"rlkern.backends.triton": "kernels/triton"},
-    package_data={"": ["py.typed", "*.json"]},
+    package_dir={"rlkern.backends.triton": "kernels/triton", "rlkern.configs": "configs"},
+    package_data={"": ["py.typed", "*.json"], "rlkern.configs": ["*.yaml", "algorithms/*.yaml"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": NinjaBuild},
 )

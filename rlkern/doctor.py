@@ -118,17 +118,24 @@ def caches() -> Rows:
     return [("model cache", folder_size(models)), ("triton cache", folder_size(kernels))]
 
 
+def trainer(found: integrations.Status) -> str:
+    """Returns what can be said of one trainer that rlkern can serve."""
+    if found.version is None:
+        return f"not installed ({found.supported})"
+    if (why := integrations.refusal(found.name)) is not None:
+        return why
+    unplugged = integrations.trainer_of(found.name).unplugged
+    if unplugged is None:
+        return f"{found.version}, can be patched"
+    if (why := unplugged()) is not None:
+        return f"{found.version}, can be patched, but `import {found.name}` does not do it: {why}"
+    return f"{found.version}, patched by `import {found.name}`"
+
+
 def trainers() -> Rows:
     """Returns of each trainer that rlkern can serve in which version it is there, and whether its
     functions are those that rlkern replaces."""
-    rows = []
-    for found in integrations.status():
-        value = f"not installed ({found.supported})"
-        if found.version is not None:
-            why = integrations.refusal(found.name)
-            value = f"{found.version}, can be patched" if why is None else why
-        rows.append((found.name, value))
-    return rows
+    return [(found.name, trainer(found)) for found in integrations.status()]
 
 
 def report() -> Rows:

@@ -174,6 +174,8 @@ STATISTICS: dict[str, Callable[..., Tensor]] = {
     "ess": ess,
     "kl_cov": kl_cov,
 }
+# Those in which the tokens of other answers have no part: of a part of the step they are the same.
+OF_ONE_ANSWER = ("fipo",)
 
 
 def factor(

@@ -40,9 +40,13 @@ def _process(rank: int, ranks: int, function, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def spawn(function, ranks: int, folder: Path) -> list:
-    """Returns what function(rank) returned in each of so many processes of one gloo group."""
-    mp.spawn(_process, (ranks, function, folder), nprocs=ranks)
+def spawn(function, ranks: int, folder: Path, start: str = "spawn") -> list:
+    """Returns what function(rank) returned in each of so many processes of one gloo group.
+
+    start "fork" leaves them what is imported already.
+    """
+    arguments = ranks, function, folder
+    mp.start_processes(_process, arguments, nprocs=ranks, start_method=start)
     return [pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(ranks)]
 
 

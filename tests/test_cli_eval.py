@@ -10,9 +10,9 @@ from trainer_helpers import small
 
 import rlkern
 from rlkern import cli
+from rlkern.runs import best
 from rlkern.runs.logs import read_metrics
 from rlkern.trainer import train
-from rlkern.trainer.run import best
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,11 @@ import sys
 # An editable install of the checkout would lend its own modules to the package under test.
 sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
 import rlkern, rlkern.doctor, rlkern.backends.triton
+from rlkern.runs.shipped import config_file
 files = rlkern.__file__, rlkern.backends.triton.__file__
 print(*files, rlkern.backend_name("policy_loss"), sep="\\n")
+for name in ("tiny_addition.yaml", "configs/algorithms/ppo.yaml"):
+    assert config_file(name).is_file(), name
 rlkern.doctor.main()
 """
 
@@ -78,7 +81,7 @@ def source(tmp_path: Path) -> Path:
         if (ROOT / name).is_file():
             shutil.copy2(ROOT / name, copy)
     ignore = shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__")
-    for name in ("rlkern", "kernels", "csrc", "requirements"):
+    for name in ("rlkern", "kernels", "csrc", "configs", "requirements"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignore)
     return copy
 
@@ -141,6 +144,8 @@ def test_a_wheel_without_the_extension_is_pure_and_holds_only_the_library(source
     assert not [name for name in names if name.endswith((".so", ".cpp", ".h"))]
     kernels = {f"rlkern/backends/triton/{p.name}" for p in source.glob("kernels/triton/*.py")}
     assert kernels <= set(names)
+    configs = {f"rlkern/{p.relative_to(source)}" for p in source.glob("configs/**/*.yaml")}
+    assert "rlkern/configs/algorithms/ppo.yaml" in configs <= set(names)
 
 
 def test_without_a_compiler_auto_says_so_and_eager_serves(source, tmp_path):

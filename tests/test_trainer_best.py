@@ -6,9 +6,9 @@ import os
 import pytest
 from trainer_helpers import compiled, small  # noqa: F401
 
+from rlkern.runs import best
 from rlkern.runs.files import remove_partial
 from rlkern.trainer import UserError, loop, train
-from rlkern.trainer.run import best
 
 
 def save_text(text):
@@ -43,7 +43,7 @@ def test_a_kill_at_any_moment_leaves_the_old_best_or_the_new_one(tmp_path, monke
 
     home = {
         "sync": "rlkern.runs.files.sync",
-        "replace": "rlkern.trainer.run.best.os.replace",
+        "replace": "rlkern.runs.best.os.replace",
     }
     with monkeypatch.context() as patch:
         patch.setattr(home.get(place, f"pathlib.Path.{place}"), kill)

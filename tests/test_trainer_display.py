@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 from trainer_helpers import settings
 
+from rlkern.runs.plot import smooth
 from rlkern.trainer.show import plot
 from rlkern.trainer.show.display import Display
 
@@ -140,3 +141,11 @@ def test_groups_are_drawn_where_more_were_sampled_than_trained_on():
     assert not plot._sampled_on([line])
     assert plot._sampled_on([{**line, "sampling/groups_sampled": 32}])
     assert not plot._sampled_on([PAIRS | {"step": 1}])
+
+
+def test_a_smoothed_curve_neither_leads_nor_lags():
+    jump = [0.0] * 30 + [1.0] * 30
+    found = smooth(jump)
+    assert found[29] < 0.5 < found[30]
+    assert found == pytest.approx([1 - x for x in reversed(found)])
+    assert smooth([2.5]) == [2.5] and smooth([]) == []

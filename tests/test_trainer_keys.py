@@ -36,6 +36,7 @@ ELSEWHERE = {
     "test_trainer_collect": "groups.kind groups.rounds groups.by",
     "test_trainer_rollout_mismatch": "correction.kind correction.high correction.low",
     "test_trainer_step": "sft.target",
+    "test_trainer_silent": "batch.skip_silent",
     "test_trainer_pairs": "pairs.source pairs.items",
     "test_trainer_distillation": "teacher",
 }

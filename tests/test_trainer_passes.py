@@ -14,7 +14,8 @@ from rlkern.trainer.models import load
 from rlkern.trainer.models.policy import Policy, hidden_states
 from rlkern.trainer.models.ways import Way
 from rlkern.trainer.rollout import check
-from rlkern.trainer.rollout.sampler import Reading, Sampling, random_numbers, sample
+from rlkern.trainer.rollout.reading import Reading
+from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
 from rlkern.trainer.rollout.text import Prompts, encode
 
 pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.filterwarnings("ignore")]

@@ -15,7 +15,8 @@ from trainer_helpers import (
 
 import rlkern
 from rlkern.trainer.models.policy import hidden_states
-from rlkern.trainer.rollout.sampler import Sampling, draw, next_logprob, random_numbers, sample
+from rlkern.trainer.rollout.drawing import draw
+from rlkern.trainer.rollout.sampler import Sampling, next_logprob, random_numbers, sample
 from rlkern.trainer.rollout.text import Prompts, stop_tokens
 from rlkern.trainer.rows import joined
 

@@ -3,6 +3,7 @@
 
 import importlib
 import io
+import json
 import re
 import shlex
 
@@ -11,7 +12,9 @@ from trainer_helpers import ROOT, compiled  # noqa: F401
 
 from rlkern.cli import main
 from rlkern.runs.settings.layers import leaves
-from rlkern.trainer.settings import Settings
+from rlkern.trainer.reward.functions import load_rewards, score_completions
+from rlkern.trainer.settings import Settings, of
+from rlkern.trainer.tasks.registry import make_task
 
 PAGE = ROOT / "docs" / "your-data.md"
 BLOCK = re.compile(r"```(python|bash)( \w+\.py)?\n(.*?)```", re.DOTALL)
@@ -86,3 +89,41 @@ def test_the_example_of_sft_and_dpo_on_messages_runs(tmp_path, monkeypatch):
     first, second = page.main(folder=tmp_path, steps=(2, 2), threads=1)
     assert first["eval/loss_after"] < first["eval/loss_before"]
     assert 0 <= second["eval/pair_accuracy_after"] <= 1
+
+
+def test_the_example_of_a_teacher_runs(tmp_path, monkeypatch):
+    page = example(monkeypatch, "distillation")
+    few = {"threads": 1, "eval.items": 20, "batch.prompts": 8}
+    summary = page.main(folder=tmp_path, steps=2, taught=3, **few)
+    assert summary["algorithm"] == "on_policy_distillation"
+    assert (tmp_path / "teacher" / "best").is_dir()
+
+
+def test_the_example_of_short_sentences_writes_rows_and_checks_answers(tmp_path, monkeypatch):
+    page = example(monkeypatch, "short_sentences")
+    monkeypatch.setattr(page, "HELD_OUT", 10)
+    text = " ".join([f"{a}{b}word" for a in "abcdefg" for b in "abcdefg"] * 2)
+    assert page.write(tmp_path / "train.jsonl", tmp_path / "eval.jsonl", text) == [39, 10]
+    asked = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    assert all(row["word"] in row["messages"][0]["content"] for row in asked)
+    said = ["The paper was on his table.", "Paper. I like paper.", "He is"]
+    rewards = page.score([[{"role": "assistant", "content": x}] for x in said], ["paper"] * 3)
+    assert rewards == pytest.approx([1, 1 / 3, 0])
+    settings = of(
+        **{
+            "algorithm": "grpo",
+            "model": "tiny",
+            "sft": None,
+            "data.train": str(tmp_path / "train.jsonl"),
+            "reward.functions": f"{ROOT}/examples/short_sentences.py:score",
+        }
+    )
+    (first, *_) = (task := make_task(settings)).rows
+    found = score_completions(load_rewards(settings, task), [first], [f"It is {first.columns}."])
+    assert 0 <= found[0].item() <= 1
+
+
+def test_a_novel_comes_with_reasoning_gym(monkeypatch):
+    pytest.importorskip("reasoning_gym")
+    page = example(monkeypatch, "short_sentences")
+    assert len(page.words_of(page.novel())) > 500

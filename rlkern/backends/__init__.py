@@ -11,6 +11,7 @@ backend asked for by name that cannot serve raises.
 import contextlib
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
@@ -52,6 +53,7 @@ BACKENDS = (
     Backend("eager"),
     Backend("cuda", by_name="it serves neither kept sets nor the objective of answers"),
 )
+_DEFINITION = "eager"
 NAMES = tuple(backend.name for backend in BACKENDS)
 STEMS = (
     "token_logprob",
@@ -128,8 +130,25 @@ def backend_name(stem: str, device: str = "cpu", dtype: torch.dtype = torch.floa
 
 def implementation(stem: str, tensor: torch.Tensor):
     """Returns the function that serves stem for tensors like this one."""
-    module, _ = _load(_resolve(_chosen, stem, tensor.device.type, tensor.dtype))
+    name = _resolve(_chosen, stem, tensor.device.type, tensor.dtype)
+    if name == _DEFINITION:
+        _say_what_is_missing(_chosen, tensor.device.type)
+    module, _ = _load(name)
     return getattr(module, stem)
+
+
+@cache  # once for each device, whatever is called
+def _say_what_is_missing(chosen: str | None, device: str) -> None:
+    """Warns that the definitions serve because the backend that is made for a device cannot be had
+    here; nothing if they were asked for."""
+    made = [b.name for b in BACKENDS if b.devices is not None and device in b.devices]
+    missing = [f"{name} cannot serve: {_load(name)[1]}" for name in made if _load(name)[1]]
+    if chosen is None and missing:
+        warnings.warn(
+            f"rlkern: eager PyTorch serves on {device}, slower and with more memory, because"
+            f" backend {'; '.join(missing)} (RLKERN_BACKEND=eager says that this is meant)",
+            stacklevel=2,
+        )
 
 
 def on_host(device: torch.device) -> bool:
@@ -172,6 +191,15 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = previous
 
 
+class Table(str):
+    """Text that a prompt shows as it is, without quotes and escapes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def explain(dtype: torch.dtype = torch.float32) -> str:
     """Returns a table: which backend serves each operation on each device, and why not others.
 
@@ -184,7 +212,7 @@ def explain(dtype: torch.dtype = torch.float32) -> str:
         for stem in STEMS:
             lines.append(f"{stem:<26}{device:<8}{backend_name(stem, device, dtype)}")
         lines += _refusals(device, dtype)
-    return "\n".join(lines)
+    return Table("\n".join(lines))
 
 
 def _refusals(device: str, dtype: torch.dtype) -> list[str]:

@@ -23,7 +23,8 @@ _COMMANDS = {
     "doctor": ("rlkern.cli.doctor", "say which backend serves each operation here, and why"),
 }
 
-_BROKEN_PIPE = 141  # what a shell calls a program that SIGPIPE ended
+# What a shell calls a program that SIGINT or SIGPIPE ended.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
 
 _EXAMPLES = """
   rlkern train --algorithm grpo --model tiny --task addition
@@ -55,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         code = importlib.import_module(_COMMANDS[command][0]).run(rest)
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:  # while a command was being imported, which takes seconds
+        print(f"rlkern {command}: stopped", file=sys.stderr)
+        return _INTERRUPTED
     except BrokenPipeError:
         # Whoever read this has seen enough, as `head` has; Python's own last flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -119,8 +119,9 @@ def _generation(policy: Policy, settings: Settings) -> GenerationConfig:
 
 
 def _card(target: Target, settings: Settings, folder: Path, policy: Policy) -> Card:
+    from rlkern.runs import best
     from rlkern.runs.logs import read_metrics
-    from rlkern.trainer.run import best, checkpoint
+    from rlkern.trainer.run import checkpoint
     from rlkern.trainer.show.card import Card
 
     place, run = Path(target.model).resolve(), _run_of(target)

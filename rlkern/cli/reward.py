@@ -73,6 +73,7 @@ def _try(arguments: list[str]) -> int:
     from rlkern.runs.errors import UserError
     from rlkern.trainer.reward.functions import load_rewards
     from rlkern.trainer.settings import Layer, resolve
+    from rlkern.trainer.settings.places import anchored
     from rlkern.trainer.tasks.registry import make_task
 
     name, count = flags.pop("reward"), flags.pop("items")
@@ -82,7 +83,7 @@ def _try(arguments: list[str]) -> int:
         raise UserError("there is nothing to try it on: add --data.train FILE or --task NAME")
     silence_hub()
     base = {"algorithm": "reinforce", "sft": None, "reward.functions": name, "eval.items": 1}
-    settings = resolve(Layer("", base), Layer("flags", flags))
+    settings = anchored(resolve(Layer("", base), Layer("flags", flags)))
     task = make_task(settings)
     rewards = load_rewards(settings, task)
     items = list(task.rows[:count]) if task.rows else task.next_items(0, count)[0]

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlkern.runs import best
 from rlkern.runs.errors import UserError
-from rlkern.runs.folder import CONFIG, all_checkpoints, name_of
-from rlkern.trainer.pipeline import PLAN
-from rlkern.trainer.run import best
+from rlkern.runs.folder import CONFIG, is_run
 from rlkern.trainer.run.checkpoint import STATE, read_settings
 from rlkern.trainer.settings import Layer, Settings, dump, resolve
 from rlkern.trainer.settings.document import saved
@@ -39,10 +38,7 @@ def find_target(name: str, checkpoint: str, check: Check) -> Target:
     """Returns what `name` is; checkpoint is best, newest or a step, and chooses within a run. Of a
     run `check` is asked before its checkpoints are looked at."""
     path = Path(name)
-    if (path / PLAN).is_file():
-        stages = ", ".join(str(stage.parent) for stage in sorted(path.glob(f"*/{CONFIG}")))
-        raise UserError(f"{path} holds a pipeline: name one of its stages, {stages}")
-    if (path / CONFIG).is_file():
+    if is_run(path):
         return _of_run(path, checkpoint, check)
     if (path / best.NOTE).is_file():
         return _of_run(path.resolve().parent, best.BEST, check)
@@ -56,30 +52,8 @@ def find_target(name: str, checkpoint: str, check: Check) -> Target:
 def _of_run(run: Path, checkpoint: str, check: Check) -> Target:
     settings = saved(run / CONFIG)
     check(run, settings)
-    folder = _chosen(run, checkpoint)
-    noted = best.read(run) if folder.name == best.BEST else None
-    step = f" (step {noted['step']})" if noted else ""
-    return Target(str(folder), settings, f"{run.resolve().name}, {folder.name}{step}")
-
-
-def _chosen(run: Path, checkpoint: str) -> Path:
-    """Returns the folder of a run's checkpoint; the newest where the best was not kept."""
-    saved = all_checkpoints(run)
-    if checkpoint == best.BEST and best.read(run):
-        return run / best.BEST
-    if not saved:
-        raise UserError(f"{run} holds no checkpoint yet: let it run until it has saved one")
-    if checkpoint in (best.BEST, "newest"):
-        return saved[-1]
-    wanted = run / name_of(int(checkpoint)) if checkpoint.isdecimal() else None
-    if wanted not in saved:
-        kept = ", ".join(folder.name.split("-")[1] for folder in saved)
-        raise UserError(
-            f"checkpoint must be best, newest or a step that {run} kept ({kept}),"
-            f" got {checkpoint!r}"
-        )
-    assert wanted is not None
-    return wanted
+    folder = best.chosen(run, checkpoint)
+    return Target(str(folder), settings, f"{run.resolve().name}, {best.label(folder)}")
 
 
 def check_writes(place: Path, settings: Settings) -> None:

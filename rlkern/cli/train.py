@@ -9,11 +9,10 @@ from typing import Any
 
 from rlkern.cli.flags import Parser, add_settings, given
 from rlkern.cli.guard import guarded, silence_hub
+from rlkern.runs.folder import PLAN
+from rlkern.runs.shipped import config_file
 from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.keys import FREE, coefficients
-
-# The file of a pipeline that has begun, which says what a directory is without importing torch.
-_PLAN = "pipeline.yaml"
 
 
 def run(arguments: list[str]) -> int:
@@ -33,7 +32,11 @@ def _parser() -> Parser:
         inside=coefficients(),
     )
     parser.add_argument("-h", "--help", action="help", help="this list")
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with any of the keys below, yours or one that comes with rlkern",
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -69,9 +72,9 @@ def _parse_and_train(arguments: list[str]) -> int:
     show = flags.pop("show")
     if show is not None and (resume is not None or show < 1):
         raise _refused(show)
-    if folder is not None and (folder / _PLAN).is_file():
+    if folder is not None and (folder / PLAN).is_file():
         return _go_on(flags, folder, print_only=print_only)
-    document = read(file) if file else {}
+    document = read(config_file(file)) if file else {}
     if "stages" in document:
         return _pipeline(
             document, file, flags, resume=resume is not None, print_only=print_only, show=show

@@ -17,7 +17,8 @@ Every page and every number here is made by `make compare` (runs, then pages) or
 alone): needs from the declarations in `rlkern/algorithms/`, measurements from the lines in
 `benchmarks/results/compare/`, one file for each run. What was not run says so."""
 _HOW = """\
-All start from the same weights for each seed and see the same prompts. Each runs its own file in
+All start from the same weights for each seed, but for the rounding of the version that ran them
+(*before* shows what that makes), and see the same prompts. Each runs its own file in
 `configs/algorithms/`, on one core: how many rollouts, updates on each and learning rate suit it
 differs, so compare the tokens and seconds to an accuracy before the accuracy at the end. A run is
 a process of its own. *Seconds* and *generated tokens to* an accuracy are those of the first

@@ -54,15 +54,17 @@ class Target(NamedTuple):
 class Trainer(NamedTuple):
     """A trainer that functions are replaced in, and its versions that were looked at.
 
-    name      what `patch` calls it, and with underscores the module that has this
-    versions  as pip takes them: >=1.15,<1.17
-    package   what pip calls it, "" for its name
+    name       what `patch` calls it, and with underscores the module that has this
+    versions   as pip takes them: >=1.15,<1.17
+    package    what pip calls it, "" for its name
+    unplugged  of a trainer that loads rlkern by itself: returns why it did not, None if it did
     """
 
     name: str
     versions: str
     targets: tuple[Target, ...]
     package: str = ""
+    unplugged: Callable[[], str | None] | None = None
 
     @property
     def distribution(self) -> str:
@@ -146,18 +148,24 @@ def patched(name: str) -> bool:
     return name in _active
 
 
-def checked(trainer: Trainer) -> list[_Replaced]:
-    """Returns all that is to be replaced; raises PatchError before anything is."""
+def checked_version(op: str, trainer: Trainer) -> str:
+    """Returns the installed version of a trainer; raises PatchError if it was not looked at."""
     found = installed(trainer)
     if found is None:
-        raise PatchError(f"patch: {trainer.distribution} must be installed ({trainer.supported})")
+        raise PatchError(f"{op}: {trainer.distribution} must be installed ({trainer.supported})")
     from packaging.specifiers import SpecifierSet  # which each of the trainers needs
 
     if not SpecifierSet(trainer.versions).contains(found, prereleases=True):
         raise PatchError(
-            f"patch: {trainer.distribution} must be {trainer.supported}, whose functions were"
+            f"{op}: {trainer.distribution} must be {trainer.supported}, whose functions were"
             f" looked at, got {found}"
         )
+    return found
+
+
+def checked(trainer: Trainer) -> list[_Replaced]:
+    """Returns all that is to be replaced; raises PatchError before anything is."""
+    found = checked_version("patch", trainer)
     replaced = []
     for target in trainer.targets:
         try:
@@ -179,10 +187,16 @@ def checked(trainer: Trainer) -> list[_Replaced]:
 
 
 def refusal(name: str) -> str | None:
-    """Returns why a trainer cannot be patched here, or None; imports it, which takes seconds."""
+    """Returns why a trainer cannot be patched here, or None if it can or is; imports it, which
+    takes seconds."""
+    trainer = trainer_of(name)
     try:
-        checked(trainer_of(name))
-    except PatchError as error:
+        checked_version("patch", trainer)
+        # A trainer may load a plugin that patches it.
+        importlib.import_module(trainer.distribution)
+        if name not in _active:
+            checked(trainer)
+    except (PatchError, ImportError) as error:
         return str(error)
     return None
 

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `import verl` loads: patches verl, or leaves why it could not for `rlkern doctor`.
+"""What `import verl` loads: patches verl and registers rlkern's losses and advantages, or leaves
+why it could not for `rlkern doctor`.
 
-verl swallows what a plugin raises, so a failure would be silence.
+verl swallows what a plugin raises, so a failure would be silence. It is loaded in each of verl's
+processes, so a loss is known where it is computed. The names all begin with rlkern_.
 """
 
 import sys
 
-from rlkern.integrations._patch import PatchError, patch
+from rlkern.integrations._patch import patch
 
-# Why verl is not patched, None if it is.
+# Why verl runs without rlkern, None if it does not.
 failure: str | None = None
 
 try:
+    from rlkern.integrations.verl import register
+
     patch("verl")
-except (PatchError, ImportError) as error:
-    failure = str(error)
-    print(f"verl runs without rlkern: {error}", file=sys.stderr)
+    register()
+except Exception as error:
+    failure = f"{type(error).__name__}: {error}"
+    print(f"verl runs without rlkern: {failure}", file=sys.stderr)

@@ -46,7 +46,17 @@ def like(
     found = tensor(op, name, x, dtypes)
     if found.shape != shape or found.device != other.device:
         expected = f"{tuple(shape)} on {other.device}"
-        raise ValueError(f"{op}: {name} must be {expected}, got {describe(x)}")
+        hint = _unshifted(op, name, found.shape, shape)
+        raise ValueError(f"{op}: {name} must be {expected}, got {describe(x)}{hint}")
+
+
+def _unshifted(op: str, name: str, found: torch.Size, shape: torch.Size) -> str:
+    """Returns what to do where rows of T + 1 scores meet T tokens, else nothing."""
+    scores = op.endswith(("token_logprob", "policy_loss")) and name in ("token", "mask")
+    if not scores or len(shape) != 2 or found != (shape[0], shape[1] - 1):
+        return ""
+    what = "hidden" if op.startswith("linear") else "logits"
+    return f" (nothing is shifted here: {what}[:, :-1] score token[:, 1:] of the same rows)"
 
 
 def logits(op: str, x: object) -> None:

@@ -157,6 +157,22 @@ def refuse_double_backward(stem: str) -> None:
         raise RuntimeError(f"{stem}: double backward (create_graph=True) is not supported")
 
 
+def saved_tensors(ctx, stem: str) -> tuple:
+    """Returns what a forward has saved; Raises RuntimeError, in words of rlkern, if it was written
+    over since."""
+    if torch.compiler.is_compiling():
+        return ctx.saved_tensors
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{stem}: the logits were written over after the forward, by a backward with"
+            f" inplace=True or by code of yours; a second backward needs inplace=False: {error}"
+        ) from error
+
+
 # Whether the backward that runs has been told to keep its graph (retain_graph=True); where a torch
 # cannot be asked, it may have been.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)

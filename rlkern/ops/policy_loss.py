@@ -22,6 +22,7 @@ from rlkern.ops._library import (
     refuse_double_backward,
     register,
     register_gradient,
+    saved_tensors,
     scaled_gradient,
 )
 from rlkern.ops._loss_output import LossOutput
@@ -129,7 +130,7 @@ class _InPlace(torch.autograd.Function):
     def backward(ctx, grad_loss, grad_metrics):
         if grad_loss is None:
             return (None,) * ctx.arguments
-        (grad_logits,) = ctx.saved_tensors
+        (grad_logits,) = saved_tensors(ctx, "policy_loss")
         others = (None,) * (ctx.arguments - 1)
         if torch.compiler.is_compiling():  # a mutating operation would copy the buffer here
             return grad_logits * grad_loss, *others

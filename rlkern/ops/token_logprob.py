@@ -24,6 +24,7 @@ from rlkern.ops._library import (
     refuse_double_backward,
     register,
     register_gradient,
+    saved_tensors,
     upstream_of_scores,
 )
 from rlkern.ops._rows import as_grid, make_softmax, mask_vector, token_vector
@@ -140,7 +141,7 @@ def _arguments(ctx, grads):
     if upstream is None:
         return None
     # Once: activation checkpointing refuses a second look.
-    logits, token, mask, inv_temperature, keep, *statistics = ctx.saved_tensors
+    logits, token, mask, inv_temperature, keep, *statistics = saved_tensors(ctx, "token_logprob")
     return logits, (token, mask, inv_temperature, ctx.softcap, keep, *statistics, *upstream)
 
 

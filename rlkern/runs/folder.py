@@ -16,6 +16,7 @@ from rlkern.runs.settings.layers import Layer
 from rlkern.runs.settings.yaml_file import read
 
 CONFIG = "config.yaml"
+PLAN = "pipeline.yaml"
 LOCK = ".lock"
 
 
@@ -96,6 +97,15 @@ def saved_layer(run: Path, parent_key: str) -> Layer:
     whole = run.resolve()
     place = {"name": whole.name, parent_key: str(whole.parent)}
     return Layer(str(path), {**read(path), **place})
+
+
+def is_run(folder: Path) -> bool:
+    """Returns whether a folder is that of a run; Raises UserError for that of a pipeline, which is
+    several."""
+    if (folder / PLAN).is_file():
+        stages = ", ".join(str(stage.parent) for stage in sorted(folder.glob(f"*/{CONFIG}")))
+        raise UserError(f"{folder} holds a pipeline: name one of its stages, {stages}")
+    return (folder / CONFIG).is_file()
 
 
 def name_of(step: int) -> str:

@@ -12,7 +12,7 @@ from rlkern.runs.metric import Metric
 
 BLUE, ORANGE, GREEN, RED, GREY = "#2f6fb0", "#d9822b", "#3a8f5c", "#b8433f", "#8a8f98"
 COLORS = {"blue": BLUE, "orange": ORANGE, "green": GREEN, "red": RED, "grey": GREY}
-# Weight of the newest value in a running average of a long curve; short curves take more.
+# By how much weights fall with each step in the average of a long curve; faster in short ones.
 _SMOOTHING = 0.07
 # Panels side by side.
 _WIDE = 3
@@ -69,23 +69,32 @@ def series(lines: list[dict], key: str) -> tuple[list[int], list[float]]:
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Returns the running average, unbiased at its start.
+    """Returns the centred running average: weights fall by the same factor on both sides of a step,
+    so a curve does not lag behind what it shows.
 
-    >>> smooth([1.0, 1.0])
-    [1.0, 1.0]
+    >>> smooth([0.0, 1.0, 2.0])[1]
+    1.0
     """
-    total = weight = 0.0
-    averaged = []
-    new = min(1.0, max(_SMOOTHING, 10 / max(1, len(values))))
+    keep = 1 - min(1.0, max(_SMOOTHING, 10 / max(1, len(values))))
+    before, after = _weighted(values, keep), _weighted(values[::-1], keep)[::-1]
+    # A step's own value is in both sums.
+    return [
+        (left + right - value) / (left_weight + right_weight - 1)
+        for (left, left_weight), (right, right_weight), value in zip(before, after, values)
+    ]
+
+
+def _weighted(values: list[float], keep: float) -> list[tuple[float, float]]:
+    """Returns of each value the sum of those up to it, and of their weights, in powers of keep."""
+    total, weight, found = 0.0, 0.0, []
     for value in values:
-        total = (1 - new) * total + new * value
-        weight = (1 - new) * weight + new
-        averaged.append(total / weight)
-    return averaged
+        total, weight = keep * total + value, keep * weight + 1
+        found.append((total, weight))
+    return found
 
 
 def draw_line(axes: Any, lines: list[dict], key: str, color: str, label: str | None = None) -> None:
-    """Draw a metric, faint, and its running average over it; nothing where it was not logged."""
+    """Draw a metric, faint, and its centred average over it; nothing where it was not logged."""
     steps, values = series(lines, key)
     if values:
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)

@@ -15,6 +15,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 import rlkern
+from rlkern.runs import best
 from rlkern.runs.errors import NotFinite, RewardError, UserError
 from rlkern.runs.files import write_text
 from rlkern.runs.folder import hold
@@ -29,7 +30,7 @@ from rlkern.trainer.device import is_out_of_memory
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import whole_state
 from rlkern.trainer.processes.world import World
-from rlkern.trainer.run import best, checkpoint, rundir
+from rlkern.trainer.run import checkpoint, rundir
 from rlkern.trainer.run.checkpoint import Place, newest, set_aside
 from rlkern.trainer.run.sentences import (
     how_to_go_on,
@@ -38,7 +39,7 @@ from rlkern.trainer.run.sentences import (
     say_finished,
 )
 from rlkern.trainer.settings import Settings, dump
-from rlkern.trainer.settings.places import anchored
+from rlkern.trainer.settings.places import anchored, taken
 from rlkern.trainer.show.completions import write_completions
 from rlkern.trainer.show.display import Display
 from rlkern.trainer.show.keys import COMPLETIONS
@@ -71,11 +72,15 @@ class Desk:
 
 def train(settings: Settings, *, resume: bool = False, display: Display | None = None) -> dict:
     """Returns the summary of a whole run, which its directory then holds as summary.json."""
-    settings, world = anchored(settings), World.start(settings.device)
+    given, settings = settings, anchored(settings)
+    world = World.start(settings.device)
     preflight.check(settings, world, resume=resume)
     if not world.is_main:
         display = Display(Console(quiet=True))
-    return _train(settings, world, display or Display(), resume=resume)
+    display = display or Display()
+    for note in taken(given, settings):
+        display.say(note)
+    return _train(settings, world, display, resume=resume)
 
 
 def _train(settings: Settings, world: World, display: Display, *, resume: bool) -> dict:

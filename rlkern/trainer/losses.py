@@ -12,6 +12,8 @@ from torch import Tensor
 
 import rlkern
 from rlkern import LossOutput
+from rlkern.algorithms.registry import algorithm
+from rlkern.backends.eager.gates import PULLS
 from rlkern.trainer.critic import Critic
 from rlkern.trainer.models.policy import Policy, run_rows
 from rlkern.trainer.rows import Rows
@@ -41,6 +43,11 @@ class Losses(torch.nn.Module):
         if critic is not None:
             self.trained.append(critic.module)
 
+    def speaks(self, rows: Rows) -> Tensor | None:
+        """Returns which prompts (Q,) have answers whose gradient may differ from 0; None if any
+        may have."""
+        return None
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -66,6 +73,14 @@ class Objective:
             {k: x for k, x in settings.coefficients.items() if k not in of_statistic},
             settings.loss.compare,
         )
+
+    @property
+    def silent_at_zero(self) -> bool:
+        """Whether a token whose advantage is 0 has a gradient of exactly 0, if nothing of its own
+        weighs on it: no gate that pulls towards ratio 1, no KL and no entropy."""
+        declared = algorithm(self.algorithm)
+        terms = [self.coefficients.get(name, 0.0) for name in ("kl_coef", "entropy_coef")]
+        return declared.gate not in PULLS and not any(terms)
 
     @classmethod
     def likelihood(cls, settings: Settings, algorithm: str = "sft") -> Objective:
@@ -105,6 +120,23 @@ class PolicyLosses(Losses):
     ) -> None:
         super().__init__(policy, settings, critic)
         self.objective = objective
+
+    def speaks(self, rows: Rows) -> Tensor | None:
+        """Returns which prompts (Q,) have answers with an advantage, a penalty or an imitation of
+        their own: the gradient of all others is exactly 0."""
+        routed = self.policy.passes.routed
+        if self.critic is not None or routed or not self.objective.silent_at_zero:
+            return None
+        assert rows.advantage is not None
+        own = rows.advantage if rows.advantage.ndim == 2 else rows.advantage[:, None]
+        speaks = own != 0
+        if rows.penalty is not None:
+            speaks = speaks | (rows.penalty != 0)
+        if rows.weight is not None:
+            speaks = speaks & (rows.weight != 0)
+        if rows.nll_weight is not None:
+            speaks = speaks | (rows.nll_weight != 0)
+        return (speaks & rows.mask).view(rows.prompts, -1).any(-1)
 
     def forward(self, rows: Rows, train_policy: bool = True) -> Found:
         """Returns the losses of the rows."""

@@ -214,6 +214,10 @@ METRICS = (
         healthy="at least half of sampling/groups_sampled; else a batch is mostly copies",
         watch="duplicated groups",
     ),
+    Metric(
+        "sampling/groups_silent",
+        "groups that the updates of this step left out, whose gradient is 0 (batch.skip_silent)",
+    ),
     Metric("sampling/{which}", "groups of this step, tokens so far, tokens of unknown_logprobs"),
     Metric("sampling/sampling_logp_difference/{which}", "|log π by trainer − by sampler|"),
     Metric("sampling/importance_sampling_ratio/{which}", "factor of the mismatch's correction"),

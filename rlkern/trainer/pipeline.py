@@ -22,7 +22,7 @@ from rich.console import Console
 from rlkern.algorithms import declarations
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import remove_partial, write_text
-from rlkern.runs.folder import CONFIG, all_checkpoints, check_name
+from rlkern.runs.folder import CONFIG, PLAN, all_checkpoints, check_name
 from rlkern.runs.settings.yaml_file import read, to_yaml
 from rlkern.trainer import preflight
 from rlkern.trainer.loop import SUMMARY, train
@@ -30,10 +30,11 @@ from rlkern.trainer.processes.world import World
 from rlkern.trainer.reward.functions import TASK
 from rlkern.trainer.settings import Layer, Settings, differing, dump
 from rlkern.trainer.settings.contradictions import check_contradictions
+from rlkern.trainer.settings.places import anchored
 from rlkern.trainer.settings.resolve import Resolved, laid
 from rlkern.trainer.show.display import Display
 
-PLAN, RESULT = "pipeline.yaml", "pipeline.json"
+RESULT = "pipeline.json"
 _STAGE = re.compile(r"(?<![\w.])stage:([A-Za-z0-9._-]+)")
 
 
@@ -148,7 +149,8 @@ def check_stages(stages: list[Stage], world: World) -> None:
 
         models[stage.name] = made(stage.settings.model)
         try:
-            preflight.check(_with(stage.settings, made, lambda text: _STAGE.sub(TASK, text)), world)
+            alone = _with(stage.settings, made, lambda text: _STAGE.sub(TASK, text))
+            preflight.check(anchored(alone), world)
         except UserError as error:
             raise UserError(f"stage {stage.name}: {error}") from error
 

@@ -18,23 +18,33 @@ from rlkern.trainer.processes.world import World
 from rlkern.trainer.rollout.text import prompt_ids
 from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import Settings
+from rlkern.trainer.settings.places import anchored, taken
 from rlkern.trainer.settings.reads import DATA, SAMPLED
 from rlkern.trainer.show.rendered import legend, rendered
 
 Shown = tuple[str, Tokens]
 
+_TURNS = (
+    "what the environment says comes between the model's messages, so it cannot be shown before the"
+    " run; it is read and does not count (--algorithm sft --show shows the turns of items that have"
+    " a completion)"
+)
+
 
 def preview(settings: Settings, count: int, console: Console | None = None) -> None:
     """Print the first `count` examples of a run as its model reads them; nothing is written."""
+    given, settings = settings, anchored(settings)
     world = World.start(settings.device)
     preflight.check(settings, world)
     parts = build.load(settings, world, None)
     if not world.is_main:
         return
     console = console or Console(highlight=False)
-    for note in parts.task.notes:
+    for note in (*taken(given, settings), *parts.task.notes):
         console.print(Text(note), soft_wrap=True)
     legend(console, sampled=_sampled(settings))
+    if _sampled(settings) and (parts.task.reply is not None or parts.task.begin is not None):
+        console.print(Text(_TURNS), soft_wrap=True)
     for title, tokens in _examples(parts, count):
         rendered(console, parts.policy.tokenizer, title, tokens)
 

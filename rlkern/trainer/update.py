@@ -28,7 +28,8 @@ class StepResult:
 
     metrics are the vectors of the pieces, none while the policy waits for its critic; value_metrics
     is their sum, None without a critic. unchanged is the share of bfloat16 weights with a gradient
-    that the step left as they were, None if no weight is bfloat16.
+    that the step left as they were, None if no weight is bfloat16. silent is the number of prompts
+    that were left out, since the gradient of their answers is 0.
     """
 
     loss: float
@@ -41,6 +42,7 @@ class StepResult:
     step_seconds: float
     unchanged: float | None = None
     differences: dict[str, float] = field(default_factory=dict)
+    silent: int = 0
 
 
 @dataclass
@@ -75,7 +77,7 @@ class Updater:
     def __init__(
         self, losses: Losses, settings: Settings, world: World, *, frozen: Iterable[Any] = ()
     ) -> None:
-        self._settings, self._world = settings, world
+        self._settings, self._world, self._own = settings, world, losses
         # A critic that warms up leaves the policy without gradients.
         waits = losses.critic is not None and settings.critic.warmup > 0
         self.losses = parallel.spread(losses, world, settings.parallel, some_unused=waits)
@@ -100,7 +102,8 @@ class Updater:
         stay as they are if loss or gradient is not finite."""
         started = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self.accumulate(rows, train_policy=train_policy)
+        spoken = self._speaking(rows)
+        sums = self.accumulate(spoken, train_policy=train_policy)
         loss, value_loss = sums.loss.item(), sums.value_loss.item()
         scored = time.perf_counter()
         norm = clip(self.optimizer, self._settings.optimizer.max_grad_norm or math.inf)
@@ -125,7 +128,18 @@ class Updater:
             done - scored,
             unchanged,
             sums.differences,
+            rows.prompts - spoken.prompts,
         )
+
+    def _speaking(self, rows: Rows) -> Rows:
+        """Returns the rows without prompts whose gradient is 0, which every process finds alike;
+        one of them if there are no others, so that the weights have gradients of 0."""
+        if not self._settings.batch.skip_silent:
+            return rows
+        speaks = self._own.speaks(rows)
+        if speaks is None or speaks.all():
+            return rows
+        return rows.take(speaks.nonzero().flatten()) if speaks.any() else rows.piece(0, 1)
 
     def accumulate(self, rows: Rows, *, train_policy: bool = True) -> Sums:
         """Adds the gradients of this process's share of the rows to the weights; returns the sums

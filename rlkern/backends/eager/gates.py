@@ -263,6 +263,8 @@ GATES: dict[str, Gate] = {
     "cfpo": cfpo,
     "dft": dft,
 }
+# Their loss has a slope in the ratio also where the advantage is 0; any other is 0 there.
+PULLS = ("dro", "regression", "prime_ipo")
 GATE_INDEX = {name: i for i, name in enumerate(GATES)}
 GATE_COEFFICIENTS = 4
 # They take no ratio, or probabilities that the token's own ratio alone gives.

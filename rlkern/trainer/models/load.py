@@ -5,30 +5,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from rlkern.runs.errors import UserError
 from rlkern.trainer.models import lora, smollm2
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.models.stored import read_model
+from rlkern.trainer.models.stored import folder_of, not_there, read_model
+
+_Found = TypeVar("_Found")
 
 
 def check_model_name(name: str) -> None:
     """Raises UserError, before any work, for a model that is not there."""
-    folder = Path(name)
     if name == "smollm2":
         smollm2.check_available()
-    elif (base := lora.base_of(folder)) is not None:
-        lora.check_peft()
-        check_model_name(base)
-    elif name != "tiny" and not (folder / "config.json").is_file():
-        raise UserError(
-            f"there is no model {name!r}: use tiny, smollm2 or a directory that holds config.json"
-            " (nothing is downloaded)"
-        )
+    elif name != "tiny":
+        folder = _folder_of(name)
+        base = lora.base_of(folder)
+        if base is not None:
+            lora.check_peft()
+            _of_adapters(folder, base, check_model_name)
 
 
 def make_policy(
@@ -54,7 +54,25 @@ def make_policy(
 
 
 def _folder_of(name: str) -> Path:
-    return smollm2.converted() if name == "smollm2" else Path(name)
+    """Returns where a model's files are; Raises UserError for one that is not there."""
+    if name == "smollm2":
+        return smollm2.converted()
+    found = folder_of(name, lora.ADAPTER)
+    if found is None:
+        raise UserError(not_there(name))
+    return found
+
+
+def _of_adapters(folder: Path, base: str, find: Callable[[str], _Found]) -> _Found:
+    """Returns what is found of the model that adapters belong to; Raises UserError, which says
+    where its place is written, if it is not there."""
+    try:
+        return find(base)
+    except UserError as error:
+        raise UserError(
+            f"{folder} holds adapters, whose model is not where base_model_name_or_path of"
+            f" {folder / lora.ADAPTER} says: {error}"
+        ) from error
 
 
 def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
@@ -63,7 +81,8 @@ def load_policy(directory: Path, *, device: torch.device, dtype: str) -> Policy:
     """
     base = lora.base_of(directory)
     if base is not None:
-        policy = load_policy(_folder_of(base), device=device, dtype=dtype)
+        place = _of_adapters(directory, base, _folder_of)
+        policy = load_policy(place, device=device, dtype=dtype)
         return dataclasses.replace(policy, model=lora.load_adapters(policy.model, directory))
     from transformers import AutoModelForCausalLM
 

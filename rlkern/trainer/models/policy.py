@@ -87,8 +87,7 @@ class Passes:
 
     @functools.cached_property
     def _cache_name(self) -> str | None:
-        names = [name for name in _CACHES if name in self._taken]
-        return names[-1] if names else None
+        return next((name for name in reversed(_CACHES) if name in self._taken), None)
 
     @functools.cached_property
     def _kinds(self) -> frozenset[type]:
@@ -103,16 +102,20 @@ class Passes:
     @property
     def shares(self) -> bool:
         """Whether the answers to a prompt may attend to one cache of it, with gradients."""
-        routed = getattr(text_config(self.head.causal), "output_router_logits", False)
-        return self.way == Way(True, True) and not routed and self.attends
+        return self.attends and not self.routed and self.way == Way(True, True)
+
+    @property
+    def routed(self) -> bool:
+        """Whether the model has a loss of its own, for the router of its experts."""
+        return getattr(text_config(self.head.causal), "output_router_logits", False)
 
     def new_cache(self) -> Any:
         """Returns an empty cache, None where the model makes its own."""
         if self.cache_name is None or not self._kinds:
             return None
         # Without a configuration it makes such layers as they come.
-        growing = self._kinds == {DynamicLayer}
-        return DynamicCache() if growing else DynamicCache(config=text_config(self.head.causal))
+        plain = self._kinds == {DynamicLayer}
+        return DynamicCache(config=None if plain else text_config(self.head.causal))
 
     def _left(self, token: Tensor, seen: Tensor) -> dict[str, Tensor]:
         found = {"input_ids": token, "attention_mask": seen.long()}

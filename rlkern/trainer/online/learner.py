@@ -81,6 +81,7 @@ class Online:
             **update_values(parts, results),
             **(lengths := completion_statistics(given.rows, parts.sampling.stop)),
             **self._sampling_values(given.rows),
+            "sampling/groups_silent": sum(result.silent for result in results),
             **shaping.mismatch_metrics(given.rows, rows.correction),
             **shaping.objective_metrics(given),
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from rlkern.runs.errors import RewardError, UserError
 from rlkern.runs.settings.message import nearest
 from rlkern.trainer.data.chat import ASSISTANT, Message
 from rlkern.trainer.device import resolve_device
+from rlkern.trainer.models.stored import folder_of
 from rlkern.trainer.reward import graders
 from rlkern.trainer.reward.apart import Apart
 from rlkern.trainer.reward.asking import Awaited, Limited, Limits, is_async
@@ -118,9 +118,9 @@ def _find(name: str, settings: Settings, task: Task) -> RewardFunction:
         return task_reward(task)
     if (grader := graders.named(name)) is not None:
         return reads_text(grader)
-    if ":" not in name and (Path(name) / "config.json").is_file():
+    if ":" not in name and (folder := folder_of(name)) is not None:
         device = resolve_device(settings.device)
-        return load_reward_model(Path(name), device=device, dtype=settings.dtype)
+        return load_reward_model(folder, device=device, dtype=settings.dtype)
     return limited(_own(name, task), Limits(settings.reward.timeout, settings.reward.workers))
 
 
@@ -130,7 +130,7 @@ def _own(name: str, task: Task) -> RewardFunction:
     if not is_code(name):
         raise UserError(
             f"reward.functions must be task, {', '.join(graders.NAMES)}, FILE.py:function,"
-            f" module:function or the folder of a reward model, got"
+            f" module:function or a reward model (a run, a folder, a hub's id in the cache), got"
             f" {name!r}{nearest(name, ('task', *graders.NAMES))}"
         )
     found = load(name, "reward")

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache, GenerationMixin
 
 from rlkern.runs.errors import NotFinite
-from rlkern.trainer.models.policy import Passes, Policy
+from rlkern.trainer.models.policy import Policy
+from rlkern.trainer.rollout.drawing import draw
+from rlkern.trainer.rollout.reading import Reading
 from rlkern.trainer.rollout.text import PADDING, Prompts
 from rlkern.trainer.rows import Rows, joined
 
@@ -107,96 +108,82 @@ def _sample(
     group_size: int,
     uniform: Tensor | None,
 ) -> Rows:
-    truncates, reading = sampling.truncates, Reading(policy.model, policy.passes)
-    tokens, masks, logprobs, keeps = [], [], [], []
+    reading, drawn = Reading(policy.model, policy.passes), list[_Drawn]()
     with policy.precision():
         logits = reading.begin(prompts.token, prompts.mask, group_size)
         seen = prompts.mask.repeat_interleave(group_size, 0)
-        alive = seen.new_ones(seen.shape[0])
+        count = seen.shape[0]
+        rows, alive = torch.arange(count, device=seen.device), seen.new_ones(count)
         for step in range(sampling.max_new_tokens):
             logprob = next_logprob(logits, sampling)
             check_finite(policy, logprob, step)
-            token = draw(logprob, None if uniform is None else uniform[:, step])
-            tokens.append(torch.where(alive, token, PADDING))
-            masks.append(alive)
-            logprobs.append(torch.where(alive, logprob.gather(-1, token[:, None])[:, 0], 0.0))
-            if truncates:
-                keeps.append(_kept_ids(logprob > -torch.inf, alive))
+            numbers = None if uniform is None else uniform[rows.to(uniform.device), step]
+            token = draw(logprob, numbers)
+            drawn.append(_Drawn.of(rows, alive, token, logprob, sampling.truncates))
             seen = torch.cat([seen, alive[:, None]], 1)
             alive = alive & ~torch.isin(token, sampling.stop)
-            if step + 1 == sampling.max_new_tokens or not alive.any():
+            going = int(alive.sum())
+            if step + 1 == sampling.max_new_tokens or not going:
                 break
-            logits = reading.read(tokens[-1][:, None], seen)
-    mask = torch.stack(masks, 1)
+            token = drawn[-1].token
+            if reading.drops and going <= _FULL * len(rows):
+                # Copying what is left of the cache costs less than reading rows that have ended.
+                left = alive.nonzero()[:, 0]
+                reading.keep(left)
+                rows, alive, seen, token = (x[left] for x in (rows, alive, seen, token))
+            logits = reading.read(token[:, None], seen)
+    return _rows_of(prompts, drawn, count)
+
+
+# Below this share of rows that still go on the others are no longer read.
+_FULL = 0.75
+
+
+class _Drawn(NamedTuple):
+    """The tokens of one step: of which rows (N,), which of them still went on, what was drawn, its
+    log-probability, and the ids it was drawn from, if these were fewer than all."""
+
+    rows: Tensor
+    alive: Tensor
+    token: Tensor
+    logprob: Tensor
+    kept: Tensor | None
+
+    @classmethod
+    def of(
+        cls, rows: Tensor, alive: Tensor, token: Tensor, logprob: Tensor, truncates: bool
+    ) -> _Drawn:
+        """Returns the tokens that were drawn of distributions logprob (N, V)."""
+        kept = _kept_ids(logprob > -torch.inf, alive) if truncates else None
+        own = torch.where(alive, logprob.gather(-1, token[:, None])[:, 0], 0.0)
+        return cls(rows, alive, torch.where(alive, token, PADDING), own, kept)
+
+
+def _rows_of(prompts: Prompts, drawn: list[_Drawn], count: int) -> Rows:
+    """Returns `count` answers as rows of as many tokens as there were steps."""
+
+    def whole(name: str, fill: float) -> Tensor:
+        first, width = getattr(drawn[0], name), len(drawn)
+        found = first.new_full((count, width, *first.shape[1:]), fill)
+        for step, each in enumerate(drawn):
+            found[each.rows, step] = getattr(each, name)
+        return found
+
+    mask = whole("alive", False)
+    kept = [each.kept for each in drawn if each.kept is not None]
+    if kept:
+        width = max(ids.shape[1] for ids in kept)
+        wide = [pad(ids, (0, width - ids.shape[1]), value=-1) for ids in kept]
+        drawn = [each._replace(kept=ids) for each, ids in zip(drawn, wide, strict=True)]
     return Rows(
         prompt=prompts.token,
         prompt_mask=prompts.mask,
-        token=torch.stack(tokens, 1),
+        token=whole("token", PADDING),
         mask=mask,
         present=mask,
-        rollout_logprob=torch.stack(logprobs, 1),
-        keep=_stacked(keeps) if keeps else None,
+        rollout_logprob=whole("logprob", 0.0),
+        keep=whole("kept", -1) if kept else None,
     )
-
-
-class Reading:
-    """A model that reads rows token by token, each pass over what is new.
-
-    A model with no cache reads all of its rows again in each pass.
-    """
-
-    def __init__(self, model: Any, passes: Passes) -> None:
-        self._model, self._passes, self._name = model, passes, passes.cache_name
-        self._cache: Any = passes.new_cache()
-        self._token: Tensor | None = None
-        prepare = type(passes.head.causal).prepare_inputs_for_generation
-        usual = prepare is GenerationMixin.prepare_inputs_for_generation
-        self._plain = usual and self._name is not None
-
-    def begin(self, token: Tensor, seen: Tensor, group_size: int) -> Tensor:
-        """Returns the logits (B, V) after prompts (Q, P), each of them for a group of rows."""
-        if self._cache is None:
-            return self.read(*(x.repeat_interleave(group_size, 0) for x in (token, seen)))
-        logits = self.read(token, seen)
-        if self._passes.attends:
-            self._cache.batch_repeat_interleave(group_size)
-        else:
-            # Not every layer knows how to repeat itself, but each can be put into another order.
-            rows = torch.arange(token.shape[0], device=token.device)
-            self._cache.reorder_cache(rows.repeat_interleave(group_size))
-        if self._token is not None:
-            self._token = self._token.repeat_interleave(group_size, 0)
-        return logits.repeat_interleave(group_size, 0)
-
-    def read(self, token: Tensor, seen: Tensor) -> Tensor:
-        """Returns the logits (B, V) after more tokens (B, T), usually one; seen (B, S) says which
-        of all so far are real."""
-        name = self._name
-        if self._plain:
-            given = {**self._passes.inputs(token, seen), str(name): self._cache, "use_cache": True}
-        else:
-            given = self._prepared(token, seen)
-        output = self._model(**{**given, **self._passes.last_only})
-        if name is not None and not isinstance(self._cache, DynamicCache):
-            self._cache = getattr(output, name)
-        return output.logits[:, -1].float()
-
-    def _prepared(self, token: Tensor, seen: Tensor) -> dict[str, Any]:
-        """Returns what the model's own `generate` gives a pass over rows."""
-        first = self._token is None
-        so_far = [] if self._token is None else [self._token]
-        self._token = torch.cat([*so_far, token], 1)
-        given: dict[str, Any] = self._passes.inputs(self._token, seen)
-        if self._name is None:
-            return {**given, "use_cache": False}
-        if self._cache is not None:
-            given[self._name] = self._cache
-        return self._passes.head.causal.prepare_inputs_for_generation(
-            next_sequence_length=None if first else 1,
-            is_first_iteration=first,
-            use_cache=True,
-            **given,
-        )
 
 
 @dataclass
@@ -228,7 +215,7 @@ def next_logprob(logits: Tensor, sampling: Sampling) -> Tensor:
     >>> next_logprob(logits, rule).exp()   # of 4/9, 3/9, 2/9 the first two reach 0.7
     tensor([[0.0000, 0.5714, 0.4286, 0.0000]])
     """
-    if sampling.temperature > 0:
+    if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
     if sampling.truncates:
         logits = torch.where(_kept(logits, sampling.top_k, sampling.top_p), logits, -torch.inf)
@@ -260,22 +247,6 @@ def _kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return torch.zeros_like(chosen).scatter(-1, ids, chosen)
 
 
-def draw(logprob: Tensor, uniform: Tensor | None) -> Tensor:
-    """Returns a token (B,) for each row: the first whose cumulative probability is above the row's
-    number, or the likeliest where there is no number.
-
-    >>> draw(torch.tensor([[0.25, 0.0, 0.75]] * 2).log(), torch.tensor([0.2, 0.25]).double())
-    tensor([0, 2])
-    """
-    if uniform is None:
-        return logprob.argmax(-1)
-    cumulative = logprob.double().exp().cumsum(-1)
-    total = cumulative[:, -1:]
-    # Of numbers in [0, 1) the largest is 1 - 2**-53, and its product still rounds below the total.
-    place = uniform.to(total)[:, None] * total
-    return torch.searchsorted(cumulative, place, right=True)[:, 0]
-
-
 def _kept_ids(kept: Tensor, alive: Tensor) -> Tensor:
     """Returns the kept ids (B, K) of each row, ascending, with -1 behind them and in dead rows."""
     kept = kept & alive[:, None]
@@ -283,9 +254,3 @@ def _kept_ids(kept: Tensor, alive: Tensor) -> Tensor:
     # False sorts behind True, and a stable sort leaves the ids in their order.
     ids = torch.argsort(kept.byte(), dim=-1, descending=True, stable=True)[:, :width]
     return torch.where(kept.gather(-1, ids), ids, -1)
-
-
-def _stacked(keeps: list[Tensor]) -> Tensor:
-    """Returns kept ids (B, T, K) of one entry for each step."""
-    width = max(ids.shape[1] for ids in keeps)
-    return torch.stack([pad(ids, (0, width - ids.shape[1]), value=-1) for ids in keeps], 1)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from rlkern.trainer.models.policy import Policy
-from rlkern.trainer.rollout.sampler import Reading, Sampling, check_finite, draw, next_logprob
+from rlkern.trainer.rollout.drawing import draw
+from rlkern.trainer.rollout.reading import Reading
+from rlkern.trainer.rollout.sampler import Sampling, check_finite, next_logprob
 from rlkern.trainer.rollout.text import UNKNOWN, left_padded, text_of
 
 

@@ -70,6 +70,9 @@ class Batch(Group):
     """Optimizer steps in each pass."""
     micro_batches: Count = 1
     """Pieces that a batch is split into to save memory; the result does not depend on it."""
+    skip_silent: bool = True
+    """Leave groups out of an optimizer step whose gradient is exactly 0: equal rewards, and a loss
+    without critic, KL and entropy. Metrics of the loss are then of the other groups."""
 
 
 class Rollout(Group):

@@ -111,7 +111,8 @@ READERS: tuple[tuple[str, str, Callable[[Facts], bool]], ...] = (
         ),
     ),
     (
-        "groups correction batch.epochs batch.minibatches rollout.engine loss.compare"
+        "groups correction batch.epochs batch.minibatches batch.skip_silent rollout.engine"
+        " loss.compare"
         " loss.overlong_filter loss.entropy_over loss.nll_coef reward.degenerate_limit"
         " output.completions",
         "learn from answers of their own",

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The best checkpoint of a run: `best`, a link to a folder that was written whole before it."""
+"""The best checkpoint of a run: `best`, a link to a folder that was written whole before it.
+
+And which checkpoint is meant by a run, wherever a run stands for a model.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from pathlib import Path
 
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import PARTIAL, publish
+from rlkern.runs.folder import all_checkpoints, name_of
 
 BEST = "best"
 NOTE = "best.json"
 KEY = "eval/accuracy"
+NEWEST = "newest"
 
 
 def keep(run: Path, step: int, values: dict[str, float], save: Callable[[Path], None]) -> bool:
@@ -59,6 +64,32 @@ def read(run: Path) -> dict | None:
         return {KEY: float(found[KEY]), "step": int(found["step"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{note} cannot be read: {error}; delete {run / BEST}") from error
+
+
+def chosen(run: Path, which: str = BEST) -> Path:
+    """Returns the folder of a run's checkpoint: best (the newest where no best was kept), newest or
+    a step; Raises UserError where the run has not got it."""
+    saved = all_checkpoints(run)
+    if which == BEST and read(run):
+        return run / BEST
+    if not saved:
+        raise UserError(f"{run} holds no checkpoint yet: let it run until it has saved one")
+    if which in (BEST, NEWEST):
+        return saved[-1]
+    wanted = run / name_of(int(which)) if which.isdecimal() else None
+    if wanted not in saved:
+        kept = ", ".join(folder.name.split("-")[1] for folder in saved)
+        raise UserError(
+            f"checkpoint must be best, newest or a step that {run} kept ({kept}), got {which!r}"
+        )
+    assert wanted is not None
+    return wanted
+
+
+def label(folder: Path) -> str:
+    """Returns what a person reads of a checkpoint: its name, and of the best its step."""
+    noted = read(folder.parent) if folder.name == BEST else None
+    return f"{folder.name} (step {noted['step']})" if noted else folder.name
 
 
 def _remove(folder: Path) -> None:
