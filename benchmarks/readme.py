@@ -45,13 +45,16 @@ def latest(path: Path) -> tuple[dict, report.Times]:
 
 
 def ms_of(timing: report.Timing | None) -> str:
-    """Returns the median with what lies between a fifth and four fifths of the rounds.
+    """Returns the median with what lies between a fifth and four fifths of the rounds; of a time
+    without a spread the one number that is known.
 
     >>> ms_of(report.Timing(19.26, 18.1, 21.04, 17.9)), ms_of(None)
     ('19.3 (18.1–21)', '–')
     """
     if timing is None:
         return "–"
+    if timing.p20 == timing.p80:
+        return number(timing.median)
     return f"{number(timing.median)} ({number(timing.p20)}–{number(timing.p80)})"
 
 
@@ -161,7 +164,8 @@ def cpu(path: Path) -> list[str]:
     return [
         "## Loss and gradient over a vocabulary",
         "Loss and gradient of GRPO with a KL term, milliseconds, the median and in brackets what a "
-        "fifth and four fifths of the rounds take, one run of "
+        "fifth and four fifths of the rounds take; a number without brackets is the fastest round, "
+        "which is all that was kept of it. One run of "
         f"`make bench` on {where['cpu']}, {where['threads']} threads, {where['isa']}, torch "
         f"{where['torch']}, rows of {source}:",
         sizes(times),
@@ -200,9 +204,8 @@ def gpu(path: Path) -> list[str]:
 
 
 def gpu_files(folder: Path) -> list[Path]:
-    """Returns the files of GPUs."""
-    other = ("cpu.jsonl", "instructions.jsonl")
-    return [path for path in sorted(folder.glob("*.jsonl")) if path.name not in other]
+    """Returns the files of GPUs: their rows name a device."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if "device" in report.records(path)[0]]
 
 
 def numbers(folder: Path = report.RESULTS) -> str:

@@ -254,7 +254,15 @@ def records(path: Path) -> list[dict]:
 def on_record(path: Path, where: dict[str, object]) -> Times:
     """Returns what a machine has on record."""
     lines = [x for x in records(path) if all(x[key] == where[key] for key in IDENTITY)]
-    return {x["group"]: {name: Timing(*t) for name, t in x["ms"].items()} for x in lines}
+    return {x["group"]: _timings(x) for x in lines}
+
+
+def _timings(line: dict) -> dict[str, Timing]:
+    """Returns the times of a line; those from before medians were kept have the fastest round
+    alone, without a spread."""
+    if "min_ms" in line:
+        return {name: Timing(x, x, x, x) for name, x in line["min_ms"].items()}
+    return {name: Timing(*t) for name, t in line["ms"].items()}
 
 
 def record(times: Times, path: Path, where: dict[str, object], *, complete: bool) -> None:
