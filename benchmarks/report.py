@@ -167,7 +167,8 @@ def fallen(times: Times, before: Times) -> list[str]:
     """Returns a line for each ratio that is worse than on record by more than both their spreads.
 
     >>> def of(ms):
-    ...     rows = {"memcpy_of_the_logits": Timing(1, 1, 1, 1), "rlkern_in_place": Timing(*[ms] * 4)}
+    ...     copy, ours = Timing(1, 1, 1, 1), Timing(ms, ms, ms, ms)
+    ...     rows = {"memcpy_of_the_logits": copy, "rlkern_in_place": ours}
     ...     return {"policy_loss 512x151936 float32": rows}
     >>> [line.split(" = ")[1] for line in fallen(of(4), of(2))]
     ['4.00 (4.00–4.00), on record 2.00 (2.00–2.00)']
