@@ -41,11 +41,21 @@ FORMS = {
 def latest(path: Path) -> tuple[dict, report.Times]:
     """Returns the machine that wrote last, and all rows of it."""
     lines = report.records(path)
-    if not lines:
-        return {}, {}
-    where = lines[-1]
-    same = [x for x in lines if all(x[key] == where[key] for key in report.IDENTITY)]
-    return where, {line["group"]: line["min_ms"] for line in same}
+    return (lines[-1], report.on_record(path, lines[-1])) if lines else ({}, {})
+
+
+def ms_of(timing: report.Timing | None) -> str:
+    """Returns the median with what lies between a fifth and four fifths of the rounds; of a time
+    without a spread the one number that is known.
+
+    >>> ms_of(report.Timing(19.26, 18.1, 21.04, 17.9)), ms_of(None)
+    ('19.3 (18.1–21)', '–')
+    """
+    if timing is None:
+        return "–"
+    if timing.p20 == timing.p80:
+        return number(timing.median)
+    return f"{number(timing.median)} ({number(timing.p20)}–{number(timing.p80)})"
 
 
 def number(x: float | None) -> str:
@@ -59,11 +69,12 @@ def number(x: float | None) -> str:
     return f"{x:.0f}" if x >= 1000 else f"{x:.3g}"
 
 
-def quotient(x: float | None, y: float | None) -> str:
-    """Returns x / y with one decimal, two below 10."""
+def quotient(x: report.Timing | None, y: report.Timing | None) -> str:
+    """Returns the medians' x / y with one decimal, two below 10."""
     if x is None or y is None:
         return "–"
-    return f"{x / y:.2f}" if x / y < 10 else f"{x / y:.1f}"
+    ratio = x.median / y.median
+    return f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -89,7 +100,7 @@ def sizes(times: report.Times) -> str:
     rows = []
     for v, n, dtype, group in policy_groups(times):
         ms = times[group]
-        cells = [number(ms.get(row)) for row in SIZE_COLUMNS.values()]
+        cells = [ms_of(ms.get(row)) for row in SIZE_COLUMNS.values()]
         ratios = [quotient(ms.get(x), ms.get(IN_PLACE)) for x in ("eager", "torch_compile")]
         rows.append([f"{n} × {v} {dtype}", *cells, *ratios])
     return markdown(head, rows)
@@ -105,8 +116,8 @@ def forms(times: report.Times) -> str:
         cells = [name]
         for dtype in report.DTYPES:
             ms = times.get(f"policy_loss 512x151936 {dtype}", {})
-            cells += [number(ms.get(ours)), quotient(ms.get(ours), ms.get(MEMCPY))]
-            cells.append(number(ms.get(eager)) if eager else "")
+            cells += [ms_of(ms.get(ours)), quotient(ms.get(ours), ms.get(MEMCPY))]
+            cells.append(ms_of(ms.get(eager)) if eager else "")
         if set(cells[1:]) - {"–", ""}:
             rows.append(cells)
     return markdown(head, rows)
@@ -129,7 +140,7 @@ def checks(times: report.Times) -> str:
 
 def others(times: report.Times) -> list[str]:
     """Returns a table for each other operation: a line for each size, a column for each way."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, report.Timing]]] = {}
     for group, ms in sorted(times.items()):
         operation, _, size = group.partition(" ")
         if operation != "policy_loss":
@@ -138,7 +149,7 @@ def others(times: report.Times) -> list[str]:
     tables = []
     for operation, sizes_of in found.items():
         columns = list(dict.fromkeys(name for ms in sizes_of.values() for name in ms))
-        rows = [[size, *(number(ms.get(c)) for c in columns)] for size, ms in sizes_of.items()]
+        rows = [[size, *(ms_of(ms.get(c)) for c in columns)] for size, ms in sizes_of.items()]
         tables.append(f"### {operation.replace('_', ' ')}, ms")
         tables.append(markdown(["size", *columns], rows))
     return tables
@@ -152,7 +163,9 @@ def cpu(path: Path) -> list[str]:
     source = f"`benchmarks/results/{path.name}`"
     return [
         "## Loss and gradient over a vocabulary",
-        "Loss and gradient of GRPO with a KL term, milliseconds, fastest round, one run of "
+        "Loss and gradient of GRPO with a KL term, milliseconds, the median and in brackets what a "
+        "fifth and four fifths of the rounds take; a number without brackets is the fastest round, "
+        "which is all that was kept of it. One run of "
         f"`make bench` on {where['cpu']}, {where['threads']} threads, {where['isa']}, torch "
         f"{where['torch']}, rows of {source}:",
         sizes(times),
@@ -191,9 +204,8 @@ def gpu(path: Path) -> list[str]:
 
 
 def gpu_files(folder: Path) -> list[Path]:
-    """Returns the files of GPUs."""
-    other = ("cpu.jsonl", "instructions.jsonl")
-    return [path for path in sorted(folder.glob("*.jsonl")) if path.name not in other]
+    """Returns the files of GPUs: their rows name a device."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if "device" in report.records(path)[0]]
 
 
 def numbers(folder: Path = report.RESULTS) -> str:
@@ -230,9 +242,9 @@ def short(folder: Path = report.RESULTS) -> str:
     ms = times.get("policy_loss 512x151936 bfloat16", {})
     for what, (ours, them) in _CPU_ROWS.items():
         if ours in ms:
-            cells = [number(ms.get(row)) if row else "–" for row in them]
+            cells = [number(ms[row].median) if row in ms else "–" for row in them]
             device = f"{where['cpu']}, {where['threads']} threads"
-            rows.append([device, f"{what}, 512 × 151936", number(ms[ours]), *cells])
+            rows.append([device, f"{what}, 512 × 151936", number(ms[ours].median), *cells])
     for path in gpu_files(folder):
         lines = report.records(path)
         shapes: dict[str, tuple[str, float]] = {}

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns pytest-benchmark's file into the table of ratios, the checks and the committed rows."""
+"""Turns pytest-benchmark's file into the table of ratios, the checks and the committed rows.
+
+A time is the median of its rounds; beside it stand the fastest round, and between what a fifth and
+four fifths of the rounds lie.
+"""
 
 import json
 import subprocess
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +18,30 @@ import rlkern
 from rlkern.doctor import processor
 
 RESULTS = Path(__file__).parent / "results"
-# {group: {row: fastest milliseconds}}
-Times = dict[str, dict[str, float]]
+
+
+class Timing(NamedTuple):
+    """Milliseconds of the rounds of a benchmark: their median, p20, p80, and the fastest."""
+
+    median: float
+    p20: float
+    p80: float
+    fastest: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Timing":
+        """Returns what rounds of so many seconds come to.
+
+        >>> Timing.of([0.002, 0.001, 0.004])
+        Timing(median=2.0, p20=1.4, p80=3.2, fastest=1.0)
+        """
+        ms = torch.tensor(sorted(seconds), dtype=torch.float64) * 1e3
+        shares = torch.tensor([0.5, 0.2, 0.8, 0.0], dtype=torch.float64)
+        return cls(*(round(x, 6) for x in ms.quantile(shares).tolist()))
+
+
+# {group: {row: its time}}
+Times = dict[str, dict[str, Timing]]
 
 
 class Check(NamedTuple):
@@ -32,11 +59,17 @@ class Check(NamedTuple):
     promised: bool
 
     def ratio(self, times: Times) -> float | None:
-        """Returns the ratio measured, or None if a row of it was not."""
+        """Returns the ratio of the medians, or None if a row of it was not measured."""
+        spread = self.spread(times)
+        return None if spread is None else spread[1]
+
+    def spread(self, times: Times) -> tuple[float, float, float] | None:
+        """Returns the least and the largest ratio that p20 and p80 leave, the median's between."""
         rows = times.get(self.group, {})
         if self.above not in rows or self.below not in rows:
             return None
-        return rows[self.above] / rows[self.below]
+        a, b = rows[self.above], rows[self.below]
+        return a.p20 / b.p80, a.median / b.median, a.p80 / b.p20
 
     def holds(self, ratio: float) -> bool:
         """Whether the ratio is on the right side of the limit."""
@@ -130,12 +163,37 @@ class Verdict(NamedTuple):
         return f"{label:<16}{group}: {above} / {below} = {self.ratio:.2f} ({sign} {limit})"
 
 
+def fallen(times: Times, before: Times) -> list[str]:
+    """Returns a line for each ratio that is worse than on record by more than both their spreads.
+
+    >>> def of(ms):
+    ...     copy, ours = Timing(1, 1, 1, 1), Timing(ms, ms, ms, ms)
+    ...     rows = {"memcpy_of_the_logits": copy, "rlkern_in_place": ours}
+    ...     return {"policy_loss 512x151936 float32": rows}
+    >>> [line.split(" = ")[1] for line in fallen(of(4), of(2))]
+    ['4.00 (4.00–4.00), on record 2.00 (2.00–2.00)']
+    """
+    lines = []
+    for check in dict.fromkeys(CHECKS):
+        now, then = check.spread(times), check.spread(before)
+        if now is None or then is None:
+            continue
+        worse = now[0] > then[2] if check.sign == "<=" else now[2] < then[0]
+        if worse:
+            lines.append(
+                f"FELL{'':<12}{check.group}: {check.above} / {check.below} = {now[1]:.2f}"
+                f" ({now[0]:.2f}–{now[2]:.2f}), on record {then[1]:.2f}"
+                f" ({then[0]:.2f}–{then[2]:.2f})"
+            )
+    return list(dict.fromkeys(lines))
+
+
 def read(path: Path) -> Times:
-    """Returns the least disturbed round of each benchmark in pytest-benchmark's file."""
+    """Returns the time of each benchmark in pytest-benchmark's file."""
     times: Times = {}
     for entry in json.loads(path.read_text())["benchmarks"]:
         name = entry["name"].removeprefix("test_").split("[")[0]
-        times.setdefault(entry["group"], {})[name] = entry["stats"]["min"] * 1e3
+        times.setdefault(entry["group"], {})[name] = Timing.of(entry["stats"]["data"])
     return times
 
 
@@ -149,12 +207,16 @@ def merge(*parts: Times) -> Times:
 
 
 def table(times: Times) -> str:
-    """Returns each group's rows, in milliseconds and as multiples of the group's first row."""
+    """Returns each group's rows: the median, and what multiple of the first row's it is."""
     lines = []
     for group, rows in times.items():
         first, unit = next(iter(rows.items()))
         lines.append(f"\n{group}{'':<8}(1.00 = {first})")
-        lines += [f"  {name:<28}{ms:>11.3f} ms{ms / unit:>9.2f} x" for name, ms in rows.items()]
+        for name, t in rows.items():
+            spread = f"({t.p20:.3f}–{t.p80:.3f}, fastest {t.fastest:.3f})"
+            lines.append(
+                f"  {name:<28}{t.median:>11.3f} ms{t.median / unit.median:>9.2f} x  {spread}"
+            )
     return "\n".join(lines)
 
 
@@ -190,11 +252,28 @@ def records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+def on_record(path: Path, where: dict[str, object]) -> Times:
+    """Returns what a machine has on record."""
+    lines = [x for x in records(path) if all(x[key] == where[key] for key in IDENTITY)]
+    return {x["group"]: _timings(x) for x in lines}
+
+
+def _timings(line: dict) -> dict[str, Timing]:
+    """Returns the times of a line; those from before medians were kept have the fastest round
+    alone, without a spread."""
+    if "min_ms" in line:
+        return {name: Timing(x, x, x, x) for name, x in line["min_ms"].items()}
+    return {name: Timing(*t) for name, t in line["ms"].items()}
+
+
 def record(times: Times, path: Path, where: dict[str, object], *, complete: bool) -> None:
     """Writes one JSON line per group, in the place of those the same machine left.
 
-    Of a complete run all are replaced, so that no group outlives its benchmark.
+    Of a complete run all are replaced, so that no group outlives its benchmark. Raises ValueError
+    for a tree with changes that are not committed: nobody could measure its numbers again.
     """
+    if str(where["commit"]).endswith("-dirty"):
+        raise ValueError(f"not recorded: commit the changes first (the tree is {where['commit']})")
 
     def replaced(old: dict) -> bool:
         same = all(old[key] == where[key] for key in IDENTITY)
@@ -202,7 +281,7 @@ def record(times: Times, path: Path, where: dict[str, object], *, complete: bool
 
     lines = [old for old in records(path) if not replaced(old)]
     for group, rows in times.items():
-        rounded = {name: round(ms, 4) for name, ms in rows.items()}
-        lines.append({**where, "group": group, "min_ms": rounded})
+        rounded = {name: [round(x, 4) for x in t] for name, t in rows.items()}
+        lines.append({**where, "group": group, "ms": rounded})
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -3,8 +3,9 @@
 
     python -m benchmarks.run [policy_loss | scans | ...] [--select WORDS]
 
-A run without --select is recorded in benchmarks/results/cpu.jsonl, and the numbers of README.md are
-written from there.
+A run without --select is recorded in benchmarks/results/cpu.jsonl, unless the tree has changes that
+are not committed, and the numbers of the documents are written from there. It fails if a promise is
+broken, or if a ratio is worse than the same machine has on record by more than both their spreads.
 """
 
 import argparse
@@ -96,12 +97,18 @@ def main() -> int:
     failed = [stem for stem, part in parts.items() if part is None]
     if failed:
         print(f"FAILED, so not timed: {', '.join(failed)}", file=sys.stderr)
+    fallen: list[str] = []
     if times and not arguments.select and "RLKERN_BENCH_SMOKE" not in os.environ:
         complete = not arguments.stem and not failed
-        path = report.RESULTS / "cpu.jsonl"
-        report.record(times, path, report.machine(), complete=complete)
-        readme.write()
-    return int(bool(failed) or any(verdict.broken for verdict in verdicts))
+        path, where = report.RESULTS / "cpu.jsonl", report.machine()
+        fallen = report.fallen(times, report.on_record(path, where))
+        print("", *fallen, sep="\n")
+        try:
+            report.record(times, path, where, complete=complete)
+            readme.write()
+        except ValueError as error:
+            print(error, file=sys.stderr)
+    return int(bool(failed or fallen) or any(verdict.broken for verdict in verdicts))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def draw(times: report.Times, groups: Sequence[tuple[int, int, str, str]], path:
     }  # fmt: skip
     for label, (row, color) in rows.items():
         points = [
-            (v, times[group][row] / (n * v * 2e-9))
+            (v, times[group][row].median / (n * v * 2e-9))
             for v, n, _, group in groups
             if row in times[group] and v >= 1000
         ]

@@ -26,6 +26,12 @@ from benchmarks import bench_linear_policy_loss as bench_linear
 from rlkern.testing import baselines
 from rlkern.testing.timed_inputs import GSPO, SOFTCAP, Inputs
 
+
+def timings(rows: dict[str, float]) -> dict[str, report.Timing]:
+    """Returns times without a spread."""
+    return {name: report.Timing(x, x, x, x) for name, x in rows.items()}
+
+
 WHERE = dict.fromkeys(report.IDENTITY, 1) | {"date": "2026-01-02", "commit": "abc"}
 
 
@@ -53,16 +59,20 @@ def test_a_readme_without_marks_is_refused():
 
 def test_a_number_of_the_results_reaches_the_readme(tmp_path):
     rows = {"memcpy_of_the_logits": 10.0, "rlkern_in_place": 12.5, "eager": 300.0}
-    times = {"policy_loss 512x151936 float32": rows, "gae 8x4096": {"rlkern_gae": 0.03217}}
+    times = {
+        "policy_loss 512x151936 float32": timings(rows),
+        "gae 8x4096": {"rlkern_gae": report.Timing(0.03217, 0.03, 0.04, 0.029)},
+    }
     report.record(times, tmp_path / "cpu.jsonl", WHERE, complete=True)
     block = readme.numbers(tmp_path)
-    assert "| 512 × 151936 float32 | 10 | 12.5 | – | 300 | – | 24.0 | – |" in block
+    assert "| 512 × 151936 float32 | 10 | 12.5 | – | 300 | – | 24.0 |" in block
     assert "| rlkern in place / memcpy of the logits | goal | 1.25 (≤ 1.3) | – |" in block
-    assert "| 8x4096 | 0.0322 |" in block
+    assert "| 8x4096 | 0.0322 (0.03–0.04) |" in block
 
 
 def test_a_missed_bound_is_seen_in_the_readme(tmp_path):
-    times = {"policy_loss 512x151936 bfloat16": {"memcpy_of_the_logits": 1, "rlkern_in_place": 3}}
+    rows = timings({"memcpy_of_the_logits": 1.0, "rlkern_in_place": 3.0})
+    times = {"policy_loss 512x151936 bfloat16": rows}
     report.record(times, tmp_path / "cpu.jsonl", WHERE, complete=True)
     assert readme.numbers(tmp_path).count("3.00 (≤ 2.0) **missed**") == 1
 
@@ -83,7 +93,7 @@ def test_a_gpu_run_reaches_the_readme_with_its_goal(tmp_path):
                                              (">=", 2.0, True), (">=", 1.99, False)))  # fmt: skip
 def test_a_bound_is_held_on_its_own_side(sign, ratio, held):
     check = report.Check("g", "a", "b", sign, 2.0, promised=True)
-    assert check.ratio({"g": {"a": ratio * 4, "b": 4.0}}) == pytest.approx(ratio)
+    assert check.ratio({"g": timings({"a": ratio * 4, "b": 4.0})}) == pytest.approx(ratio)
     verdict = report.Verdict(check, ratio)
     assert verdict.held == held and verdict.broken != held
     assert str(verdict).startswith("held" if held else "MISSED ")
@@ -95,7 +105,9 @@ def test_a_goal_that_is_missed_is_printed_and_breaks_nothing():
 
 
 def test_what_was_not_measured_is_not_judged():
-    assert report.verdicts({"policy_loss 512x151936 float32": {"rlkern_in_place": 1.0}}) == []
+    assert (
+        report.verdicts({"policy_loss 512x151936 float32": timings({"rlkern_in_place": 1.0})}) == []
+    )
 
 
 def benchmarks_of_policy_loss() -> dict[str, set[str]]:
@@ -163,23 +175,43 @@ def test_every_row_the_readme_names_is_timed():
     assert named | set(readme.SIZE_COLUMNS.values()) <= timed
 
 
-def test_the_fastest_round_counts(tmp_path):
-    entry = {"name": "test_eager[a-b]", "group": "g", "stats": {"min": 0.002, "mean": 9.0}}
+def test_the_median_counts_and_keeps_its_spread(tmp_path):
+    rounds = [0.009, 0.002, 0.003, 0.001, 0.004, 0.005]
+    entry = {"name": "test_eager[a-b]", "group": "g", "stats": {"mean": 9.0, "data": rounds}}
     (tmp_path / "x.json").write_text(json.dumps({"benchmarks": [entry]}))
-    assert report.read(tmp_path / "x.json") == {"g": {"eager": 2.0}}
+    assert report.read(tmp_path / "x.json") == {"g": {"eager": report.Timing(3.5, 2.0, 5.0, 1.0)}}
+
+
+@pytest.mark.parametrize("now,fell", ((1.2, False), (1.4, True), (0.5, False)))
+def test_a_ratio_that_falls_by_more_than_its_spread_is_said(now, fell):
+    group, copy = "policy_loss 512x151936 float32", report.Timing(1.0, 1.0, 1.0, 1.0)
+
+    def of(x: float) -> report.Times:
+        ours = report.Timing(x, 0.9 * x, 1.1 * x, x)
+        return {group: {"memcpy_of_the_logits": copy, "rlkern_in_place": ours}}
+
+    assert bool(report.fallen(of(now), of(1.0))) == fell
+    assert report.fallen(of(9.0), {}) == []
+
+
+def test_a_tree_with_changes_is_not_recorded(tmp_path):
+    where = WHERE | {"commit": "abc-dirty"}
+    with pytest.raises(ValueError, match="commit the changes first"):
+        report.record({"g": timings({"a": 1.0})}, tmp_path / "cpu.jsonl", where, complete=True)
+    assert not (tmp_path / "cpu.jsonl").exists()
 
 
 def test_a_run_replaces_what_the_same_machine_left_and_nothing_else(tmp_path):
     path = tmp_path / "cpu.jsonl"
     other = WHERE | {"cpu": "another"}
-    report.record({"g": {"a": 1.0}, "h": {"a": 2.0}}, path, WHERE, complete=True)
-    report.record({"g": {"a": 3.0}}, path, other, complete=True)
-    report.record({"g": {"a": 4.0}}, path, WHERE | {"commit": "def"}, complete=False)
-    left = [(line["cpu"], line["group"], line["min_ms"]["a"]) for line in report.records(path)]
+    report.record({"g": timings({"a": 1.0}), "h": timings({"a": 2.0})}, path, WHERE, complete=True)
+    report.record({"g": timings({"a": 3.0})}, path, other, complete=True)
+    report.record({"g": timings({"a": 4.0})}, path, WHERE | {"commit": "def"}, complete=False)
+    left = [(line["cpu"], line["group"], line["ms"]["a"][0]) for line in report.records(path)]
     assert left == [(1, "h", 2.0), ("another", "g", 3.0), (1, "g", 4.0)]
-    report.record({"g": {"a": 5.0}}, path, WHERE, complete=True)
+    report.record({"g": timings({"a": 5.0})}, path, WHERE, complete=True)
     assert [line["group"] for line in report.records(path)] == ["g", "g"]
-    assert readme.latest(path)[1] == {"g": {"a": 5.0}}
+    assert readme.latest(path)[1] == {"g": timings({"a": 5.0})}
 
 
 def test_the_run_finds_every_file_of_benchmarks():

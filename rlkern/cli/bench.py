@@ -38,7 +38,8 @@ def run(arguments: list[str]) -> int:
     if not _right(kind):
         return 1
     sizes, seconds = (speed.SMALL, 0.01) if given.small else (speed.SIZES[kind], 0.7)
-    bandwidth = speed.copy(2 * sizes["rows"] * sizes["vocabulary"], kind, seconds)
+    rows, vocabulary = sizes["logits"]
+    bandwidth = speed.copy(2 * rows * vocabulary, kind, seconds)
     print(f"a copy of as many bytes as the logits have: {bandwidth:.3g} GB/s\n")
     print(_line(_HEAD))
     print(_line(["---"] * len(_HEAD)))
