@@ -42,7 +42,7 @@ def lines(folder) -> list[dict]:
 def table(folder) -> dict:
     from rlkern.control import checkpoint
 
-    (saved,) = all_checkpoints(folder)
+    saved = all_checkpoints(folder)[-1]
     return json.loads((saved / checkpoint.STATE).read_text())["tree"], (
         saved / checkpoint.TENSORS
     ).read_bytes()
@@ -193,3 +193,34 @@ def test_an_environment_of_ones_own_is_imported_by_its_module(tmp_path, monkeypa
         tmp_path, algorithm="q_learning", env="corridor:Corridor-v0", steps=200, eval_episodes=2
     )
     assert summary["eval/return"] in (0.0, 0.5, 1.0)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path, capsys):
+    settings = short("q_learning", save_every=200)
+    run(tmp_path / "a", **settings, name="x")
+    run(tmp_path / "b", **settings, name="x")
+    folder = tmp_path / "b" / "x"
+    before, newest = all_checkpoints(folder)
+    whole = newest / "tensors.safetensors"
+    whole.write_bytes(whole.read_bytes()[:10])
+    run(tmp_path / "b", **settings, name="x", resume=True)
+    assert (folder / f"damaged-{newest.name}").is_dir()
+    assert lines(tmp_path / "a" / "x") == lines(folder)
+    assert same_state(table(tmp_path / "a" / "x"), table(folder))
+    for each in all_checkpoints(folder):
+        (each / "control.json").write_text("{")
+    with pytest.raises(UserError, match="has no whole checkpoint to go on from .*begin a new run"):
+        run(tmp_path / "b", **settings, name="x", resume=True)
+
+
+def test_a_run_of_the_other_trainer_is_named_as_such(tmp_path, capsys):
+    run(tmp_path, **short("q_learning"), name="x")
+    for command in (["train", "--resume"], ["show"], ["eval"]):
+        assert cli.main([*command, str(tmp_path / "x")]) == 2
+        sentence = "is a run of rlkern control, not of rlkern train"
+        assert sentence in capsys.readouterr().err, command
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text("algorithm: grpo\n")
+    assert cli.main(["control", "--resume", str(other)]) == 2
+    assert "is a run of rlkern train, not of rlkern control" in capsys.readouterr().err

@@ -99,7 +99,7 @@ WRONG = {
     "nothing.py:score": "'nothing.py:score': there is no file nothing.py",
     "my_reward.py:scroe": "has no 'scroe'; it has score, level",
     "my_reward.py:number": "must be a function, got int",
-    "my_reward.py": "FILE.py:function, module:function or the folder",
+    "my_reward.py": "FILE.py:function, module:function or a reward model",
     "my_reward.py:needs_state": "needs the argument 'trainer_state', which nothing gives it: .*"
     r"columns of sums.jsonl \(answer, level, prompt\)",
     "my_reward.py:no_answers": "must take prompts and completions.* it takes prompts",

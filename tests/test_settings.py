@@ -44,7 +44,8 @@ WRONG = [
     ),
     (
         {"batch": 3},
-        "batch is a group of keys (prompts, epochs, minibatches, micro_batches), got 3",
+        "batch is a group of keys (prompts, epochs, minibatches, micro_batches, skip_silent),"
+        " got 3",
     ),
     ({"lora": "big"}, "lora.rank must be a whole number, at least 1, got 'big'"),
     ({3: 4}, "a key must be text, got 3"),

@@ -33,7 +33,7 @@ def test_a_head_that_is_not_finite_is_named_before_anything_is_sampled():
     policy = tiny_policy()
     policy.model.get_output_embeddings().weight.data[3, 5] = math.nan
     with pytest.raises(
-        UserError, match=r"^model Llama\w+: its logits must be finite .* holds some"
+        UserError, match=r"^fused_head: Llama\w+: its logits must be finite .* holds some"
     ):
         sample(
             policy,

@@ -209,3 +209,18 @@ def test_no_memory_ends_in_the_keys_that_help(
     monkeypatch.setattr(owner, name, full)
     with pytest.raises(UserError, match=f"^out of memory {sentence}"):
         train(small(tmp_path, name="run", steps=1, sft=None, eval__items=4, output__log=[]))
+
+
+def test_the_time_limit_is_said_with_how_to_go_on(tmp_path):
+    config = small(tmp_path, name="late", sft=None, steps=50, max_seconds=0.01)
+    assert re.search(
+        r"max_seconds ended the run after step \d+ of 50; .* rlkern train --resume .*late",
+        printed(config),
+    )
+
+
+def test_a_folder_that_only_holds_a_lock_is_free(tmp_path):
+    (tmp_path / "runs" / "early").mkdir(parents=True)
+    (tmp_path / "runs" / "early" / ".lock").touch()
+    train(small(tmp_path, name="early", sft=None, steps=1))
+    assert (tmp_path / "runs" / "early" / "summary.json").is_file()

@@ -173,7 +173,9 @@ def test_the_supervised_start_ends_at_its_target(tmp_path, monkeypatch):
         return Answers([], torch.tensor([[done / 40]], dtype=torch.float64))
 
     monkeypatch.setattr(supervised, "answer", answer)
-    supervise(parts, parts.settings.sft, None, after_step=lambda _, loss, __: found.append(loss))
+    supervise(
+        parts, parts.settings.sft, None, None, after_step=lambda _, loss, __: found.append(loss)
+    )
     assert len(found) == 19, "the 20th step reaches it"
     assert found[-1] < found[0]
 

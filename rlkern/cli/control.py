@@ -66,7 +66,7 @@ def _parse_and_run(arguments: list[str]) -> int:
     picture = flags.pop("render")
     layers = [Layer(file or "", read(file) if file else {}), Layer("flags", flags)]
     if resume:
-        layers.insert(0, saved_layer(Path(resume), "output_dir"))
+        layers.insert(0, saved_layer(Path(resume), "output_dir", "control"))
     settings = resolve(*layers)
     if print_only:
         print(to_yaml(settings.model_dump(mode="json")), end="")

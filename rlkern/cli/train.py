@@ -112,7 +112,7 @@ def _one_run(
 
     layers = [Layer(file or "", document), Layer("flags", flags)]
     if resume:
-        layers.insert(0, saved_layer(Path(resume), "output.dir"))
+        layers.insert(0, saved_layer(Path(resume), "output.dir", "train"))
     settings = resolve(*layers)
     if settings.name is not None:
         check_name(settings.name)

@@ -18,9 +18,10 @@ from rlkern.control.environments import Environments
 from rlkern.control.learner import Learner
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import PARTIAL, publish
-from rlkern.runs.folder import all_checkpoints, name_of
+from rlkern.runs.folder import all_checkpoints, name_of, none_whole
 
 STATE, TENSORS = "control.json", "tensors.safetensors"
+_KEPT = 2  # one to go on from if the newest is damaged
 _FORMAT = 1
 
 
@@ -63,7 +64,7 @@ def restored(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def save(run: Path, learner: Learner, environments: Environments, progress: dict) -> Path:
-    """Returns the folder of a new checkpoint; the older ones are removed after it is safe."""
+    """Returns the folder of a new checkpoint; older ones than the last are removed after it is safe."""
     target = run / name_of(environments.steps)
     tree = {
         "progress": progress,
@@ -86,11 +87,24 @@ def save(run: Path, learner: Learner, environments: Environments, progress: dict
 
     if not target.is_dir():
         publish(target, fill)
-    for old in all_checkpoints(run):
-        if old != target:
-            # Out of the way first: a folder that is being deleted must not look like a checkpoint.
-            shutil.rmtree(old.rename(run / f"{PARTIAL}{old.name}"))
+    for old in all_checkpoints(run)[:-_KEPT]:
+        # Out of the way first: a folder that is being deleted must not look like a checkpoint.
+        shutil.rmtree(old.rename(run / f"{PARTIAL}{old.name}"))
     return target
+
+
+def newest(run: Path) -> tuple[Path | None, dict[str, Any], dict[Path, str]]:
+    """Returns (the newest whole checkpoint of a run, its tree, what is wrong with newer ones), None
+    and an empty tree if it has saved none; Raises UserError if none is whole."""
+    damaged: dict[Path, str] = {}
+    for folder in reversed(all_checkpoints(run)):
+        try:
+            return folder, read(folder)[1], damaged
+        except UserError as error:
+            damaged[folder] = str(error).split(": ", 1)[-1]
+    if damaged:
+        raise none_whole(run, damaged)
+    return None, {}, damaged
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

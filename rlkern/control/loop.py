@@ -31,6 +31,8 @@ from rlkern.runs.folder import (
     hold,
     joined,
     new_folder,
+    say_damaged,
+    set_aside,
 )
 from rlkern.runs.interrupt import Interrupt
 from rlkern.runs.logs import Log
@@ -98,11 +100,12 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
         learner = declared(settings).learner(settings, environments)
         stack.callback(learner.close)
         progress = Progress()
-        saved = all_checkpoints(folder)[-1:]
-        if saved:
-            _, tree = checkpoint.read(saved[0])
+        saved, tree, damaged = checkpoint.newest(folder)
+        if saved is not None:
             progress = Progress(**checkpoint.restore(tree, learner, environments))
-        display.say(f"run {folder}" + (f", going on after {saved[0].name}" if saved else ""))
+        display.say(f"run {folder}" + (f", going on after {saved.name}" if saved else ""))
+        say_damaged(damaged, saved, display.say)
+        set_aside(damaged)
         interrupt = stack.enter_context(Interrupt())
         stack.enter_context(display)
         step = environments.steps if saved else -1

@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def new_folder(parent: Path, name: str | None, base: str) -> Path:
         name = base + (f"-{last + 1}" if last else "")
     check_name(name)
     run = parent / name
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    # A run that was stopped before it wrote anything has left its lock.
+    if run.exists() and (not run.is_dir() or any(x.name != LOCK for x in run.iterdir())):
         raise UserError(
             f"{run} already holds a run; add --resume to go on with it, or choose another --name"
         )
@@ -88,15 +90,18 @@ def check_same(run: Path, difference: tuple[str, Any, Any] | None) -> None:
         )
 
 
-def saved_layer(run: Path, parent_key: str) -> Layer:
+def saved_layer(run: Path, parent_key: str, command: str) -> Layer:
     """Returns the settings of a run as a layer, with the place that it is in now: its name, and the
-    folder around it under parent_key. Raises UserError if there is none."""
+    folder around it under parent_key. Raises UserError if there is none, or if another command of
+    rlkern made it."""
     path = run / CONFIG
     if not path.is_file():
         raise UserError(f"there is no run to resume in {run}: it holds no {CONFIG}")
     whole = run.resolve()
     place = {"name": whole.name, parent_key: str(whole.parent)}
-    return Layer(str(path), {**read(path), **place})
+    given = read(path)
+    check_command(path, given, command)
+    return Layer(str(path), {**given, **place})
 
 
 def is_run(folder: Path) -> bool:
@@ -111,6 +116,38 @@ def is_run(folder: Path) -> bool:
 def name_of(step: int) -> str:
     """Returns the folder name of the checkpoint after `step` steps."""
     return f"checkpoint-{step}"
+
+
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Renames checkpoints, so that the run can write them again."""
+    for folder in damaged:
+        place = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+
+
+def say_damaged(damaged: dict[Path, str], saved: Path | None, warn: Callable[[str], None]) -> None:
+    """Says which checkpoints cannot be gone on from, and from which one a run does."""
+    for folder, why in damaged.items():
+        assert saved is not None
+        warn(
+            f"{folder.name} is damaged ({why}); the run goes on after {saved.name}, and keeps it as"
+            f" damaged-{folder.name}"
+        )
+
+
+def none_whole(run: Path, damaged: dict[Path, str]) -> UserError:
+    """Returns what is said of a run of which no checkpoint is whole."""
+    which = "; ".join(f"{folder.name}: {why}" for folder, why in damaged.items())
+    return UserError(f"{run} has no whole checkpoint to go on from ({which}); begin a new run")
+
+
+def check_command(path: Path, settings: dict[str, Any], command: str) -> None:
+    """Raises UserError for the config.yaml of a run of `rlkern train` where `rlkern control` is
+    asked, and the other way round. The runs of control alone have an environment."""
+    its = "control" if "env" in settings else "train"
+    if its != command:
+        raise UserError(f"{path.parent} is a run of rlkern {its}, not of rlkern {command}")
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -187,7 +187,7 @@ def begin(
     """Returns the run, ready for its next step; after_step is called after each supervised one."""
     settings = parts.settings
     if settings.sft is not None and (saved is None or parts.progress.supervised):
-        supervise(parts, settings.sft, saved, after_step=after_step)
+        supervise(parts, settings.sft, saved, checkpoint.restore, after_step=after_step)
         saved = None
     # A reward model has no head to sample pairs with.
     pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None

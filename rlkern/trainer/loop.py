@@ -18,7 +18,7 @@ import rlkern
 from rlkern.runs import best
 from rlkern.runs.errors import NotFinite, RewardError, UserError
 from rlkern.runs.files import write_text
-from rlkern.runs.folder import hold
+from rlkern.runs.folder import hold, say_damaged, set_aside
 from rlkern.runs.interrupt import Interrupt
 from rlkern.runs.logs import Log, NoLog, read_metrics
 from rlkern.runs.parquet import drop_after
@@ -31,11 +31,10 @@ from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import whole_state
 from rlkern.trainer.processes.world import World
 from rlkern.trainer.run import checkpoint, rundir
-from rlkern.trainer.run.checkpoint import Place, newest, set_aside
+from rlkern.trainer.run.checkpoint import Place, newest
 from rlkern.trainer.run.sentences import (
     how_to_go_on,
     out_of_memory,
-    say_damaged,
     say_finished,
 )
 from rlkern.trainer.settings import Settings, dump
@@ -240,6 +239,11 @@ def _finish(run: Run, desk: Desk) -> dict:
         plot_curves(read_metrics(desk.folder), desk.folder / "curves.png", title=title)
         write_text(desk.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     summary = world.from_main(summary)
+    if run.parts.progress.step < run.parts.settings.steps:
+        desk.display.say(
+            f"max_seconds ended the run after step {run.parts.progress.step} of"
+            f" {run.parts.settings.steps}; go on with more of them: {how_to_go_on(desk.folder)}"
+        )
     desk.display.final(desk.folder, summary)
     return summary
 

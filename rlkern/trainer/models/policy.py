@@ -161,7 +161,7 @@ class Policy:
         try:
             found = find_head(self.model)
         except (TypeError, ValueError) as error:
-            raise UserError(f"model {str(error).removeprefix('fused_head: ')}") from error
+            raise UserError(str(error)) from error
         return found._replace(head=without_adapter(found.head)) if self.bare else found
 
     @functools.cached_property

@@ -23,7 +23,6 @@ from rlkern.trainer.parts import Parts
 from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rollout.turns import without_replies
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings.running import Sft
 from rlkern.trainer.show.completions import question
 from rlkern.trainer.show.report import StepAnswers, Stopwatch, note, update_values
@@ -31,6 +30,8 @@ from rlkern.trainer.tasks.task import Item, Task
 from rlkern.trainer.update import StepResult, Updater, rates
 
 AfterStep = Callable[[int, float, Updater], None]
+# Puts the optimizer of a checkpoint back.
+Restore = Callable[[Path, Parts, Updater], None]
 # Training items that sft.target is measured on, and the steps between two measurements.
 _TARGET_ITEMS, _TARGET_EVERY = 256, 10
 
@@ -56,7 +57,9 @@ def _ended(policy: Policy, item: Item, stop: str) -> Answer:
     return right
 
 
-def supervise(parts: Parts, asked: Sft, saved: Path | None, *, after_step: AfterStep) -> None:
+def supervise(
+    parts: Parts, asked: Sft, saved: Path | None, restore: Restore, *, after_step: AfterStep
+) -> None:
     """Trains on right answers of training items, from what was saved of it on;
     after_step(step, loss, updater) is called after each step.
 
@@ -70,7 +73,7 @@ def supervise(parts: Parts, asked: Sft, saved: Path | None, *, after_step: After
     losses = PolicyLosses(policy, start, Objective.likelihood(settings))
     updater, progress = Updater(losses, start, parts.world), parts.progress
     if saved is not None:
-        checkpoint.restore(saved, parts, updater)
+        restore(saved, parts, updater)
     for step in range(progress.supervised + 1, asked.steps + 1):
         items, position = task.next_items(progress.supervised_position, asked.batch)
         result = updater.step(right_answers(policy, items, task), {"policy": 1.0})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import publish
-from rlkern.runs.folder import all_checkpoints, name_of
+from rlkern.runs.folder import all_checkpoints, name_of, none_whole
 from rlkern.trainer.critic import FOLDER as CRITIC
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import like, whole, whole_state
@@ -62,17 +61,8 @@ def newest(run: Path) -> tuple[Path | None, dict[Path, str]]:
             return folder, damaged
         damaged[folder] = why
     if damaged:
-        which = "; ".join(f"{folder.name}: {why}" for folder, why in damaged.items())
-        raise UserError(f"{run} has no whole checkpoint to go on from ({which}); begin a new run")
+        raise none_whole(run, damaged)
     return None, damaged
-
-
-def set_aside(damaged: Iterable[Path]) -> None:
-    """Renames checkpoints, so that the run can write them again."""
-    for folder in damaged:
-        place = folder.with_name(f"damaged-{folder.name}")
-        shutil.rmtree(place, ignore_errors=True)
-        folder.rename(place)
 
 
 def save(run: Path, parts: Parts, updater: Updater) -> Path:

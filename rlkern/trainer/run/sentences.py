@@ -24,16 +24,6 @@ def how_to_go_on(folder: Path, *, flags: str = "") -> str:
     return f"{kept}, go on with: rlkern train --resume {folder}{flags}"
 
 
-def say_damaged(damaged: dict[Path, str], saved: Path | None, warn: Callable[[str], None]) -> None:
-    """Says which checkpoints cannot be gone on from, and from which one a run does."""
-    for folder, why in damaged.items():
-        assert saved is not None
-        warn(
-            f"{folder.name} is damaged ({why}); the run goes on after {saved.name}, and keeps it as"
-            f" damaged-{folder.name}"
-        )
-
-
 def say_finished(parts: Parts, folder: Path, say: Callable[[str], None]) -> None:
     """Says that a run that is resumed has taken all of its steps, if it has."""
     settings = parts.settings

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+from rlkern.runs.folder import check_command
 from rlkern.runs.settings.layers import Layer
 from rlkern.runs.settings.yaml_file import read, to_yaml
 from rlkern.trainer.settings.resolve import dump, resolve
@@ -13,7 +15,9 @@ from rlkern.trainer.settings.schema import Settings
 
 def saved(path: os.PathLike | str) -> Settings:
     """Returns the settings that a run wrote down."""
-    return resolve(Layer(str(path), read(path)))
+    given = read(path)
+    check_command(Path(path), given, "train")
+    return resolve(Layer(str(path), given))
 
 
 def text(settings: Settings) -> str:
