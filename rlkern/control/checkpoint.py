@@ -64,7 +64,7 @@ def restored(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def save(run: Path, learner: Learner, environments: Environments, progress: dict) -> Path:
-    """Returns the folder of a new checkpoint; older ones than the last are removed after it is safe."""
+    """Returns the folder of a new checkpoint; the older ones but one go after it is safe."""
     target = run / name_of(environments.steps)
     tree = {
         "progress": progress,
