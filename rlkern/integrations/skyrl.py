@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 import rlkern
+from rlkern.aggregate import token_weight
 
 NO_TERMS: dict[str, Any] = {"kl_coef": 0.0, "entropy_coef": 0.0}
 # Those of off_policy_correction that switch something on; None is off.
@@ -55,7 +56,7 @@ def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
         mask = log_probs.isfinite() if loss_mask is None else loss_mask.bool()
         out = rlkern.token_objective(
             log_probs.float(), advantages.float(), mask, old_logprob=old_log_probs.float(),
-            weight=mask.float(), algorithm=algorithm,
+            weight=token_weight(mask, "token_sum"), algorithm=algorithm,
             **{**NO_TERMS, **coefficients},
         )  # fmt: skip
         metrics = rlkern.metrics_dict(out.metrics)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import rlkern
+from rlkern.aggregate import token_weight
 
 _REFUSED = ("use_tis", "use_opsm", "use_unbiased_kl", "get_mismatch_metrics")
 
@@ -62,7 +63,7 @@ def custom_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
 def _terms(algorithm: str, args: Any, batch: dict[str, Any], coefficients: dict) -> dict[str, Any]:
     """Returns what rlkern.token_objective takes beside the scores."""
     mask = torch.cat(batch["loss_masks"]).bool()
-    bounds = torch.tensor([0, *batch["response_lengths"]], device=mask.device).cumsum(0)
+    bounds = torch.tensor([0, *batch["response_lengths"]], device=mask.device).cumsum(0).int()
     kl: dict[str, Any] = {"kl_coef": 0.0}
     if args.use_kl_loss:
         estimator = args.kl_loss_type.replace("low_var_kl", "k3")
@@ -74,8 +75,8 @@ def _terms(algorithm: str, args: Any, batch: dict[str, Any], coefficients: dict)
     return {
         "advantage": torch.cat(batch["advantages"]),
         "mask": mask,
-        "weight": mask.float(),
-        "cu_seqlens": bounds.int(),
+        "weight": token_weight(mask, "token_sum", cu_seqlens=bounds),
+        "cu_seqlens": bounds,
         "algorithm": algorithm,
         "entropy_coef": args.entropy_coef,
         **kl,

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import rlkern
+from rlkern.aggregate import token_weight
 from rlkern.algorithms import algorithm as find_algorithm
 
 
@@ -48,11 +49,14 @@ def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
         loss_mask: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         mask = loss_mask & generator_logprobs.isfinite()
-        count = 1 if global_valid_tokens is None else max(global_valid_tokens, 1)
+        mask = mask[None]
+        if global_valid_tokens is None:
+            weight = token_weight(mask, "token_sum")
+        else:
+            weight = token_weight(mask, "token_mean", count=max(global_valid_tokens, 1))
         out = rlkern.policy_loss(
-            logits[None], labels.clamp(min=0)[None], advantages[None].float(), mask[None],
-            old_logprob=torch.where(mask, generator_logprobs, 0.0)[None],
-            weight=mask.float()[None] / count, algorithm=algorithm, **coefficients,
+            logits[None], labels.clamp(min=0)[None], advantages[None].float(), mask,
+            old_logprob=torch.where(mask, generator_logprobs, 0.0), weight=weight, algorithm=algorithm, **coefficients,
         )  # fmt: skip
         return out.loss, {"loss/mean": out.loss.detach()}
 
