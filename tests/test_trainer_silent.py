@@ -115,3 +115,13 @@ def test_an_answer_that_is_imitated_is_not_left_out(tmp_path):
     weight[0, 0] = 0.1
     rows = dataclasses.replace(taken.rows, advantage=taken.rows.advantage * 0, nll_weight=weight)
     assert run.updater._own.speaks(rows).tolist() == [True, False, False]
+
+
+def test_a_group_whose_advantages_are_all_negative_is_not_left_out(tmp_path):
+    run = run_of(tmp_path)
+    rows = step(run)[1][0].rows
+    advantage = torch.zeros(rows.prompts, len(rows.token) // rows.prompts)
+    advantage[1] = -0.5
+    rows = dataclasses.replace(rows, advantage=advantage.flatten(), nll_weight=None, penalty=None)
+    expected = [n == 1 for n in range(rows.prompts)]
+    assert run.updater._own.speaks(rows).tolist() == expected

@@ -56,7 +56,8 @@ def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
             weight = token_weight(mask, "token_mean", count=max(global_valid_tokens, 1))
         out = rlkern.policy_loss(
             logits[None], labels.clamp(min=0)[None], advantages[None].float(), mask,
-            old_logprob=torch.where(mask, generator_logprobs, 0.0), weight=weight, algorithm=algorithm, **coefficients,
+            old_logprob=torch.where(mask, generator_logprobs, 0.0), weight=weight,
+            algorithm=algorithm, **coefficients,
         )  # fmt: skip
         return out.loss, {"loss/mean": out.loss.detach()}
 
