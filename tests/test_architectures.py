@@ -13,12 +13,13 @@ from architectures.tiny import KINDS  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("compiled")
 # Plain and sliding attention, scales and softcaps, learned positions, mixtures with and without a
-# loss for the router, text parts of wrappers, hybrids, state spaces, and those that are refused.
+# loss for the router, text parts of wrappers, hybrids, state spaces, one that cannot make the cache
+# it names, and those that are refused.
 SPREAD = [
     kind
     for kind in "llama qwen3 gemma3_text gemma3 gpt2 bloom opt mpt cohere2 phi3 bart roberta"
     " mixtral qwen3_moe gpt_oss deepseek_v3 glm4_moe granitemoe llama4_text qwen3_5_text qwen3_next"
-    " lfm2 jamba bamba falcon_h1 granitemoehybrid mamba rwkv prophetnet xlnet".split()
+    " lfm2 jamba bamba falcon_h1 granitemoehybrid mamba rwkv blt prophetnet xlnet".split()
     if kind in KINDS
 ]
 RECORDED = PAGE.read_text(encoding="utf-8").split("\n")

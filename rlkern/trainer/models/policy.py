@@ -95,14 +95,14 @@ class Passes:
 
     @functools.cached_property
     def attends(self) -> bool:
-        """Whether the cache holds the keys and values of plain attention and nothing else, through
-        which gradients flow."""
+        """Whether the cache holds keys and values of attention alone, which gradients pass."""
         return self._cache_name == _CACHES[0] and bool(self._kinds) and self._kinds <= ATTENTION
 
     @property
     def shares(self) -> bool:
         """Whether the answers to a prompt may attend to one cache of it, with gradients."""
-        return self.attends and not self.routed and self.way == Way(True, True)
+        # The way first: a model may have no cache that could be asked for its layers.
+        return self.way == Way(True, True) and not self.routed and self.attends
 
     @property
     def routed(self) -> bool:
