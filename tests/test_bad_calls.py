@@ -4,6 +4,8 @@
 import pytest
 import torch
 from call_helpers import NAN, B, T, V, good, one, policy_loss, token_objective
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import rlkern
 from rlkern.backends import _load, _resolve
@@ -113,3 +115,25 @@ def test_a_group_that_agrees_has_no_advantage_whatever_eps_is(backend):
     with rlkern.use_backend(backend):
         for eps in (0.0, 1e-6):
             assert not rlkern.group_advantage(reward, group, eps=eps).any()
+
+
+def test_a_tensor_that_is_spread_over_ranks_is_refused_by_every_op(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
+    )
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        spread = distribute_tensor(torch.zeros(1, 2), mesh, [Replicate()])
+        logits = distribute_tensor(torch.zeros(1, 2, 3), mesh, [Shard(2)])
+        row, token, mask = torch.zeros(1, 2), torch.zeros(1, 2).long(), torch.ones(1, 2).bool()
+        calls = {
+            "logits": lambda: rlkern.policy_loss(logits, token, row, mask),
+            "advantage": lambda: rlkern.token_objective(row, spread, mask),
+            "value": lambda: rlkern.gae(row, spread, mask),
+            "reward": lambda: rlkern.group_advantage(spread[0], torch.tensor([0, 0])),
+        }
+        for name, call in calls.items():
+            with pytest.raises(TypeError, match=f"{name}.* must be a plain tensor, got a DTensor"):
+                call()
+    finally:
+        torch.distributed.destroy_process_group()

@@ -42,10 +42,10 @@ def extra_megabytes(N: int, H: int, V: int, wave: int = 0) -> float:
 
 @pytest.mark.slow
 def test_loss_and_all_gradients_at_a_real_vocabulary_need_less_than_a_gigabyte():
-    # 1.2 GB of logits and gradient, were they stored, and as flat in the rows as the next test says.
-    # H is no part of it but for the gradient of the weight, which is summed in float32: 4·H·V bytes,
-    # 519 MiB at H = 896. Few rows and a small H, as products of bfloat16 take minutes on processors
-    # that only imitate them.
+    # 1.2 GB of logits and gradient, were they stored; as flat in the rows as the next test says. H
+    # is no part of it but for the gradient of the weight, which is summed in float32: 4·H·V bytes,
+    # 519 MiB at H = 896. Few rows and a small H, as products of bfloat16 take minutes where they
+    # are imitated.
     at_8 = extra_megabytes(2048, 8, 151936)
     assert at_8 + 4 * (896 - 8) * 151936 / 2**20 < 1e9 / 2**20
 

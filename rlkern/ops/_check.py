@@ -5,6 +5,7 @@ Checks of values would synchronise with a GPU, so they run only under RLKERN_CHE
 """
 
 import os
+import sys
 from collections.abc import Mapping
 
 import torch
@@ -24,13 +25,27 @@ def describe(x: object) -> str:
 
 
 def tensor(op: str, name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> Tensor:
-    """Returns x; raises TypeError unless it is a tensor of one of the dtypes."""
+    """Returns x; raises TypeError unless it is a tensor of one of the dtypes, and no DTensor."""
     if not isinstance(x, Tensor) or x.dtype not in dtypes:
         expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         number = isinstance(x, Tensor) and not (x.is_complex() or x.dtype is torch.bool)
         hint = f" (compare it: {name} != 0)" if number and dtypes == (torch.bool,) else ""
         raise TypeError(f"{op}: {name} must be {expected}, got {describe(x)}{hint}")
+    if type(x) is not Tensor:
+        _whole(op, name, x)
     return x
+
+
+def _whole(op: str, name: str, x: Tensor) -> None:
+    """Raises TypeError if x is spread over ranks."""
+    # Who has one has imported this; doing it here would make `import rlkern` eight times as long.
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is not None and isinstance(x, module.DTensor):
+        raise TypeError(
+            f"{op}: {name} must be a plain tensor, got a DTensor {tuple(x.shape)} spread over"
+            " ranks: gather it (FSDP2: model.unshard(); else .full_tensor()); of what is split over"
+            " the vocabulary .to_local() is taken, too, with group="
+        )
 
 
 def tensors(op: str, given: Mapping[str, object], dtypes: tuple[torch.dtype, ...]) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checked hidden states and head of the operations that never store the logits."""
 
-import sys
 from typing import NamedTuple
 
 import torch
@@ -65,17 +64,8 @@ def default_wave(weight: Tensor, rows: int) -> int:
     return wave
 
 
-def _as_layers_take(op: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns plain tensors as a linear layer would take them: under autocast in its dtype."""
-    # Who has one has imported this; doing it here would make `import rlkern` eight times as long.
-    module = sys.modules.get("torch.distributed.tensor")
-    for name, x in given.items():
-        if module is not None and isinstance(x, module.DTensor):
-            raise TypeError(
-                f"{op}: {name} must be a plain tensor, got a DTensor {tuple(x.shape)} spread over "
-                "ranks: gather it (FSDP2: model.unshard(); else .full_tensor()), or pass "
-                ".to_local() of a weight split by rows together with group="
-            )
+def _as_layers_take(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors as a linear layer would take them: under autocast in its dtype."""
     device = given["weight"].device.type
     if not torch.is_autocast_enabled(device):
         return given
@@ -95,7 +85,7 @@ def _checked_tensors(
     if lora is not None:
         given |= {"lora.a": lora.a, "lora.b": lora.b}
     check.tensors(op, given, check.FLOATS)
-    given = _as_layers_take(op, given)
+    given = _as_layers_take(given)
     hidden, weight = given["hidden"], given["weight"]
     if weight.ndim != 2 or weight.shape[0] == 0:
         raise ValueError(f"{op}: weight must be (V, H) with V > 0, got {check.describe(weight)}")
