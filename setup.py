@@ -186,9 +186,10 @@ def ninja_file(compiler, target, isas):
     import pybind11
 
     openmp = openmp_flags(compiler)
-    include = [python_include(), f"-I{pybind11.get_include()}", f"-I{ROOT / 'csrc'}"]
     table = "-DRLKERN_ISAS(X)=" + " ".join(f"X({name})" for name in isas)
-    command = shlex.join([*compiler, *FLAGS, *openmp, *include, table])
+    command = shlex.join([*compiler, *FLAGS, *openmp, f"-I{ROOT / 'csrc'}", table])
+    # For those alone that know Python: another environment's pybind11 compiles no kernel again.
+    python = [python_include(), f"-I{pybind11.get_include()}"]
     edges, objects = [], []
 
     def compile_edge(source, prefix, flags):
@@ -196,7 +197,7 @@ def ninja_file(compiler, target, isas):
         edges.append(f"build {objects[-1]}: cxx {escape(source)}\n  extra = {shlex.join(flags)}\n")
 
     for source in common_sources():
-        compile_edge(source, "common", [])
+        compile_edge(source, "common", [] if source.parent.name == "cpu" else python)
     for name, flags in isas.items():
         for source in isa_sources():
             compile_edge(source, name, [*flags, f"-DRLKERN_ISA={name}"])
