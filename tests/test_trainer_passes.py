@@ -2,12 +2,14 @@
 """How models that are more than plain attention are run, and what a run checks before it begins."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
 import transformers
 from architectures.tiny import tiny_model, tokenizer
 from trainer_helpers import begun, compiled, settings, small, tiny_policy  # noqa: F401
+from transformers import LlamaForCausalLM
 
 from rlkern.trainer import UserError
 from rlkern.trainer.models import load
@@ -73,20 +75,48 @@ def test_a_model_without_a_cache_reads_whole_rows_again():
     torch.testing.assert_close(found.rollout_logprob, expected.rollout_logprob)
 
 
+def test_the_cache_goes_by_the_name_that_the_model_gives_it(monkeypatch):
+    # transformers 5.24 calls it so, and takes the old name with a warning until 5.40.
+    plain = LlamaForCausalLM.forward
+
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, cache=None, **options
+    ):
+        kept = inspect.signature(plain).parameters.keys() & {"cache", "past_key_values"}
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, kept.pop(): cache}
+        return plain(self, input_ids, **given, **options)
+
+    expected, numbers = rollout_of(policy_of("llama"), PROMPTS)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    policy = policy_of("llama")
+    assert policy.passes.cache_name == "cache" and policy.passes.shares
+    found, _ = rollout_of(policy, PROMPTS, numbers)
+    torch.testing.assert_close(found.rollout_logprob, expected.rollout_logprob)
+
+
+def test_a_model_that_is_sampled_without_a_cache_is_named():
+    said: list[str] = []
+    check.check_model(policy_of("blt"), PROMPTS, settings(), said.append)
+    check.check_model(tiny_policy(), PROMPTS, settings(), said.append)
+    assert said == [
+        "BltForCausalLM is sampled without a cache: each token takes a pass over its whole row"
+    ]
+
+
 def test_a_sampler_that_disagrees_stops_the_run_with_the_models_class(monkeypatch):
     read = Reading.read
     monkeypatch.setattr(Reading, "read", lambda *a: read(*a).mul(1.1))
     with pytest.raises(
         UserError, match="model LlamaForCausalLM cannot be trained exactly: the samp"
     ):
-        check.check_model(tiny_policy(), PROMPTS, settings())
+        check.check_model(tiny_policy(), PROMPTS, settings(), print)
 
 
 def test_a_trainer_that_disagrees_stops_the_run(monkeypatch):
     scored = check.token_logprob
     monkeypatch.setattr(check, "token_logprob", lambda *a: scored(*a) - 0.01)
     with pytest.raises(UserError, match="the trainer and the model itself, .* differ by 0.01"):
-        check.check_model(tiny_policy(), PROMPTS, settings())
+        check.check_model(tiny_policy(), PROMPTS, settings(), print)
 
 
 def test_a_run_checks_its_model_before_the_first_step(tmp_path, monkeypatch):

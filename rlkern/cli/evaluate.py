@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rlkern.cli.flags import Parser, given
-from rlkern.cli.guard import guarded, silence_hub
+from rlkern.cli.guard import guarded, silence_hub, warn
 from rlkern.trainer.settings.keys import FREE
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
     task = fitted(task, policy, settings, new=sampling.max_new_tokens)
     rewards = None if task.rows is None else load_rewards(settings, task)
     items = task.held_out[:count]
-    check_model(policy, [item.prompt for item in items[:4]], settings)
+    check_model(policy, [item.prompt for item in items[:4]], settings, warn)
     return items, {
         mode: answer(
             policy,

@@ -10,6 +10,11 @@ import warnings
 from collections.abc import Callable
 
 
+def warn(sentence: str) -> None:
+    """Prints a sentence beside what a command prints."""
+    print(sentence, file=sys.stderr)
+
+
 def guarded(command: str, work: Callable[[], int]) -> int:
     """Returns the exit code of `work`; what a person can mend is printed as one sentence."""
     _quiet()

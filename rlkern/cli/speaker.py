@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from rlkern.cli.flags import Parser, add_settings
+from rlkern.cli.guard import warn
 from rlkern.runs.errors import UserError
 from rlkern.runs.settings.group import Group
 from rlkern.runs.settings.message import first_problem
@@ -137,7 +138,7 @@ class Speaker:
         check_known(self.policy, asked, shown(prompt))
         sampling = self._fitting(len(asked))
         if not self.checked:  # chooses how the model is run, a few tokens of any text are enough
-            check_model(self.policy, [shown(prompt)[:_FEW]], self.settings)
+            check_model(self.policy, [shown(prompt)[:_FEW]], self.settings, warn)
             self.checked = True
         uniform = None
         if sampling.temperature > 0:

@@ -195,7 +195,7 @@ def begin(
     for policy in parts.speakers():
         # Text of a file has no prompt: its beginning is one.
         some = [item.prompt or shown_answer(item.right)[:64] for item in parts.task.held_out[:4]]
-        check_model(policy, some, settings)
+        check_model(policy, some, settings, say)
     if parts.policy is not parts.engine.policy:
         parts = dataclasses.replace(parts, engine=make_engine(settings, parts.policy))
     parts = dataclasses.replace(

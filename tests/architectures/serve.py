@@ -68,7 +68,7 @@ def _agrees(policy: Policy) -> None:
     """The sampler, the trainer and the model over a row alone give one log-probability."""
     for share in (True, False):
         asked = settings(memory__share_prompts=share)
-        check_model(policy, PROMPTS, asked)
+        check_model(policy, PROMPTS, asked, str)
         for who, worst in differences(policy, PROMPTS, asked).items():
             assert worst <= CLOSE, f"{who} is {worst:.3g} nats off, share_prompts {share}"
 

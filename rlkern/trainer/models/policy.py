@@ -39,8 +39,8 @@ from rlkern.trainer.processes.world import World
 from rlkern.trainer.rows import Rows, pieces
 from rlkern.trainer.settings import Settings
 
-# What a model calls the cache that its forward takes and returns, in the order they are looked for.
-_CACHES = ("past_key_values", "cache_params", "state")
+# What a model calls the cache that its forward takes and returns; transformers 5.24 renamed all.
+_CACHES = ("state", "cache_params", "cache", "past_key_values")
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Passes:
 
     @functools.cached_property
     def _cache_name(self) -> str | None:
-        return next((name for name in reversed(_CACHES) if name in self._taken), None)
+        return next((name for name in _CACHES if name in self._taken), None)
 
     @functools.cached_property
     def _kinds(self) -> frozenset[type]:
@@ -96,7 +96,7 @@ class Passes:
     @functools.cached_property
     def attends(self) -> bool:
         """Whether the cache holds keys and values of attention alone, which gradients pass."""
-        return self._cache_name == _CACHES[0] and bool(self._kinds) and self._kinds <= ATTENTION
+        return self._cache_name in _CACHES[2:] and bool(self._kinds) and self._kinds <= ATTENTION
 
     @property
     def shares(self) -> bool:
@@ -237,10 +237,9 @@ def run_rows(
 ) -> Hidden:
     """Returns the hidden states that score the tokens of rows, and the loss of a mixture's router.
 
-    share_prompts runs each prompt once and lets its answers attend to the cached keys and
-    values; gradients flow through the cache, so the result is that of whole rows. Where a model
-    keeps something else in its cache, or has a loss for its router, whose sum is over whole rows,
-    whole rows are run all the same.
+    share_prompts runs each prompt once and lets its answers attend to the cached keys and values,
+    with gradients, as whole rows would. A model that keeps something else in its cache, or sums a
+    loss for its router over whole rows, is run over whole rows.
     """
     passes = policy.passes if passes is None else passes
     shared = share_prompts and rows.prompt.shape[1] > 1 and passes.shares
@@ -261,10 +260,11 @@ def _shared(policy: Policy, rows: Rows, passes: Passes) -> Hidden:
     last = prompt[:, -1:].repeat_interleave(rows.group_size, 0)
     token = torch.cat([last, rows.token[:, :-1]], 1)
     cache, run = passes.new_cache(), passes.head.hidden
+    kept = {str(passes.cache_name): cache, "use_cache": True}
     with policy.precision():
-        run(**passes.inputs(prompt[:, :-1], known[:, :-1]), past_key_values=cache, use_cache=True)
+        run(**passes.inputs(prompt[:, :-1], known[:, :-1]), **kept)
         cache.batch_repeat_interleave(rows.group_size)
-        return run(**passes.inputs(token, seen), past_key_values=cache, use_cache=True)
+        return run(**passes.inputs(token, seen), **kept)
 
 
 def token_logprob(policy: Policy, rows: Rows, settings: Settings) -> Tensor:

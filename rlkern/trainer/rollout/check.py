@@ -4,7 +4,7 @@ itself, over a row alone, give sampled tokens the same log-probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,21 +27,29 @@ _ERRORS: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, Attribu
 _ERRORS += (LookupError, RuntimeError, TypeError, ValueError)
 
 
-def check_model(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> None:
+def check_model(
+    policy: Policy, prompts: Sequence[Prompt], settings: Settings, say: Callable[[str], None]
+) -> None:
     """Raises UserError, naming the model's class, unless some sampled tokens have one
     log-probability whoever scores them, and a gradient.
 
-    The model is then run in the first of its ways, such as with a cache, in which they agree.
+    The model is then run in the first of its ways, such as with a cache, in which they agree; says
+    so where that is without one.
     """
+    name = type(policy.head.causal).__name__
     ways, refused = [policy.passes.way, Way(False, True), Way(False, False)], []
     for way in dict.fromkeys(ways):
         policy.passes.choose(way)
         why = _disagreement(policy, prompts, settings)
         if why is None:
+            if policy.passes.cache_name is None:
+                say(
+                    f"{name} is sampled without a cache: each token takes a pass over its whole row"
+                )
             return
         refused.append(why)
     policy.passes.choose(ways[0])
-    raise UserError(f"model {type(policy.head.causal).__name__} {refused[0]}")
+    raise UserError(f"model {name} {refused[0]}")
 
 
 def _disagreement(policy: Policy, prompts: Sequence[Prompt], settings: Settings) -> str | None:
