@@ -5,9 +5,10 @@ import pytest
 import torch
 from test_trainer_passes import policy_of
 from trainer_helpers import compiled, ragged_prompts, tiny_policy  # noqa: F401
+from transformers import DynamicCache
 
 from rlkern.trainer.rollout import drawing, reading, sampler
-from rlkern.trainer.rollout.cache import RoomyLayer
+from rlkern.trainer.rollout.cache import roomy
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
 
 pytestmark = [pytest.mark.usefixtures("compiled"), pytest.mark.filterwarnings("ignore")]
@@ -48,16 +49,19 @@ def test_ids_that_cannot_be_drawn_are_not_among_many():
 def test_a_cache_with_room_gives_the_bits_of_one_that_is_copied(monkeypatch):
     policy = tiny_policy()
     found = rollout(policy, Sampling(70, torch.tensor([1])))
-    monkeypatch.setattr(reading, "roomy", lambda cache: cache)
+    monkeypatch.setattr(reading, "roomy", lambda cache, most: cache)
     expected = rollout(policy, Sampling(70, torch.tensor([1])))
     for name in ("token", "mask", "rollout_logprob"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 def test_a_layer_grows_in_place_until_its_room_is_full():
-    layer, parts = RoomyLayer(), torch.randn(90, 2, 3, 1, 4).unbind()
-    places = [layer.update(part, -part)[0].data_ptr() for part in parts]
-    assert len(set(places)) <= 4 and layer.get_seq_length() == 90
+    cache, parts = roomy(DynamicCache(), most=90), torch.randn(90, 2, 3, 1, 4).unbind()
+    found = [cache.update(part, -part, 0)[0] for part in parts]
+    (layer,) = cache.layers
+    assert len({x.data_ptr() for x in found}) <= 4 and layer.get_seq_length() == 90
+    # No more than will come: a batch of short answers is mostly cache.
+    assert found[-1].untyped_storage().nbytes() == 4 * 2 * 3 * 90 * 4
     assert torch.equal(layer.keys, torch.cat(parts, -2))
     assert torch.equal(layer.values, -torch.cat(parts, -2))
     layer.batch_select_indices(torch.tensor([1]))

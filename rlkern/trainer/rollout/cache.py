@@ -13,8 +13,9 @@ _ROOM = 32
 
 class RoomyLayer(DynamicLayer):
     """Keys and values (B, heads, T, D) that grow in place: a layer of transformers copies all of
-    them for each token. No gradient flows through it."""
+    them for each token. No gradient flows through it. `most` is how many tokens may come."""
 
+    most: int
     _rooms: tuple[Tensor, Tensor] | None = None
 
     def update(
@@ -31,7 +32,8 @@ class RoomyLayer(DynamicLayer):
         keys, values, rooms = self.keys, self.values, self._rooms
         assert keys is not None and values is not None
         if rooms is None or not _is_in(keys, rooms[0]) or end > rooms[0].shape[-2]:
-            rooms = self._rooms = (_roomy(keys, end), _roomy(values, end))
+            length = max(end, min(self.most, max(2 * end, end + _ROOM)))
+            rooms = self._rooms = (_roomy(keys, length), _roomy(values, length))
         for room, more in zip(rooms, (key_states, value_states), strict=True):
             room[..., start:end, :] = more
         self.keys, self.values = (room[..., :end, :] for room in rooms)
@@ -44,14 +46,15 @@ def _is_in(keys: Tensor, room: Tensor) -> bool:
 
 
 def _roomy(x: Tensor, length: int) -> Tensor:
-    """Returns x (B, heads, T, D) with room for twice its tokens behind it."""
-    room = x.new_empty((*x.shape[:-2], max(2 * length, length + _ROOM), x.shape[-1]))
+    """Returns x (B, heads, T, D) with room for so many tokens, its own among them."""
+    room = x.new_empty((*x.shape[:-2], length, x.shape[-1]))
     room[..., : x.shape[-2], :] = x
     return room
 
 
-def roomy(cache: object) -> object:
-    """Returns the cache, one of plain growing layers with room in them."""
+def roomy(cache: object, most: int) -> object:
+    """Returns the cache, if of plain growing layers with room in them for `most` tokens."""
     if isinstance(cache, DynamicCache) and cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = RoomyLayer
+        # It is called without arguments for each layer.
+        cache.layer_class_to_replicate = type("RoomyLayer", (RoomyLayer,), {"most": most})
     return cache

@@ -16,12 +16,13 @@ from rlkern.trainer.rollout.cache import roomy
 class Reading:
     """A model that reads rows token by token, each pass over what is new.
 
-    A model with no cache reads all of its rows again in each pass.
+    A model with no cache reads all of its rows again in each pass. `most` is the number of tokens
+    that it reads of a row at most.
     """
 
-    def __init__(self, model: Any, passes: Passes) -> None:
+    def __init__(self, model: Any, passes: Passes, most: int) -> None:
         self._model, self._passes, self._name = model, passes, passes.cache_name
-        self._cache: Any = roomy(passes.new_cache())
+        self._cache: Any = roomy(passes.new_cache(), most)
         self._token: Tensor | None = None
         prepare = type(passes.head.causal).prepare_inputs_for_generation
         usual = prepare is GenerationMixin.prepare_inputs_for_generation

@@ -108,7 +108,8 @@ def _sample(
     group_size: int,
     uniform: Tensor | None,
 ) -> Rows:
-    reading, drawn = Reading(policy.model, policy.passes), list[_Drawn]()
+    most = prompts.token.shape[1] + sampling.max_new_tokens - 1
+    reading, drawn = Reading(policy.model, policy.passes, most), list[_Drawn]()
     with policy.precision():
         logits = reading.begin(prompts.token, prompts.mask, group_size)
         seen = prompts.mask.repeat_interleave(group_size, 0)

@@ -24,7 +24,8 @@ def stream(
 
     uniform  (T,) float64 in [0, 1), as a row of sample; None at temperature 0
     """
-    reading, (token, seen) = Reading(policy.model, policy.passes), left_padded(policy, [asked])
+    reading = Reading(policy.model, policy.passes, len(asked) + sampling.max_new_tokens - 1)
+    token, seen = left_padded(policy, [asked])
     for step in range(sampling.max_new_tokens):
         # Entered anew for each token: in between somebody else's code runs.
         with policy.precision():

@@ -8,8 +8,8 @@ ids, and is never encoded again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from itertools import groupby
+from functools import cache, lru_cache
+from itertools import compress, groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -164,9 +164,9 @@ def stop_tokens(policy: Policy, stop: str) -> Tensor:
 
 def texts(policy: Policy, rows: Rows) -> list[str]:
     """Returns all that follows the prompts as text: what rewards and environments read."""
-    ids = token_ids(rows)
-    both = zip(ids["prompt_ids"], ids["completion_ids"], strict=True)
-    return [text_of(policy, asked, said) for asked, said in both]
+    # Answers of a group are often the same, the more so the shorter they are.
+    read = cache(lambda asked, said: text_of(policy, list(asked), list(said)))
+    return [read(*map(tuple, pair)) for pair in zip(*token_ids(rows).values(), strict=True)]
 
 
 def text_of(policy: Policy, asked: list[int], said: list[int]) -> str:
@@ -207,8 +207,10 @@ def _reads_blanks(tokenizer: Any) -> bool:
 def token_ids(rows: Rows) -> dict[str, list[list[int]]]:
     """Returns prompt_ids and completion_ids, the real tokens of each answer and of its prompt: the
     very ones that the model read and wrote."""
-    asked = [row[real].tolist() for row, real in zip(rows.prompt.cpu(), rows.prompt_mask.cpu())]
-    said = [row[real].tolist() for row, real in zip(rows.token.cpu(), rows.present.cpu())]
+    asked, said = (
+        [list(compress(*row)) for row in zip(token.tolist(), real.tolist(), strict=True)]
+        for token, real in ((rows.prompt, rows.prompt_mask), (rows.token, rows.present))
+    )
     prompts = [ids for ids in asked for _ in range(rows.group_size)]
     return {"prompt_ids": prompts, "completion_ids": said}
 
