@@ -228,6 +228,8 @@ def test_special_tokens_and_unknown_ids_are_read_by_the_reward():
         assert texts(policy, with_tokens(rows, [four, between, six])) == [f"4{text}6"]
     eos = policy.tokenizer.eos_token_id
     assert texts(policy, with_tokens(rows, [four, six, eos])) == ["46"]
+    # The id that rows are padded with is a token as others are.
+    assert token_ids(with_tokens(rows, [four, 0, six]))["completion_ids"] == [[four, 0, six]]
 
 
 def test_a_reward_model_scores_what_a_model_wrote_and_texts_of_people_are_checked():
