@@ -278,3 +278,9 @@ def test_no_clamp_is_on_unless_it_is_asked_for():
         algorithm="on_policy_distillation", kl_coef=1.0, kl_estimator="k1",
     ).loss  # fmt: skip
     assert loss.item() == pytest.approx(-math.exp(25) + 15, rel=1e-12)
+
+
+def test_the_default_weights_of_float64_tokens_have_all_their_digits():
+    logprob = torch.full((1, 3), -1.0, dtype=torch.float64)
+    loss = rlkern.token_objective(logprob, torch.ones(1), logprob < 0, algorithm="dapo").loss
+    assert loss.item() == pytest.approx(-1.0, rel=1e-12)  # of three tokens: 1/3 is not exact
