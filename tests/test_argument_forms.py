@@ -35,6 +35,9 @@ def test_an_algorithm_is_taken_wherever_its_name_is():
             call(**rows, algorithm=changed).loss, expected, rtol=1e-6, atol=0
         )
         assert not expected.isclose(by_name)
+        # Another gate under the same name is another loss.
+        other = call(**rows, algorithm=dataclasses.replace(grpo, gate="cispo")).loss
+        assert not other.isclose(by_name)
 
 
 @pytest.mark.parametrize("name", ("advantage", "correction"))

@@ -65,3 +65,8 @@ def test_an_unknown_token_leaves_its_answers_distance_as_it_is():
     bad = -torch.ones_like(old)
     kept = rlkern.off_policy_sequence_mask(old, rollout, bad, mask, threshold=0.7)
     assert kept.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
+
+
+def test_bounds_below_one_do_not_move_the_factor_of_an_unknown_token():
+    got = rlkern.rollout_correction(*unknown_batch("sampler"), kind="truncate", high=0.5)
+    assert got.tolist() == [[0.5, 1.0, 0.5], [1.0, 0.25, 0.0], [1.0, 0.0, 0.0]]

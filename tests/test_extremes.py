@@ -154,6 +154,14 @@ def test_a_factor_of_zero_drops_a_term_that_is_infinite(backend):
     assert loss == 0 and grad.eq(0).all()
 
 
+@pytest.mark.parametrize("advantage", (-1.0, 1.0))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_parabola_whose_ratio_overflows_is_infinite_and_not_nan(backend, advantage):
+    rows = scored(100.0, torch.float32)
+    loss, grad = loss_and_gradient(backend, *rows, advantage, algorithm="cfpo")
+    assert loss == math.inf and grad.eq(math.inf).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("excess", (-0.99, 5.0, 17.5, 20.0, 40.0))
 def test_the_slope_of_a_saturated_gate_keeps_its_digits(excess, backend):

@@ -68,6 +68,19 @@ def test_a_weight_behind_the_hidden_states_that_is_not_the_heads_is_refused():
     refuse(Biased(model_of("Llama").config), ValueError, r"Biased: the gradient .* shape \(53,\)")
 
 
+class Doubled(torch.nn.Linear):
+    """A head that makes more of hidden states than its weight says."""
+
+    def forward(self, hidden):
+        return 2 * super().forward(hidden)
+
+
+def test_a_head_that_is_more_than_its_weight_is_refused():
+    model = model_of("Llama")
+    model.lm_head = Doubled(model.config.hidden_size, model.config.vocab_size, bias=False)
+    refuse(model, ValueError, "log-probs and entropy must be those of its head, got others")
+
+
 class Twice(transformers.LlamaForCausalLM):
     """Wants an input that nobody gives."""
 

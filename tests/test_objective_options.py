@@ -269,3 +269,18 @@ def test_a_clamped_ratio_and_no_penalty_are_finite_where_the_old_policy_left_not
     )  # fmt: skip
     (slope,) = torch.autograd.grad(out.loss, logprob)
     assert out.loss.isfinite() and slope.tolist() == [[0.0, 1.0]]
+
+
+def test_no_clamp_is_on_unless_it_is_asked_for():
+    logprob, old, ref = (torch.full((1, 1), x, dtype=torch.float64) for x in (-1.0, -26.0, -16.0))
+    loss = rlkern.token_objective(
+        logprob, torch.ones(1, dtype=torch.float64), logprob < 0, old_logprob=old, ref_logprob=ref,
+        algorithm="on_policy_distillation", kl_coef=1.0, kl_estimator="k1",
+    ).loss  # fmt: skip
+    assert loss.item() == pytest.approx(-math.exp(25) + 15, rel=1e-12)
+
+
+def test_the_default_weights_of_float64_tokens_have_all_their_digits():
+    logprob = torch.full((1, 3), -1.0, dtype=torch.float64)
+    loss = rlkern.token_objective(logprob, torch.ones(1), logprob < 0, algorithm="dapo").loss
+    assert loss.item() == pytest.approx(-1.0, rel=1e-12)  # of three tokens: 1/3 is not exact

@@ -102,3 +102,13 @@ def test_default_weights_of_masked_float64_pairs_have_all_their_digits():
                for a, b in zip(first, second)]  # fmt: skip
     found = lost("aot", logprob, length, mask=mask).loss.item()
     assert found == pytest.approx(sum(flipped) / 3, rel=1e-12)
+
+
+def test_the_mean_over_mismatched_answers_has_all_digits_of_float64():
+    (logprob, _, ref, _), _ = pairs()
+    above = logprob + 3  # the mean is positive
+    for mask in (None, torch.tensor([True, True, False, True, False, False])):
+        counted = [i for i in range(B) if mask is None or mask[i]]
+        expected = sum((above[i] - ref[i]).item() for i in counted) / len(counted)
+        found = rlkern.mismatched_kl(above, ref, mask=mask)
+        assert found.item() == pytest.approx(expected, rel=1e-12)

@@ -199,24 +199,23 @@ def test_sampled_tokens_reach_a_reward_as_they_are(policy):
     assert seen["prompt"] == [one_text(policy, PROMPTS[i // 2]) for i in range(4)]
 
 
-def test_messages_of_an_environment_go_on_the_text(policy):
-    said = []
-
+@pytest.mark.parametrize("message", (" it is 7", "= 7"))
+def test_messages_of_an_environment_go_on_the_text(policy, message):
     def reply(item, text):
-        said.append(text)
-        return " it is 7"
+        return message
+
+    def behind(text):
+        return one_text(policy, text + message)[len(one_text(policy, text)) :]
 
     task = Task("talk", None, [], None, "?", 3, "", reply=reply, max_turns=2)
     items, stop = [Item(text, "") for text in PROMPTS], stop_tokens(policy, "")
     rows = converse(ModelEngine(policy), task, items, Sampling(3, stop, 0.0, max_turns=2),
                     group_size=1, uniform=None)  # fmt: skip
-    message = rows.present & ~rows.mask
-    expected = one_text(policy, "12 it is 7")[len(one_text(policy, "12")) :]
-    assert real(rows.token, message) == [expected] * 2
+    assert real(rows.token, rows.present & ~rows.mask) == [behind("12")] * 2
     # And of given conversations the same tokens do not count.
-    given = given_rows(policy, ["12"], ["? it is 7 8"], stop="?")
+    given = given_rows(policy, ["12"], [f"?{message} 8"], stop="?")
     kept = without_replies(policy, given, [Item("12", "")], task)
-    assert real(given.token, given.mask & ~kept.mask) == [expected]
+    assert real(given.token, given.mask & ~kept.mask) == [behind("12?")]
 
 
 def test_special_tokens_and_unknown_ids_are_read_by_the_reward():
@@ -229,6 +228,8 @@ def test_special_tokens_and_unknown_ids_are_read_by_the_reward():
         assert texts(policy, with_tokens(rows, [four, between, six])) == [f"4{text}6"]
     eos = policy.tokenizer.eos_token_id
     assert texts(policy, with_tokens(rows, [four, six, eos])) == ["46"]
+    # The id that rows are padded with is a token as others are.
+    assert token_ids(with_tokens(rows, [four, 0, six]))["completion_ids"] == [[four, 0, six]]
 
 
 def test_a_reward_model_scores_what_a_model_wrote_and_texts_of_people_are_checked():

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from rlkern.runs import interrupt as signals
 from rlkern.runs.interrupt import Interrupt
 
 FORK = multiprocessing.get_context("fork")
@@ -55,6 +56,14 @@ def test_a_child_has_the_handlers_and_the_mask_from_before_the_run():
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_signals_wait_until_a_child_has_its_own_handlers():
+    with Interrupt():
+        signals._hold()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        signals._release()
+    assert {signal.SIGTERM, signal.SIGINT} <= held
 
 
 def test_a_pool_inside_a_run_ends_every_time():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which groups a step is made of: sampled until they differ, refilled by copies, with baselines."""
 
+import dataclasses
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from trainer_helpers import (
 
 import rlkern
 from rlkern.trainer import collect
+from rlkern.trainer.processes.world import World
 from rlkern.trainer.reward.functions import score_completions
 from rlkern.trainer.rollout.text import texts
 
@@ -136,3 +138,18 @@ def test_the_value_of_a_prompt_is_estimated_from_answers_of_the_reference(tmp_pa
     values = found.baseline.view(8, 4)
     assert torch.equal(values, values[:, :1].expand(8, 4))
     assert ((values >= 0) & (values <= 1)).all() and values.unique().numel() > 1
+
+
+class Told(World):
+    """Another process than the main one, which is told that every answer has the reward 7."""
+
+    def in_main(self, function):
+        return torch.full((32,), 7.0), torch.full((32, 1), 7.0), 0
+
+
+def test_another_process_asks_nobody_and_takes_the_rewards_that_it_is_told(tmp_path):
+    parts, _, _ = run_of(tmp_path, "grpo")
+    rows = collect.collect(parts, silent)
+    items = rows.item[:: rows.group_size]
+    found = collect.rewarded(dataclasses.replace(parts, world=Told()), items, rows)
+    assert found.reward.eq(7).all() and not rows.reward.eq(7).any()

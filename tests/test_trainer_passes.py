@@ -146,6 +146,8 @@ def test_a_step_adds_the_loss_for_the_router_of_a_mixture(tmp_path):
             rows, advantage=torch.zeros(8), weight=rows.mask / rows.mask.sum()
         )
         run.updater.accumulate(rows)
+        speaks = run.updater._own.speaks(rows)  # the router learns from silent groups, too
+        assert speaks is None if asked else not speaks.any()
         weights = [x for n, x in model.named_parameters() if "gate.weight" in n]
         gates[asked] = [x.grad.clone() for x in weights]
         expected = 0.0
@@ -159,7 +161,7 @@ def test_a_step_adds_the_loss_for_the_router_of_a_mixture(tmp_path):
         torch.testing.assert_close(got, grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ("longrope", "yarn"))
+@pytest.mark.parametrize("kind", ("longrope", "dynamic", "yarn"))
 def test_rows_are_no_longer_than_rotary_embeddings_stay_the_same(kind):
     policy = tiny_policy()
     half = policy.model.config.hidden_size // policy.model.config.num_attention_heads // 2
@@ -167,7 +169,11 @@ def test_rows_are_no_longer_than_rotary_embeddings_stay_the_same(kind):
         "rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 64,
         "short_factor": [1.0] * half, "long_factor": [2.0] * half, "factor": 8.0,
     }  # fmt: skip
-    assert policy.context == {"longrope": 64, "yarn": 512}[kind]
+    assert policy.context == {"longrope": 64, "dynamic": 64, "yarn": 512}[kind]
+
+
+def test_the_context_of_a_model_for_images_is_that_of_its_text():
+    assert policy_of("gemma3").context == 64
 
 
 NAMES = ("activation_checkpointing_enable", "gradient_checkpointing_enable")

@@ -104,10 +104,9 @@ def divided_by_answers(x):
     return w / (w.sum(1) / x.mask.sum(1)).mean()
 
 
-def rejected(x, statistic):
-    """Returns the mask without the answers or tokens whose d²/2 is beyond 0.04, by a statistic."""
-    half_square = 0.5 * (x.old - x.rollout).square()
-    return x.mask & (statistic(half_square * x.mask) <= 0.04)
+def half_square(x):
+    """Returns k2 of each token."""
+    return 0.5 * (x.old - x.rollout).square()
 
 
 def from_sampler(x):
@@ -159,12 +158,18 @@ ROWS = {
     ),
     "rollout_is_batch_normalize=True": divided,
     'the same, rollout_is="sequence"': divided_by_answers,
-    'rollout_rs="token_k2"': lambda x: rejected(x, lambda y: y),
-    'rollout_rs="seq_sum_k2"': lambda x: rejected(x, lambda y: y.sum(1, keepdim=True)),
-    'rollout_rs="seq_mean_k2"': lambda x: rejected(
-        x, lambda y: y.sum(1, keepdim=True) / x.mask.sum(1, keepdim=True)
+    'rollout_rs="token_k2", rollout_rs_threshold="0.45"': lambda x: (
+        x.mask & (half_square(x) <= 0.45)
     ),
-    'rollout_rs="seq_max_k2"': lambda x: rejected(x, lambda y: y.amax(1, keepdim=True)),
+    'rollout_rs="seq_sum_k2", rollout_rs_threshold="0.45"': lambda x: (
+        x.mask & (answer_sum(x, half_square(x)) <= 0.45)
+    ),
+    'rollout_rs="seq_mean_k2", rollout_rs_threshold="0.25"': lambda x: (
+        x.mask & (answer_average(x, half_square(x)) <= 0.25)
+    ),
+    'rollout_rs="seq_max_k2", rollout_rs_threshold="0.45"': lambda x: (
+        x.mask & (answer_largest(x, half_square(x)) <= 0.45)
+    ),
     'rollout_rs="token_k1", rollout_rs_threshold="0.9_1.5"': lambda x: within_ratios(
         x, from_sampler(x)[0], 0.9, 1.5
     ),
@@ -174,17 +179,17 @@ ROWS = {
     'rollout_rs="seq_mean_k1", rollout_rs_threshold="0.95_1.2"': lambda x: within_ratios(
         x, answer_average(x, from_sampler(x)[0]), 0.95, 1.2
     ),
-    'rollout_rs="token_k3", rollout_rs_threshold="0.02"': lambda x: (
-        x.mask & (from_sampler(x)[1] <= 0.02)
+    'rollout_rs="token_k3", rollout_rs_threshold="0.35"': lambda x: (
+        x.mask & (from_sampler(x)[1] <= 0.35)
     ),
-    'rollout_rs="seq_sum_k3", rollout_rs_threshold="0.05"': lambda x: (
-        x.mask & (answer_sum(x, from_sampler(x)[1]) <= 0.05)
+    'rollout_rs="seq_sum_k3", rollout_rs_threshold="0.39"': lambda x: (
+        x.mask & (answer_sum(x, from_sampler(x)[1]) <= 0.39)
     ),
-    'rollout_rs="seq_mean_k3", rollout_rs_threshold="0.02"': lambda x: (
-        x.mask & (answer_average(x, from_sampler(x)[1]) <= 0.02)
+    'rollout_rs="seq_mean_k3", rollout_rs_threshold="0.25"': lambda x: (
+        x.mask & (answer_average(x, from_sampler(x)[1]) <= 0.25)
     ),
-    'rollout_rs="seq_max_k3", rollout_rs_threshold="0.05"': lambda x: (
-        x.mask & (answer_largest(x, from_sampler(x)[1]) <= 0.05)
+    'rollout_rs="seq_max_k3", rollout_rs_threshold="0.35"': lambda x: (
+        x.mask & (answer_largest(x, from_sampler(x)[1]) <= 0.35)
     ),
     "rollout_corr/chi2_token": lambda x: (
         token_mean(torch.exp(x.old - x.rollout).square(), x.mask) - 1.0
