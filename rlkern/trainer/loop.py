@@ -134,7 +134,7 @@ def _log(parts: Parts, folder: Path, step: int) -> Log | NoLog:
     drop_after(folder / COMPLETIONS, step)
     settings = parts.settings
     start = Start(folder, step, dotted(Settings, dump(settings)))
-    return Log(folder, step=step, trackers=begin_tracking(settings.output.log, start))
+    return Log(folder, step=step, trackers=begin_tracking(settings.output.log, start, "output.log"))
 
 
 def _check_steps(parts: Parts, folder: Path) -> None:

@@ -59,6 +59,8 @@ _Number = BeforeValidator(_number)
 Listed = BeforeValidator(_split)
 
 Count = Annotated[int, _Number, Field(ge=1), Says("a whole number, at least 1")]
+# More are no faster, since they take turns, and a mistyped number of them fills the memory.
+Copies = Annotated[int, _Number, Field(ge=1, le=10_000), Says("a whole number from 1 to 10000")]
 Whole = Annotated[int, _Number, Field(ge=0), Says("a whole number, 0 or more")]
 ZeroOrOne = Annotated[int, _Number, Field(ge=0, le=1), Says("0 or 1")]
 Seed = Annotated[int, _Number, Field(ge=0, lt=2**63), Says("a whole number from 0 to 2**63 - 1")]

@@ -27,7 +27,7 @@ def how_to_go_on(folder: Path, *, flags: str = "") -> str:
 def out_of_time(folder: Path, step: int, steps: int, what: str) -> str:
     """Returns what is said of a run, or its supervised start, that max_seconds ends."""
     ended = f"max_seconds ended the {what} after step {step} of {steps}"
-    return f"{ended}; go on with more of them: {how_to_go_on(folder)}"
+    return f"{ended}; {how_to_go_on(folder, flags=' --max_seconds 0')}"
 
 
 def say_finished(parts: Parts, folder: Path, say: Callable[[str], None]) -> None:
