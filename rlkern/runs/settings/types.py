@@ -45,12 +45,14 @@ def _coefficient(value: Any) -> Any:
 
 
 def _split(value: Any) -> Any:
-    """Returns the parts of a text with commas, and a list of one for a single value.
+    """Returns the parts of a text with commas, in brackets or not, and a list of one for a single
+    value.
 
-    >>> _split("sampled, greedy"), _split(4), _split([1, 2])
-    (['sampled', 'greedy'], [4], [1, 2])
+    >>> _split("sampled, greedy"), _split(4), _split([1, 2]), _split("[]")
+    (['sampled', 'greedy'], [4], [1, 2], [])
     """
     if isinstance(value, str):
+        value = value[1:-1] if value.startswith("[") and value.endswith("]") else value
         return [part.strip() for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
