@@ -32,6 +32,7 @@ DEEP = [each for each in algorithms().values() if each.observations == BOX]
         (["--lr", "0.2"], "did you mean --learning_rate"),
         (["--epsilon", "0.2"], "ppo does not read epsilon; "),
         (["--num_envs", "100000000"], "num_envs must be a whole number from 1 to 10000"),
+        (["--output_dir", "/dev/null/x"], "x/ppo-CartPole_v1: reading or writing failed: "),
         (["--name", "''"], "name must hold letters or digits"),
         (["--name", " "], "name must hold letters or digits"),
     ],
@@ -94,3 +95,9 @@ def test_an_end_beside_the_steps_that_were_asked_is_said(tmp_path, changes, said
     summary = train(of(**given, **changes), display=Display(Console(file=out, width=400)))
     assert re.search(said, out.getvalue())
     assert summary["steps"] != changes["steps"]
+
+
+def test_no_memory_is_one_sentence(tmp_path, capsys):
+    flags = ["--algorithm", "dqn", "--buffer_size", str(10**15), "--output_dir", str(tmp_path)]
+    assert cli.main(["control", *flags]) == 2
+    assert capsys.readouterr().err.startswith("rlkern control: out of memory: ")

@@ -223,9 +223,9 @@ def _print_own(target: Target, settings: Settings, values: dict[str, float]) -> 
 
     from rlkern.trainer.show.display import measured
 
-    table = Table(title=f"{target.label}: {settings.asked}, held out", title_justify="left")
+    table = Table(title=f"{target.label}: {settings.asked}", title_justify="left")
     table.add_column("")
-    table.add_column("value", justify="right")
+    table.add_column("held out", justify="right")
     for name, value in measured(values):
         table.add_row(name, f"{value:.3f}")
     Console(highlight=False).print(table)

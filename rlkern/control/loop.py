@@ -86,6 +86,15 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
     if resume:
         saved_settings = resolve(Layer(str(folder / CONFIG), read(folder / CONFIG)))
         check_same(folder, differing(settings, saved_settings))
+    try:
+        return _train(settings, folder, display)
+    except OSError as error:
+        raise UserError(f"{folder}: reading or writing failed: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"out of memory: {error}") from error
+
+
+def _train(settings: Settings, folder: Path, display: Display) -> dict:
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     environments = Environments(
         settings.env, settings.env_options, settings.num_envs, settings.seed
