@@ -35,7 +35,7 @@ LAYERS = (
     {"trainer.online", "trainer.offline"},
     {"trainer.preflight", "trainer.run"},
     {"trainer.build"},
-    {"trainer.loop", "trainer.preview"},
+    {"trainer.loop", "trainer.measure", "trainer.preview"},
     {"trainer.pipeline", "trainer", "integrations", "control"},
     {"compare"},
     {"cli", "doctor", "__main__"},

@@ -6,7 +6,8 @@ import re
 import shutil
 
 import pytest
-from trainer_helpers import small
+from data_helpers import data_file
+from trainer_helpers import any_algorithm, small
 
 import rlkern
 from rlkern import cli
@@ -128,14 +129,45 @@ def test_a_mistake_is_one_sentence(capsys, run, arguments, sentence):
 
 def test_what_cannot_be_evaluated_says_why(capsys, run, tmp_path):
     assert "there is no model" in refused(capsys, tmp_path / "none", "--task", "addition")
+    assert "there is no model" in refused(capsys, tmp_path / "none")
+    assert "tiny is no run directory, so --task must say" in refused(capsys, "tiny")
     assert "the following arguments are required: target" in refused(capsys)
     (tmp_path / "p" / "1-sft").mkdir(parents=True)
     (tmp_path / "p" / "pipeline.yaml").touch()
     (tmp_path / "p" / "1-sft" / "config.yaml").write_text("algorithm: reward_model\n")
     assert re.search("holds a pipeline: .* stages, .*1-sft", refused(capsys, tmp_path / "p"))
-    assert "which scores answers and gives none" in refused(capsys, tmp_path / "p" / "1-sft")
+    assert "holds no checkpoint yet" in refused(capsys, tmp_path / "p" / "1-sft")
     (tmp_path / "p" / "1-sft" / "config.yaml").write_text("algorithm: grpo\n")
     assert "holds no checkpoint yet" in refused(capsys, tmp_path / "p" / "1-sft")
+
+
+OF_ROWS = {
+    "sampled pairs": {"algorithm": "dpo", "batch__prompts": 4, "pairs__items": 40},
+    "pairs, adapters": {"algorithm": "dpo", "data__train": "pairs", "lora__rank": 4},
+    "labels": {"algorithm": "kto", "data__train": "labels"},
+    "scores": {"algorithm": "reward_model", "data__train": "pairs"},
+    "answers": {"algorithm": "sft", "data__train": "completions"},
+}
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_what_a_run_measures_on_rows_of_its_own_is_printed_again(capsys, tmp_path, name):
+    given = dict(OF_ROWS[name])
+    if "data__train" in given:
+        given["data__train"] = str(data_file(tmp_path, given["data__train"]))
+    with rlkern.use_backend("eager"):
+        train(any_algorithm(tmp_path, name="run", steps=2, eval__items=10, **given))
+        capsys.readouterr()
+        run = tmp_path / "runs" / "run"
+        found = evaluated(capsys, run, "--checkpoint", "newest", "--eval_batch", 4)
+    last = {key: x for key, x in read_metrics(run)[-1].items() if key.startswith("eval/")}
+    if name == "sampled pairs":  # what is answered is measured, too
+        assert last.pop("eval/accuracy") == pytest.approx(last["eval/pair_accuracy"])
+        assert "eval/accuracy_sampled" in last
+    else:
+        assert "samples is not read; leave it out" in refused(capsys, run, "--samples", 4)
+    assert {"eval/loss", "eval/pair_margin"} & last.keys()
+    assert {key: found[key] for key in last} == pytest.approx(last, rel=1e-4, abs=1e-6)
 
 
 def test_adapters_are_evaluated_with_the_model_they_belong_to(capsys, run, tmp_path):

@@ -195,6 +195,16 @@ def test_tools_are_read_as_json_too_and_the_system_does_not_make_a_prompt_anothe
         ([{"prompt": "a"}, {"prompt": [USER]}], {}, "line 2: the prompts .* that of line 1 is"),
         ([{"prompt": "a", "answer": "b"}, {"prompt": "c"}], {}, "line 2, column answer must be"),
         ([{"prompt": "a", "x": 1}, {"x": 2}], {}, "line 2, column prompt must be there"),
+        (
+            [{"question": "a"}, {"question": "b"}, {"messages": [USER]}, {"messages": [USER]}],
+            {},
+            "line 3: the rows .* must all be of one form, this .* messages and line 1 has question",
+        ),
+        (
+            [{"prompt": "a", "completion": "b"}, {"prompt": "b"}],
+            {},
+            "line 2: .* one form, this one has prompt and line 1 has completion",
+        ),
         ([{"prompt": ""}], {}, "line 1, column prompt must be a text, got ''"),
         ([{"prompt": 3}], {}, "line 1, column prompt must be a text, got 3"),
         ([{"prompt": [SAID]}], {}, "line 1, column prompt must end with a message that the assi"),

@@ -255,6 +255,10 @@ def test_what_cannot_be_exported_is_refused_before_anything_is_written(capsys, c
         ([chats, full], "must be a folder that is empty or not there yet"),
         ([chats, full / "x"], "must be a folder that is empty or not there yet"),
         ([chats, full / "x" / "y"], "cannot be written"),
+        (
+            [chats, tmp_path / (long := "a" * 250)],
+            f"{long} cannot be written: File name too long\n",
+        ),
         ([chats, new, "--dtype", "int8"], "dtype must be one of float32, bfloat16, float16"),
         ([chats, new, "--checkpoint", 2], "checkpoint must be best, newest or a step"),
         ([tmp_path, new], "must be a run directory or a checkpoint of one"),

@@ -149,3 +149,18 @@ def test_a_smoothed_curve_neither_leads_nor_lags():
     assert found[29] < 0.5 < found[30]
     assert found == pytest.approx([1 - x for x in reversed(found)])
     assert smooth([2.5]) == [2.5] and smooth([]) == []
+
+
+@pytest.mark.parametrize("name", ["accuracy", "reward"])
+def test_what_is_measured_is_called_what_it_is(tmp_path, name):
+    out = io.StringIO()
+    display = Display(Console(file=out, width=200))
+    values = {"eval/accuracy": 1.5, f"eval/{name}_sampled": 1.5}
+    display.evaluation(3, values)
+    ends = {f"{key}_{when}": value for key, value in values.items() for when in ("before", "after")}
+    summary = {**ends, "name": "one", "wall_seconds": 1.0, "backend": "cpu", "compare": {}}
+    display.final(tmp_path / "one", summary)
+    display.stages(tmp_path / "all", [summary])
+    other = {"accuracy": "reward", "reward": "accuracy"}[name]
+    assert out.getvalue().count(f"held-out {name}") == 3
+    assert f"held-out {other}" not in out.getvalue()

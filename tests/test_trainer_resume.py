@@ -3,6 +3,7 @@
 
 import importlib
 import io
+import json
 import re
 import shutil
 import traceback
@@ -217,6 +218,9 @@ def test_the_time_limit_is_said_with_how_to_go_on(tmp_path):
         r"max_seconds ended the run after step \d+ of 50; .* rlkern train --resume .*late",
         printed(config),
     )
+    done = read_metrics(tmp_path / "runs" / "late")[-1]["step"]
+    summary = json.loads((tmp_path / "runs" / "late" / "summary.json").read_text())
+    assert summary["steps"] == done < 50
 
 
 def test_a_folder_that_only_holds_a_lock_is_free(tmp_path):

@@ -39,3 +39,17 @@ def test_ctrl_c_in_the_supervised_start_keeps_it(tmp_path, monkeypatch, changes)
     assert weights
     for path in weights:
         assert path.read_bytes() == (tmp_path / "runs/whole" / path.relative_to(run)).read_bytes()
+
+
+def test_the_time_limit_ends_the_supervised_start_and_keeps_it(tmp_path):
+    late = small(tmp_path, name="late", steps=1, sft__steps=6, max_seconds=1e-3)
+    said = "ended the supervised start after step 1 of 6; .*start is kept, go on with: .*/late"
+    with pytest.raises(UserError, match=said):
+        train(late)
+    run = tmp_path / "runs" / "late"
+    assert checkpoint.damage(run / "supervised") is None and not (run / "summary.json").exists()
+    assert train(changed(late, max_seconds=0.0), resume=True)["steps"] == 1
+    whole = changed(late, name="whole", max_seconds=0.0)
+    train(whole)
+    curves = [without_times(read_metrics(tmp_path / "runs" / name)) for name in ("whole", "late")]
+    assert curves[0] == curves[1]

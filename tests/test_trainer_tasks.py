@@ -217,10 +217,11 @@ def test_none_means_unscorable():
     ("function", "sentence"),
     [
         (lambda prompts, completions: [1.0], "<lambda> must return 2 rewards, got 1"),
+        (lambda prompts, completions: 3, "<lambda> must return 2 rewards in a list, got 3"),
+        (lambda prompts, completions: None, "<lambda> must return 2 rewards in a list, got None"),
         (lambda prompts, completions: [1.0, float("nan")], "finite numbers or None, got nan"),
         (lambda prompts, completions: [float("inf"), 0.0], "finite numbers or None, got inf"),
         (lambda prompts, completions: ["good", 0.0], "finite numbers or None, got 'good'"),
-        (lambda prompts, completions: None, "<lambda> raised TypeError"),
         (lambda prompts, completions: 1 / 0, "<lambda> raised ZeroDivisionError"),
     ],
 )

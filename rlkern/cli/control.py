@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -23,16 +24,20 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser(arguments: list[str]) -> Parser:
-    from rlkern.control.settings import FREE, root_of
+    from rlkern.control.settings import FREE, other_keys, root_of
 
+    root = root_of(arguments)
+    others = other_keys(root)
     parser = Parser(
         prog="rlkern control",
         usage="rlkern control --algorithm NAME --env ID [--KEY VALUE ...] [--resume [DIRECTORY]]",
         description="Train a classic algorithm in an environment of gymnasium. Flags go over the"
         " YAML file, which goes over the algorithm's recipe for the environment and its defaults."
-        " This list has the keys of the algorithm that is named.",
+        " This list has the keys of the algorithm that is named, without one those of"
+        f" {root.model_fields['algorithm'].default}.",
         add_help=False,
         free=FREE,
+        inside=others,
     )
     parser.add_argument("-h", "--help", action="help", help="this list")
     parser.add_argument("--list", action="store_true", help="list the algorithms and stop")
@@ -48,7 +53,9 @@ def _parser(arguments: list[str]) -> Parser:
         metavar="FILE",
         help="after the last step, one episode as a moving picture: FILE.gif, or .mp4 with moviepy",
     )
-    add_settings(parser, root_of(arguments))
+    add_settings(parser, root)
+    for key in others:  # a file or a run that goes on may name their algorithm
+        parser.add_argument(f"--{key}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded, silence_hub, warn
+from rlkern.runs import best
 from rlkern.trainer.settings.keys import FREE
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # Longest beginning of a question and of a completion in the table of samples.
 _QUESTION, _COMPLETION = 40, 60
+# Answers in that table, and the keys that a run without answers reads of an evaluation.
+_SHOWN, _OF_ROWS = 8, ("eval.batch", "device", "dtype", "threads")
 
 
 def run(arguments: list[str]) -> int:
@@ -55,7 +59,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="rlkern eval",
         description="Accuracy and pass@k on held-out items. A run directory brings its own task and"
-        " settings; what is given here goes over them.",
+        " settings; what is given here goes over them. A run that learned from preferences, or from"
+        " given answers of a file, is measured on those that it held out.",
         free=FREE,
     )
     take = parser.add_argument
@@ -63,7 +68,8 @@ def _parser() -> Parser:
     take("--checkpoint", default="best", help="of a run: best, newest or a step (default best)")
     for flag, (key, says) in _SHORT.items():
         take(f"--{flag}", dest=key, metavar="X", help=says, default=argparse.SUPPRESS)
-    take("--show", type=int, default=8, help="answers in the table of samples (default 8)")
+    says = "answers in the table of samples (default 8)"
+    take("--show", type=int, default=argparse.SUPPRESS, help=says)
     take("--json", action="store_true", help="print one line of JSON and nothing else")
     return parser
 
@@ -72,21 +78,56 @@ def _evaluate(arguments: list[str]) -> int:
     flags = given(_parser(), arguments)
     if flags is None:
         return 0
-    from rlkern.cli.target import check_measured, find_target, settings_for
+    from rlkern.cli.target import check_writes, find_target, settings_for
+    from rlkern.trainer.measure import own_rows
+    from rlkern.trainer.settings.reads import facts
 
-    name, checkpoint = flags.pop("target"), flags.pop("checkpoint")
-    show, as_json = flags.pop("show"), flags.pop("json")
-    target = find_target(name, checkpoint, check_measured)
-    settings = settings_for(target, _with_pass_at(flags))
+    name, checkpoint, as_json = flags.pop("target"), flags.pop("checkpoint"), flags.pop("json")
+    target = find_target(name, checkpoint, lambda *_: None)
     silence_hub()
+    own = target.settings
+    if own is not None and not facts(own).answers_task and "task" not in flags:
+        settings = _without_answers(target, own, flags)
+        values = own_rows(settings, Path(target.model), warn)
+        about = {"model": target.model, "label": target.label, "task": settings.asked}
+        print(_line(about, values)) if as_json else _print_own(target, settings, values)
+        return 0
+    if own is not None:
+        check_writes(Path(name), own)
+    show = flags.pop("show", _SHOWN)
+    settings = settings_for(target, _with_pass_at(flags))
     items, found = _answers(target, settings)
     values = _values(settings, found)
+    if own is not None and facts(own).judges and settings.asked == own.asked:
+        pairs = own_rows(own, Path(target.model), warn)
+        values.update({key: value for key, value in pairs.items() if key != best.KEY})
     if as_json:
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        print(json.dumps({**_about(target, settings), **finite}))
+        print(_line(_about(target, settings), values))
     else:
         _print(target, settings, values, items, found, show)
     return 0
+
+
+def _without_answers(target: Target, own: Settings, flags: dict[str, Any]) -> Settings:
+    """Returns the settings of a run that is measured without answers, with flags over them; Raises
+    UserError for a flag about answers."""
+    from rlkern.runs.errors import UserError
+    from rlkern.trainer.settings import Layer, dump, resolve
+
+    unread = next((flag for flag in flags if flag not in _OF_ROWS), None)
+    if unread is not None:
+        flag = next((short for short, (key, _) in _SHORT.items() if key == unread), unread)
+        raise UserError(
+            f"{target.label} is measured on given answers that it held out, for which {flag} is not"
+            " read; leave it out"
+        )
+    return resolve(Layer(target.label, dump(own)), Layer("flags", flags))
+
+
+def _line(about: dict[str, Any], values: dict[str, float]) -> str:
+    """Returns one line of JSON; a number that is not finite is null."""
+    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return json.dumps({**about, **finite})
 
 
 def _with_pass_at(changes: dict[str, Any]) -> dict[str, Any]:
@@ -176,6 +217,20 @@ def _about(target: Target, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _print_own(target: Target, settings: Settings, values: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rlkern.trainer.show.display import measured
+
+    table = Table(title=f"{target.label}: {settings.asked}", title_justify="left")
+    table.add_column("")
+    table.add_column("held out", justify="right")
+    for name, value in measured(values):
+        table.add_row(name, f"{value:.3f}")
+    Console(highlight=False).print(table)
+
+
 def _print(
     target: Target,
     settings: Settings,
@@ -200,7 +255,8 @@ def _print(
         label = name.removeprefix("eval/").replace("_", ", ")
         if name.endswith("_sampled"):
             label += f", {settings.eval.samples} for each"
-        table.add_row(label, f"{values[name]:.3f}", f"{values[f'{name}_error']:.3f}")
+        error = values.get(f"{name}_error")  # pairs have none
+        table.add_row(label, f"{values[name]:.3f}", "" if error is None else f"{error:.3f}")
     console.print(table)
     mode, answers = next(iter(found.items()))
     samples = Table(title=f"{mode} answers", title_justify="left")

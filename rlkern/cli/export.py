@@ -49,6 +49,8 @@ def _export(arguments: list[str]) -> int:
     flags = given(_parser(), arguments)
     if flags is None:
         return 0
+    from safetensors import SafetensorError
+
     from rlkern.cli.target import find_target
     from rlkern.runs.errors import UserError
     from rlkern.runs.files import publish
@@ -72,8 +74,10 @@ def _export(arguments: list[str]) -> int:
 
     try:
         publish(folder.resolve(), fill)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
+    except (OSError, SafetensorError) as error:
+        # Not the error itself: it names the folder that is filled before it becomes this one.
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"{folder} cannot be written: {why}") from error
     print(f"{target.label} is in {folder}")
     return 0
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from rlkern.runs import best
 from rlkern.runs.errors import UserError
 from rlkern.runs.folder import CONFIG, is_run
+from rlkern.trainer.models.load import check_model_name
 from rlkern.trainer.run.checkpoint import STATE, read_settings
 from rlkern.trainer.settings import Layer, Settings, dump, resolve
 from rlkern.trainer.settings.document import saved
-from rlkern.trainer.settings.reads import facts
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,7 @@ def check_writes(place: Path, settings: Settings) -> None:
     if trained != "policy":
         raise UserError(
             f"{place} trained a {trained.replace('_', ' ')}, which scores answers and gives none:"
-            f" its held-out accuracy is in metrics.jsonl and summary.json"
-        )
-
-
-def check_measured(place: Path, settings: Settings) -> None:
-    """Raises UserError for a run that is not measured by the answers of its model."""
-    check_writes(place, settings)
-    if settings.data.train is not None and not facts(settings).answers_task:
-        raise UserError(
-            f"{place} learned from given answers of {settings.asked}, and what it is measured by on"
-            " those held out is in metrics.jsonl and summary.json"
+            f" rlkern eval {place} measures it on held-out pairs"
         )
 
 
@@ -88,6 +78,7 @@ def settings_for(target: Target, changes: dict) -> Settings:
     """
     own = target.settings
     if own is None and "task" not in changes:
+        check_model_name(target.model)
         raise UserError(
             f"{target.model} is no run directory, so --task must say what it is asked,"
             " for example --task addition"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rlkern.runs.settings.group import Group
-from rlkern.runs.settings.types import Count, NotNegative, Seed, TrackerNames, Whole
+from rlkern.runs.settings.types import Copies, Count, NotNegative, Seed, TrackerNames, Whole
 
 
 class Settings(Group):
@@ -23,8 +23,8 @@ class Settings(Group):
     """Arguments of gymnasium.make, such as env_options.is_slippery."""
     steps: Count = 100_000
     """Environment steps, those of all copies together."""
-    num_envs: Count = 1
-    """Copies of the environment, stepped one after the other."""
+    num_envs: Copies = 1
+    """Copies of the environment, stepped one after the other in one process."""
     seed: Seed = 0
     """Seed of the weights, the exploration and the episodes."""
     max_seconds: NotNegative = 0.0

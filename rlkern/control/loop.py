@@ -86,6 +86,15 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
     if resume:
         saved_settings = resolve(Layer(str(folder / CONFIG), read(folder / CONFIG)))
         check_same(folder, differing(settings, saved_settings))
+    try:
+        return _train(settings, folder, display)
+    except OSError as error:
+        raise UserError(f"{folder}: reading or writing failed: {error}") from error
+    except MemoryError as error:
+        raise UserError(f"out of memory: {error}") from error
+
+
+def _train(settings: Settings, folder: Path, display: Display) -> dict:
     torch.set_num_threads(settings.threads or torch.get_num_threads())
     environments = Environments(
         settings.env, settings.env_options, settings.num_envs, settings.seed
@@ -93,7 +102,7 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
     with contextlib.ExitStack() as stack:
         stack.callback(environments.close)
         check(settings, environments)
-        check_trackers(settings.log)
+        check_trackers(settings.log, "log")
         stack.enter_context(hold(folder))
         write_text(folder / CONFIG, to_yaml(settings.model_dump(mode="json")))
         _seed(settings.seed)
@@ -110,7 +119,7 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
         stack.enter_context(display)
         step = environments.steps if saved else -1
         told = Start(folder, step, settings.model_dump(mode="json"))
-        log = Log(folder, step=step, trackers=begin_tracking(settings.log, told))
+        log = Log(folder, step=step, trackers=begin_tracking(settings.log, told, "log"))
         stack.callback(log.close)
         run = Run(
             folder, settings, learner, environments, progress, display, log, time.perf_counter()
@@ -207,6 +216,21 @@ def _report(run: Run, values: dict[str, float], marks: _Marks) -> None:
     run.display.step(run.environments.steps, values)
 
 
+def _say_other_end(run: Run) -> None:
+    """Says that a run has ended before or behind the steps that were asked, if it has."""
+    taken, asked = run.environments.steps, run.settings.steps
+    if taken > asked:
+        run.display.say(
+            f"{taken} steps were taken, {taken - asked} more than asked, since a run ends with the"
+            " update that passes them"
+        )
+    if taken < asked:
+        run.display.say(
+            f"max_seconds ended the run after {taken} of {asked} steps;"
+            f" {_how_to_go_on(run.folder)} --max_seconds 0"
+        )
+
+
 def _save(run: Run, values: dict[str, float]) -> None:
     progress = Progress(run.seconds(), run.progress.episodes, run.progress.best, values)
     checkpoint.save(run.folder, run.learner, run.environments, vars(progress))
@@ -226,6 +250,7 @@ def _finish(run: Run) -> dict:
         "best_step": run.progress.best[1],
         "wall_seconds": round(run.seconds(), 3),
     }
+    _say_other_end(run)
     draw(run.folder, run.learner, summary)
     write_text(run.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     run.display.final(run.folder, summary)

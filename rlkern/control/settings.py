@@ -23,9 +23,11 @@ from rlkern.runs.settings.layers import (
 from rlkern.runs.settings.message import first_problem, nearest
 
 __all__ = [
-    "FREE", "RESUMABLE", "Layer", "Settings", "declared", "differing", "of", "resolve", "root_of",
+    "FREE", "RESUMABLE", "Layer", "Settings", "declared", "differing", "of", "other_keys",
+    "resolve", "root_of",
 ]  # fmt: skip
 
+_DEFAULT = Settings.model_fields["algorithm"].default
 # Mappings whose keys are not known here.
 FREE = ("env_options",)
 # Keys that may change when a run is resumed: none of them alters what an earlier step computed.
@@ -36,16 +38,31 @@ RESUMABLE = frozenset(
 
 
 def root_of(arguments: Sequence[str]) -> type[Settings]:
-    """Returns the settings class of the algorithm that a command line names, the common one if it
-    names none.
+    """Returns the settings class of the algorithm that a command line names, or of the default;
+    Raises UserError for one that does not exist.
 
     >>> root_of(["--algorithm=q_learning"]).__name__, root_of([]).__name__
-    ('TabularSettings', 'Settings')
+    ('TabularSettings', 'PPOSettings')
     """
     words = [word for each in arguments for word in each.split("=", 1)]
     pairs = dict(zip(words, words[1:]))
-    known = algorithms().get(pairs.get("--algorithm", ""))
-    return known.settings if known is not None else Settings
+    return _named(pairs.get("--algorithm", _DEFAULT)).settings
+
+
+def other_keys(root: type[Settings]) -> list[str]:
+    """Returns the keys that only other algorithms read, such as that of a file."""
+    every = (key for each in algorithms().values() for key, _ in leaves(each.settings))
+    return [key for key in dict.fromkeys(every) if key not in root.model_fields]
+
+
+def _named(name: Any) -> ControlAlgorithm:
+    known = algorithms()
+    if not isinstance(name, str) or name not in known:
+        close = nearest(str(name), known)
+        raise UserError(
+            f"there is no algorithm {name!r}{close} (rlkern control --list shows {len(known)})"
+        )
+    return known[name]
 
 
 def declared(settings: Settings) -> ControlAlgorithm:
@@ -59,23 +76,19 @@ def resolve(*layers: Layer) -> Settings:
     algorithm does not read, or a value that it does not take.
     """
     plain = laid_over(*(dict(layer.values) for layer in layers))
-    name = plain.get("algorithm", Settings.model_fields["algorithm"].default)
-    known = algorithms()
-    if not isinstance(name, str) or name not in known:
-        close = nearest(str(name), known)
-        raise UserError(
-            f"there is no algorithm {name!r}{close} (rlkern control --list shows {len(known)})"
-        )
-    root = known[name].settings
+    name = plain.get("algorithm", _DEFAULT)
+    own, root = _named(name), _named(name).settings
     given = [(layer, normalized(root, layer)) for layer in layers]
     merged = laid_over(*(values for _, values in given))
     env = merged.get("env", root.model_fields["env"].default)
-    own = dict(known[name].recipes.get(env, {}))
+    recipe = dict(own.recipes.get(env, {}))
     try:
-        return root.model_validate({**laid_over(own, merged), "algorithm": name})
+        return root.model_validate({**laid_over(recipe, merged), "algorithm": name})
     except ValidationError as error:
         path, sentence = first_problem(error, root, [key for key, _ in leaves(root)])
-        others = [each.name for each in known.values() if path[-1] in each.settings.model_fields]
+        others = [
+            each.name for each in algorithms().values() if path[-1] in each.settings.model_fields
+        ]
         if path[-1] not in root.model_fields and others:
             sentence = f"{name} does not read {path[-1]}; {', '.join(others)} do"
         layer = source_of(path, given)

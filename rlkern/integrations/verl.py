@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.tensor import DTensor, Partial
 
 import rlkern
 from rlkern.algorithms import algorithm as find_algorithm
@@ -33,6 +32,9 @@ def _whole(weight: Tensor) -> Tensor:
     The gradient of the spread head is the mean of the ranks' gradients, as FSDP2 makes it of the
     layers that it gathers itself: each rank has seen other rows.
     """
+    # Here, because it takes seconds, and `rlkern doctor` only asks which versions are served.
+    from torch.distributed.tensor import DTensor, Partial
+
     if not isinstance(weight, DTensor):
         return weight
     mesh = weight.device_mesh

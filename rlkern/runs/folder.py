@@ -31,9 +31,12 @@ def joined(*parts: str) -> str:
 
 
 def check_name(name: Any) -> None:
-    """Raises UserError if the name of a run is not that of a folder."""
-    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+    """Raises UserError if the name of a run is not that of a folder, or none that a person could
+    read or type."""
+    if not isinstance(name, str) or name in (".", "..") or Path(name).name != name:
         raise UserError(f"name must be a folder name without slashes, got {name!r}")
+    if not name.strip(" '\"") or not name.isprintable():
+        raise UserError(f"name must hold letters or digits, and nothing unprintable, got {name!r}")
 
 
 def _numbered(parent: Path, base: str) -> list[Path]:

@@ -168,19 +168,18 @@ TRACKERS: dict[str, Callable[[Start], Tracker]] = {
 }
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raises UserError for a tracker whose package is not installed."""
+def check_trackers(names: Sequence[str], key: str) -> None:
+    """Raises UserError for a tracker of a key whose package is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(
-                f"output.log {name} needs the package {name}, which is not installed: pip install"
-                f" {name}"
+                f"{key} {name} needs the package {name}, which is not installed: pip install {name}"
             )
 
 
-def begin_tracking(names: Sequence[str], start: Start) -> list[Tracker]:
-    """Returns the trackers of a run, each told of it; Raises UserError, which names it, if one
-    cannot begin."""
+def begin_tracking(names: Sequence[str], start: Start, key: str) -> list[Tracker]:
+    """Returns the trackers of a run, each told of it; Raises UserError, which names it and the key
+    that asked for it, if one cannot begin."""
     found: list[Tracker] = []
     for name in names:
         try:
@@ -190,6 +189,6 @@ def begin_tracking(names: Sequence[str], start: Start) -> list[Tracker]:
                 other.close()
             first = str(error).strip().split("\n")[0]
             raise UserError(
-                f"output.log {name} cannot begin: {type(error).__name__}: {first}"
+                f"{key} {name} cannot begin: {type(error).__name__}: {first}"
             ) from error
     return found

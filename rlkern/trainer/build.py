@@ -20,7 +20,6 @@ from rlkern.runs.errors import UserError
 from rlkern.runs.files import publish
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
-from rlkern.trainer.data.chat import shown_answer
 from rlkern.trainer.data.source import check_unchanged, digests
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora
@@ -46,7 +45,7 @@ from rlkern.trainer.settings import Settings
 from rlkern.trainer.settings.reads import DATA, samples_answers
 from rlkern.trainer.show.report import StepAnswers
 from rlkern.trainer.tasks.registry import make_task
-from rlkern.trainer.tasks.task import Task
+from rlkern.trainer.tasks.task import Task, first_prompts
 from rlkern.trainer.update import Updater
 
 REFERENCE = "reference"
@@ -167,12 +166,13 @@ def _check_texts(parts: Parts) -> None:
         items, _ = parts.task.next_items(0, parts.settings.batch.prompts)
         prompts = [item.prompt for item in items + parts.task.held_out]
         encode(parts.policy, prompts, max_new_tokens=parts.sampling.max_new_tokens)
-    if _learner_of_pairs(parts.settings) and (given := given_pairs(parts.settings)):
+    if learner_of_pairs(parts.settings) and (given := given_pairs(parts.settings)):
         for pair in (*given.train, *given.held_out):
             pair_rows(parts, [pair])
 
 
-def _learner_of_pairs(settings: Settings) -> type[Preferences] | None:
+def learner_of_pairs(settings: Settings) -> type[Preferences] | None:
+    """Returns what learns from preferences in a run, None if nothing does."""
     return PREFERENCES.get((settings.declared.learns_from, settings.declared.trains))
 
 
@@ -190,20 +190,18 @@ def begin(
         supervise(parts, settings.sft, saved, checkpoint.restore, after_step=after_step)
         saved = None
     # A reward model has no head to sample pairs with.
-    pairs = _pairs(parts, run, say) if _learner_of_pairs(settings) else None
+    pairs = _pairs(parts, run, say) if learner_of_pairs(settings) else None
     parts = dataclasses.replace(parts, policy=_trained(parts, run))
     for policy in parts.speakers():
-        # Text of a file has no prompt: its beginning is one.
-        some = [item.prompt or shown_answer(item.right)[:64] for item in parts.task.held_out[:4]]
-        check_model(policy, some, settings, say)
+        check_model(policy, first_prompts(parts.task), settings, say)
     if parts.policy is not parts.engine.policy:
         parts = dataclasses.replace(parts, engine=make_engine(settings, parts.policy))
     parts = dataclasses.replace(
         parts,
-        reference=_reference(parts, run) if reads_reference(settings) else None,
+        reference=reference_of(parts, run) if reads_reference(settings) else None,
         critic=_critic(parts, saved) if settings.has_critic else None,
     )
-    learner = _learner(parts, pairs)
+    learner = learner_of(parts, pairs)
     updater = Updater(learner.losses(), settings, parts.world, frozen=_copies(parts))
     if saved is not None:
         checkpoint.restore(saved, parts, updater)
@@ -243,12 +241,12 @@ _TRAINED: dict[str, Callable[[Parts, Path], Policy]] = {
 
 def reads_reference(settings: Settings) -> bool:
     """Returns whether something of a run needs the starting model."""
-    if _learner_of_pairs(settings) is FromPairs:
+    if learner_of_pairs(settings) is FromPairs:
         return PREFERENCE_KINDS[settings.loss.kind].reference
     return settings.reads_reference
 
 
-def _reference(parts: Parts, run: Path) -> Policy:
+def reference_of(parts: Parts, run: Path) -> Policy:
     """Returns a frozen copy of the starting policy, which the run keeps for a resume. Under
     adapters it is the model that they are laid over, which nothing changes."""
     folder, policy = run / REFERENCE, parts.policy
@@ -292,9 +290,10 @@ def _pairs(parts: Parts, run: Path, say: Callable[[str], None]) -> Pairs:
     return pairs
 
 
-def _learner(parts: Parts, pairs: Pairs | None) -> Learner:
+def learner_of(parts: Parts, pairs: Pairs | None) -> Learner:
+    """Returns what takes the steps of a run."""
     if pairs is None:
         return WITHOUT_PAIRS[parts.settings.declared.learns_from](parts)
-    kind = _learner_of_pairs(parts.settings)
+    kind = learner_of_pairs(parts.settings)
     assert kind is not None
     return kind(parts, pairs)

@@ -35,6 +35,7 @@ from rlkern.trainer.run.checkpoint import Place, newest
 from rlkern.trainer.run.sentences import (
     how_to_go_on,
     out_of_memory,
+    out_of_time,
     say_finished,
 )
 from rlkern.trainer.settings import Settings, dump
@@ -133,7 +134,7 @@ def _log(parts: Parts, folder: Path, step: int) -> Log | NoLog:
     drop_after(folder / COMPLETIONS, step)
     settings = parts.settings
     start = Start(folder, step, dotted(Settings, dump(settings)))
-    return Log(folder, step=step, trackers=begin_tracking(settings.output.log, start))
+    return Log(folder, step=step, trackers=begin_tracking(settings.output.log, start, "output.log"))
 
 
 def _check_steps(parts: Parts, folder: Path) -> None:
@@ -148,10 +149,14 @@ def _run(parts: Parts, saved: Path | None, desk: Desk) -> dict:
     def after_step(step: int, loss: float, updater: Updater) -> None:
         assert settings.sft is not None
         desk.display.sft(step, settings.sft.steps, loss)
-        if world.any(desk.interrupt.asked):
-            parts.progress.seconds = desk.clock.seconds()
-            checkpoint.save_start(desk.folder, parts, updater)
-            raise KeyboardInterrupt
+        late = step < settings.sft.steps and _late(parts, desk)
+        if not late and not world.any(desk.interrupt.asked):
+            return
+        parts.progress.seconds = desk.clock.seconds()
+        checkpoint.save_start(desk.folder, parts, updater)
+        if late:
+            raise UserError(out_of_time(desk.folder, step, settings.sft.steps, "supervised start"))
+        raise KeyboardInterrupt
 
     fresh = saved is None or parts.progress.supervised > 0
     run = build.begin(parts, desk.folder, saved, say=desk.display.say, after_step=after_step)
@@ -170,9 +175,12 @@ def _run(parts: Parts, saved: Path | None, desk: Desk) -> dict:
 
 def _over(run: Run, desk: Desk) -> bool:
     """Returns True after the last step: that of the number asked, or of the time."""
-    settings = run.parts.settings
-    late = settings.max_seconds > 0 and desk.clock.seconds() >= settings.max_seconds
-    return run.parts.progress.step >= settings.steps or run.parts.world.from_main(late)
+    return run.parts.progress.step >= run.parts.settings.steps or _late(run.parts, desk)
+
+
+def _late(parts: Parts, desk: Desk) -> bool:
+    limit = parts.settings.max_seconds
+    return limit > 0 and parts.world.from_main(desk.clock.seconds() >= limit)
 
 
 def _first_evaluation(run: Run, desk: Desk) -> None:
@@ -239,11 +247,9 @@ def _finish(run: Run, desk: Desk) -> dict:
         plot_curves(read_metrics(desk.folder), desk.folder / "curves.png", title=title)
         write_text(desk.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     summary = world.from_main(summary)
-    if run.parts.progress.step < run.parts.settings.steps:
-        desk.display.say(
-            f"max_seconds ended the run after step {run.parts.progress.step} of"
-            f" {run.parts.settings.steps}; go on with more of them: {how_to_go_on(desk.folder)}"
-        )
+    done, steps = run.parts.progress.step, run.parts.settings.steps
+    if done < steps:
+        desk.display.say(out_of_time(desk.folder, done, steps, "run"))
     desk.display.final(desk.folder, summary)
     return summary
 
@@ -269,7 +275,7 @@ def _summary(parts: Parts, desk: Desk) -> dict:
         "model": settings.model,
         "task": settings.asked,
         "seed": settings.seed,
-        "steps": settings.steps,
+        "steps": progress.step,
         "loss": settings.loss.path,
         **{f"{key}_before": value for key, value in progress.before.items()},
         **{f"{key}_after": value for key, value in after.items()},

@@ -216,7 +216,7 @@ METRICS = (
     ),
     Metric(
         "sampling/groups_silent",
-        "groups that the updates of this step left out, whose gradient is 0 (batch.skip_silent)",
+        "groups whose gradient is 0, left out of this step's updates (batch.skip_silent)",
     ),
     Metric("sampling/{which}", "groups of this step, tokens so far, tokens of unknown_logprobs"),
     Metric("sampling/sampling_logp_difference/{which}", "|log π by trainer − by sampler|"),

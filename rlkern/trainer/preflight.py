@@ -49,7 +49,7 @@ def check(settings: Settings, world: World, *, resume: bool = False) -> None:
     task = make_task(settings)
     load_rewards(settings, task)
     check_task(settings, task)
-    check_trackers(settings.output.log)
+    check_trackers(settings.output.log, "output.log")
     if settings.declared.online and settings.output.completions:
         check_installed("output.completions", "--output.completions 0")
 

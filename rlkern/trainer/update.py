@@ -29,7 +29,7 @@ class StepResult:
     metrics are the vectors of the pieces, none while the policy waits for its critic; value_metrics
     is their sum, None without a critic. unchanged is the share of bfloat16 weights with a gradient
     that the step left as they were, None if no weight is bfloat16. silent is the number of prompts
-    that were left out, since the gradient of their answers is 0.
+    found to have no gradient, which were left out but for one where all prompts are such.
     """
 
     loss: float
@@ -102,7 +102,7 @@ class Updater:
         stay as they are if loss or gradient is not finite."""
         started = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=True)
-        spoken = self._speaking(rows)
+        spoken, silent = self._speaking(rows)
         sums = self.accumulate(spoken, train_policy=train_policy)
         loss, value_loss = sums.loss.item(), sums.value_loss.item()
         scored = time.perf_counter()
@@ -128,18 +128,20 @@ class Updater:
             done - scored,
             unchanged,
             sums.differences,
-            rows.prompts - spoken.prompts,
+            silent,
         )
 
-    def _speaking(self, rows: Rows) -> Rows:
-        """Returns the rows without prompts whose gradient is 0, which every process finds alike;
-        one of them if there are no others, so that the weights have gradients of 0."""
+    def _speaking(self, rows: Rows) -> tuple[Rows, int]:
+        """Returns the rows without prompts whose gradient is 0, which every process finds alike,
+        and how many these are; one of them if there are no others, so that the weights have
+        gradients of 0."""
         if not self._settings.batch.skip_silent:
-            return rows
+            return rows, 0
         speaks = self._own.speaks(rows)
         if speaks is None or speaks.all():
-            return rows
-        return rows.take(speaks.nonzero().flatten()) if speaks.any() else rows.piece(0, 1)
+            return rows, 0
+        left = rows.take(speaks.nonzero().flatten()) if speaks.any() else rows.piece(0, 1)
+        return left, int((~speaks).sum())
 
     def accumulate(self, rows: Rows, *, train_policy: bool = True) -> Sums:
         """Adds the gradients of this process's share of the rows to the weights; returns the sums

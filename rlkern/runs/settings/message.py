@@ -38,6 +38,8 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     >>> keys = ["rollout.group_size", "optimizer.lr", "coefficients.clip_low"]
     >>> nearest_key("group_size", keys), nearest_key("optimizer.lrr", keys)
     ('; did you mean rollout.group_size', '; did you mean optimizer.lr')
+    >>> nearest_key("learning_rate", keys)   # by its initials
+    '; did you mean optimizer.lr'
     """
     known = list(known)
     last = key.rpartition(".")[2]
@@ -50,9 +52,18 @@ def nearest_key(key: str, known: Iterable[str]) -> str:
     close = nearest(key, known)
     if close:
         return close
+    short = [n for n in known if _initials(n) == last or n.rpartition(".")[2] == _initials(last)]
+    if short:
+        return f"; did you mean {' or '.join(short)}"
     by_last = {name.rpartition(".")[2]: name for name in known}
     found = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
     return f"; did you mean {by_last[found[0]]}" if found else ""
+
+
+def _initials(key: str) -> str | None:
+    """Returns the first letters of the words of a key's last name, None of a single word."""
+    words = key.rpartition(".")[2].split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else None
 
 
 def expected(info: FieldInfo) -> str:

@@ -45,12 +45,14 @@ def _coefficient(value: Any) -> Any:
 
 
 def _split(value: Any) -> Any:
-    """Returns the parts of a text with commas, and a list of one for a single value.
+    """Returns the parts of a text with commas, in brackets or not, and a list of one for a single
+    value.
 
-    >>> _split("sampled, greedy"), _split(4), _split([1, 2])
-    (['sampled', 'greedy'], [4], [1, 2])
+    >>> _split("sampled, greedy"), _split(4), _split([1, 2]), _split("[]")
+    (['sampled', 'greedy'], [4], [1, 2], [])
     """
     if isinstance(value, str):
+        value = value[1:-1] if value.startswith("[") and value.endswith("]") else value
         return [part.strip() for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -59,6 +61,8 @@ _Number = BeforeValidator(_number)
 Listed = BeforeValidator(_split)
 
 Count = Annotated[int, _Number, Field(ge=1), Says("a whole number, at least 1")]
+# More are no faster, since they take turns, and a mistyped number of them fills the memory.
+Copies = Annotated[int, _Number, Field(ge=1, le=10_000), Says("a whole number from 1 to 10000")]
 Whole = Annotated[int, _Number, Field(ge=0), Says("a whole number, 0 or more")]
 ZeroOrOne = Annotated[int, _Number, Field(ge=0, le=1), Says("0 or 1")]
 Seed = Annotated[int, _Number, Field(ge=0, lt=2**63), Says("a whole number from 0 to 2**63 - 1")]

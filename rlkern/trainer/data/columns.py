@@ -70,9 +70,17 @@ class Row:
         """Returns whether the file has such a column."""
         return role in self._columns
 
+    def has_all(self, roles: str) -> bool:
+        """Returns whether this row has a value for each of the roles."""
+        return all(self.optional(role) is not None for role in roles.split())
+
+    def name(self, role: str) -> str:
+        """Returns the column of a role."""
+        return self._columns.get(role, role)
+
     def place(self, role: str) -> str:
         """Returns where a column of this row is, for a sentence."""
-        return f"{self.where}, column {self._columns.get(role, role)}"
+        return f"{self.where}, column {self.name(role)}"
 
     def get(self, role: str) -> Any:
         """Returns the value of a role that every row must have."""

@@ -60,8 +60,10 @@ def examples(records: list[Record], named: Mapping[str, str], wording: Wording) 
             f"{records[0].where}: no column may be called {clash!r}, by which a reward function"
             " is given something else; rename it"
         )
-    make = _maker(columns, named, records[0].where, wording)
-    found = [make(Row(record, columns), wording) for record in records]
+    needed, make = _form(columns, named, records[0].where, wording)
+    rows = [Row(record, columns) for record in records]
+    _check_one_form(rows, needed)
+    found = [make(row, wording) for row in rows]
     first = found[0]
     other = next((each for each in found if type(each.prompt) is not type(first.prompt)), None)
     # Text that a template turns into messages is one of the two already.
@@ -97,11 +99,29 @@ def _as_text(value: Any) -> str:
 _Maker = Callable[[Row, Wording], Example]
 
 
-def _maker(
+def _check_one_form(rows: list[Row], needed: str) -> None:
+    """Raises UserError for the first row that is of another form than the first one."""
+    whole = [row.has_all(needed) for row in rows]
+    other = next((n for n, each in enumerate(whole) if each is not whole[0]), None)
+    if other is None:
+        return
+    pair = rows[0], rows[other]
+    forms = [next((each for each, *_ in _FORMS if row.has_all(each)), "") for row in pair]
+    if all(forms):  # else a column of the one form is missing, and is named
+        has = [
+            " and ".join(row.name(role) for role in each.split()) for row, each in zip(pair, forms)
+        ]
+        raise UserError(
+            f"{rows[other].where}: the rows of a file must all be of one form, this one has"
+            f" {has[1]} and {rows[0].where.rpartition(', ')[2]} has {has[0]}"
+        )
+
+
+def _form(
     columns: Mapping[str, str], named: Mapping[str, str], where: str, wording: Wording
-) -> _Maker:
-    """Returns what makes an example of a row, by the columns of its file; Raises UserError if that
-    would not read a column that was named."""
+) -> tuple[str, _Maker]:
+    """Returns the columns that a row must have and what makes an example of it, by the columns of
+    its file; Raises UserError if that would not read a column that was named."""
     here = {*columns, *(["prompt"] if wording.template is not None else [])}
     for needed, more, make in _FORMS:
         if here.issuperset(needed.split()):
@@ -111,7 +131,7 @@ def _maker(
                     f"{where}: data.columns.{min(unread)} is not read of rows that have"
                     f" {' and '.join(columns[r] for r in needed.split() if r in columns)}"
                 )
-            return make
+            return needed, make
     raise UserError(
         f"{where}: there is no column to learn from ({', '.join(ROLES)}); name it, for example"
         " --data.columns.prompt NAME"

@@ -30,7 +30,7 @@ from rlkern.trainer.parts import Parts
 from rlkern.trainer.reward.model import scores
 from rlkern.trainer.rollout.text import given_rows
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.settings.reads import SAMPLED
+from rlkern.trainer.settings.reads import SAMPLED, facts
 from rlkern.trainer.show.report import Sample, StepAnswers, Stopwatch, note, update_values
 from rlkern.trainer.tasks.task import epochs
 from rlkern.trainer.update import Updater
@@ -101,8 +101,13 @@ class Preferences(ABC):
         return [self.rows(part) for part in parts]
 
     def evaluate(self) -> dict[str, float]:
+        """Returns what held-out pairs say, and the accuracies on the task if the pairs are its."""
+        run = facts(self.parts.settings)
+        return {**(task_accuracies(self.parts) if run.answers_task else {}), **self.of_pairs()}
+
+    def of_pairs(self) -> dict[str, float]:
         """Returns the share of held-out pairs whose chosen answer has the higher implicit reward,
-        by sums and by means over tokens, and the accuracies on the task if the pairs are its."""
+        by sums and by means over tokens."""
         parts, margins, means = self.parts, list[Tensor](), list[Tensor]()
         for rows in self.held_out():
             reward, ref = self.logprob(parts.policy, rows), self.ref_total(rows)
@@ -116,8 +121,7 @@ class Preferences(ABC):
             "eval/pair_margin": torch.cat(margins).mean().item(),
         }
         compared = "eval/pair_accuracy" + ("_normalized" if self.averages else "")
-        task = task_accuracies(parts) if parts.settings.pairs.source == SAMPLED else {}
-        return {**task, "eval/accuracy": found[compared], **found}
+        return {"eval/accuracy": found[compared], **found}
 
     @property
     def averages(self) -> bool:
@@ -217,12 +221,12 @@ class Judged(Preferences):
             for each in judged[:8]
         ]
 
-    def evaluate(self) -> dict[str, float]:
+    def of_pairs(self) -> dict[str, float]:
         """Returns the same of pairs; where each held-out answer is judged by itself, the chance
         that a desirable one has the higher implicit reward than one that is not."""
         parts, held = self.parts, self.pairs.judged_held_out
         if not held:
-            return super().evaluate()
+            return super().of_pairs()
         at_once, found = parts.settings.eval.batch, list[Tensor]()
         for first in range(0, len(held), at_once):
             rows = judged_rows(parts, held[first : first + at_once])
@@ -265,7 +269,7 @@ class Scored(Preferences):
         weight = even_weight(len(pairs), rows.token.device)
         return dataclasses.replace(rows, prompt_weight=weight), shown(pairs)
 
-    def evaluate(self) -> dict[str, float]:
+    def of_pairs(self) -> dict[str, float]:
         """Returns the share of held-out pairs whose chosen answer has the higher score, and the
         scores' mean and spread."""
         parts = self.parts

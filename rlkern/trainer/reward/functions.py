@@ -6,7 +6,7 @@ their numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -199,13 +199,17 @@ def _call(function: RewardFunction, prompts: list, completions: list, columns: d
     """
     name = reward_name(function)
     try:
-        values = list(
-            function(prompts=prompts, completions=completions, **wanted(function, columns))
-        )
+        found = function(prompts=prompts, completions=completions, **wanted(function, columns))
+        values = list(found) if isinstance(found, Iterable) else None
     except RewardError:
         raise
     except Exception as error:
         raise RewardError(f"reward function {name} {described(error, function)}") from error
+    if values is None:
+        raise RewardError(
+            f"reward function {name} must return {len(completions)} rewards in a list, got"
+            f" {found!r:.60}"
+        )
     if len(values) != len(completions):
         raise RewardError(
             f"reward function {name} must return {len(completions)} rewards, got {len(values)}"

@@ -24,6 +24,12 @@ def how_to_go_on(folder: Path, *, flags: str = "") -> str:
     return f"{kept}, go on with: rlkern train --resume {folder}{flags}"
 
 
+def out_of_time(folder: Path, step: int, steps: int, what: str) -> str:
+    """Returns what is said of a run, or its supervised start, that max_seconds ends."""
+    ended = f"max_seconds ended the {what} after step {step} of {steps}"
+    return f"{ended}; {how_to_go_on(folder, flags=' --max_seconds 0')}"
+
+
 def say_finished(parts: Parts, folder: Path, say: Callable[[str], None]) -> None:
     """Says that a run that is resumed has taken all of its steps, if it has."""
     settings = parts.settings

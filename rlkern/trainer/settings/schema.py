@@ -54,7 +54,8 @@ class Settings(Group):
     steps: Count = 100
     """Number of rollouts, or of batches of given answers."""
     max_seconds: NotNegative = 0.0
-    """End the run after the step that passes this wall time; 0 has no limit."""
+    """End the run after the step that passes this wall time, one of the supervised start too; 0 has
+    no limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """cpu, cuda, or auto (cuda where there is one)."""
     dtype: Literal["float32", "bfloat16", "mixed"] = "float32"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -82,7 +83,7 @@ class Display(base.Display):
     def evaluation(self, step: int, values: dict[str, float]) -> None:
         """Print what was measured on held-out data."""
         kinds = "  ".join(f"{label} {value:.3f}" for label, value in measured(values))
-        self.say(f"held-out accuracy after step {step}: {kinds}")
+        self.say(f"held-out {_score(values)} after step {step}: {kinds}")
 
     def samples(self, step: int, samples: list[tuple[str, str, float]]) -> None:
         """Print a table of completions with their questions and rewards."""
@@ -99,7 +100,7 @@ class Display(base.Display):
         """Print the table a run ends with: before, after, seconds."""
         if self._live:
             self._live.stop()
-        table = Table(title=f"{run.name}: held-out accuracy", title_justify="left")
+        table = Table(title=f"{run.name}: held-out {_score(summary)}", title_justify="left")
         for column in ("", "before", "after", "seconds"):
             table.add_column(column, justify="left" if not column else "right")
         seconds = f"{summary['wall_seconds']:.1f}"
@@ -114,7 +115,8 @@ class Display(base.Display):
 
     def stages(self, folder: Path, summaries: list[dict]) -> None:
         """Print the table a pipeline ends with: each stage before and after."""
-        table = Table(title=f"{folder.name}: held-out accuracy", title_justify="left")
+        scores = " and ".join(dict.fromkeys(map(_score, summaries)))
+        table = Table(title=f"{folder.name}: held-out {scores}", title_justify="left")
         for column in ("stage", "", "before", "after", "seconds"):
             table.add_column(column, justify="left" if column in ("stage", "") else "right")
         for summary in summaries:
@@ -134,6 +136,12 @@ def _changes(summary: dict) -> list[tuple[str, float, float]]:
     ]
     after = dict(measured(ends[1]))
     return [(label, v, after[label]) for label, v in measured(ends[0]) if label in after]
+
+
+def _score(values: Iterable[str]) -> str:
+    """Returns what held-out data are measured by: a reward, or the share of answers or pairs that
+    are right."""
+    return "reward" if any(key.startswith("eval/reward_") for key in values) else "accuracy"
 
 
 def measured(values: dict[str, float]) -> list[tuple[str, float]]:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from rlkern.runs.errors import UserError
-from rlkern.trainer.data.chat import Answer, Prompt
+from rlkern.trainer.data.chat import Answer, Prompt, shown_answer
 from rlkern.trainer.data.examples import Example
 from rlkern.trainer.tasks.conversation import Conversation
 
@@ -93,6 +93,11 @@ class Task:
             elif (skipped := skipped + 1) >= _MOST_SKIPS:
                 raise UserError(f"task {self.name}: every item is held out; lower eval.items")
         return items, position
+
+
+def first_prompts(task: Task) -> list[Prompt]:
+    """Returns a few held-out prompts; text of a file has none, and its beginning is one."""
+    return [item.prompt or shown_answer(item.right)[:64] for item in task.held_out[:4]]
 
 
 def epochs(items: list[Item], seed: int) -> Callable[[int], Item]:
