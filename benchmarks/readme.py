@@ -10,7 +10,7 @@ page has every number and a plot, README.md a short table.
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import report, vocabulary_plot
+from benchmarks import promises, report, vocabulary_plot
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE, PLOT = ROOT / "README.md", ROOT / "docs/benchmarks.md", ROOT / "docs/benchmarks.png"
@@ -91,7 +91,7 @@ def policy_groups(times: report.Times) -> list[tuple[int, int, str, str]]:
         if words[0] == "policy_loss" and len(words) == 3:
             n, v = words[1].split("x")
             found.append((int(v), int(n), words[2], group))
-    return sorted(found, key=lambda x: (*x[:2], report.DTYPES.index(x[2])))
+    return sorted(found, key=lambda x: (*x[:2], promises.DTYPES.index(x[2])))
 
 
 def sizes(times: report.Times) -> str:
@@ -109,12 +109,12 @@ def sizes(times: report.Times) -> str:
 def forms(times: report.Times) -> str:
     """Returns what else the pass over the logits can do, as multiples of the memcpy."""
     head = ["512 × 151936"]
-    for dtype in report.DTYPES:
+    for dtype in promises.DTYPES:
         head += [f"{dtype}, ms", "÷ memcpy", "eager, ms"]
     rows = []
     for name, (ours, eager) in FORMS.items():
         cells = [name]
-        for dtype in report.DTYPES:
+        for dtype in promises.DTYPES:
             ms = times.get(f"policy_loss 512x151936 {dtype}", {})
             cells += [ms_of(ms.get(ours)), quotient(ms.get(ours), ms.get(MEMCPY))]
             cells.append(ms_of(ms.get(eager)) if eager else "")
@@ -126,7 +126,7 @@ def forms(times: report.Times) -> str:
 def checks(times: report.Times) -> str:
     """Returns the bounds of 512 × 151936 with what was measured."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for verdict in report.verdicts(times):
+    for verdict in promises.verdicts(times):
         group, above, below, sign, limit, promised = verdict.check
         if "512x151936" in group:
             what = f"{above} / {below}".replace("_", " ")
@@ -134,8 +134,10 @@ def checks(times: report.Times) -> str:
             cell = f"{verdict.ratio:.2f} ({bound}){'' if verdict.held else ' **missed**'}"
             cells = rows.setdefault((what, "promise" if promised else "goal"), {})
             cells[group.split()[-1]] = cell
-    head = ["ratio", "", *report.DTYPES]
-    return markdown(head, [[*k, *(c.get(d, "–") for d in report.DTYPES)] for k, c in rows.items()])
+    head = ["ratio", "", *promises.DTYPES]
+    return markdown(
+        head, [[*k, *(c.get(d, "–") for d in promises.DTYPES)] for k, c in rows.items()]
+    )
 
 
 def others(times: report.Times) -> list[str]:

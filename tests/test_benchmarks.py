@@ -18,6 +18,7 @@ from benchmarks import (
     calls,
     gpu,
     peers,
+    promises,
     readme,
     report,
     run,
@@ -32,7 +33,7 @@ def timings(rows: dict[str, float]) -> dict[str, report.Timing]:
     return {name: report.Timing(x, x, x, x) for name, x in rows.items()}
 
 
-WHERE = dict.fromkeys(report.IDENTITY, 1) | {"date": "2026-01-02", "commit": "abc"}
+WHERE = dict.fromkeys((*report.IDENTITY, "torch"), 1) | {"date": "2026-01-02", "commit": "abc"}
 
 
 @pytest.mark.parametrize(
@@ -92,22 +93,21 @@ def test_a_gpu_run_reaches_the_readme_with_its_goal(tmp_path):
 @pytest.mark.parametrize("sign,ratio,held", (("<=", 2.0, True), ("<=", 2.01, False),
                                              (">=", 2.0, True), (">=", 1.99, False)))  # fmt: skip
 def test_a_bound_is_held_on_its_own_side(sign, ratio, held):
-    check = report.Check("g", "a", "b", sign, 2.0, promised=True)
+    check = promises.Check("g", "a", "b", sign, 2.0, promised=True)
     assert check.ratio({"g": timings({"a": ratio * 4, "b": 4.0})}) == pytest.approx(ratio)
-    verdict = report.Verdict(check, ratio)
+    verdict = promises.Verdict(check, ratio)
     assert verdict.held == held and verdict.broken != held
     assert str(verdict).startswith("held" if held else "MISSED ")
 
 
 def test_a_goal_that_is_missed_is_printed_and_breaks_nothing():
-    verdict = report.Verdict(report.Check("g", "a", "b", "<=", 1.0, promised=False), 1.5)
+    verdict = promises.Verdict(promises.Check("g", "a", "b", "<=", 1.0, promised=False), 1.5)
     assert str(verdict).startswith("MISSED (a goal)") and not verdict.broken
 
 
 def test_what_was_not_measured_is_not_judged():
-    assert (
-        report.verdicts({"policy_loss 512x151936 float32": timings({"rlkern_in_place": 1.0})}) == []
-    )
+    times = {"policy_loss 512x151936 float32": timings({"rlkern_in_place": 1.0})}
+    assert promises.verdicts(times) == []
 
 
 def benchmarks_of_policy_loss() -> dict[str, set[str]]:
@@ -152,14 +152,14 @@ def all_benchmarks() -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("check", report.CHECKS, ids=lambda c: f"{c.group} {c.above} {c.limit}")
+@pytest.mark.parametrize("check", promises.CHECKS, ids=lambda c: f"{c.group} {c.above} {c.limit}")
 def test_every_check_names_rows_that_are_timed(check):
     rows = all_benchmarks()
     assert check.group in rows[check.above] & rows[check.below]
 
 
 def test_every_vocabulary_of_a_model_must_beat_torch_compile():
-    checks = [check for check in report.CHECKS if check.group.startswith("policy_loss")]
+    checks = [check for check in promises.CHECKS if check.group.startswith("policy_loss")]
     faster = {check.group for check in checks if check.above == "torch_compile"}
     large = {group for group in benchmarks_of_policy_loss()["torch_compile"] if "x21 " not in group}
     assert faster == large
@@ -190,8 +190,8 @@ def test_a_ratio_that_falls_by_more_than_its_spread_is_said(now, fell):
         ours = report.Timing(x, 0.9 * x, 1.1 * x, x)
         return {group: {"memcpy_of_the_logits": copy, "rlkern_in_place": ours}}
 
-    assert bool(report.fallen(of(now), of(1.0))) == fell
-    assert report.fallen(of(9.0), {}) == []
+    assert bool(promises.fallen(of(now), of(1.0))) == fell
+    assert promises.fallen(of(9.0), {}) == []
 
 
 def test_a_tree_with_changes_is_not_recorded(tmp_path):
@@ -212,6 +212,30 @@ def test_a_run_replaces_what_the_same_machine_left_and_nothing_else(tmp_path):
     report.record({"g": timings({"a": 5.0})}, path, WHERE, complete=True)
     assert [line["group"] for line in report.records(path)] == ["g", "g"]
     assert readme.latest(path)[1] == {"g": timings({"a": 5.0})}
+
+
+def test_rows_of_two_instruction_sets_stay_side_by_side_and_are_compared_with_their_own(tmp_path):
+    path = tmp_path / "cpu.jsonl"
+    wide, narrow = (WHERE | {"isa": isa} for isa in ("AVX512", "AVX2"))
+    report.record({"g": timings({"a": 1.0})}, path, wide, complete=True)
+    report.record({"h": timings({"a": 3.0})}, path, narrow, complete=True, spared={"g": "imitated"})
+    assert [x["isa"] for x in report.machines(path)] == ["AVX2", "AVX512"]
+    assert report.on_record(path, wide) == {"g": timings({"a": 1.0})}
+    assert report.on_record(path, narrow) == {"h": timings({"a": 3.0})}
+    assert report.left_out(path, narrow) == {"g": "imitated"} and not report.left_out(path, wide)
+    report.record({"g": timings({"a": 2.0})}, path, narrow, complete=False)
+    assert report.left_out(path, narrow) == {}
+
+
+@pytest.mark.parametrize("native", (True, False))
+def test_products_of_bfloat16_are_left_out_where_they_are_imitated(monkeypatch, native):
+    monkeypatch.setattr(bench_linear, "SMOKE", False)
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native, raising=False
+    )
+    spared = set() if native else {f"linear_policy_loss {n}x896x151936 bfloat16"
+                                   for n in (64, 128, 512)}  # fmt: skip
+    assert bench_linear.left_out().keys() == spared
 
 
 def test_the_run_finds_every_file_of_benchmarks():
