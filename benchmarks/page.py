@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import models, plots, report, slower, steps
+from benchmarks import beside_peers, models, plots, report, slower, steps
 from benchmarks.tables import checks, forms, markdown, number, others, processors, sizes
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs/benchmarks"
@@ -82,6 +82,24 @@ def step(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
     ]
 
 
+def peers(path: Path) -> list[str]:
+    """Returns the paragraphs of the functions of other projects, on the processor measured last."""
+    machines = report.machines(path)
+    if not machines:
+        return ["`make bench-peers` compares with the functions of other projects on a CPU; no run "
+                "of it is on record."]  # fmt: skip
+    rows = [x for x in report.records(path) if report.same_machine(x, machines[0])]
+    where, by_operation = machines[0], dict[str, list[dict]]()
+    for row in rows:
+        by_operation.setdefault(row["op"], []).append(row)
+    return [
+        f"`make bench-peers` on {where['cpu']}, {where['threads']} threads, {where['isa']}, torch "
+        f"{where['torch']}, float32, medians in turns, and in brackets p20 and p80, rows of "
+        f"`benchmarks/results/{path.name}`:",
+        *map(beside_peers.table, by_operation.values()),
+    ]
+
+
 def needs(shown: Callable[[str], list[str]]) -> list[str]:
     """Returns the paragraphs of memory."""
     return [
@@ -150,7 +168,9 @@ def numbers(folder: Path = report.RESULTS) -> str:
     def shown(name: str) -> list[str]:
         return [known[name].markup(PICTURES.name)] if name in known else []
 
-    paragraphs = cpu(folder / CPU, shown) + step(folder / STEPS, shown)
+    paragraphs = cpu(folder / CPU, shown)
+    paragraphs += ["## How fast are the functions of others?", *peers(folder / beside_peers.PEERS)]
+    paragraphs += step(folder / STEPS, shown)
     paragraphs += not_the_fastest(folder) + needs(shown)
     for path in gpu_files(folder):
         paragraphs += gpu(path)

@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from benchmarks import models, page, plots, readme, report, slower, steps
+from benchmarks import beside_peers, models, page, plots, readme, report, slower, steps
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
 NARROW = WHERE | {"isa": "AVX2"}
@@ -100,3 +100,24 @@ def test_the_computed_memory_is_what_was_measured_on_a_gpu():
     gradients = models.BFLOAT16 * H * (V + N)
     measured = rows["rlkern_linear_policy_loss", N, H, V] - gradients
     assert models.Model("", H, V).linear_bytes == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("operation", beside_peers.SIZES)
+def test_what_the_peers_are_held_to_is_what_rlkern_computes(operation, monkeypatch):
+    monkeypatch.setattr(beside_peers.cpu_peers, "SMOKE", True)
+    absent: dict[str, str] = {}
+    calls = beside_peers.calls_of(operation, beside_peers.SIZES[operation][1], absent)
+    assert {"rlkern"} < calls.keys() and beside_peers.disagreements(calls) == {}
+    wrong = calls | {"wrong": lambda: tuple(1.01 * x for x in calls["rlkern"]())}
+    assert beside_peers.disagreements(wrong).keys() == {"wrong"}
+
+
+def test_a_peer_reaches_the_page_or_the_reason_why_it_is_absent(tmp_path):
+    assert "make bench-peers" in page.numbers(tmp_path)
+    about = WHERE | {"op": "gae", "size": "4"}
+    rows = [about | {"row": "rlkern", "ms": [2.0, 1.9, 2.1, 1.8]},
+            about | {"row": "verl x", "ms": [3.0, 2.5, 3.5, 2.0]},
+            about | {"row": "y", "absent": "not here"}]  # fmt: skip
+    (tmp_path / beside_peers.PEERS).write_text("".join(json.dumps(x) + "\n" for x in rows))
+    text = page.numbers(tmp_path)
+    assert "| verl x | 3 (2.5–3.5) | 1.50 |" in text and "| y | not here |  |" in text
