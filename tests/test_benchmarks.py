@@ -237,30 +237,6 @@ def test_a_run_replaces_what_the_same_machine_left_and_nothing_else(tmp_path):
     assert page.latest(path)[1] == {"g": timings({"a": 5.0})}
 
 
-def test_rows_of_two_instruction_sets_stay_side_by_side_and_are_compared_with_their_own(tmp_path):
-    path = tmp_path / "cpu.jsonl"
-    wide, narrow = (WHERE | {"isa": isa} for isa in ("AVX512", "AVX2"))
-    report.record({"g": timings({"a": 1.0})}, path, wide, complete=True)
-    report.record({"h": timings({"a": 3.0})}, path, narrow, complete=True, spared={"g": "imitated"})
-    assert [x["isa"] for x in report.machines(path)] == ["AVX2", "AVX512"]
-    assert report.on_record(path, wide) == {"g": timings({"a": 1.0})}
-    assert report.on_record(path, narrow) == {"h": timings({"a": 3.0})}
-    assert report.left_out(path, narrow) == {"g": "imitated"} and not report.left_out(path, wide)
-    report.record({"g": timings({"a": 2.0})}, path, narrow, complete=False)
-    assert report.left_out(path, narrow) == {}
-
-
-@pytest.mark.parametrize("native", (True, False))
-def test_products_of_bfloat16_are_left_out_where_they_are_imitated(monkeypatch, native):
-    monkeypatch.setattr(bench_linear, "SMOKE", False)
-    monkeypatch.setattr(
-        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native, raising=False
-    )
-    spared = set() if native else {f"linear_policy_loss {n}x896x151936 bfloat16"
-                                   for n in (64, 128, 512)}  # fmt: skip
-    assert bench_linear.left_out().keys() == spared
-
-
 def test_the_run_finds_every_file_of_benchmarks():
     files = {path.name for path in Path(report.__file__).parent.glob("bench_*.py")}
     assert {f"bench_{stem}.py" for stem in run.stems()} == files and "policy_loss" in run.stems()

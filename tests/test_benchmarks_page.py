@@ -5,8 +5,10 @@ import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 
+from benchmarks import bench_linear_policy_loss as bench_linear
 from benchmarks import beside_peers, models, page, plots, readme, report, slower, steps
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
@@ -121,3 +123,32 @@ def test_a_peer_reaches_the_page_or_the_reason_why_it_is_absent(tmp_path):
     (tmp_path / beside_peers.PEERS).write_text("".join(json.dumps(x) + "\n" for x in rows))
     text = page.numbers(tmp_path)
     assert "| verl x | 3 (2.5–3.5) | 1.50 |" in text and "| y | not here |  |" in text
+
+
+def once(ms):
+    """Returns a row without a spread."""
+    return {"a": report.Timing(ms, ms, ms, ms)}
+
+
+def test_rows_of_two_instruction_sets_stay_side_by_side_and_are_compared_with_their_own(tmp_path):
+    path = tmp_path / "cpu.jsonl"
+    wide, narrow = (WHERE, NARROW)
+    report.record({"g": once(1.0)}, path, wide, complete=True)
+    report.record({"h": once(3.0)}, path, narrow, complete=True, spared={"g": "imitated"})
+    assert [x["isa"] for x in report.machines(path)] == ["AVX2", "AVX512"]
+    assert report.on_record(path, wide) == {"g": once(1.0)}
+    assert report.on_record(path, narrow) == {"h": once(3.0)}
+    assert report.left_out(path, narrow) == {"g": "imitated"} and not report.left_out(path, wide)
+    report.record({"g": once(2.0)}, path, narrow, complete=False)
+    assert report.left_out(path, narrow) == {}
+
+
+@pytest.mark.parametrize("native", (True, False))
+def test_products_of_bfloat16_are_left_out_where_they_are_imitated(monkeypatch, native):
+    monkeypatch.setattr(bench_linear, "SMOKE", False)
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native, raising=False
+    )
+    spared = set() if native else {f"linear_policy_loss {n}x896x151936 bfloat16"
+                                   for n in (64, 128, 512)}  # fmt: skip
+    assert bench_linear.left_out().keys() == spared
