@@ -69,6 +69,7 @@ class Plot(NamedTuple):
 
 def _dress(axes: Any, theme: Theme) -> None:
     axes.grid(alpha=0.25, linewidth=0.6, color=theme.ink)
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(theme.ink)
     axes.tick_params(which="both", labelsize=FONT - 1, colors=theme.ink)
