@@ -124,6 +124,23 @@ def table(rows: list[dict[str, Any]]) -> str:
                      "÷ rlkern"], lines)  # fmt: skip
 
 
+def slower(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns a line for each function that is faster than rlkern's.
+
+    >>> one = {"isa": "AVX2", "op": "gae", "size": "4", "row": "rlkern", "ms": [3.0] * 4}
+    >>> slower([one, {**one, "row": "x", "ms": [2.0] * 4}, {**one, "row": "y", "absent": ""}])
+    ['- AVX2, gae: x is faster at 4 (1.50 times)']
+    """
+    timed = [x for x in rows if "absent" not in x]
+    ours = {(x["isa"], x["op"]): x["ms"][0] for x in timed if x["row"] == "rlkern"}
+    ratios = [(x, ours[x["isa"], x["op"]] / x["ms"][0]) for x in timed]
+    return [
+        f"- {x['isa']}, {x['op'].replace('_', ' ')}: {x['row']} is faster at {x['size']} "
+        f"({times_of(ratio)} times)"
+        for x, ratio in ratios if ratio > 1
+    ]  # fmt: skip
+
+
 def main() -> int:
     """Returns 0 after all tables were printed; 1 if a peer disagreed or no rows could be kept."""
     parser = argparse.ArgumentParser(description=main.__doc__)

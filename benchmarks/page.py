@@ -154,6 +154,7 @@ def not_the_fastest(folder: Path) -> list[str]:
     for where in report.machines(path):
         rows = slower.of_processor(report.on_record(path, where))
         lines += slower.lines(where["isa"], rows)
+    lines += beside_peers.slower(report.records(folder / beside_peers.PEERS))
     lines += steps.slower(report.records(folder / STEPS))
     for each in gpu_files(folder):
         run = last_run(each)

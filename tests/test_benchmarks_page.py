@@ -122,6 +122,7 @@ def test_a_peer_reaches_the_page_or_the_reason_why_it_is_absent(tmp_path):
             about | {"row": "y", "absent": "not here"}]  # fmt: skip
     (tmp_path / beside_peers.PEERS).write_text("".join(json.dumps(x) + "\n" for x in rows))
     text = page.numbers(tmp_path)
+    assert "is faster at" not in text
     assert "| verl x | 3 (2.5–3.5) | 1.50 |" in text and "| y | not here |  |" in text
 
 
