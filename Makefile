@@ -49,7 +49,7 @@ test: $(call set-up,dev $(if $(C_COMPILER),tasks)) $(NATIVE)  ## run all tests, 
 
 ##@ The rest
 
-.PHONY: check lint format bench mutants models compare control control-peers docs site doctor gpu test-integrations clean help
+.PHONY: check lint format bench bench-peers mutants models compare control control-peers docs site doctor gpu test-integrations clean help
 check: lint test  ## lint and test; CI also runs test-integrations
 
 lint: $(call set-up,dev)  ## ruff, mypy and clang-format, nothing changed
@@ -65,6 +65,13 @@ format: $(call set-up,dev)  ## rewrite the sources as lint wants them
 
 bench: $(call set-up,dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
 	$(PY) -m benchmarks.run $(ARGS)
+
+bench-peers:  ## the same work by TRL, verl, Liger and torch on a CPU, in the environment of test-integrations (ARGS="--smoke")
+	$(MAKE) --no-print-directory VENV=$(TRAINERS) $(TRAINERS)/.stamps/integrations \
+	  $(TRAINERS)/.stamps/$(notdir $(NATIVE))
+	@[ -d build/peers/liger_kernel ] || $(TRAINERS)/bin/python -m pip --disable-pip-version-check install \
+	  --quiet --no-deps --target build/peers -r requirements/peers.txt
+	PYTHONPATH=build/peers $(TRAINERS)/bin/python -m benchmarks.beside_peers $(ARGS)
 
 mutants: $(call set-up,dev) $(NATIVE)  ## plant small faults, say which no test notices (BUDGET=600 seconds; ARGS="rlkern/ops --count 50")
 	$(PY) -m tests.mutants --budget $(BUDGET) $(ARGS)

@@ -45,6 +45,7 @@ def page_of(name: str) -> str:
 def on_files(files, config):
     """Adds README and the pages of the reference."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    readme = readme.replace('"docs/', '"')
     added = {"index.md": readme}
     names = public()
     for page, title in PAGES.items():
@@ -73,6 +74,8 @@ def on_page_markdown(markdown, page, config, files):
         known = files.get_file_from_path("/".join(parts))
         return match[0] if known is not None else text
 
+    # The pages are light whatever the reader's system is.
+    markdown = re.sub(r'<source media="[^"]*dark[^"]*"[^>]*>', "", markdown)
     # A block that is to be a file says so in its first line.
     markdown = re.sub(r"(?m)^```(\w+) (\w+\.\w+)$", r'```\1 title="\2"', markdown)
     return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", kept, markdown)

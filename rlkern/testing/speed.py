@@ -14,11 +14,11 @@ import torch
 from torch.utils.benchmark import Timer
 
 import rlkern
-from rlkern.backends import backend_name, on_host
+from rlkern.backends import backend_name
 from rlkern.testing import baselines
 from rlkern.testing.cases import CASES
 from rlkern.testing.conformance import Comparison, compare
-from rlkern.testing.timed_inputs import Inputs, LinearInputs
+from rlkern.testing.timed_inputs import Inputs, LinearInputs, products_are_native
 
 # {device type: rows × vocabulary, rows × hidden × vocabulary, sequences × steps, rewards}
 SIZES: dict[str, dict[str, Any]] = {
@@ -102,8 +102,7 @@ def measured(device: str, sizes: dict[str, Any], seconds: float) -> Iterator[Mea
 
 
 def _head(device: str, size: tuple[int, int, int], seconds: float) -> Measured:
-    # A processor without products of bfloat16 imitates them, which takes minutes.
-    native = not on_host(torch.device(device)) or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = products_are_native(torch.bfloat16, device)
     dtype = torch.bfloat16 if native else torch.float32
     inputs = LinearInputs(*size, device, dtype)
     eager = timed(lambda: _eager_linear(inputs), seconds)

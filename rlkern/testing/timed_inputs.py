@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import rlkern
+from rlkern.backends import on_host
 
 SEQUENCES = 8
 KEPT = 64
@@ -16,6 +17,17 @@ SOFTCAP = 30.0
 # Of GRPO and of GSPO with a KL term; the clip widths of GSPO are those of its paper, §5.1.
 GRPO: dict[str, Any] = {"algorithm": "grpo", "kl_coef": 0.04, "clip_low": 0.2, "clip_high": 0.2}
 GSPO: dict[str, Any] = {"algorithm": "gspo", "kl_coef": 0.04, "clip_low": 3e-4, "clip_high": 4e-4}
+
+# Why a product of bfloat16 is not timed: torch converts and rounds, which takes minutes.
+IMITATED = "this processor imitates bfloat16 products"
+
+
+def products_are_native(dtype: torch.dtype, device: str = "cpu") -> bool:
+    """Whether matrix products of a dtype are computed by instructions, as torch tells from the
+    processor's instruction set."""
+    if dtype != torch.bfloat16 or not on_host(torch.device(device)):
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Inputs:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ratios that `make bench` holds the project to, and what a run says of them."""
+
+from typing import NamedTuple
+
+from benchmarks.report import Times
+
+
+class Check(NamedTuple):
+    """A ratio of two rows of a group, and what it is to be.
+
+    promised  the project gives its word: a miss makes the run fail. What is not promised is a goal,
+              whose miss is printed alike, but the yardstick itself moves (LOG.md)
+    """
+
+    group: str
+    above: str
+    below: str
+    sign: str
+    limit: float
+    promised: bool
+
+    def ratio(self, times: Times) -> float | None:
+        """Returns the ratio of the medians, or None if a row of it was not measured."""
+        spread = self.spread(times)
+        return None if spread is None else spread[1]
+
+    def spread(self, times: Times) -> tuple[float, float, float] | None:
+        """Returns the least and the largest ratio that p20 and p80 leave, the median's between."""
+        rows = times.get(self.group, {})
+        if self.above not in rows or self.below not in rows:
+            return None
+        a, b = rows[self.above], rows[self.below]
+        return a.p20 / b.p80, a.median / b.median, a.p80 / b.p20
+
+    def holds(self, ratio: float) -> bool:
+        """Whether the ratio is on the right side of the limit."""
+        return ratio <= self.limit if self.sign == "<=" else ratio >= self.limit
+
+
+def _main(dtype: str) -> str:
+    return f"policy_loss 512x151936 {dtype}"
+
+
+# (row, its divisor, sign, limits in float32 and bfloat16), of 512 × 151936.
+GOALS = (
+    ("rlkern_in_place", "memcpy_of_the_logits", "<=", 1.3, 2.0),
+    ("rlkern_forward_only", "memcpy_of_the_logits", "<=", 1.0, 1.5),
+    ("rlkern_logprob_and_entropy", "memcpy_of_the_logits", "<=", 1.0, 1.5),
+    ("rlkern_gspo_in_place", "memcpy_of_the_logits", "<=", 2.0, 3.5),
+)
+PROMISES = (
+    ("rlkern_in_place", "memcpy_of_the_logits", "<=", 1.5, 2.8),
+    ("eager", "rlkern_in_place", ">=", 6.0, 14.0),
+    ("torch_compile", "rlkern_in_place", ">=", 8.0, 5.0),
+    ("rlkern_in_place_avx2", "rlkern_in_place_best", "<=", 2.0, 2.0),
+)
+# At every other vocabulary of a model the loss beats torch.compile, at the tiny one eager.
+BEATEN = {
+    "torch_compile": (
+        "8192x1000", "8192x4096", "2048x32000", "1024x50257", "512x129920", "256x262144",
+    ),
+    "eager": ("1920x21",),
+}  # fmt: skip
+DTYPES = ("float32", "bfloat16")
+# (rows of hidden states, row, its divisor, sign, limits), of H = 896 and V = 151 936.
+LINEAR = (
+    (512, "rlkern", "three_products", "<=", 1.08, 1.25),
+    (512, "rlkern_frozen_head", "two_products", "<=", 1.08, 1.25),
+    *((rows, "eager", "rlkern", ">=", 1.0, 1.0) for rows in (64, 128, 512)),
+)
+# Half the bandwidth of a memcpy of the bytes that must move, and never slower than eager.
+SWEPT = ("rlkern_gae", "rlkern_gae_into_memory_in_use")
+SCANS = ("1x1", "8x4096", "512x4096", "8192x1024", "1x1000000")
+CHECKS = [
+    Check(_main(dtype), above, below, sign, limits[i], table is PROMISES)
+    for table in (GOALS, PROMISES)
+    for above, below, sign, *limits in table
+    for i, dtype in enumerate(DTYPES)
+] + [
+    Check(f"policy_loss {size} {dtype}", row, "rlkern_in_place", ">=", 1.0, True)
+    for row, sizes in BEATEN.items()
+    for size in sizes
+    for dtype in DTYPES
+]
+CHECKS += [
+    Check(f"linear_policy_loss {n}x896x151936 {dtype}", above, below, sign, limits[i], False)
+    for n, above, below, sign, *limits in LINEAR
+    for i, dtype in enumerate(DTYPES)
+]
+CHECKS += [
+    Check("gae 8192x1024", row, "memcpy_of_the_bytes_moved", "<=", 2.0, False) for row in SWEPT
+] + [Check(f"gae {shape}", "eager_gae", "rlkern_gae", ">=", 1.0, False) for shape in SCANS]
+
+
+# No slower than what a researcher would write, where a call costs more than its arithmetic.
+CALLS = ("32x2", "256x6", "2048x18", "4096x2", "4096x64")
+CHECKS += [
+    Check(f"calls {op} {size}", f"{other}_{op}", f"rlkern_{op}", ">=", 1.0, False)
+    for op in ("policy_loss", "td_loss")
+    for size in CALLS
+    for other in ("eager", "torch_compile")
+]
+
+
+class Verdict(NamedTuple):
+    """What a check found."""
+
+    check: Check
+    ratio: float
+
+    @property
+    def held(self) -> bool:
+        """Whether the ratio is what it is to be."""
+        return self.check.holds(self.ratio)
+
+    @property
+    def broken(self) -> bool:
+        """Whether a promise does not hold."""
+        return self.check.promised and not self.held
+
+    def __str__(self) -> str:
+        group, above, below, sign, limit, promised = self.check
+        label = "held" if self.held else "MISSED" if promised else "MISSED (a goal)"
+        return f"{label:<16}{group}: {above} / {below} = {self.ratio:.2f} ({sign} {limit})"
+
+
+def fallen(times: Times, before: Times) -> list[str]:
+    """Returns a line for each ratio that is worse than on record by more than both their spreads.
+
+    >>> from benchmarks.report import Timing
+    >>> def of(ms):
+    ...     copy, ours = Timing(1, 1, 1, 1), Timing(ms, ms, ms, ms)
+    ...     rows = {"memcpy_of_the_logits": copy, "rlkern_in_place": ours}
+    ...     return {"policy_loss 512x151936 float32": rows}
+    >>> [line.split(" = ")[1] for line in fallen(of(4), of(2))]
+    ['4.00 (4.00–4.00), on record 2.00 (2.00–2.00)']
+    """
+    lines = []
+    for check in dict.fromkeys(CHECKS):
+        now, then = check.spread(times), check.spread(before)
+        if now is None or then is None:
+            continue
+        worse = now[0] > then[2] if check.sign == "<=" else now[2] < then[0]
+        if worse:
+            lines.append(
+                f"FELL{'':<12}{check.group}: {check.above} / {check.below} = {now[1]:.2f}"
+                f" ({now[0]:.2f}–{now[2]:.2f}), on record {then[1]:.2f}"
+                f" ({then[0]:.2f}–{then[2]:.2f})"
+            )
+    return list(dict.fromkeys(lines))
+
+
+def verdicts(times: Times) -> list[Verdict]:
+    """Returns the ratio of each check whose rows were measured."""
+    ratios = [(check, check.ratio(times)) for check in CHECKS]
+    return [Verdict(check, ratio) for check, ratio in ratios if ratio is not None]
