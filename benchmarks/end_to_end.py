@@ -97,6 +97,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
             sampled, clock = parts.progress.generated_tokens, Clock()
             values, _answers = run.learner.step(run.updater, lambda _: None)
             own = {key.removeprefix("time/"): x for key, x in values.items() if "time/" in key}
+            own["grading"] = own.pop("reward")  # what TRL calls reward is its mean
             own["tokens"] = parts.progress.generated_tokens - sampled
             own["silent"] = values["sampling/groups_silent"]
             found.append({**clock.lap(), **own, "reward": values["reward"]})

@@ -8,8 +8,10 @@ are not told apart by a public hook, so the rest of its step is one part.
 from benchmarks import plots
 from benchmarks.tables import markdown, number, times_of
 
-PARTS = {"rollout": "rollout", "score": "loss", "loss": "loss", "step": "optimizer"}
-COLUMNS = ("rollout", "loss", "optimizer", "rest", "loss, optimizer, rest")
+PARTS = {
+    "rollout": "rollout", "grading": "reward", "score": "loss", "loss": "loss", "step": "optimizer",
+}  # fmt: skip
+COLUMNS = ("rollout", "reward", "loss", "optimizer", "rest", "loss, optimizer, rest")
 CASES = ("wide", "short", "long", "generate", "ends")
 
 

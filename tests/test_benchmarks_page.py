@@ -60,12 +60,14 @@ def test_every_row_of_others_on_record_has_a_row_of_ours_beside_it():
 
 
 def test_a_step_is_told_by_part_and_a_slower_one_is_said():
-    ours = SIDE | {"loss": 1.0, "score": 0.5, "step": 0.5}
+    ours = SIDE | {"loss": 1.0, "score": 0.5, "step": 0.5, "grading": 0.25, "reward": 9.0}
     records = [step_of("short", 4.0, rlkern=ours, trl=SIDE),
                step_of("short", 0.5, rlkern=ours, trl=SIDE)]  # fmt: skip
     first, second = steps.table(records).split("\n")[2:]
-    assert first == "| short, float32 | rlkern | 5 | 2 | 1.5 | 0.5 | 1 | – | 9 | 7 | 0.50 |"
-    assert second == "| short, float32 | trl | 5 | 2 | – | – | – | 3 | 9 | 7 |  |"
+    assert (
+        first == "| short, float32 | rlkern | 5 | 2 | 0.25 | 1.5 | 0.5 | 0.75 | – | 9 | 7 | 0.50 |"
+    )
+    assert second == "| short, float32 | trl | 5 | 2 | – | – | – | – | 3 | 9 | 7 |  |"
     assert steps.slower(records) == ["- whole steps, short: TRL is faster (2.00 times)"]
 
 
