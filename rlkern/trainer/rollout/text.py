@@ -61,8 +61,8 @@ def encode(
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Returns the ids of a text that goes on: with the special tokens that the tokenizer puts
-    before every text, unless it holds them itself, and without those that it puts behind; of
-    messages those of the rendered template. Raises UserError if there are none."""
+    before every text, unless it holds them itself, and without those behind; of messages those of
+    the rendered template. Raises UserError if there are none."""
     if isinstance(prompt, Chat) and not is_text(tokenizer, prompt):
         return chat_prompt_ids(tokenizer, prompt)
     text = as_text(prompt)
@@ -199,14 +199,12 @@ def _known(tokenizer: Any, size: int) -> frozenset[int]:
 
 @lru_cache(maxsize=4)
 def _reads_blanks(tokenizer: Any) -> bool:
-    """Returns whether a blank between words is in their tokens; else a decoder puts blanks between
-    all of them."""
+    """Returns whether tokens hold the blanks between words; else decoding puts some there."""
     return _plain(tokenizer, "1 + 1") != _plain(tokenizer, "1+1")
 
 
 def token_ids(rows: Rows) -> dict[str, list[list[int]]]:
-    """Returns prompt_ids and completion_ids, the real tokens of each answer and of its prompt: the
-    very ones that the model read and wrote."""
+    """Returns prompt_ids and completion_ids of each answer: the very ones read and written."""
     asked, said = (
         [list(compress(*row)) for row in zip(token.tolist(), real.tolist(), strict=True)]
         for token, real in ((rows.prompt, rows.prompt_mask), (rows.token, rows.present))
