@@ -184,6 +184,8 @@ def applicable(operation: str, case: Case, dtype: torch.dtype) -> bool:
     """Returns whether this combination says anything that another does not."""
     if case.about == "objective":
         return dtype == torch.float32 and operation in ("policy_loss", "token_objective")
+    if operation == "group_advantage" and case != next(c for c in CASES if c.V == case.V):
+        return False  # of a case it reads V alone
     if operation in VECTOR_OPERATIONS:
         return dtype == torch.float32 and case.V < 2000 and case.about == "everything"
     # In place has the bits of out of place: one of the two is enough in the narrow dtypes.
