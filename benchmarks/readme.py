@@ -45,7 +45,7 @@ def short(folder: Path = report.RESULTS) -> str:
     for what, (ours, them) in _CPU_ROWS.items():
         if ours in ms:
             cells = [number(ms[row].median) if row in ms else "–" for row in them]
-            device = f"{where['cpu']}, {where['threads']} threads"
+            device = f"{where['cpu']}, {where['threads']} threads, {where['isa']}"
             rows.append([device, f"{what}, 512 × 151936", number(ms[ours].median), *cells])
     for path in gpu_files(folder):
         lines = report.records(path)

@@ -50,10 +50,10 @@ def test_a_row_that_is_faster_elsewhere_is_named_once_for_each_operation(tmp_pat
 
 
 def test_every_row_of_others_on_record_has_a_row_of_ours_beside_it():
-    for path in (report.RESULTS / page.CPU, *page.gpu_files(report.RESULTS)):
-        rows = slower.of_gpu(report.records(path))
-        if path.name == page.CPU:
-            rows = slower.of_processor(page.latest(path)[1])
+    here = report.RESULTS / page.CPU
+    found = [slower.of_processor(report.on_record(here, x)) for x in report.machines(here)]
+    found += [slower.of_gpu(report.records(path)) for path in page.gpu_files(report.RESULTS)]
+    for rows in found:
         for ms in rows.values():
             theirs = [x for x in ms if re.match(r"eager|(torch_)?compile|liger|python", x)]
             assert not [x for x in theirs if slower.pair(x, ms) is None]
