@@ -37,7 +37,7 @@ PRINTED = {
     "docs/integrations.md": {"| prompts": "python -m benchmarks.trl_step"},
     "docs/your-data.md": {
         "166 seconds": "rlkern train --data.train sums.jsonl",
-        "1248 seconds": "rlkern train --model smollm2 --data.train train.jsonl",
+        "556 seconds": "rlkern train --model smollm2 --data.train train.jsonl",
         "60 seconds": "rlkern train --model smollm2 --data.train train.jsonl",
     },
 }
