@@ -38,7 +38,8 @@ PRINTED = {
     "docs/your-data.md": {
         "166 seconds": "rlkern train --data.train sums.jsonl",
         "556 seconds": "rlkern train --model smollm2 --data.train train.jsonl",
-        "60 seconds": "rlkern train --model smollm2 --data.train train.jsonl",
+        "70 %": "rlkern train --model smollm2 --data.train train.jsonl",
+        "11 %": "rlkern train --model smollm2 --data.train train.jsonl",
     },
 }
 
