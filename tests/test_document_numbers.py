@@ -34,7 +34,7 @@ PRINTED = {
         "165 s": "rlkern train --config configs/smollm2_dpo.yaml",
         "| run": "rlkern train --config configs/smollm2_arithmetic.yaml",
     },
-    "docs/integrations.md": {"| prompts": "python -m benchmarks.trl_step"},
+    "docs/integrations.md": dict.fromkeys(("| prompts", "50.7 s"), "python -m benchmarks.trl_step"),
     "docs/your-data.md": {
         "166 seconds": "rlkern train --data.train sums.jsonl",
         "556 seconds": "rlkern train --model smollm2 --data.train train.jsonl",
