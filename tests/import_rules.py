@@ -30,7 +30,7 @@ LAYERS = (
     {"trainer.reward"},
     {"trainer.critic"},
     {"trainer.losses", "trainer.parts"},
-    {"trainer.update"},
+    {"trainer.update", "trainer.equip"},
     {"trainer.show", "trainer.collect", "trainer.evaluate"},
     {"trainer.online", "trainer.offline"},
     {"trainer.preflight", "trainer.run"},

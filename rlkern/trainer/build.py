@@ -21,6 +21,7 @@ from rlkern.runs.files import publish
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.data.source import check_unchanged, digests
+from rlkern.trainer.equip import equipped
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora
 from rlkern.trainer.models.load import load_policy, make_policy, recomputing, train_last_layers
@@ -37,12 +38,10 @@ from rlkern.trainer.reward.functions import load_rewards
 from rlkern.trainer.reward.model import is_scorer, load_scorer, make_scorer
 from rlkern.trainer.rollout.check import check_model
 from rlkern.trainer.rollout.engines import make_engine
-from rlkern.trainer.rollout.fitting import fitted
-from rlkern.trainer.rollout.text import encode, stop_tokens
-from rlkern.trainer.rollout.turns import sampling_of
+from rlkern.trainer.rollout.text import encode
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.reads import DATA, samples_answers
+from rlkern.trainer.settings.reads import DATA
 from rlkern.trainer.show.report import StepAnswers
 from rlkern.trainer.tasks.registry import make_task
 from rlkern.trainer.tasks.task import Task, first_prompts
@@ -103,21 +102,8 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
     policy = _policy(settings, task, world, saved)
     if settings.lora is not None and not lora.is_adapted(policy.model):
         lora.targets(policy.model, settings.lora.targets)
-    sampling = sampling_of(settings, task, stop_tokens(policy, task.stop))
-    new = sampling.max_new_tokens if samples_answers(settings) else 0
-    task = fitted(task, policy, settings, new=new)
-    parts = Parts(
-        settings=settings,
-        task=task,
-        rewards=rewards,
-        sampling=sampling,
-        world=world,
-        policy=policy,
-        engine=make_engine(settings, policy),
-        generator=torch.Generator().manual_seed(settings.seed),
-        progress=progress,
-        teacher=_teacher(settings, policy),
-    )
+    parts = equipped(settings, task, rewards, world, policy, progress)
+    parts = dataclasses.replace(parts, teacher=_teacher(settings, policy))
     _check_texts(parts)
     for speaker in parts.speakers():
         speaker.head.parameters()  # refused, if it is, while nothing of the run is written

@@ -14,6 +14,7 @@ from rlkern.runs.errors import UserError
 from rlkern.trainer import build
 from rlkern.trainer.data.source import check_unchanged
 from rlkern.trainer.device import resolve_device
+from rlkern.trainer.equip import equipped
 from rlkern.trainer.offline.pairs import FOLDER, Pairs, kept_pairs, of_file
 from rlkern.trainer.offline.preferences import Preferences
 from rlkern.trainer.parts import Parts
@@ -21,13 +22,9 @@ from rlkern.trainer.processes.world import World
 from rlkern.trainer.progress import Progress
 from rlkern.trainer.reward.functions import load_rewards
 from rlkern.trainer.rollout.check import check_model
-from rlkern.trainer.rollout.engines import make_engine
-from rlkern.trainer.rollout.fitting import fitted
-from rlkern.trainer.rollout.text import stop_tokens
-from rlkern.trainer.rollout.turns import sampling_of
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings import Settings
-from rlkern.trainer.settings.reads import DATA, samples_answers
+from rlkern.trainer.settings.reads import DATA
 from rlkern.trainer.tasks.registry import make_task
 from rlkern.trainer.tasks.task import first_prompts
 
@@ -60,20 +57,7 @@ def _parts(settings: Settings, run: Path, folder: Path) -> Parts:
     read = build.LOADERS[settings.declared.trains]
     policy = read(folder, device=world.device, dtype=settings.dtype)
     policy.model.requires_grad_(False)
-    sampling = sampling_of(settings, task, stop_tokens(policy, task.stop))
-    new = sampling.max_new_tokens if samples_answers(settings) else 0
-    task = fitted(task, policy, settings, new=new)
-    return Parts(
-        settings=settings,
-        task=task,
-        rewards=load_rewards(settings, task),
-        sampling=sampling,
-        world=world,
-        policy=policy,
-        engine=make_engine(settings, policy),
-        generator=torch.Generator().manual_seed(settings.seed),
-        progress=progress,
-    )
+    return equipped(settings, task, load_rewards(settings, task), world, policy, progress)
 
 
 def _pairs(parts: Parts, run: Path) -> Pairs:
