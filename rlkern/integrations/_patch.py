@@ -222,6 +222,9 @@ def patch(name: str) -> contextlib.AbstractContextManager[None]:
     ValueError: patch: name must be one of trl, verl, trl-lora-head, got 'liger'
     """
     trainer = trainer_of(name)
+    # A trainer may load a plugin that patches it.
+    with contextlib.suppress(ImportError):  # which is said of the target that is missed
+        importlib.import_module(trainer.distribution)
     if name in _active:
         raise PatchError(f"patch: {name} is patched already; unpatch({name!r}) first")
     replaced = checked(trainer)

@@ -104,6 +104,11 @@ def test_importing_verl_is_enough(tmp_path):
     assert "rlkern serves verl.utils" in done.stderr
 
 
+def test_patching_a_verl_that_its_plugin_patches_meanwhile_says_so(tmp_path):
+    done = fresh(tmp_path, "from rlkern.integrations import patch; patch('verl')")
+    assert done.stderr.rstrip().endswith("patch: verl is patched already; unpatch('verl') first")
+
+
 def test_an_older_verl_runs_without_rlkern_and_the_doctor_says_why(tmp_path):
     done = fresh(tmp_path, DOCTOR, verl="0.8.2")
     assert done.returncode == 0, done.stderr
