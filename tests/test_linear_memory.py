@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the fused linear needs beside its inputs and gradients: a wave, however many the rows."""
 
+import os
 import subprocess
 import sys
 
@@ -35,7 +36,9 @@ print(step(N, head, wave))
 def extra_megabytes(N: int, H: int, V: int, wave: int = 0) -> float:
     """Returns the peak of resident memory beyond inputs and gradients; wave 0 is the default."""
     command = [sys.executable, "-c", PROGRAM, *map(str, (N, H, V, wave))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # What is freed leaves at once: glibc else keeps a buffer or not, as its threshold has grown.
+    freed = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | freed)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 
@@ -55,6 +58,6 @@ def test_the_memory_is_flat_in_the_number_of_rows_and_follows_the_wave():
         extra_megabytes(n, 8, 40000, wave) for n, wave in ((512, 256), (2048, 256), (2048, 1024))
     )
     row_megabytes = 40000 * 2 / 2**20
-    assert many - few < 0.2 * (2048 - 512) * row_megabytes
+    assert many - few < 0.1 * (2048 - 512) * row_megabytes
     # The buffer, and a block of it in float32 where the gradient of the weight is summed.
     assert 0.8 < (wide - many) / ((1024 - 256) * row_megabytes) < 2.5
