@@ -221,5 +221,15 @@ def test_torchtitan_gets_its_dapo_loss_and_drops_tokens_nobody_scored(count):
 
 
 def test_torchtitans_rows_are_no_place_for_a_loss_of_sequences():
-    with pytest.raises(ValueError, match=r"must be one of tokens, got gspo \(sequence\)"):
+    with pytest.raises(ValueError, match="got 'gspo' of level 'sequence'"):
         torchtitan.policy_loss("gspo")
+
+
+@pytest.mark.parametrize("make", [skyrl.policy_loss, slime.custom_loss, torchtitan.policy_loss])
+def test_a_wrong_name_or_coefficient_is_said_before_the_first_step(make):
+    with pytest.raises(ValueError, match="algorithm must be one of .*, got 'cispoo'"):
+        make("cispoo")
+    with pytest.raises(TypeError, match="cispo: unknown coefficient 'clip_hihg'"):
+        make("cispo", clip_hihg=0.2)
+    with pytest.raises(ValueError, match="clip_low must not be negative, got -1.0"):
+        make("ppo", clip_low=-1.0)

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What replaces functions of other trainers: all or nothing, by signature, undone exactly."""
 
+import functools
+import importlib
+import re
 import sys
+from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
 import pytest
 
 from rlkern import integrations
-from rlkern.integrations import PatchError, _patch
-from rlkern.integrations._patch import Target, Trainer, signature_of
+from rlkern.integrations import PatchError, _patch, _target
+from rlkern.integrations._target import Target, Trainer, signature_of
 
 
 class Owner:
     def score(self, hidden, temperature=1.0):
         return "theirs"
+
+    label = "not a function"
+    native = dict.update  # in C, without a readable signature
 
 
 class Heir(Owner):
@@ -33,19 +40,33 @@ SIGNATURE = "(self, hidden, temperature=1.0)"
 
 @pytest.fixture
 def trainer(monkeypatch):
-    """Returns what makes `trl` a trainer of these targets in a version."""
+    """Returns what makes `trl`, or what stands on it, a trainer of these targets in a version."""
+    trainers: dict[str, Trainer] = {}
     module = ModuleType("their_module")
     module.Owner, module.Heir = Owner, Heir
     monkeypatch.setitem(sys.modules, "their_module", module)
+    monkeypatch.setitem(sys.modules, "trl", ModuleType("trl"))
 
-    def make(*targets: Target, version: str | None = "1.16.0") -> None:
-        monkeypatch.setattr(
-            _patch, "trainer_of", lambda name: Trainer("trl", ">=1.15,<1.17", targets)
-        )
-        monkeypatch.setattr(_patch, "installed", lambda trainer: version)
+    def make(*targets: Target, version: str | None = "1.16.0", over: str = "") -> None:
+        name = "trl-lora-head" if over else "trl"
+        trainers[name] = Trainer(name, ">=1.15,<1.17", targets, package="trl", over=over)
 
+        def found(name):
+            if version is None:
+                raise PackageNotFoundError(name)
+            return version
+
+        monkeypatch.setattr(_target, "version", found)
+
+    known = _patch.trainer_of
+    monkeypatch.setattr(
+        _patch, "trainer_of", lambda name, *op: trainers.get(name) or known(name, *op)
+    )
+    theirs = vars(Owner)["score"]
     yield make
     _patch._active.clear()
+    Owner.score = theirs
+    Heir.__dict__.get("score") and delattr(Heir, "score")
 
 
 def target(name: str = "Owner.score", signature: str = SIGNATURE) -> Target:
@@ -92,6 +113,8 @@ def test_versions_of_the_range_are_taken(trainer, version):
         (target("Owner.forward"), "must have their_module.Owner.forward"),
         (target("Heir.score", "(self, states)"), r"must take \(self, states\).*\(self, hidden"),
         (Target("no_such_module", "f", "()", ours), "No module named 'no_such_module'"),
+        (target("Owner.label"), r"Owner.label.*must take.*not a callable"),
+        (target("Owner.native"), r"Owner.native.*must take.*no signature"),
     ],
 )
 def test_nothing_is_replaced_unless_all_can_be(trainer, second, expected):
@@ -100,6 +123,7 @@ def test_nothing_is_replaced_unless_all_can_be(trainer, second, expected):
         integrations.patch("trl")
     assert Owner().score(0) == "theirs"
     assert integrations.status()[0].calls is None
+    assert re.search(expected, integrations.refusal("trl"))
 
 
 def test_a_second_patch_is_refused_and_the_first_stays(trainer):
@@ -115,22 +139,96 @@ def test_what_somebody_else_has_patched_over_is_left_alone(trainer):
     theirs = vars(Owner)["score"]
     integrations.patch("trl")
     mine = vars(Owner)["score"]
-    try:
-        Owner.score = lambda self, hidden: "another's"
-        with pytest.raises(PatchError, match="was replaced after rlkern"):
-            integrations.unpatch("trl")
-        assert Owner().score(0) == "another's"
-        Owner.score = mine
+    Owner.score = lambda self, hidden: "another's"
+    with pytest.raises(PatchError, match="was replaced after rlkern"):
         integrations.unpatch("trl")
-        assert vars(Owner)["score"] is theirs
-    finally:
-        Owner.score = theirs
+    assert Owner().score(0) == "another's"
+    Owner.score = mine
+    integrations.unpatch("trl")
+    assert vars(Owner)["score"] is theirs
+
+
+def test_another_s_wrapper_around_theirs_is_left_alone(trainer):
+    trainer(target())
+    theirs = vars(Owner)["score"]
+    integrations.patch("trl")
+    Owner.score = functools.wraps(theirs)(lambda self, hidden: "another's")
+    with pytest.raises(PatchError, match="was replaced after rlkern"):
+        integrations.unpatch("trl")
+    assert Owner().score(0) == "another's"
+
+
+def test_what_was_put_back_by_hand_is_patched_anew(trainer):
+    trainer(target(), target("Heir.score"))
+    theirs = vars(Owner)["score"]
+    integrations.patch("trl")
+    Owner.score = theirs
+    del Heir.score
+    integrations.unpatch("trl")
+    assert vars(Owner)["score"] is theirs and "score" not in vars(Heir)
+    with integrations.patch("trl"):
+        assert Owner().score(0) == "ours"
+
+
+def test_a_module_that_was_loaded_anew_is_patched_anew(trainer, tmp_path, monkeypatch):
+    (tmp_path / "their_file.py").write_text("def score(hidden):\n    return 'theirs'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    trainer(Target("their_file", "score", "(hidden)", lambda original, count: lambda x: "ours"))
+    integrations.patch("trl")
+    module = importlib.reload(sys.modules["their_file"])
+    assert module.score(0) == "theirs"
+    integrations.unpatch("trl")
+    assert module.score(0) == "theirs"
+    with integrations.patch("trl"):
+        assert module.score(0) == "ours"
 
 
 def test_what_is_not_patched_cannot_be_undone(trainer):
     trainer(target())
     with pytest.raises(PatchError, match="trl is not patched"):
         integrations.unpatch("trl")
+    with pytest.raises(ValueError, match="unpatch: name must be one of trl, verl.*, got 'trlx'"):
+        integrations.unpatch("trlx")
+
+
+def test_a_block_undoes_its_own_patch_and_no_later_one(trainer):
+    trainer(target())
+    with integrations.patch("trl") as nothing:
+        assert nothing is None
+        integrations.unpatch("trl")
+        again = integrations.patch("trl")
+    assert Owner().score(0) == "ours"
+    with again:
+        pass
+    assert Owner().score(0) == "theirs"
+    with pytest.raises(PatchError, match="this patch of trl was undone"), again:
+        pass
+
+
+def test_a_block_s_own_error_is_not_hidden_by_what_cannot_be_undone(trainer, capsys):
+    trainer(target())
+    with pytest.raises(ZeroDivisionError), integrations.patch("trl"):
+        Owner.score = lambda self, hidden: "another's"
+        1 / 0  # noqa: B018
+    assert "was replaced after rlkern" in capsys.readouterr().err
+
+
+def test_what_cannot_be_undone_at_the_end_of_a_block_is_raised(trainer):
+    trainer(target())
+    with pytest.raises(PatchError, match="was replaced after"), integrations.patch("trl"):
+        Owner.score = lambda self, hidden: "another's"
+
+
+def test_a_patch_stands_on_another_and_is_undone_before_it(trainer):
+    trainer(target())
+    trainer(target("Heir.score"), over="trl")
+    with pytest.raises(PatchError, match=r"trl-lora-head needs patch\('trl'\) before it"):
+        integrations.patch("trl-lora-head")
+    with integrations.patch("trl"), integrations.patch("trl-lora-head"):
+        with pytest.raises(PatchError, match=r"unpatch\('trl-lora-head'\) first"):
+            integrations.unpatch("trl")
+        assert Owner().score(0) == Heir().score(0) == "ours"
+    assert Owner().score(0) == Heir().score(0) == "theirs"
 
 
 def test_annotations_are_no_part_of_a_signature():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replaces single functions of other trainers by rlkern's, and puts them back.
 
-A trainer is a file beside this one with a `TRAINER`: the functions it replaces and, of each, the
-signature it was written for. A function whose signature is another one is not replaced.
+All of a trainer's functions or none; one whose signature is not the one that its replacement was
+written for is not replaced.
 """
 
 from __future__ import annotations
@@ -10,75 +10,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import inspect
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-TRAINERS = ("trl", "verl", "trl-lora-head")
-
-
-def kept(original: Any, count: Callable[[], None]) -> Any:
-    """Returns the function itself: for one that is only called or overridden."""
-    return original
-
-
-class Target(NamedTuple):
-    """A function that is replaced.
-
-    module, name  where it is looked up when it is called; name may be Class.method
-    signature     what `signature_of` gives of the function that was copied
-    make          (original, count) -> what takes its place, which calls count with every use
-    called        the attribute of the original whose signature counts, "" for the original itself
-    """
-
-    module: str
-    name: str
-    signature: str
-    make: Callable[[Any, Callable[[], None]], Any] = kept
-    called: str = ""
-
-    @property
-    def path(self) -> str:
-        """The dotted name of the function."""
-        return f"{self.module}.{self.name}"
-
-    def owner(self) -> tuple[Any, str]:
-        """Returns the object that holds the function, and its name there."""
-        *holders, name = self.name.split(".")
-        return functools.reduce(getattr, holders, importlib.import_module(self.module)), name
-
-
-class Trainer(NamedTuple):
-    """A trainer that functions are replaced in, and its versions that were looked at.
-
-    name       what `patch` calls it, and with underscores the module that has this
-    versions   as pip takes them: >=1.15,<1.17
-    package    what pip calls it, "" for its name
-    unplugged  of a trainer that loads rlkern by itself: returns why it did not, None if it did
-    """
-
-    name: str
-    versions: str
-    targets: tuple[Target, ...]
-    package: str = ""
-    unplugged: Callable[[], str | None] | None = None
-
-    @property
-    def distribution(self) -> str:
-        """What pip calls it."""
-        return self.package or self.name
-
-    @property
-    def supported(self) -> str:
-        """The versions that are supported, as pip takes them."""
-        return f"{self.distribution}{self.versions}"
-
-
-class PatchError(RuntimeError):
-    """A function of another trainer cannot be replaced, or not be put back."""
+from rlkern.integrations._target import (
+    TRAINERS,
+    PatchError,
+    Target,
+    Trainer,
+    checked_version,
+    installed,
+    signature_of,
+    trainer_of,
+)
 
 
 @dataclass
@@ -100,8 +45,20 @@ class _Replaced:
         """Counts a use."""
         self.calls += 1
 
+    def taken(self) -> bool:
+        """Returns whether somebody else's function stands in the place of ours.
+
+        The trainer's own is nobody else's: put back by hand, or made anew by a reload.
+        """
+        found = getattr(self.owner, self.name, None)
+        wrapped = hasattr(found, "__wrapped__")
+        own = not wrapped and _defined(found) == _defined(self.original)
+        return not (found is self.ours or found is self.original or own)
+
     def put_back(self) -> None:
-        """Makes the owner as it was."""
+        """Makes the owner as it was, if it is not."""
+        if vars(self.owner).get(self.name) is not self.ours:
+            return
         if self.inherited:
             delattr(self.owner, self.name)
         else:
@@ -111,56 +68,10 @@ class _Replaced:
 _active: dict[str, list[_Replaced]] = {}
 
 
-def signature_of(function: Any) -> str:
-    """Returns the parameters of a function and their defaults; annotations are left out.
-
-    >>> def f(a, *, b: int = 2): ...
-    >>> signature_of(f)
-    '(a, *, b=2)'
-    """
-    found = inspect.signature(function)
-    plain = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
-    bare = found.replace(parameters=plain, return_annotation=inspect.Signature.empty)
-    return str(bare)
-
-
-def trainer_of(name: str) -> Trainer:
-    """Returns what is replaced in a trainer.
-
-    >>> trainer_of("verl").name
-    'verl'
-    """
-    if name not in TRAINERS:
-        raise ValueError(f"patch: name must be one of {', '.join(TRAINERS)}, got {name!r}")
-    return importlib.import_module(f"rlkern.integrations.{name.replace('-', '_')}").TRAINER
-
-
-def installed(trainer: Trainer) -> str | None:
-    """Returns the installed version of a trainer, or None."""
-    try:
-        return version(trainer.distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def patched(name: str) -> bool:
-    """Returns whether a trainer is patched now."""
-    return name in _active
-
-
-def checked_version(op: str, trainer: Trainer) -> str:
-    """Returns the installed version of a trainer; raises PatchError if it was not looked at."""
-    found = installed(trainer)
-    if found is None:
-        raise PatchError(f"{op}: {trainer.distribution} must be installed ({trainer.supported})")
-    from packaging.specifiers import SpecifierSet  # which each of the trainers needs
-
-    if not SpecifierSet(trainer.versions).contains(found, prereleases=True):
-        raise PatchError(
-            f"{op}: {trainer.distribution} must be {trainer.supported}, whose functions were"
-            f" looked at, got {found}"
-        )
-    return found
+def _defined(function: Any) -> tuple[Any, Any]:
+    """Returns the module and the name of a function, or of the class that a method is bound to."""
+    holder = getattr(function, "__self__", function)
+    return getattr(holder, "__module__", None), getattr(holder, "__qualname__", None)
 
 
 def checked(trainer: Trainer) -> list[_Replaced]:
@@ -168,16 +79,22 @@ def checked(trainer: Trainer) -> list[_Replaced]:
     found = checked_version("patch", trainer)
     replaced = []
     for target in trainer.targets:
+        path = target.called.split(".") if target.called else ()
         try:
             owner, name = target.owner()
             original = getattr(owner, name)
-            path = target.called.split(".") if target.called else ()
-            called = functools.reduce(getattr, path, original)
+            got = signature_of(functools.reduce(getattr, path, original))
         except (ImportError, AttributeError) as error:
             raise PatchError(
-                f"patch: {trainer.distribution} {found} must have {target.path}: {error}"
+                f"patch: {trainer.distribution} {found} must have"
+                f" {'.'.join([target.path, *path])}: {error}"
             ) from error
-        if (got := signature_of(called)) != target.signature:
+        except (TypeError, ValueError) as error:  # not callable, or made without a signature
+            raise PatchError(
+                f"patch: {target.path} of {trainer.distribution} {found} must take"
+                f" {target.signature}, for which its replacement was written: {error}"
+            ) from error
+        if got != target.signature:
             raise PatchError(
                 f"patch: {target.path} of {trainer.distribution} {found} must take"
                 f" {target.signature}, for which its replacement was written, got {got}"
@@ -215,7 +132,7 @@ def patch(name: str) -> contextlib.AbstractContextManager[None]:
         name  "trl", "verl", or "trl-lora-head" for LoRA on the head inside "trl"
     Raises
         PatchError  if the trainer is not installed, of a version or a signature that this was not
-                    written for, or patched already
+                    written for, patched already, or "trl-lora-head" before "trl"
 
     >>> patch("liger")
     Traceback (most recent call last):
@@ -227,6 +144,8 @@ def patch(name: str) -> contextlib.AbstractContextManager[None]:
         importlib.import_module(trainer.distribution)
     if name in _active:
         raise PatchError(f"patch: {name} is patched already; unpatch({name!r}) first")
+    if trainer.over and trainer.over not in _active:
+        raise PatchError(f"patch: {name} needs patch({trainer.over!r}) before it")
     replaced = checked(trainer)
     for each in replaced:
         each.ours = each.target.make(each.original, each.count)
@@ -235,27 +154,48 @@ def patch(name: str) -> contextlib.AbstractContextManager[None]:
     paths = ", ".join(each.target.path for each in replaced)
     whole = f"{trainer.distribution} {installed(trainer)}"
     print(f"rlkern serves {paths} of {whole}", file=sys.stderr)
-    return _undoing(name)
+    return _Undoing(name, replaced)
 
 
-@contextlib.contextmanager
-def _undoing(name: str) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        unpatch(name)
+class _Undoing(contextlib.AbstractContextManager):
+    """Undoes one patch at the end of a block, and no later one."""
+
+    def __init__(self, name: str, replaced: list[_Replaced]) -> None:
+        self.name, self.replaced = name, replaced
+
+    def active(self) -> bool:
+        """Returns whether the patch that this undoes is in force."""
+        return _active.get(self.name) is self.replaced
+
+    def __enter__(self) -> None:
+        if not self.active():
+            raise PatchError(f"patch: this patch of {self.name} was undone; patch it again")
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not self.active():  # undone inside the block
+            return
+        try:
+            unpatch(self.name)
+        except PatchError as refused:
+            if error is None:
+                raise
+            print(refused, file=sys.stderr)  # the block's own error is the one to see
 
 
 def unpatch(name: str) -> None:
     """Puts a trainer's own functions back.
 
-    Raises PatchError if it is not patched, or if something else has taken the place of one of
-    rlkern's functions since: then nothing is changed.
+    Raises PatchError if it is not patched, if another patch stands on it, or if something else has
+    taken the place of one of rlkern's functions since: then nothing is changed.
     """
+    trainer_of(name, "unpatch")
     if name not in _active:
         raise PatchError(f"unpatch: {name} is not patched")
+    for other in _active:
+        if trainer_of(other).over == name:
+            raise PatchError(f"unpatch: {other} stands on {name}; unpatch({other!r}) first")
     for each in _active[name]:
-        if vars(each.owner).get(each.name) is not each.ours:
+        if each.taken():
             raise PatchError(
                 f"unpatch: {each.target.path} was replaced after rlkern had replaced it; undo that"
                 " first"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern.aggregate import token_weight
+from rlkern.integrations._tried import tried
 
 NO_TERMS: dict[str, Any] = {"kl_coef": 0.0, "entropy_coef": 0.0}
 # Those of off_policy_correction that switch something on; None is off.
@@ -35,9 +36,10 @@ def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
 
     SkyRL divides the advantages so that the sum over tokens is the reduction that it was asked for,
     and adds KL and entropy itself: here both coefficients are 0, and a gate that looks at the size
-    of an advantage sees the divided one. Raises ValueError for off_policy_correction, which each of
-    SkyRL's own losses applies itself.
+    of an advantage sees the divided one. Raises ValueError for an algorithm or a coefficient that
+    is not one, and the loss does for off_policy_correction, which SkyRL's own losses apply.
     """
+    tried(algorithm, coefficients)
 
     def loss(
         log_probs: Tensor,

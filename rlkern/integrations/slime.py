@@ -20,6 +20,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern.aggregate import token_weight
+from rlkern.integrations._tried import tried
 
 _REFUSED = ("use_tis", "use_opsm", "use_unbiased_kl", "get_mismatch_metrics")
 
@@ -29,9 +30,11 @@ def custom_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
 
     slime scores the tokens, over Megatron's slices of the vocabulary, and sum_of_sample_mean
     reduces the terms of the loss, so the reduction is slime's. entropy_coef and, with use_kl_loss,
-    kl_loss_coef are taken from args. Raises ValueError for options that slime's own loss applies
-    and this one does not, and for sequences that are spread over ranks (context parallelism).
+    kl_loss_coef are taken from args. Raises ValueError for an algorithm or a coefficient that is
+    not one; the loss does for options that slime's own applies and this one does not, and for
+    sequences that are spread over ranks (context parallelism).
     """
+    tried(algorithm, coefficients)
 
     def loss(
         args: Any, batch: dict[str, Any], logits: Tensor, sum_of_sample_mean: Callable

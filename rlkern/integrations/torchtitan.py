@@ -26,18 +26,23 @@ from torch import Tensor
 import rlkern
 from rlkern.aggregate import token_weight
 from rlkern.algorithms import algorithm as find_algorithm
+from rlkern.integrations._tried import tried
 
 
 def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tensor, dict]]:
     """Returns a loss of the signature of torchtitan's DAPOLoss, in one pass over the logits.
 
     Tokens whose generator_logprobs are not finite are dropped, as DAPOLoss does. Raises ValueError
-    for an algorithm of sequences: the tokens of a call are a packed row, or a part of one, and
-    nothing says where a sequence begins.
+    for an algorithm or a coefficient that is not one, and for an algorithm of sequences: the tokens
+    of a call are a packed row, or a part of one, and nothing says where a sequence begins.
     """
     level = find_algorithm(algorithm).level
     if coefficients.get("level", level) != "token":
-        raise ValueError(f"torchtitan: algorithm must be one of tokens, got {algorithm} ({level})")
+        raise ValueError(
+            "policy_loss: algorithm must judge each token by itself, since torchtitan does not say"
+            f" where a sequence begins, got {algorithm!r} of level {level!r}"
+        )
+    tried(algorithm, coefficients)
 
     def loss(
         logits: Tensor,

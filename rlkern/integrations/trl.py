@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 import rlkern
-from rlkern.integrations._patch import Target, Trainer
+from rlkern.integrations._target import Target, Trainer
 from rlkern.integrations.head import HeadWeights
 
 _COMPANIONS = {"mean_logits", "is_top1"}

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 import rlkern
-from rlkern.integrations._patch import Target, Trainer, checked
+from rlkern.integrations._patch import checked
+from rlkern.integrations._target import Target, Trainer
 from rlkern.integrations.trl import TRAINER as TRL
 
 _OVERRIDDEN = Trainer(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA on the head inside TRL, an opt-in of its own beside `patch("trl")`.
+"""LoRA on the head inside TRL, an opt-in of its own on top of `patch("trl")`.
 
 TRL multiplies hidden states by the head's weight, so an adapter there would never be trained, and
 each trainer's constructor refuses one. rlkern.linear_token_logprob takes the adapter as it is, so
@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from rlkern.integrations._patch import PatchError, Target, Trainer, patched
+from rlkern.integrations._target import Target, Trainer
 from rlkern.integrations.head import weights_of
 from rlkern.integrations.trl import TRAINER as TRL
 from rlkern.integrations.trl import adapted
@@ -28,8 +28,6 @@ def _admitting(original: Any, count: Callable[[], None]) -> type:
     class Admitting(type):
         def __instancecheck__(cls, layer: object) -> bool:
             if isinstance(layer, original):
-                if not patched("trl"):
-                    raise PatchError('patch: LoRA on the head needs patch("trl"), too')
                 weights_of(layer)  # raises for an adapter that is not plain LoRA
                 count()
             return False
@@ -82,4 +80,5 @@ TRAINER = Trainer(
     TRL.versions,
     tuple(target for trainer in _TRAINERS for target in _targets(trainer)),
     package="trl",
+    over=TRL.name,
 )

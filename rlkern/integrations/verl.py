@@ -23,7 +23,7 @@ from torch.distributed import ProcessGroup
 import rlkern
 from rlkern.algorithms import algorithm as find_algorithm
 from rlkern.integrations import verl_advantages, verl_losses
-from rlkern.integrations._patch import Target, Trainer, checked_version
+from rlkern.integrations._target import Target, Trainer, checked_version
 
 
 def _whole(weight: Tensor) -> Tensor:

@@ -100,8 +100,8 @@ def test_trl_refuses_the_head_without_the_opt_in(model, tmp_path):
 
 
 def test_the_opt_in_needs_rlkern_to_score(model, tmp_path):
-    with patch("trl-lora-head"), pytest.raises(PatchError, match=r'patch\("trl"\)'):
-        made("sft", model, tmp_path, peft_config=lora())
+    with pytest.raises(PatchError, match=r"needs patch\('trl'\) before it"):
+        patch("trl-lora-head")
     with patch("trl"), patch("trl-lora-head"):
         trained = made("sft", model, tmp_path, peft_config=lora()).model
     ids = torch.tensor([[5, 6, 7]])
