@@ -3,6 +3,7 @@
 
 import gc
 import os
+import time
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SMOKE = "RLKERN_BENCH_SMOKE" in os.environ  # a few rows, nothing compiled: only whether it runs
 # Hidden size and vocabulary of Qwen2.5-0.5B; few rows are where a fixed cost would show.
 MAIN, FEW = 512, (64, 128)
+SECONDS = 5  # of a row
 H, V = (16, 1000) if SMOKE else (896, 151936)
 
 
@@ -106,9 +108,12 @@ def for_rows(*numbers: int):
 main_rows, every_row = for_rows(MAIN), for_rows(MAIN, *FEW)
 
 
-def measure(benchmark, inputs: LinearInputs, function, rounds: int = 2) -> None:
-    """Times function; a round takes seconds, so none is spent on warming up."""
+def measure(benchmark, inputs: LinearInputs, function) -> None:
+    """Times function for some seconds after one call, whose memory the others take again."""
     benchmark.group = inputs.group
+    started = time.perf_counter()
+    function()
+    rounds = min(max(int(SECONDS / (time.perf_counter() - started)), 3), 9)
     benchmark.pedantic(function, rounds=1 if SMOKE else rounds)
 
 
@@ -138,13 +143,12 @@ def test_rlkern_logprob_and_backward(benchmark, inputs):
         scores = rlkern.linear_token_logprob(inputs.hidden, inputs.head, inputs.token)
         inputs.differentiate((scores.logprob * inputs.weight).sum())
 
-    measure(benchmark, inputs, run, 1)
+    measure(benchmark, inputs, run)
 
 
 @every_row
 def test_eager(benchmark, inputs):
-    rounds = 1 if inputs.hidden.shape[1] * SEQUENCES == MAIN else 2
-    measure(benchmark, inputs, lambda: inputs.by_logits(eager_loss), rounds)
+    measure(benchmark, inputs, lambda: inputs.by_logits(eager_loss))
 
 
 @main_rows
@@ -154,7 +158,7 @@ def test_torch_compile(benchmark, inputs):
     for T in (2, 3):  # one graph for the first length, one for every other
         rows = [x[:, :T].contiguous() for x in (inputs.hidden, *inputs.rows)]
         inputs.differentiate(loss(rows[0], inputs.head, *rows[1:]))
-    measure(benchmark, inputs, lambda: inputs.by_logits(loss), 1)
+    measure(benchmark, inputs, lambda: inputs.by_logits(loss))
 
 
 @main_rows
@@ -168,7 +172,7 @@ def test_torch_linear_cross_entropy(benchmark, inputs):
         loss = functional.linear_cross_entropy(hidden, inputs.head, token)
         torch.autograd.grad(loss, [inputs.hidden, inputs.head], retain_graph=True)
 
-    measure(benchmark, inputs, run, 1)
+    measure(benchmark, inputs, run)
 
 
 @main_rows
@@ -183,7 +187,7 @@ def test_liger_chunked_grpo(benchmark, inputs):
         )[0]  # fmt: skip
         inputs.differentiate(value)
 
-    measure(benchmark, inputs, run, 1)
+    measure(benchmark, inputs, run)
 
 
 @main_rows
@@ -197,4 +201,4 @@ def test_cut_cross_entropy(benchmark, inputs):
         )
         inputs.differentiate(loss)
 
-    measure(benchmark, inputs, run, 1)
+    measure(benchmark, inputs, run)

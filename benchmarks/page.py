@@ -18,6 +18,13 @@ def latest(path: Path) -> tuple[dict, report.Times]:
     return (found[0], report.on_record(path, found[0])) if found else ({}, {})
 
 
+_KEPT = (
+    "Rounds begin after a call that is not timed, and take the memory that the one before freed "
+    "(`benchmarks/run.py` sets glibc's variables for it): how much fresh memory costs depends on "
+    "the machine, and a virtual one can make it cost more than the loss (`benchmarks/LOG.md`)."
+)
+
+
 def drawn(folder: Path = report.RESULTS) -> dict[str, plots.Plot]:
     """Returns the plots that the rows allow, by name."""
     times = latest(folder / CPU)[1]
@@ -55,7 +62,7 @@ def cpu(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
         "## What is promised?",
         "What the project promises and what it aims at (`make bench` fails on a broken promise):",
         checks(times),
-        *others(times, {"linear_policy_loss": shown("tokens")}),
+        *others(times, {"linear_policy_loss": [*shown("tokens"), _KEPT]}),
         *(f"Left out: {', '.join(groups)} ({why})." for why, groups in spared.items()),
         "## How do processors differ?",
         "How many times longer others take, medians, and in brackets what p20 and p80 leave:",
