@@ -14,7 +14,7 @@ from torch.nn import functional
 import rlkern
 from rlkern.testing import baselines
 from rlkern.testing import timed_inputs as shared
-from rlkern.testing.timed_inputs import GRPO, IMITATED, SEQUENCES, products_are_native
+from rlkern.testing.timed_inputs import GRPO, IMITATED, products_are_native
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SMOKE = "RLKERN_BENCH_SMOKE" in os.environ  # a few rows, nothing compiled: only whether it runs
