@@ -93,8 +93,8 @@ def check_unchanged(settings: Settings, before: dict[str, str]) -> list[str]:
             path = getattr(settings.data, key.removeprefix("data."))
             raise UserError(
                 f"{key} {path} has changed since the run began (SHA-256 was"
-                f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): a resumed run"
-                " goes on with the same rows; start a new run for these"
+                f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): a run is"
+                " resumed and measured with the rows it began with; start a new run for these"
             )
     return notes
 
