@@ -27,6 +27,7 @@ enum class Gate : int {
   cfpo,
   dft
 };
+constexpr Gate kLastGate = Gate::dft;
 constexpr int kGateCoefficients = 4;
 
 // What a gate makes of a token: its loss, the derivatives in log π and in the log ratio, and

@@ -21,6 +21,7 @@ enum class Kl : int {
   importance_k3,
   level_k3
 };
+constexpr Kl kLastKl = Kl::level_k3;
 
 template <class T>
 struct Dual {

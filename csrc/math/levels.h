@@ -11,6 +11,7 @@ namespace rlkern {
 
 // The order is that of LEVELS in the reference.
 enum class Level : int { token, sequence, sequence_token, product, clipped_sequence };
+constexpr Level kLastLevel = Level::clipped_sequence;
 
 // A token's own log ratio as its level takes it into the sequence's, and where a clip holds it.
 template <class T>
