@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """fused_head over models of transformers: the scores of their logits, gradients to all weights."""
 
+import sys
+import threading
+
 import pytest
 import torch
 from fused_head_helpers import (
@@ -138,6 +141,51 @@ def test_logits_that_are_more_than_a_head_are_refused():
 def test_a_model_without_a_head_is_refused():
     refuse(model_of("Llama").model, TypeError, "must be a causal language model")
     refuse(nn.Linear(2, 2), TypeError, "must be a causal language model.*got Linear")
+
+
+def test_a_block_s_own_error_goes_before_a_replaced_forward():
+    model = model_of("Qwen2")
+    with pytest.raises(ZeroDivisionError), rlkern.fused_head(model):
+        model.forward = lambda *args, **kwargs: "theirs"
+        1 / 0  # noqa: B018
+
+
+def test_threads_score_and_run_one_model_side_by_side():
+    model = model_of("Llama").eval()
+    ids = [torch.randint(3, 20, (1, 6), generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+    wrong: list[int] = []
+
+    def score(i: int, expected: torch.Tensor) -> None:
+        for _ in range(60):
+            found = model(input_ids=ids[i], token=ids[i]).logprob
+            wrong.append(int(not torch.equal(found, expected)))
+
+    def plain(expected: torch.Tensor) -> None:
+        for _ in range(60):
+            found = model(input_ids=ids[0]).logits
+            wrong.append(int(found.shape != expected.shape or not torch.equal(found, expected)))
+
+    before = sys.getswitchinterval()
+    with torch.no_grad(), rlkern.fused_head(model):
+        logits = model(input_ids=ids[0]).logits
+        known = [model(input_ids=x, token=x).logprob for x in ids]
+        sys.setswitchinterval(1e-6)
+        try:
+            threads = [threading.Thread(target=score, args=(i, known[i])) for i in (0, 1)]
+            threads.append(threading.Thread(target=plain, args=(logits,)))
+            for each in threads:
+                each.start()
+            for each in threads:
+                each.join()
+        finally:
+            sys.setswitchinterval(before)
+    assert len(wrong) == 180 and sum(wrong) == 0
+
+
+def test_a_head_that_zero_3_has_taken_apart_is_refused():
+    model = model_of("Llama")
+    model.lm_head.weight.ds_id = 0
+    refuse(model, ValueError, "DeepSpeed ZeRO-3 has taken apart")
 
 
 def test_a_forward_that_something_replaces_inside_the_block_is_said_and_kept():

@@ -233,3 +233,62 @@ def test_a_wrong_name_or_coefficient_is_said_before_the_first_step(make):
         make("cispo", clip_hihg=0.2)
     with pytest.raises(ValueError, match="clip_low must not be negative, got -1.0"):
         make("ppo", clip_low=-1.0)
+
+
+MAKERS = [skyrl.policy_loss, slime.custom_loss, torchtitan.policy_loss]
+
+
+@pytest.mark.parametrize(
+    "algorithm,why",
+    [
+        ("a_star_po", "old_logprob is that of the reference"),
+        ("on_policy_distillation", "advantage is that of a teacher"),
+        ("m2po", "depends on all tokens of an optimizer step"),
+        ("dupo", "copies groups of a batch"),
+    ],
+)
+def test_what_needs_more_than_a_trainer_passes_is_refused(algorithm, why):
+    for make in MAKERS[:2]:
+        with pytest.raises(ValueError, match=f"{algorithm} is no loss of .*{why}"):
+            make(algorithm)
+    logprob, old, advantage, mask = rows(T)
+    with pytest.raises(ValueError, match=f"{algorithm} is no loss of prime-rl: .*{why}"):
+        prime_rl.loss(LossInputs(logprob, old, None, advantage, mask), algorithm=algorithm)
+
+
+@pytest.mark.parametrize("name", ["mask", "reduction", "old_logprob"])
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_a_trainer_gives_is_no_coefficient(make, name):
+    with pytest.raises(TypeError, match=f"ppo: {name} is given by .* and no coefficient"):
+        make("ppo", **{name: 1})
+
+
+def test_a_term_that_the_trainer_gives_nothing_for_is_refused_at_once():
+    for make in (skyrl.policy_loss, torchtitan.policy_loss):
+        with pytest.raises(ValueError, match="ref_logprob must be given"):
+            make("ppo", kl_coef=0.1)
+    with pytest.raises(ValueError, match="entropy must be given"):
+        skyrl.policy_loss("ppo", entropy_coef=0.1)
+    with pytest.raises(TypeError, match="kl_coef is an option of slime and no coefficient"):
+        slime.custom_loss("ppo", kl_coef=0.1)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_slimes_old_log_probabilities_must_be_there(sampled, slimes):
+    args, batch, logits = slimes
+    args.use_rollout_logprobs = sampled
+    if not sampled:
+        del batch["log_probs"]
+    name = "rollout_log_probs" if sampled else "log_probs"
+    with pytest.raises(ValueError, match=f"ppo: the batch must have {name}, got .*'advantages'"):
+        slime.custom_loss("ppo")(args, batch, logits, sample_mean(batch))
+
+
+def test_prime_rl_may_pass_a_mask_of_integers():
+    logprob, old, advantage, mask = rows(T)
+    weights = torch.rand(T)
+    as_bool, as_int = (
+        prime_rl.loss(LossInputs(logprob, old, None, advantage, x, weights)).loss
+        for x in (mask, mask.int())
+    )
+    assert torch.equal(as_bool, as_int)

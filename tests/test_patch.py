@@ -5,6 +5,7 @@ import functools
 import importlib
 import re
 import sys
+import threading
 from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
@@ -158,13 +159,15 @@ def test_another_s_wrapper_around_theirs_is_left_alone(trainer):
     assert Owner().score(0) == "another's"
 
 
-def test_what_was_put_back_by_hand_is_patched_anew(trainer):
+def test_what_was_put_back_by_hand_is_patched_anew(trainer, capsys):
     trainer(target(), target("Heir.score"))
     theirs = vars(Owner)["score"]
     integrations.patch("trl")
     Owner.score = theirs
     del Heir.score
+    assert integrations.status()[0].calls is None  # nobody is served by rlkern any more
     integrations.unpatch("trl")
+    assert capsys.readouterr().err.count("was the trainer's own already") == 2
     assert vars(Owner)["score"] is theirs and "score" not in vars(Heir)
     with integrations.patch("trl"):
         assert Owner().score(0) == "ours"
@@ -177,10 +180,9 @@ def test_a_module_that_was_loaded_anew_is_patched_anew(trainer, tmp_path, monkey
     integrations.patch("trl")
     module = importlib.reload(sys.modules["their_file"])
     assert module.score(0) == "theirs"
-    integrations.unpatch("trl")
-    assert module.score(0) == "theirs"
-    with integrations.patch("trl"):
+    with integrations.patch("trl"):  # without an unpatch: nothing of the first is left
         assert module.score(0) == "ours"
+    assert module.score(0) == "theirs"
 
 
 def test_what_is_not_patched_cannot_be_undone(trainer):
@@ -235,3 +237,49 @@ def test_annotations_are_no_part_of_a_signature():
     def f(a: int, *, b: str = "x") -> None: ...
 
     assert signature_of(f) == "(a, *, b='x')"
+
+
+@pytest.mark.parametrize("error", [OSError("no libcudart"), AttributeError("x"), SyntaxError("y")])
+@pytest.mark.parametrize("broken", ["trl", "their_module"])
+def test_a_trainer_whose_import_fails_is_refused_in_a_sentence(trainer, monkeypatch, error, broken):
+    trainer(target())
+    whole = importlib.import_module
+
+    def failing(name, *package):
+        if name == broken:
+            raise error
+        return whole(name, *package)
+
+    monkeypatch.setattr(_target.importlib, "import_module", failing)
+    sentence = f"{broken} could not be imported: {type(error).__name__}: "
+    assert (why := integrations.refusal("trl")) is not None and sentence in why
+    with pytest.raises(PatchError, match=sentence):
+        integrations.patch("trl")
+
+
+def test_a_package_that_a_patch_needs_is_named(monkeypatch):
+    monkeypatch.setattr(_target, "version", lambda name: "1.16.0")
+    monkeypatch.setattr(_target, "find_spec", lambda name: None)
+    with pytest.raises(PatchError, match="patch: trl-lora-head needs the package peft"):
+        integrations.patch("trl-lora-head")
+
+
+def test_of_threads_that_patch_at_once_one_succeeds_and_the_others_are_told(trainer):
+    trainer(target())
+    start, said = threading.Barrier(8), []
+
+    def run():
+        start.wait()
+        try:
+            integrations.patch("trl")
+            said.append("patched")
+        except PatchError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert said.count("patched") == 1
+    assert sum("is patched already" in x for x in said) == 7

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import sys
+import threading
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from rlkern.integrations._target import (
     Target,
     Trainer,
     checked_version,
+    imported,
     installed,
     signature_of,
     trainer_of,
@@ -45,6 +46,10 @@ class _Replaced:
         """Counts a use."""
         self.calls += 1
 
+    def in_place(self) -> bool:
+        """Returns whether rlkern's function is what a caller finds."""
+        return vars(self.owner).get(self.name) is self.ours
+
     def taken(self) -> bool:
         """Returns whether somebody else's function stands in the place of ours.
 
@@ -56,16 +61,25 @@ class _Replaced:
         return not (found is self.ours or found is self.original or own)
 
     def put_back(self) -> None:
-        """Makes the owner as it was, if it is not."""
-        if vars(self.owner).get(self.name) is not self.ours:
-            return
-        if self.inherited:
+        """Makes the owner as it was; says so on stderr if it already is."""
+        if not self.in_place():
+            path = self.target.path
+            print(f"unpatch: {path} was the trainer's own already, not rlkern's", file=sys.stderr)
+        elif self.inherited:
             delattr(self.owner, self.name)
         else:
             setattr(self.owner, self.name, self.original)
 
 
 _active: dict[str, list[_Replaced]] = {}
+_lock = threading.RLock()
+
+
+def _standing(name: str) -> list[_Replaced] | None:
+    """Returns what is replaced in a trainer, None if it is not patched or all of it was put back by
+    others, as a reload does."""
+    found = _active.get(name)
+    return found if found is not None and any(each.in_place() for each in found) else None
 
 
 def _defined(function: Any) -> tuple[Any, Any]:
@@ -109,11 +123,10 @@ def refusal(name: str) -> str | None:
     trainer = trainer_of(name)
     try:
         checked_version("patch", trainer)
-        # A trainer may load a plugin that patches it.
-        importlib.import_module(trainer.distribution)
-        if name not in _active:
+        imported(trainer.distribution)  # which may load a plugin that patches it
+        if _standing(name) is None:
             checked(trainer)
-    except (PatchError, ImportError) as error:
+    except PatchError as error:
         return str(error)
     return None
 
@@ -139,18 +152,18 @@ def patch(name: str) -> contextlib.AbstractContextManager[None]:
     ValueError: patch: name must be one of trl, verl, trl-lora-head, got 'liger'
     """
     trainer = trainer_of(name)
-    # A trainer may load a plugin that patches it.
-    with contextlib.suppress(ImportError):  # which is said of the target that is missed
-        importlib.import_module(trainer.distribution)
-    if name in _active:
-        raise PatchError(f"patch: {name} is patched already; unpatch({name!r}) first")
-    if trainer.over and trainer.over not in _active:
-        raise PatchError(f"patch: {name} needs patch({trainer.over!r}) before it")
-    replaced = checked(trainer)
-    for each in replaced:
-        each.ours = each.target.make(each.original, each.count)
-        setattr(each.owner, each.name, each.ours)
-    _active[name] = replaced
+    checked_version("patch", trainer)
+    imported(trainer.distribution)  # which may load a plugin that patches it
+    with _lock:
+        if _standing(name) is not None:
+            raise PatchError(f"patch: {name} is patched already; unpatch({name!r}) first")
+        if trainer.over and _standing(trainer.over) is None:
+            raise PatchError(f"patch: {name} needs patch({trainer.over!r}) before it")
+        replaced = checked(trainer)
+        for each in replaced:
+            each.ours = each.target.make(each.original, each.count)
+            setattr(each.owner, each.name, each.ours)
+        _active[name] = replaced
     paths = ", ".join(each.target.path for each in replaced)
     whole = f"{trainer.distribution} {installed(trainer)}"
     print(f"rlkern serves {paths} of {whole}", file=sys.stderr)
@@ -189,19 +202,20 @@ def unpatch(name: str) -> None:
     taken the place of one of rlkern's functions since: then nothing is changed.
     """
     trainer_of(name, "unpatch")
-    if name not in _active:
-        raise PatchError(f"unpatch: {name} is not patched")
-    for other in _active:
-        if trainer_of(other).over == name:
-            raise PatchError(f"unpatch: {other} stands on {name}; unpatch({other!r}) first")
-    for each in _active[name]:
-        if each.taken():
-            raise PatchError(
-                f"unpatch: {each.target.path} was replaced after rlkern had replaced it; undo that"
-                " first"
-            )
-    for each in _active.pop(name):
-        each.put_back()
+    with _lock:
+        if name not in _active:
+            raise PatchError(f"unpatch: {name} is not patched")
+        for other in _active:
+            if trainer_of(other).over == name:
+                raise PatchError(f"unpatch: {other} stands on {name}; unpatch({other!r}) first")
+        for each in _active[name]:
+            if each.taken():
+                raise PatchError(
+                    f"unpatch: {each.target.path} was replaced after rlkern had replaced it; undo"
+                    " that first"
+                )
+        for each in _active.pop(name):
+            each.put_back()
 
 
 class Status(NamedTuple):
@@ -226,7 +240,7 @@ def status() -> list[Status]:
     """
     found = []
     for name in TRAINERS:
-        trainer, replaced = trainer_of(name), _active.get(name)
+        trainer, replaced = trainer_of(name), _standing(name)
         calls = None if replaced is None else {each.target.path: each.calls for each in replaced}
         found.append(Status(name, installed(trainer), trainer.supported, calls))
     return found

@@ -12,6 +12,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 TRAINERS = ("trl", "verl", "trl-lora-head")
@@ -45,7 +46,7 @@ class Target(NamedTuple):
     def owner(self) -> tuple[Any, str]:
         """Returns the object that holds the function, and its name there."""
         *holders, name = self.name.split(".")
-        return functools.reduce(getattr, holders, importlib.import_module(self.module)), name
+        return functools.reduce(getattr, holders, imported(self.module)), name
 
 
 class Trainer(NamedTuple):
@@ -55,6 +56,7 @@ class Trainer(NamedTuple):
     versions   as pip takes them: >=1.15,<1.17
     package    what pip calls it, "" for its name
     over       the trainer that must be patched before this and put back after it, "" for none
+    needs      packages that must be there beside it
     unplugged  of a trainer that loads rlkern by itself: returns why it did not, None if it did
     """
 
@@ -63,6 +65,7 @@ class Trainer(NamedTuple):
     targets: tuple[Target, ...]
     package: str = ""
     over: str = ""
+    needs: tuple[str, ...] = ()
     unplugged: Callable[[], str | None] | None = None
 
     @property
@@ -74,6 +77,17 @@ class Trainer(NamedTuple):
     def supported(self) -> str:
         """The versions that are supported, as pip takes them."""
         return f"{self.distribution}{self.versions}"
+
+
+def imported(name: str) -> Any:
+    """Returns a module; Raises PatchError whatever its import raises: what a trainer imports may be
+    broken in any way."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise PatchError(
+            f"{name} could not be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 class PatchError(RuntimeError):
@@ -124,4 +138,7 @@ def checked_version(op: str, trainer: Trainer) -> str:
             f"{op}: {trainer.distribution} must be {trainer.supported}, whose functions were"
             f" looked at, got {found}"
         )
+    for name in trainer.needs:
+        if find_spec(name) is None:
+            raise PatchError(f"{op}: {trainer.name} needs the package {name}")
     return found

@@ -7,6 +7,7 @@ case of their own.
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,27 +28,29 @@ class Hidden(NamedTuple):
 
 
 class Caught:
-    """Stands for the forward of a head: itself, but inside `run` it keeps what it is given."""
+    """Stands for the forward of a head: itself, but inside `run` it keeps what it is given.
+
+    Threads may use one model side by side: each has its own run.
+    """
 
     def __init__(self, own: Callable) -> None:
-        self._own, self._wanted = own, False
-        self.states: Tensor | None = None
+        self._own, self._runs = own, threading.local()
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Returns the logits; inside `run` one column, since the lines that follow want some."""
-        if not self._wanted:
+        if not getattr(self._runs, "wanted", False):
             return self._own(hidden)
-        self.states = hidden
+        self._runs.states = hidden
         return hidden[..., :1]
 
     def run(self, forward: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Returns (what the head is given in a forward pass, what the pass returns)."""
-        self._wanted, self.states = True, None
+        self._runs.wanted, self._runs.states = True, None
         try:
             output = forward(*args, **kwargs)
+            return self._runs.states, output
         finally:
-            self._wanted = False
-        return self.states, output
+            self._runs.wanted, self._runs.states = False, None
 
 
 @contextlib.contextmanager
@@ -55,23 +58,27 @@ def forward_of(module: Any, forward: Any) -> Iterator[Any]:
     """Replaces a module's forward inside the with block.
 
     Raises RuntimeError at the end if something else has replaced it since, and leaves that alone:
-    it would have been lost, and it was called in place of this one.
+    it would have been lost, and it was called in place of this one. An error of the block goes
+    before that.
     """
     own = module.__dict__.get("forward")
     module.forward = forward
+    failed = True
     try:
         yield forward
+        failed = False
     finally:
-        if module.__dict__.get("forward") is not forward:
+        if module.__dict__.get("forward") is forward:
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+        elif not failed:
             raise RuntimeError(
                 f"fused_head: the forward of {type(module).__name__} was replaced inside the with"
                 " block, so rlkern's was not called; with a trainer that does so use"
                 " rlkern.integrations.patch"
             )
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 class HeadOf(NamedTuple):
@@ -152,6 +159,11 @@ def weights_of(head: Any) -> HeadWeights:
         base = weights_of(head.base_layer)
         return _added(head, base, active) if active else base
     weight = getattr(head, "weight", None)
+    if hasattr(weight, "ds_id"):
+        raise ValueError(
+            "fused_head: the head must be whole, got one that DeepSpeed ZeRO-3 has taken apart; use"
+            " ZeRO-2 or FSDP2"
+        )
     if weight is None or weight.ndim != 2:
         raise TypeError(f"fused_head: the head must be a linear layer, got {type(head).__name__}")
     return HeadWeights(weight, getattr(head, "bias", None), None)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 import rlkern
+from rlkern.algorithms import algorithm as find_algorithm
+from rlkern.integrations._served import reason
 
 
 class LossOutputs(NamedTuple):
@@ -28,9 +30,12 @@ def loss(inputs: Any, *, algorithm: str = "prime_ipo", **coefficients: Any) -> L
     """Returns the summed loss of one sequence, which prime-rl divides by its count of tokens.
 
     inputs is prime-rl's LossInputs: trainer_logprobs, inference_logprobs (π_old here), ref_logprobs
-    or None, advantages, loss_mask, loss_weights or None, all (seq,).
+    or None, advantages, loss_mask, loss_weights or None, all (seq,). Raises ValueError for an
+    algorithm that needs more than these.
     """
-    mask, weight = inputs.loss_mask, inputs.loss_weights
+    if (why := reason(find_algorithm(algorithm), "prime-rl")) is not None:
+        raise ValueError(f"{algorithm} is no loss of prime-rl: {why}")
+    mask, weight = inputs.loss_mask.bool(), inputs.loss_weights
     weight = mask if weight is None else torch.where(mask, weight, 0.0)
     out = rlkern.token_objective(
         inputs.trainer_logprobs.float()[None],

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern.aggregate import token_weight
-from rlkern.integrations._tried import tried
+from rlkern.integrations import _served
 
 NO_TERMS: dict[str, Any] = {"kl_coef": 0.0, "entropy_coef": 0.0}
 # Those of off_policy_correction that switch something on; None is off.
@@ -39,7 +39,7 @@ def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
     of an advantage sees the divided one. Raises ValueError for an algorithm or a coefficient that
     is not one, and the loss does for off_policy_correction, which SkyRL's own losses apply.
     """
-    tried(algorithm, coefficients)
+    _served.check(algorithm, {**NO_TERMS, **coefficients}, "SkyRL")
 
     def loss(
         log_probs: Tensor,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import rlkern
 from rlkern.aggregate import token_weight
-from rlkern.integrations._tried import tried
+from rlkern.integrations import _served
 
 _REFUSED = ("use_tis", "use_opsm", "use_unbiased_kl", "get_mismatch_metrics")
 
@@ -34,7 +34,9 @@ def custom_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
     not one; the loss does for options that slime's own applies and this one does not, and for
     sequences that are spread over ranks (context parallelism).
     """
-    tried(algorithm, coefficients)
+    if own := [name for name in ("kl_coef", "entropy_coef") if name in coefficients]:
+        raise TypeError(f"custom_loss: {own[0]} is an option of slime and no coefficient")
+    _served.check(algorithm, {**coefficients, "kl_coef": 0.0, "entropy_coef": 0.0}, "slime")
 
     def loss(
         args: Any, batch: dict[str, Any], logits: Tensor, sum_of_sample_mean: Callable
@@ -52,9 +54,11 @@ def custom_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
         if whole != list(batch["response_lengths"]):
             raise ValueError(f"{algorithm}: context_parallel_size must be 1 with rlkern's loss")
         logprob, entropy = (torch.cat(scored[name]) for name in ("log_probs", "entropy"))
-        old = batch.get("rollout_log_probs" if args.use_rollout_logprobs else "log_probs")
+        sampled = "rollout_log_probs" if args.use_rollout_logprobs else "log_probs"
+        if not (old := batch.get(sampled)):
+            raise ValueError(f"{algorithm}: the batch must have {sampled}, got {sorted(batch)}")
         out = rlkern.token_objective(
-            logprob, entropy=entropy, old_logprob=torch.cat(old) if old else None,
+            logprob, entropy=entropy, old_logprob=torch.cat(old),
             reduction="none", **_terms(algorithm, args, batch, coefficients),
         )  # fmt: skip
         reduced = sum_of_sample_mean(out.loss)

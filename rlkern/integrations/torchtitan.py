@@ -26,7 +26,7 @@ from torch import Tensor
 import rlkern
 from rlkern.aggregate import token_weight
 from rlkern.algorithms import algorithm as find_algorithm
-from rlkern.integrations._tried import tried
+from rlkern.integrations import _served
 
 
 def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tensor, dict]]:
@@ -36,13 +36,13 @@ def policy_loss(algorithm: str, **coefficients: Any) -> Callable[..., tuple[Tens
     for an algorithm or a coefficient that is not one, and for an algorithm of sequences: the tokens
     of a call are a packed row, or a part of one, and nothing says where a sequence begins.
     """
-    level = find_algorithm(algorithm).level
-    if coefficients.get("level", level) != "token":
+    level = coefficients.get("level", find_algorithm(algorithm).level)
+    if level != "token":
         raise ValueError(
             "policy_loss: algorithm must judge each token by itself, since torchtitan does not say"
             f" where a sequence begins, got {algorithm!r} of level {level!r}"
         )
-    tried(algorithm, coefficients)
+    _served.check(algorithm, coefficients, "torchtitan", scores=("entropy",))
 
     def loss(
         logits: Tensor,

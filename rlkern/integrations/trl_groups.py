@@ -95,10 +95,22 @@ class _MixedGroups:
     _tokenizer: Any
     _rewards_per_func: Tensor
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = [each.__name__ for each in cls.__mro__]
+        mixed = [n for n in names if n in ("DynamicSampling", "DuplicatedGroups")]
+        if len(mixed) > 1:
+            raise TypeError(f"{cls.__name__}: {' and '.join(mixed)} cannot be combined")
+        trainer = "GRPOTrainer"
+        if trainer in names and names.index(trainer) < names.index(_MixedGroups.__name__):
+            raise TypeError(f"{cls.__name__}: {mixed[0]} must stand before {trainer} in its bases")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        name = type(self).__name__
+        if "GRPOTrainer" not in (each.__name__ for each in type(self).__mro__):
+            raise TypeError(f"{name}: must be a GRPOTrainer, whose groups of answers are chosen")
         checked(_OVERRIDDEN)
         super().__init__(*args, **kwargs)
-        name = type(self).__name__
         for key, allowed in (
             ("scale_rewards", ("group", "none")),
             ("multi_objective_aggregation", ("sum_then_normalize",)),
@@ -184,8 +196,10 @@ class DynamicSampling(_MixedGroups):
                 "DynamicSampling: train_dataset must be one that can be indexed, got an"
                 " IterableDataset"
             )
-        if self.rounds < 1:
-            raise ValueError(f"DynamicSampling: rounds must be at least 1, got {self.rounds}")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise ValueError(
+                f"DynamicSampling: rounds must be an int of at least 1, got {self.rounds!r}"
+            )
 
     def _other_prompts(self, number: int, count: int) -> list[dict[str, Any]]:
         """Returns this process's inputs of a further round, each prompt once an answer."""

@@ -81,4 +81,5 @@ TRAINER = Trainer(
     tuple(target for trainer in _TRAINERS for target in _targets(trainer)),
     package="trl",
     over=TRL.name,
+    needs=("peft",),
 )

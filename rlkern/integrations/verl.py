@@ -9,6 +9,7 @@ rlkern is enough.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -116,10 +117,13 @@ def advantages(
     >>> advantages(one, 0 * one, one, 1.0, 1.0)[1]
     tensor([[2., 1.]])
     """
+    wide = functools.reduce(
+        torch.promote_types, (token_level_rewards.dtype, values.dtype), torch.float32
+    )
     with torch.no_grad():
         found = rlkern.gae(
-            token_level_rewards,
-            values,
+            token_level_rewards.to(wide),
+            values.to(wide),
             response_mask.bool(),
             discount=float(gamma),
             gae_lambda=float(lam),
@@ -180,10 +184,11 @@ def register() -> None:
     checked_version("register", TRAINER)
     from verl.trainer.ppo import core_algos
 
+    add_loss, add_estimator = core_algos.register_policy_loss, core_algos.register_adv_est
     for name, loss in losses().items():
-        core_algos.register_policy_loss(name)(loss)
+        add_loss(name)(loss)
     for name, estimator in estimators().items():
-        core_algos.register_adv_est(name)(estimator)
+        add_estimator(name)(estimator)
 
 
 def configuration(name: str) -> list[str]:

@@ -18,6 +18,7 @@ import rlkern
 from rlkern.aggregate import token_weight
 from rlkern.algorithms import Algorithm
 from rlkern.algorithms import algorithm as find_algorithm
+from rlkern.integrations import _served
 
 PREFIX = "rlkern_"
 # verl's options that a loss takes, each as the coefficient that it is; the second where the first
@@ -148,18 +149,7 @@ def reason(declared: Algorithm) -> str | None:
     >>> reason(find_algorithm("a_star_po"))
     'its old_logprob is that of the reference policy, and verl passes the old policy’s'
     """
-    if declared.anchor == "reference":
-        return "its old_logprob is that of the reference policy, and verl passes the old policy’s"
-    if declared.statistic and declared.statistic not in rlkern.statistics.OF_ONE_ANSWER:
-        return (
-            "how its tokens count depends on all tokens of an optimizer step, and verl passes those"
-            " of a micro-batch"
-        )
-    if "teacher" in declared.needs:
-        return "its advantage is that of a teacher, which no advantage estimator of verl is given"
-    if declared.sampling == "duplicate":
-        return "it copies groups of a batch, which verl does not; without that it is another one"
-    return None
+    return _served.reason(declared, "verl", statistics=rlkern.statistics.OF_ONE_ANSWER)
 
 
 def settings(declared: Algorithm) -> dict[str, Any]:

@@ -6,6 +6,7 @@ verl swallows what a plugin raises, so a failure would be silence. It is loaded 
 processes, so a loss is known where it is computed. The names all begin with rlkern_.
 """
 
+import contextlib
 import sys
 
 from rlkern.integrations._patch import patch
@@ -16,8 +17,10 @@ failure: str | None = None
 try:
     from rlkern.integrations.verl import register
 
-    patch("verl")
-    register()
+    with contextlib.ExitStack() as undone:
+        undone.enter_context(patch("verl"))
+        register()
+        undone.pop_all()  # all of it stands
 except Exception as error:
     failure = f"{type(error).__name__}: {error}"
     print(f"verl runs without rlkern: {failure}", file=sys.stderr)

@@ -185,3 +185,19 @@ def test_a_method_of_another_signature_is_refused(model, tmp_path, monkeypatch):
     )
     with pytest.raises(PatchError, match=r"must take \(self, inputs\).*got \(self, inputs, mode\)"):
         trainer(Dynamic, model, tmp_path, counted)
+
+
+def test_a_mix_in_in_the_wrong_place_is_refused(model, tmp_path):
+    with pytest.raises(TypeError, match="DynamicSampling must stand before GRPOTrainer"):
+        type("Behind", (trl.GRPOTrainer, DynamicSampling), {})
+    with pytest.raises(TypeError, match="DynamicSampling and DuplicatedGroups cannot be combined"):
+        type("Both", (DynamicSampling, DuplicatedGroups, trl.GRPOTrainer), {})
+    with pytest.raises(TypeError, match="Other: must be a GRPOTrainer"):
+        type("Other", (DynamicSampling, trl.RLOOTrainer), {})()
+
+
+@pytest.mark.parametrize("rounds", ["3", None, 2.5, 0])
+def test_rounds_must_be_a_number_of_rounds(rounds, model, tmp_path):
+    kind = type("Rounds", (Dynamic,), {"rounds": rounds})
+    with pytest.raises(ValueError, match="rounds must be an int of at least 1"):
+        trainer(kind, model, tmp_path, Judge())

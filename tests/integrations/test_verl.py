@@ -55,13 +55,14 @@ def test_the_fused_head_gives_the_same_numbers_and_gradients(temperature):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gamma,lam", [(1.0, 1.0), (0.99, 0.95)])
-def test_advantages_and_returns_are_the_same_where_tokens_count(gamma, lam):
+def test_advantages_and_returns_are_the_same_where_tokens_count(gamma, lam, dtype):
     generator = torch.Generator().manual_seed(1)
     reward, value = torch.randn(2, 3, 7, generator=generator)
     mask = (torch.rand(3, 7, generator=generator) < 0.7).float()  # with holes, as tools leave them
     mask[:, 0] = 1
-    arguments = (reward * mask, value, mask, gamma, lam)
+    arguments = (reward * mask, value.to(dtype), mask, gamma, lam)
     theirs = core_algos.compute_gae_advantage_return(*arguments)
     with integrations.patch("verl"):
         ours = core_algos.compute_gae_advantage_return(*arguments)
@@ -140,6 +141,7 @@ def test_the_doctor_shows_what_the_plugin_failed_of(plugin, monkeypatch, capsys)
     monkeypatch.setattr(verl, "register", register)
     assert row().endswith("but `import verl` does not do it: RuntimeError: no registry")
     assert "verl runs without rlkern: RuntimeError: no registry" in capsys.readouterr().err
+    assert integrations.status()[1].calls is None  # nothing is left half-done
 
 
 def test_the_doctor_shows_a_plugin_that_cannot_be_imported(plugin, monkeypatch):
