@@ -172,7 +172,7 @@ def test_what_dynamic_sampling_cannot_draw_from_is_refused(model, tmp_path):
     stream = Dataset.from_dict({"prompt": PROMPTS}).to_iterable_dataset()
     with pytest.raises(ValueError, match="must be one that can be indexed"):
         trainer(Dynamic, model, tmp_path, counted, train_dataset=stream)
-    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="rounds must be an int of at least 1, got 0"):
         trainer(type("Never", (Dynamic,), {"rounds": 0}), model, tmp_path, counted)
     found = trainer(Dynamic, model, tmp_path, counted)
     with pytest.raises(ValueError, match="must be text, whose columns are known, got pixel_values"):

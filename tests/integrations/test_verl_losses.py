@@ -14,7 +14,7 @@ from verl.workers.config import ActorConfig  # noqa: E402
 from verl.workers.config.actor import PolicyLossConfig  # noqa: E402
 
 import rlkern  # noqa: E402
-from rlkern.integrations import PatchError, _patch, verl, verl_losses  # noqa: E402
+from rlkern.integrations import PatchError, _target, verl, verl_losses  # noqa: E402
 
 B, T = 6, 5
 WIDE = {"clip_ratio_low": 0.1, "clip_ratio_high": 0.15}
@@ -200,6 +200,6 @@ def test_what_an_advantage_does_not_take_is_refused(option):
 
 
 def test_another_version_of_verl_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(_patch, "installed", lambda trainer: "0.8.2")
+    monkeypatch.setattr(_target, "installed", lambda trainer: "0.8.2")
     with pytest.raises(PatchError, match="register: verl must be verl>=0.9,<0.10.*got 0.8.2"):
         verl.register()
