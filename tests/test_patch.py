@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 import threading
+import time
 from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
@@ -265,7 +266,11 @@ def test_a_package_that_a_patch_needs_is_named(monkeypatch):
 
 
 def test_of_threads_that_patch_at_once_one_succeeds_and_the_others_are_told(trainer):
-    trainer(target())
+    def slow(original, count):
+        time.sleep(0.02)  # so that the others come meanwhile
+        return ours(original, count)
+
+    trainer(Target("their_module", "Owner.score", SIGNATURE, slow))
     start, said = threading.Barrier(8), []
 
     def run():
