@@ -13,6 +13,7 @@ from rlkern.algorithms import declarations
 from rlkern.runs.logs import read_metrics
 from rlkern.trainer import loop, train
 
+CLIPS_AT_ONE = ("topr",)
 ALGORITHMS, STEPS, PLACE = list(declarations()), 3, "EVERY_ALGORITHM"
 
 
@@ -45,4 +46,11 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_two_processes_learn_what_one_does(runs, name):
     two, one = (read_metrics(runs / f"{name} of {who}") for who in ("two", "one"))
-    assert_same_curve(two, one, STEPS)
+    declared, steps, but = declarations()[name], STEPS, ()
+    # On policy log r is rounding, and the sampler's may be another one than the loss's: whether a
+    # clip at ratio 1 holds a token, and which way the penalty |log r| pulls, is then chance.
+    if getattr(declared, "gate", "") in CLIPS_AT_ONE:
+        but = ("clip_ratio/",)
+    if getattr(declared, "statistic_row", "") == "penalty":
+        steps, but = 1, ("grad_norm",)
+    assert_same_curve(two[: 1 + steps], one[: 1 + steps], steps, but)

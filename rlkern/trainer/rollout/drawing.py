@@ -20,7 +20,7 @@ def draw(logprob: Tensor, uniform: Tensor | None) -> Tensor:
     Sums of float32 probabilities find it. Where they are too near to a boundary to be sure of it,
     float64 decides, so the token is that of float64 always.
 
-    >>> draw(torch.tensor([[0.25, 0.0, 0.75]] * 2).log(), torch.tensor([0.2, 0.25]).double())
+    >>> draw(torch.tensor([[0.25, 0.0, 0.75]] * 2).log(), torch.tensor([0.2, 0.3]).double())
     tensor([0, 2])
     """
     if uniform is None:
