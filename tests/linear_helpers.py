@@ -142,7 +142,8 @@ def misses(got: dict, task: Problem, path, wants=SOURCES, **options) -> list[str
         oracle = evaluated(path, task.widened(), wants, **options)
     assert got.keys() == oracle.keys()
     wide = task.widened()
-    logit = logits_of(wide.sources, wide.batch.mask).abs().max().item()
+    logits = logits_of(wide.sources, wide.batch.mask)
+    logit = logits.abs().max().item() if logits.numel() else 0.0
     found = []
     for name, expected in oracle.items():
         x, own = got[name].double(), eager[name].double()
@@ -155,9 +156,9 @@ def misses(got: dict, task: Problem, path, wants=SOURCES, **options) -> list[str
         if name == "loss":  # of terms that may cancel
             largest = max([largest, *(g.abs().sum() for n, g in oracle.items() if "grad" in n)])
         floor = FLOOR_ULP * torch.finfo(got[name].dtype).eps * largest
-        # Either path rounds the logits to the dtype of the head, to bits of its own: by half a
-        # unit in the last place of the largest, which the gradient follows.
-        step = torch.finfo(task.sources["weight"].dtype).eps * largest * max(1.0, logit / 2)
+        # Either path rounds the logits to the dtype of the head, to bits of its own: a sum
+        # of two products and its scaling, by half a unit in the last place of the largest each.
+        step = torch.finfo(task.sources["weight"].dtype).eps * largest * max(1.0, logit)
         bound = 2 * (own - expected).abs().nan_to_num(0.0).max() + floor + 2 * step
         if error > bound:
             found.append(f"{name}: error {error:.2e}, bound {bound:.2e}")
