@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlkern.backends import on_host
 from rlkern.backends.eager.value_loss import value_loss
 
 
@@ -78,6 +79,20 @@ class Transitions(NamedTuple):
     weight: Tensor | None = None
 
 
+def check_actions(transitions: Transitions, actions: int) -> None:
+    """Raises ValueError if an action that is read is none of the table's."""
+    action, _, done, _, _, then, weight = transitions
+    read = torch.ones_like(done) if weight is None else weight != 0
+    looked_at = {"action": (action, read), "next_action": (then, read & ~done)}
+    for name, (x, counts) in looked_at.items():
+        if x is None:
+            continue
+        outside = counts & ((x < 0) | (x >= actions))
+        if outside.any():
+            got = x[outside][0].item()
+            raise ValueError(f"td_loss: {name} must be in [0, {actions}), got {got}")
+
+
 def td_loss(
     q: Tensor, transitions: Transitions, bootstrap: str, kind: str, coef: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,6 +100,8 @@ def td_loss(
 
     error is y − Q(s, a), 0 where the weight is.
     """
+    if on_host(q.device):
+        check_actions(transitions, q.shape[1])
     action, reward, done, next_q, other, then, weight = transitions
     discount, delta = coef.tolist()
     if weight is None:
