@@ -170,7 +170,7 @@ def td_loss(
         constant(action, torch.int64), constant(reward, q.dtype), done.contiguous(),
         constant(next_q, q.dtype), table, then, weight,
     )  # fmt: skip
-    if check.checks_values():  # elsewhere a backend looks where that needs no waiting
+    if check.checks_values():  # a backend looks where that needs no waiting
         check_actions(transitions, q.shape[1])
     loss, metrics, error, _ = forward(q.contiguous(), *transitions, bootstrap, kind, coef)
     return TdLossOutput(loss, metrics, error)

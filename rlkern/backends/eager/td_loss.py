@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkern.backends import on_host
 from rlkern.backends.eager.value_loss import value_loss
 
 
@@ -100,8 +99,6 @@ def td_loss(
 
     error is y − Q(s, a), 0 where the weight is.
     """
-    if on_host(q.device):
-        check_actions(transitions, q.shape[1])
     action, reward, done, next_q, other, then, weight = transitions
     discount, delta = coef.tolist()
     if weight is None:
@@ -111,10 +108,15 @@ def td_loss(
     if then is not None:
         then = torch.where(follows, then, 0)
     q = q.detach()
-    later = torch.where(follows, BOOTSTRAPS[bootstrap](next_q, other, then), 0.0)
-    target = torch.where(counted, reward + discount * later, 0.0)
     at = torch.where(counted, action, 0).unsqueeze(-1)
-    value = torch.where(counted, q.gather(-1, at).squeeze(-1), 0.0)
+    try:
+        later = BOOTSTRAPS[bootstrap](next_q, other, then)
+        value = q.gather(-1, at).squeeze(-1)
+    except RuntimeError:  # of an index without the name of its argument
+        check_actions(transitions, q.shape[1])
+        raise
+    target = torch.where(counted, reward + discount * torch.where(follows, later, 0.0), 0.0)
+    value = torch.where(counted, value, 0.0)
     no_clip = torch.tensor((1.0, delta), dtype=torch.float64)
     loss, metrics, grad_value = value_loss(value, target, None, weight, kind, no_clip)
     grad_q = torch.zeros_like(q).scatter(-1, at, grad_value.unsqueeze(-1))
