@@ -132,6 +132,51 @@ def test_the_loss_of_a_sequence_does_not_depend_on_the_others(backend, name):
             assert same_bits((loss, metrics), whole[:2]) and gradient[0].equal(whole[2][i])
 
 
+def short_rows(rows, vocabulary, dtype, seed=0):
+    """Returns logits and what policy_loss takes beside them."""
+    random = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(rows, vocabulary, generator=random)).to(dtype)
+    vectors = torch.randn(4, rows, generator=random).to(torch.promote_types(dtype, torch.float32))
+    return logits, torch.randint(vocabulary, (rows,), generator=random), vectors
+
+
+def policy_gradient(logits, token, vectors, **options):
+    advantage, old, ref, weight = vectors
+    leaf = logits.clone().requires_grad_()
+    loss = rlkern.policy_loss(
+        leaf, token, advantage, torch.ones_like(weight, dtype=torch.bool),
+        old_logprob=old - 1, ref_logprob=ref - 1, weight=weight, kl_coef=0.1, **options,
+    ).loss  # fmt: skip
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+@NATIVE
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", ({}, {"entropy_coef": 0.1}), ids=str)
+@pytest.mark.parametrize("vocabulary", (2, 18, 200))
+def test_a_row_among_dozens_has_the_gradient_it_has_alone(vocabulary, options, dtype):
+    logits, token, vectors = short_rows(37, vocabulary, dtype)
+    with rlkern.use_backend("cpu"):
+        together = policy_gradient(logits, token, vectors, **options)
+        for i in range(37):
+            one = slice(i, i + 1)
+            alone = policy_gradient(logits[one], token[one], vectors[:, one], **options)
+            assert same_bits([alone], [together[one]])
+
+
+@NATIVE
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocabulary", (1, 2, 3, 7))
+def test_tokens_of_probability_zero_behind_a_short_row_change_no_bit(vocabulary, dtype):
+    logits, token, vectors = short_rows(9, vocabulary, dtype)
+    longer = torch.nn.functional.pad(logits, (0, 33 - vocabulary), value=-math.inf)
+    with rlkern.use_backend("cpu"):
+        short, long = (rlkern.token_logprob(x, token) for x in (logits, longer))
+        assert same_bits(short, long)
+        grads = [policy_gradient(x, token, vectors) for x in (logits, longer)]
+    assert same_bits([grads[0]], [grads[1][:, :vocabulary]])
+
+
 @NATIVE
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_neither_threads_nor_a_second_run_change_a_bit(dtype):

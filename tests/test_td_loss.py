@@ -191,6 +191,23 @@ def test_tables_of_any_width_give_what_the_reference_gives_in_float64(backend, b
         torch.testing.assert_close(got.double(), x, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ("squared", "full_squared", "huber"))
+def test_a_transition_among_hundreds_has_the_bits_it_has_alone(kind):
+    (q, *rest), _ = transitions(B=531, A=3, dtype=torch.float32)  # more than two blocks of them
+    weight = torch.rand(531)
+
+    def results(rows):
+        leaf = q[rows].requires_grad_()
+        given = (x[rows] for x in rest)
+        out = rlkern.td_loss(leaf, *given, kind=kind, delta=0.5, weight=weight[rows])
+        return out.error, *torch.autograd.grad(out.loss, leaf)
+
+    error, grad = results(slice(None))
+    for i in (0, 15, 255, 256, 511, 512, 529, 530):
+        alone = results(slice(i, i + 1))
+        assert alone[0].equal(error[i : i + 1]) and alone[1].equal(grad[i : i + 1])
+
+
 @pytest.mark.parametrize("bootstrap", ("max", "twin_min", "double", "expected"))
 @pytest.mark.parametrize("place", range(6))
 def test_a_single_next_value_that_is_nan_is_not_lost(bootstrap, place):

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reads each row of both tables once, writes the gradient's row once. A transition of weight 0 is
-// not read, nor are the next values of one that is done.
+// not read, nor are the next values of one that is done. The penalty is the value loss's, a block
+// of transitions at a time.
 #include "cpu/td_loss.h"
 
 #include <limits>
@@ -19,6 +20,9 @@ void check_action(const char* name, int64_t action, int64_t actions) {
 
 template <class T>
 void check_actions(const TdLossArguments<T>& a) {
+  uint64_t most = 0;  // a negative one is beyond any table
+  for (int64_t i = 0; i < a.rows; ++i) most = std::max(most, uint64_t(a.action[i]));
+  if (most < uint64_t(a.actions) && a.next_action == nullptr) return;
   for (int64_t i = 0; i < a.rows; ++i) {
     if (a.weight_of(i) != 0) check_action("action", a.action[i], a.actions);
     if (a.next_action && a.follows(i)) check_action("next_action", a.next_action[i], a.actions);
@@ -43,23 +47,27 @@ template <class T>
 T largest(const T* x, const T* other, int64_t n) {
   using V = typename SmallVector<T>::Type;
   constexpr int kSide = sizeof(V) / sizeof(T);
-  V most = V{} - std::numeric_limits<T>::infinity();
-  auto unordered = most != most;
-  const auto add = [&](V a) {
-    most = a > most ? a : most;
-    unordered |= a != a;
-  };
-  const auto smaller = [](V a, V b) { return (a < b) | (a != a) ? a : b; };
+  const auto smaller = [](auto a, auto b) { return (a < b) | (a != a) ? a : b; };
+  T found = -std::numeric_limits<T>::infinity();
+  bool any = false;  // NaN
   int64_t j = 0;
-  for (; j + kSide <= n; j += kSide) {
-    add(other ? smaller(load<V>(x + j), load<V>(other + j)) : load<V>(x + j));
+  if (n >= kSide) {
+    V most = V{} + found;
+    auto unordered = most != most;
+    for (; j + kSide <= n; j += kSide) {
+      const V a = other ? smaller(load<V>(x + j), load<V>(other + j)) : load<V>(x + j);
+      most = a > most ? a : most;
+      unordered |= a != a;
+    }
+    for (int k = 0; k < kSide; ++k) {
+      found = most[k] > found ? most[k] : found;
+      any |= unordered[k] != 0;
+    }
   }
-  for (; j < n; ++j) add(other ? smaller(V{} + x[j], V{} + other[j]) : V{} + x[j]);
-  T found = most[0];
-  bool any = unordered[0];
-  for (int k = 1; k < kSide; ++k) {
-    found = most[k] > found ? most[k] : found;
-    any |= unordered[k] != 0;
+  for (; j < n; ++j) {
+    const T a = other ? smaller(x[j], other[j]) : x[j];
+    found = a > found ? a : found;
+    any |= a != a;
   }
   return any ? std::numeric_limits<T>::quiet_NaN() : found;
 }
@@ -101,40 +109,38 @@ T later_value(Bootstrap bootstrap, const TdLossArguments<T>& a, int64_t i) {
   return T(0);
 }
 
-template <class T>
-Penalised<T> penalised(Penalty penalty, T error, T delta) {
-  switch (penalty) {
-    case Penalty::half_square:
-      return penalise<Penalty::half_square>(error, delta);
-    case Penalty::square:
-      return penalise<Penalty::square>(error, delta);
-    default:
-      return penalise<Penalty::huber>(error, delta);
-  }
-}
+// Rows whose values and targets lie side by side, for the sweep of the value loss; few, so that
+// threads share a small batch too.
+constexpr int64_t kTdBlock = 256;
 
 template <class T>
-void add_row(Bootstrap bootstrap, Penalty penalty, const TdLossArguments<T>& a, int64_t i,
-             ValueSums& sums) {
-  T* grad = a.grad_q + i * a.actions;
-  std::fill_n(grad, a.actions, T(0));
+struct TakenValues {
+  T value[kTdBlock], target[kTdBlock], weight[kTdBlock], slope[kTdBlock];
+
+  ValueLossArguments<T> arguments(int64_t n, T delta) {
+    ValueLossArguments<T> x = {};
+    x.n = n;
+    x.value = value;
+    x.target = target;
+    x.weight = weight;
+    x.grad_value = slope;
+    x.delta = delta;
+    return x;
+  }
+};
+
+// Fills in the k-th of a block.
+template <class T>
+void take(Bootstrap bootstrap, const TdLossArguments<T>& a, int64_t i, int64_t k,
+          TakenValues<T>& taken) {
   const T weight = a.weight_of(i);
-  a.error[i] = 0;
+  taken.weight[k] = weight;
+  taken.value[k] = taken.target[k] = a.error[i] = 0;
   if (weight == 0) return;
-  const T value = a.q[i * a.actions + a.action[i]];
-  const T target =
-      a.follows(i) ? a.reward[i] + a.discount * later_value(bootstrap, a, i) : a.reward[i];
-  const Penalised<T> term = penalised(penalty, value - target, a.delta);
-  grad[a.action[i]] = weight * term.slope;
-  a.error[i] = target - value;
-  const double v = value, t = target, error = t - v;
-  sums.loss += double(weight) * double(term.value);
-  sums.metric[kValueCount] += 1;
-  sums.metric[kValueValue] += v;
-  sums.metric[kValueTarget] += t;
-  sums.metric[kValueError] += error;
-  sums.metric[kValueErrorSquare] += error * error;
-  sums.metric[kValueTargetSquare] += t * t;
+  const T later = a.done[i] ? T(0) : a.discount * later_value(bootstrap, a, i);
+  taken.value[k] = a.q[i * a.actions + a.action[i]];
+  taken.target[k] = a.reward[i] + later;
+  a.error[i] = taken.target[k] - taken.value[k];
 }
 
 }  // namespace
@@ -142,14 +148,19 @@ void add_row(Bootstrap bootstrap, Penalty penalty, const TdLossArguments<T>& a, 
 template <class T>
 void td_loss(Bootstrap bootstrap, ValueKind kind, const TdLossArguments<T>& a, int threads) {
   check_actions(a);
-  std::vector<ValueSums> blocks((a.rows + kValueBlock - 1) / kValueBlock);
-  const Penalty penalty = penalty_of(kind);
-  parallel(blocks.size(), kValueBlock * a.actions, threads, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      const int64_t end = std::min(a.rows, (k + 1) * kValueBlock);
-      ValueSums sums = {};
-      for (int64_t i = k * kValueBlock; i < end; ++i) add_row(bootstrap, penalty, a, i, sums);
-      blocks[k] = sums;
+  const auto block = chosen_isa().values->of<T>().block[int(kind)];
+  std::vector<ValueSums> blocks((a.rows + kTdBlock - 1) / kTdBlock);
+  parallel(blocks.size(), kTdBlock * a.actions, threads, [&](int64_t first, int64_t last) {
+    TakenValues<T> taken;
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t begin = b * kTdBlock, n = std::min(a.rows - begin, kTdBlock);
+      for (int64_t k = 0; k < n; ++k) take(bootstrap, a, begin + k, k, taken);
+      blocks[b] = block(taken.arguments(n, a.delta), 0, n);
+      std::fill_n(a.grad_q + begin * a.actions, n * a.actions, T(0));
+      for (int64_t k = 0; k < n; ++k) {
+        if (taken.weight[k] == 0) continue;
+        a.grad_q[(begin + k) * a.actions + a.action[begin + k]] = taken.slope[k];
+      }
     }
   });
   write_sums(blocks, a.loss, a.metrics);

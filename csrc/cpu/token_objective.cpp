@@ -48,10 +48,11 @@ void score_sequence(int64_t begin, int64_t end, const T* logprob, const T* entro
 }  // namespace
 
 template <class T>
-void sum_results(const std::vector<TokenResult<T>>& results, T* loss, T* metrics) {
+void sum_results(const TokenResult<T>* results, size_t count, T* loss, T* metrics) {
   double total = 0, sums[kSummedMetrics] = {};
   T smallest = std::numeric_limits<T>::infinity(), largest = -smallest;
-  for (const TokenResult<T>& r : results) {
+  for (size_t i = 0; i < count; ++i) {
+    const TokenResult<T>& r = results[i];
     total += r.loss;
     for (int m = 0; m < kSummedMetrics; ++m) sums[m] += r.metric[m];
     const T ratio = r.metric[kRatio];
@@ -86,11 +87,11 @@ void token_objective(const Sequences& sequences, const T* logprob, const T* entr
       grad_logprob[i] = results.back().grad_logprob;
     }
   }
-  sum_results(results, loss, metrics);
+  sum_results(results.data(), results.size(), loss, metrics);
 }
 
 #define RLKERN_INSTANTIATE(T)                                                              \
-  template void sum_results(const std::vector<TokenResult<T>>&, T*, T*);                   \
+  template void sum_results(const TokenResult<T>*, size_t, T*, T*);                        \
   template void token_objective(const Sequences&, const T*, const T*, const TokenRows<T>&, \
                                 const Objective<T>&, T*, T*, T*, T*);
 RLKERN_INSTANTIATE(float)

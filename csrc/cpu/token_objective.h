@@ -36,7 +36,7 @@ struct TokenRows {
 
 // Sums in the order of the results, whatever thread computed them.
 template <class T>
-void sum_results(const std::vector<TokenResult<T>>& results, T* loss, T* metrics);
+void sum_results(const TokenResult<T>* results, size_t count, T* loss, T* metrics);
 
 template <class T>
 void token_objective(const Sequences& sequences, const T* logprob, const T* entropy,

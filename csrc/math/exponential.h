@@ -7,17 +7,28 @@
 
 namespace rlkern {
 
-RLKERN_HD double exp_minus_one(double x) { return std::expm1(x); }
+// e^x and e^x − 1.
+template <class T>
+struct Powers {
+  T whole, minus_one;
+};
 
-// e^x − 1 of a float. The host's C library has a quick exponential of float64, whose digits are
-// left where the 1 cancels, and no quick expm1 of float32.
-RLKERN_HD float exp_minus_one(float x) {
+RLKERN_HD Powers<double> powers(double x) { return {std::exp(x), std::expm1(x)}; }
+
+// Of a float. The host's C library has a quick exponential of float64, whose digits are left where
+// the 1 cancels, and no quick expm1 of float32.
+RLKERN_HD Powers<float> powers(float x) {
 #ifdef __CUDA_ARCH__
-  return std::expm1(x);
+  return {std::exp(x), std::expm1(x)};
 #else
-  const double wide = x;
-  return float(std::fabs(x) < 1e-5f ? wide * (1 + 0.5 * wide) : std::exp(wide) - 1);
+  const double wide = x, whole = std::exp(wide);
+  return {float(whole), float(std::fabs(x) < 1e-5f ? wide * (1 + 0.5 * wide) : whole - 1)};
 #endif
+}
+
+template <class T>
+RLKERN_HD T exp_minus_one(T x) {
+  return powers(x).minus_one;
 }
 
 }  // namespace rlkern

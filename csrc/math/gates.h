@@ -53,11 +53,11 @@ RLKERN_HD T surrogate(T ratio, T advantage) {
 // −min(r·A, clip(r, 1 − low, 1 + high)·A): where the clip is the smaller, the slope is 0.
 template <class T>
 RLKERN_HD Gated<T> ppo_clip(T ratio, T advantage, T low, T high) {
-  const T clipped = ratio < 1 - low ? 1 - low : (ratio > 1 + high ? 1 + high : ratio);
+  const T raised = ratio < 1 - low ? 1 - low : ratio,
+          clipped = raised > 1 + high ? 1 + high : raised;
   const T free = surrogate(ratio, advantage), bound = clipped * advantage;
   const bool is_low = ratio < 1 - low && advantage < 0, is_high = ratio > 1 + high && advantage > 0;
-  if (bound < free) return {-bound, T(0), T(0), is_low, is_high};
-  return {-free, T(0), -free, is_low, is_high};
+  return {-(bound < free ? bound : free), T(0), bound < free ? T(0) : -free, is_low, is_high};
 }
 
 template <class T>

@@ -27,11 +27,11 @@ template <class T>
 RLKERN_HD RowSlope row_slope(const RowSums& sums, double token_u, T logprob, T grad_logprob,
                              T grad_entropy, T grad_lse) {
   const T rest = grad_lse + grad_entropy * T(sums.weighted_sum / sums.sum);
-  const T minus_one = exp_minus_one(logprob);
+  const Powers<T> p = powers(logprob);
   // A token of probability 0 has u = −inf, and 0·inf is no gradient.
   const T u = std::isinf(token_u) ? T(0) : T(token_u);
   return {rest - grad_logprob, -grad_entropy,
-          std::exp(logprob) * (rest - grad_entropy * u) - grad_logprob * minus_one};
+          p.whole * (rest - grad_entropy * u) - grad_logprob * p.minus_one};
 }
 
 }  // namespace rlkern

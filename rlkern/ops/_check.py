@@ -58,7 +58,7 @@ def like(
     op: str, name: str, x: object, shape: torch.Size, other: Tensor, dtypes: tuple[torch.dtype, ...]
 ) -> None:
     """Raises unless x is a tensor of this shape and one of these dtypes on other's device."""
-    found = tensor(op, name, x, dtypes)
+    found = x if type(x) is Tensor and x.dtype in dtypes else tensor(op, name, x, dtypes)
     if found.shape != shape or found.device != other.device:
         expected = f"{tuple(shape)} on {other.device}"
         hint = _unshifted(op, name, found.shape, shape)

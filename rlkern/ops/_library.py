@@ -2,6 +2,7 @@
 """The dispatcher library that every rlkern operation is registered in."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -54,8 +55,10 @@ def nobody_listens() -> bool:
 
 def _are_plain(arguments: Sequence) -> bool:
     """Whether the tensors among these are of no subclass, and have values."""
-    plain = all(type(x) in _PLAIN for x in arguments if isinstance(x, Tensor))
-    return plain and has_memory(arguments[0])
+    for x in arguments:
+        if type(x) not in _PLAIN and isinstance(x, Tensor):
+            return False
+    return has_memory(arguments[0])
 
 
 def _wants_graph(inputs: Sequence) -> bool:
@@ -114,11 +117,20 @@ def register_gradient(
     LIBRARY.impl(op.name, dispatched, "Autograd", with_keyset=True)
 
 
+# A training has a few of them, and making one takes as long as the loss of a tiny batch. Nobody
+# writes to it.
+@lru_cache(maxsize=64)
+def _remembered(numbers: tuple[float, ...]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+
 def number_tensor(numbers: Sequence[float]) -> Tensor:
     """Returns coefficients as one float64 tensor on the CPU, the form operators take them in.
 
     torch.compile would compile anew for every value of a float argument.
     """
+    if nobody_listens():
+        return _remembered(tuple(numbers))
     if not torch.compiler.is_compiling():
         return torch.tensor(numbers, dtype=torch.float64, device="cpu")
     # Of the ways to make a tensor of numbers, a product alone keeps them out of the guards.

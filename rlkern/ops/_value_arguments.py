@@ -36,6 +36,11 @@ def weights_of(op: str, mask: Tensor, weight: Tensor | None, like: Tensor) -> Te
     return weight.to(like.dtype).contiguous()
 
 
-def constant(x: Tensor, like: Tensor) -> Tensor:
-    """Returns x as a constant of like's dtype."""
-    return x.detach().to(like.dtype).contiguous()
+def constant(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns x as a contiguous constant of this dtype."""
+    # Each of these calls costs a microsecond even where it changes nothing: tiny batches feel it.
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype != dtype:
+        x = x.to(dtype)
+    return x if x.is_contiguous() else x.contiguous()

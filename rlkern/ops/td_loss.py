@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkern.backends import implementation, on_host
-from rlkern.backends.eager.td_loss import BOOTSTRAPS, TD_KINDS, Transitions
+from rlkern.backends import implementation
+from rlkern.backends.eager.td_loss import BOOTSTRAPS, TD_KINDS, Transitions, check_actions
 from rlkern.backends.eager.value_loss import VALUE_METRICS
 from rlkern.ops import _check as check
 from rlkern.ops._library import (
@@ -72,27 +72,6 @@ def _autograd(ctx, grad_loss, *unused):
 register_gradient(forward, _autograd, _setup_context)
 
 
-def _action_values(
-    op: str, name: str, action: Tensor, weight: Tensor | None, done: Tensor | None, actions: int
-) -> None:
-    """Raises ValueError if an action that is read is none, where looking needs no waiting."""
-    if torch.compiler.is_compiling() or not (on_host(action.device) or check.checks_values()):
-        return
-    if action.numel() == 0:
-        return
-    least, most = action.aminmax()  # nothing more to do for a batch without padding
-    if least.item() >= 0 and most.item() < actions:
-        return
-    outside = (action < 0) | (action >= actions)
-    if weight is not None:
-        outside &= weight != 0
-    if done is not None:
-        outside &= ~done
-    if outside.any():
-        got = action[outside][0].item()
-        raise ValueError(f"{op}: {name} must be in [0, {actions}), got {got}")
-
-
 def _checked_second(op: str, bootstrap: str, q: Tensor, given: dict[str, Tensor | None]):
     """Returns (table, next action) of a bootstrap; raises where it is missing or another's."""
     if bootstrap not in BOOTSTRAPS:
@@ -107,10 +86,10 @@ def _checked_second(op: str, bootstrap: str, q: Tensor, given: dict[str, Tensor 
     for name, x in given.items():
         if x is not None and name == "next_action":
             check.like(op, name, x, q.shape[:1], q, check.INTEGERS)
-            then = x.to(torch.int64).contiguous()
+            then = constant(x, torch.int64)
         elif x is not None:
             check.like(op, name, x, q.shape, q, check.FLOATS)
-            table = constant(x, q)
+            table = constant(x, q.dtype)
     return table, then
 
 
@@ -186,12 +165,12 @@ def td_loss(
     if weight is not None:
         check.like(op, "weight", weight, rows, q, check.FLOATS)
         check.finite_values(op, "weight", weight, torch.ones_like(done))
-        weight = constant(weight, q)
-    _action_values(op, "action", action, weight, None, q.shape[1])
-    if then is not None:
-        _action_values(op, "next_action", then, weight, done, q.shape[1])
-    loss, metrics, error, _ = forward(
-        q.contiguous(), action.to(torch.int64).contiguous(), constant(reward, q),
-        done.contiguous(), constant(next_q, q), table, then, weight, bootstrap, kind, coef,
+        weight = constant(weight, q.dtype)
+    transitions = Transitions(
+        constant(action, torch.int64), constant(reward, q.dtype), done.contiguous(),
+        constant(next_q, q.dtype), table, then, weight,
     )  # fmt: skip
+    if check.checks_values():  # a backend looks where that needs no waiting
+        check_actions(transitions, q.shape[1])
+    loss, metrics, error, _ = forward(q.contiguous(), *transitions, bootstrap, kind, coef)
     return TdLossOutput(loss, metrics, error)

@@ -130,7 +130,7 @@ def value_loss(
     )
     if value.dtype not in TABLES:
         value = value.float()
-    constants = (constant(target, value), None if old is None else constant(old, value))
+    constants = (constant(target, value.dtype), None if old is None else constant(old, value.dtype))
     weights = weights_of(op, mask, weight, value)
     loss, metrics, _ = forward(value.contiguous(), *constants, weights, kind, coef)
     return LossOutput(loss, metrics)

@@ -151,16 +151,38 @@ RLKERN_INLINE RowSums sweep_sums(const Row& row, Cap cap, float* stash, float* b
   return {so_far.max, so_far.sum, so_far.weighted_sum, so_far.square_sum};
 }
 
+// The same of an uncapped row that leaves a part of one vector free, to the bit: what the sweep
+// adds beside it is 0.
+template <Exponentials exponentials, class S>
+RLKERN_INLINE RowSums short_sums(const Row& row, float* stash, float* block_max_of) {
+  const Vec x = load_head(static_cast<const S*>(row.logits), row.vocab);
+  const float max = horizontal_max(maximum(x, splat(-kInfinity)));
+  Partial<exponentials> part;
+  const bool banned = max == -kInfinity;  // all of it
+  const Vec e = part.add((x - (banned ? 0.0f : max)) * float(row.inv_temperature / kLn2));
+  if (exponentials == Exponentials::stashed) {
+    store_head(stash, e, row.vocab);
+    *block_max_of = max;
+  }
+  return {max, banned ? __builtin_nan("") : horizontal_sum(part.sum),
+          kLn2 * horizontal_sum(part.weighted_sum), horizontal_sum(part.square_sum)};
+}
+
 template <class S>
 RowSums row_sums(const Row& row) {
   constexpr Exponentials kDropped = Exponentials::dropped;
+  if (row.vocab < kLanes && row.softcap == 0) {
+    return short_sums<kDropped, S>(row, nullptr, nullptr);
+  }
   if (row.softcap == 0) return sweep_sums<kDropped, S>(row, Uncapped(0), nullptr, nullptr);
   return sweep_sums<kDropped, S>(row, Capped(row.softcap), nullptr, nullptr);
 }
 
 template <class S>
 RowSums row_sums_stashed(const Row& row, float* stash, float* block_max_of) {
-  return sweep_sums<Exponentials::stashed, S>(row, Uncapped(0), stash, block_max_of);
+  constexpr Exponentials kStashed = Exponentials::stashed;
+  if (row.vocab < kLanes) return short_sums<kStashed, S>(row, stash, block_max_of);
+  return sweep_sums<kStashed, S>(row, Uncapped(0), stash, block_max_of);
 }
 
 template <class S>

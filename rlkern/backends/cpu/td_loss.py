@@ -13,7 +13,8 @@ def td_loss(
     q: Tensor, transitions: Transitions, bootstrap: str, kind: str, coef: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns (loss, metrics, error, grad_q) in one pass over the rows of the tables."""
-    loss, metrics = q.new_empty(()), torch.empty(len(VALUE_METRICS), dtype=torch.float64)
+    loss = torch.empty((), dtype=q.dtype)
+    metrics = torch.empty(len(VALUE_METRICS), dtype=torch.float64)
     error, grad_q = torch.empty_like(transitions.reward), torch.empty_like(q)
     discount, delta = coef.tolist()
     _C.td_loss(

@@ -78,6 +78,20 @@ class Transitions(NamedTuple):
     weight: Tensor | None = None
 
 
+def check_actions(transitions: Transitions, actions: int) -> None:
+    """Raises ValueError if an action that is read is none of the table's."""
+    action, _, done, _, _, then, weight = transitions
+    read = torch.ones_like(done) if weight is None else weight != 0
+    looked_at = {"action": (action, read), "next_action": (then, read & ~done)}
+    for name, (x, counts) in looked_at.items():
+        if x is None:
+            continue
+        outside = counts & ((x < 0) | (x >= actions))
+        if outside.any():
+            got = x[outside][0].item()
+            raise ValueError(f"td_loss: {name} must be in [0, {actions}), got {got}")
+
+
 def td_loss(
     q: Tensor, transitions: Transitions, bootstrap: str, kind: str, coef: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,10 +108,15 @@ def td_loss(
     if then is not None:
         then = torch.where(follows, then, 0)
     q = q.detach()
-    later = torch.where(follows, BOOTSTRAPS[bootstrap](next_q, other, then), 0.0)
-    target = torch.where(counted, reward + discount * later, 0.0)
     at = torch.where(counted, action, 0).unsqueeze(-1)
-    value = torch.where(counted, q.gather(-1, at).squeeze(-1), 0.0)
+    try:
+        later = BOOTSTRAPS[bootstrap](next_q, other, then)
+        value = q.gather(-1, at).squeeze(-1)
+    except RuntimeError:  # of an index without the name of its argument
+        check_actions(transitions, q.shape[1])
+        raise
+    target = torch.where(counted, reward + discount * torch.where(follows, later, 0.0), 0.0)
+    value = torch.where(counted, value, 0.0)
     no_clip = torch.tensor((1.0, delta), dtype=torch.float64)
     loss, metrics, grad_value = value_loss(value, target, None, weight, kind, no_clip)
     grad_q = torch.zeros_like(q).scatter(-1, at, grad_value.unsqueeze(-1))
