@@ -9,15 +9,15 @@ namespace rlkern {
 
 // e^x and e^x − 1.
 template <class T>
-struct Powers {
+struct Exponential {
   T whole, minus_one;
 };
 
-RLKERN_HD Powers<double> powers(double x) { return {std::exp(x), std::expm1(x)}; }
+RLKERN_HD Exponential<double> exponential(double x) { return {std::exp(x), std::expm1(x)}; }
 
 // Of a float. The host's C library has a quick exponential of float64, whose digits are left where
 // the 1 cancels, and no quick expm1 of float32.
-RLKERN_HD Powers<float> powers(float x) {
+RLKERN_HD Exponential<float> exponential(float x) {
 #ifdef __CUDA_ARCH__
   return {std::exp(x), std::expm1(x)};
 #else
@@ -28,7 +28,7 @@ RLKERN_HD Powers<float> powers(float x) {
 
 template <class T>
 RLKERN_HD T exp_minus_one(T x) {
-  return powers(x).minus_one;
+  return exponential(x).minus_one;
 }
 
 }  // namespace rlkern

@@ -27,7 +27,7 @@ template <class T>
 RLKERN_HD RowSlope row_slope(const RowSums& sums, double token_u, T logprob, T grad_logprob,
                              T grad_entropy, T grad_lse) {
   const T rest = grad_lse + grad_entropy * T(sums.weighted_sum / sums.sum);
-  const Powers<T> p = powers(logprob);
+  const Exponential<T> p = exponential(logprob);
   // A token of probability 0 has u = −inf, and 0·inf is no gradient.
   const T u = std::isinf(token_u) ? T(0) : T(token_u);
   return {rest - grad_logprob, -grad_entropy,

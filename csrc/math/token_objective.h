@@ -79,7 +79,7 @@ RLKERN_HD TokenResult<T> score_token(const Objective<T>& o, const Token<T>& x,
   const T seen = clamped(gate_ratio.log_ratio, o.log_ratio_min, o.log_ratio_max);
   const bool beyond = seen < gate_ratio.log_ratio || seen > gate_ratio.log_ratio;
   // Of its own ratio a token has the power anyway, in the old policy's KL.
-  const T ratio = seen == log_ratio ? powers(log_ratio).whole : std::exp(seen);
+  const T ratio = seen == log_ratio ? exponential(log_ratio).whole : std::exp(seen);
   const Gated<T> gate = apply_gate(o.gate, o.gate_coef, x.logprob, seen, ratio, x.advantage);
   KlTerm<T> kl = {0, 0, 0};
   T k3 = 0;
