@@ -28,11 +28,21 @@ class Theme(NamedTuple):
     ink: str
     colors: tuple[str, ...]
 
+    def color_of(self, names: Sequence[str]) -> dict[str, str]:
+        """Returns a colour for each name; Raises ValueError if there are not enough."""
+        if len(names) > len(self.colors):
+            raise ValueError(f"a plot has {len(self.colors)} colours, got {', '.join(names)}")
+        return dict(zip(names, self.colors))
+
 
 LIGHT = Theme(
-    "light", "#ffffff", "#24292f", ("#2f6fb0", "#b8433f", "#d9822b", "#8a8f98", "#3a8f5c")
-)
-DARK = Theme("dark", "#0d1117", "#d5dbe2", ("#6cb0f5", "#f0837d", "#f0b060", "#9aa4af", "#74c69d"))
+    "light", "#ffffff", "#24292f",
+    ("#2f6fb0", "#b8433f", "#d9822b", "#8a8f98", "#3a8f5c", "#8256b0"),
+)  # fmt: skip
+DARK = Theme(
+    "dark", "#0d1117", "#d5dbe2",
+    ("#6cb0f5", "#f0837d", "#f0b060", "#9aa4af", "#74c69d", "#b797e8"),
+)  # fmt: skip
 
 
 class Plot(NamedTuple):
@@ -86,8 +96,9 @@ def lines(name: str, title: str, x_label: str, curves: Curves) -> Plot:
     """Returns a plot of curves by name, both axes logarithmic; the first is rlkern's."""
 
     def draw(axes: Any, theme: Theme) -> None:
-        for (label, points), color in zip(curves.items(), theme.colors):
-            axes.plot(*zip(*points), "o-", color=color, markersize=6, linewidth=2.4, label=label)
+        color = theme.color_of(list(curves))
+        for name, points in curves.items():
+            axes.plot(*zip(*points), "o-", color=color[name], ms=6, linewidth=2.4, label=name)
         axes.set(xscale="log", yscale="log", xlabel=x_label)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:.0f}")
@@ -111,7 +122,7 @@ def bars(
     def draw(axes: Any, theme: Theme) -> None:
         places = list(range(len(stacks)))[::-1]
         begins = [0.0] * len(stacks)
-        for part, color in zip(parts, theme.colors):
+        for part, color in theme.color_of(parts).items():
             widths = [stack.get(part, 0.0) for _, stack in stacks]
             axes.barh(places, widths, 0.6, left=begins, color=color, label=part)
             begins = [begin + width for begin, width in zip(begins, widths)]

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks import bench_linear_policy_loss as bench_linear
@@ -69,6 +70,20 @@ def test_a_step_is_told_by_part_and_a_slower_one_is_said():
     )
     assert second == "| short, float32 | trl | 5 | 2 | – | – | – | – | 3 | 9 | 7 |  |"
     assert steps.slower(records) == ["- whole steps, short: TRL is faster (2.00 times)"]
+
+
+def test_a_bar_is_as_long_as_the_step_whatever_the_parts():
+    ours = SIDE | {"loss": 1.0, "score": 0.5, "step": 0.5, "grading": 0.25, "reward": 9.0}
+    (plot,) = steps.plot([step_of("short", 4.0, rlkern=ours, trl=SIDE)])
+    for theme in (plots.LIGHT, plots.DARK):
+        axes = Figure().subplots()
+        plot.draw(axes, theme)
+        ends = {}
+        for bar in axes.patches:
+            ends[bar.get_y()] = max(ends.get(bar.get_y(), 0.0), bar.get_x() + bar.get_width())
+        assert list(ends.values()) == [pytest.approx(5.0)] * 2  # SIDE's seconds
+    with pytest.raises(ValueError, match="a plot has 6 colours, got a, b, c, d, e, f, g"):
+        plots.LIGHT.color_of("abcdefg")
 
 
 def test_a_plot_is_left_out_where_no_rows_are_and_drawn_twice_where_they_are(tmp_path):

@@ -4,6 +4,7 @@
 import io
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from trainer_helpers import settings
 
@@ -164,3 +165,11 @@ def test_what_is_measured_is_called_what_it_is(tmp_path, name):
     other = {"accuracy": "reward", "reward": "accuracy"}[name]
     assert out.getvalue().count(f"held-out {name}") == 3
     assert f"held-out {other}" not in out.getvalue()
+
+
+def test_every_curve_of_an_evaluation_is_drawn_in_a_way_of_its_own():
+    keys = ("accuracy_sampled", "accuracy_greedy", *(f"pass@{2**k}" for k in range(1, 6)))
+    lines = [{"step": s, **{f"eval/{key}": 0.1 * s for key in keys}} for s in (0, 1)]
+    axes = Figure().subplots()
+    plot._accuracy(axes, lines)
+    assert len({(x.get_color(), x.get_linestyle()) for x in axes.lines}) == len(keys) == 7

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,9 @@ def plot_curves(lines: list[dict], path: Path, *, title: str) -> None:
     draw_page(_panels(lines), lines, path, title=title)
 
 
+_COLORS = (BLUE, ORANGE, GREEN, RED, GREY)
+
+
 def _accuracy(axes: Any, lines: list[dict]) -> None:
     rewarded = any("eval/reward" in key for line in lines for key in line)
     title = "reward on held-out data" if rewarded else "right on held-out data"
@@ -43,9 +47,10 @@ def _accuracy(axes: Any, lines: list[dict]) -> None:
         for key in dict.fromkeys(key for line in lines for key in line)
         if re.fullmatch(r"eval/((accuracy|reward)_\w+|(pair|token)_accuracy|pass@(?!1$)\d+)", key)
     }
-    colors = (BLUE, ORANGE, GREEN, RED, GREY)
-    for (label, (steps, values)), color in zip(curves.items(), colors):
-        axes.plot(steps, values, "o-", color=color, linewidth=1.8, markersize=4, label=label)
+    # Dashed where the colours begin again: every pass@k that was asked for has its curve.
+    styles = itertools.cycle(itertools.product(("o-", "o--", "o:"), _COLORS))
+    for (label, (steps, values)), (style, color) in zip(curves.items(), styles):
+        axes.plot(steps, values, style, color=color, linewidth=1.8, markersize=4, label=label)
         for index in sorted({0, len(values) - 1}):
             axes.annotate(
                 f"{values[index]:.2f}",
