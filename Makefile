@@ -66,12 +66,15 @@ format: $(call set-up,dev)  ## rewrite the sources as lint wants them
 bench: $(call set-up,dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
 	$(PY) -m benchmarks.run $(ARGS)
 
+# What a round frees the next one takes, whoever's it is (benchmarks/run.py says why).
+KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736
+
 bench-peers:  ## the same work by TRL, verl, Liger and torch on a CPU, in the environment of test-integrations (ARGS="--smoke")
 	$(MAKE) --no-print-directory VENV=$(TRAINERS) $(TRAINERS)/.stamps/integrations \
 	  $(TRAINERS)/.stamps/$(notdir $(NATIVE))
 	@[ -d build/peers/liger_kernel ] || $(TRAINERS)/bin/python -m pip --disable-pip-version-check install \
 	  --quiet --no-deps --target build/peers -r requirements/peers.txt
-	PYTHONPATH=build/peers $(TRAINERS)/bin/python -m benchmarks.beside_peers $(ARGS)
+	$(KEEPING) PYTHONPATH=build/peers $(TRAINERS)/bin/python -m benchmarks.beside_peers $(ARGS)
 
 mutants: $(call set-up,dev) $(NATIVE)  ## plant small faults, say which no test notices (BUDGET=600 seconds; ARGS="rlkern/ops --count 50")
 	$(PY) -m tests.mutants --budget $(BUDGET) $(ARGS)
