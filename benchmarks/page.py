@@ -101,9 +101,8 @@ def peers(path: Path) -> list[str]:
         by_operation.setdefault(row["op"], []).append(row)
     return [
         f"`make bench-peers` on {where['cpu']}, {where['threads']} threads, {where['isa']}, torch "
-        f"{where['torch']}, float32, medians in turns, each in memory that the others freed, and in "
-        "brackets p20 and p80, rows of "
-        f"`benchmarks/results/{path.name}`:",
+        f"{where['torch']}, float32, medians in turns, each in memory that others freed, and in "
+        f"brackets p20 and p80, rows of `benchmarks/results/{path.name}`:",
         *map(beside_peers.table, by_operation.values()),
     ]
 
