@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import torch
 
 from benchmarks import cpu_peers, report
 from benchmarks.tables import markdown, ms_of, times_of
+from rlkern import integrations
 from rlkern.testing.timed_inputs import Inputs, LinearInputs
 
 # {operation: (its size, a small one)}
@@ -63,6 +65,8 @@ def calls_of(
             found |= make()
         except (ImportError, AttributeError) as error:
             absent[project] = f"cannot be imported here: {str(error).splitlines()[0]}"
+    if ours := [each.name for each in integrations.status() if each.calls is not None]:
+        raise RuntimeError(f"rlkern must not serve the peers, and is patched into {ours[0]}")
     return found
 
 
@@ -147,6 +151,7 @@ def main() -> int:
     parser.add_argument("operation", nargs="*", choices=[[], *SIZES], default=[])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, nothing compiled")
     given = parser.parse_args()
+    os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"  # of which rlkern is one
     if given.smoke:
         cpu_peers.SMOKE = True
     where, rows, right = report.machine(), list[dict[str, Any]](), True

@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks import bench_linear_policy_loss as bench_linear
 from benchmarks import beside_peers, models, page, plots, readme, report, slower, steps
+from rlkern import integrations
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
 NARROW = WHERE | {"isa": "AVX2"}
@@ -119,6 +120,13 @@ def test_the_computed_memory_is_what_was_measured_on_a_gpu():
     gradients = models.BFLOAT16 * H * (V + N)
     measured = rows["rlkern_linear_policy_loss", N, H, V] - gradients
     assert models.Model("", H, V).linear_bytes == pytest.approx(measured, rel=0.01)
+
+
+def test_a_peer_that_rlkern_serves_is_no_peer(monkeypatch):
+    patched = integrations.Status("verl", "0.9.1", "verl>=0.9", {"verl.f": 3})
+    monkeypatch.setattr(beside_peers.integrations, "status", lambda: [patched])
+    with pytest.raises(RuntimeError, match="must not serve the peers, and is patched into verl"):
+        beside_peers.calls_of("gae", (4, 16), {})
 
 
 @pytest.mark.parametrize("operation", beside_peers.SIZES)
