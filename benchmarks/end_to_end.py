@@ -28,6 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
 from benchmarks.end_to_end_trl import Clock, memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,8 +221,7 @@ def compared(case: str, given: argparse.Namespace) -> dict[str, Any]:
 
 def record(case: str, given: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
     """Returns a line of the records."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+    commit = report.machine()["commit"]
     with open("/proc/cpuinfo") as file:
         cpu = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
     about = {"case": case, "dtype": given.dtype, "threads": given.threads, "cpu": cpu}
@@ -247,11 +247,17 @@ def main() -> int:
     cases = given.cases.split(",")
     if unknown := set(cases) - WORK.keys():
         parser.error(f"--cases must be of {', '.join(WORK)}, got {', '.join(unknown)}")
+    for name in ("steps", "rounds", "threads"):
+        if (number := getattr(given, name)) < 1:
+            parser.error(f"--{name} must be at least 1, got {number}")
     if not given.peer and set(cases) & STEPS.keys():
         parser.error("--peer must be the Python of an environment that has TRL, got none")
     for case in cases:
         line = record(case, given, compared(case, given))
         print(json.dumps(line, indent=1), flush=True)
+        if not given.dry and line["commit"].endswith("-dirty"):
+            print(f"not recorded: commit the changes first ({line['commit']})", file=sys.stderr)
+            return 1
         if not given.dry:
             RECORDS.parent.mkdir(parents=True, exist_ok=True)
             with RECORDS.open("a") as out:
