@@ -3,11 +3,21 @@
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-_INCLUDED = torch._C._dispatch_tls_local_include_set()
-_EXCLUDED = torch._C._dispatch_tls_local_exclude_set()
+
+def _of_a_new_thread() -> tuple[torch._C.DispatchKeySet, torch._C.DispatchKeySet]:
+    """Returns what the dispatcher includes and excludes where nothing was switched on or off: the
+    first call may import this file inside inference_mode, autocast or an operator."""
+    sets = torch._C._dispatch_tls_local_include_set, torch._C._dispatch_tls_local_exclude_set
+    with ThreadPoolExecutor(1) as pool:
+        included, excluded = pool.map(lambda read: read(), sets)
+    return included, excluded
+
+
+_INCLUDED, _EXCLUDED = _of_a_new_thread()
 
 
 @contextlib.contextmanager
