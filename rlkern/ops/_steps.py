@@ -13,6 +13,7 @@ from torch import Tensor
 from rlkern.backends.eager.reverse_scan import at_steps, following, last_counted_steps
 from rlkern.ops import _check as check
 from rlkern.ops._library import number_tensor
+from rlkern.ops._value_arguments import constant
 from rlkern.ops.reverse_scan import reverse_scan
 
 FLOATS = (torch.float32, torch.float64)
@@ -145,12 +146,7 @@ class Steps(NamedTuple):
 
 
 def _flat(x: Tensor, shape: torch.Size) -> Tensor:
-    # Each of these calls costs a microsecond even where it changes nothing: tiny batches feel it.
-    if x.requires_grad:
-        x = x.detach()
-    if x.shape != shape:
-        x = x.reshape(shape)
-    return x if x.is_contiguous() else x.contiguous()
+    return constant(x if x.shape == shape else x.reshape(shape), x.dtype)
 
 
 def steps(op: str, reward: object, mask: object, cu_seqlens: Tensor | None) -> Steps:
