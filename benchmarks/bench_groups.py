@@ -2,6 +2,7 @@
 """Group-relative advantages against eager, torch.compile and the loop over groups in trainers."""
 
 import os
+import random
 from collections import defaultdict
 
 import pytest
@@ -26,11 +27,8 @@ REWARD = torch.rand(N, generator=torch.Generator().manual_seed(1))
 
 def python_loop_advantage(reward: Tensor, group: Tensor) -> Tensor:
     """Returns normalized advantages by a dictionary of lists, the form of most trainers."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for i, g in enumerate(group.tolist()):
-        members[g].append(i)
     advantage = torch.empty_like(reward)
-    for index in members.values():
+    for index in members_of(group).values():
         own = reward[index]
         advantage[index] = (own - own.mean()) / (own.std() + 1e-4)
     return advantage
@@ -75,13 +73,49 @@ def test_python_loop(benchmark, group):
     measure(benchmark, "group_advantage", name, loop, rounds=2)
 
 
-def test_mixed_groups(benchmark, group):
+def members_of(ids: Tensor) -> dict[int, list[int]]:
+    """Returns the samples of each group."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, g in enumerate(ids.tolist()):
+        members[g].append(i)
+    return members
+
+
+def python_loop_mixed(reward: Tensor, ids: Tensor) -> Tensor:
+    """Returns the samples whose group's rewards differ, as verl's recipe of DAPO finds them."""
+    values, mixed = reward.tolist(), torch.zeros(len(ids), dtype=torch.bool)
+    for index in members_of(ids).values():
+        mixed[index] = len({values[i] for i in index}) > 1
+    return mixed
+
+
+def python_loop_refill(reward: Tensor, ids: Tensor) -> Tensor:
+    """Returns the samples of a batch in which copies of mixed groups stand for the others."""
+    values, members = reward.tolist(), members_of(ids)
+    mixed = [index for index in members.values() if len({values[i] for i in index}) > 1]
+    drawn = random.Random(0).sample(mixed, len(mixed))
+    source = mixed + [drawn[i % len(drawn)] for i in range(len(members) - len(mixed))]
+    return torch.tensor([i for index in source for i in index])
+
+
+def test_rlkern_mixed_groups(benchmark, group):
     name, ids = group
     measure(benchmark, "sampling", name, lambda: sampling.mixed_groups(REWARD, ids))
 
 
-@pytest.mark.parametrize("refill", (sampling.refill_multiplicity, sampling.refill_index))
-def test_refill(benchmark, group, refill):
+def test_python_loop_mixed_groups(benchmark, group):
     name, ids = group
-    random = torch.Generator().manual_seed(0)
-    measure(benchmark, refill.__name__, name, lambda: refill(REWARD, ids, generator=random))
+    measure(benchmark, "sampling", name, lambda: python_loop_mixed(REWARD, ids), rounds=4)
+
+
+@pytest.mark.parametrize("refill", (sampling.refill_multiplicity, sampling.refill_index))
+def test_rlkern_refill(benchmark, group, refill):
+    name, ids = group
+    draws = torch.Generator().manual_seed(0)
+    measure(benchmark, refill.__name__, name, lambda: refill(REWARD, ids, generator=draws))
+
+
+@pytest.mark.parametrize("name", ("refill_multiplicity", "refill_index"))
+def test_python_loop_refill(benchmark, group, name):
+    size, ids = group
+    measure(benchmark, name, size, lambda: python_loop_refill(REWARD, ids), rounds=4)

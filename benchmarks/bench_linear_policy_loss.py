@@ -146,6 +146,16 @@ def test_rlkern_logprob_and_backward(benchmark, inputs):
     measure(benchmark, inputs, run)
 
 
+@main_rows
+def test_eager_logprob_and_backward(benchmark, inputs):
+    def run():
+        logits = functional.linear(inputs.hidden, inputs.head)
+        logprob = baselines.eager_logprob(logits, inputs.token)
+        inputs.differentiate((logprob * inputs.weight).sum())
+
+    measure(benchmark, inputs, run)
+
+
 @every_row
 def test_eager(benchmark, inputs):
     measure(benchmark, inputs, lambda: inputs.by_logits(eager_loss))

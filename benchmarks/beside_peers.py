@@ -23,10 +23,19 @@ from typing import Any
 import torch
 
 from benchmarks import cpu_peers, report
+from benchmarks.slower import called
 from benchmarks.tables import markdown, ms_of, times_of
 from rlkern import integrations
 from rlkern.testing.timed_inputs import Inputs, LinearInputs
 
+# {operation: what every call of it computes}
+WORK = {
+    "logprob": "log-probabilities and gradient",
+    "logprob_and_entropy": "log-probabilities and entropies",
+    "linear_logprob": "log-probabilities from hidden states, and gradients",
+    "linear_grpo": "GRPO from hidden states, and gradients",
+    "gae": "whitened GAE",
+}
 # {operation: (its size, a small one)}
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "logprob": ((512, 151936), (16, 130)),
@@ -114,7 +123,7 @@ def measured(operation: str, smoke: bool) -> tuple[list[dict[str, Any]], bool]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the table of an operation: its way, time, and how many times rlkern's.
+    """Returns the table of an operation: who, time, and how many times rlkern's.
 
     >>> one = {"op": "gae", "size": "4", "row": "rlkern", "ms": [2.0, 2.0, 2.0, 2.0]}
     >>> print(table([one, {**one, "row": "x", "ms": [3.0, 2.5, 3.5, 2.0]}]).splitlines()[-1])
@@ -124,22 +133,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     ours = times["rlkern"].median
     lines = [[name, ms_of(t), times_of(t.median / ours)] for name, t in times.items()]
     lines += [[x["row"], x["absent"], ""] for x in rows if "absent" in x]
-    return markdown([f"{rows[0]['op'].replace('_', ' ')}, {rows[0]['size']}", "ms",
-                     "÷ rlkern"], lines)  # fmt: skip
+    return markdown([f"{WORK[rows[0]['op']]}, {rows[0]['size']}", "ms", "÷ rlkern"], lines)
 
 
 def slower(rows: list[dict[str, Any]]) -> list[str]:
     """Returns a line for each function that is faster than rlkern's.
 
-    >>> one = {"isa": "AVX2", "op": "gae", "size": "4", "row": "rlkern", "ms": [3.0] * 4}
-    >>> slower([one, {**one, "row": "x", "ms": [2.0] * 4}, {**one, "row": "y", "absent": ""}])
-    ['- AVX2, gae: x is faster at 4 (1.50 times)']
+    >>> one = {"cpu": "C", "threads": 2, "isa": "AVX2", "op": "gae", "size": "4"}
+    >>> ours, x = one | {"row": "rlkern", "ms": [3.0] * 4}, one | {"row": "x", "ms": [2.0] * 4}
+    >>> slower([ours, x, x | {"cpu": "D", "row": "rlkern"}, one | {"row": "y", "absent": ""}])
+    ['- C, AVX2, gae: x is faster at 4 (1.50 times)']
     """
     timed = [x for x in rows if "absent" not in x]
-    ours = {(x["isa"], x["op"]): x["ms"][0] for x in timed if x["row"] == "rlkern"}
-    ratios = [(x, ours[x["isa"], x["op"]] / x["ms"][0]) for x in timed]
+    ours = [x for x in timed if x["row"] == "rlkern"]
+    ratios = [
+        (x, mine["ms"][0] / x["ms"][0])
+        for x in timed for mine in ours if report.same_machine(x, mine) and x["op"] == mine["op"]
+    ]  # fmt: skip
     return [
-        f"- {x['isa']}, {x['op'].replace('_', ' ')}: {x['row']} is faster at {x['size']} "
+        f"- {called(x)}, {x['op'].replace('_', ' ')}: {x['row']} is faster at {x['size']} "
         f"({times_of(ratio)} times)"
         for x, ratio in ratios if ratio > 1
     ]  # fmt: skip
@@ -148,9 +160,11 @@ def slower(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> int:
     """Returns 0 after all tables were printed; 1 if a peer disagreed or no rows could be kept."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("operation", nargs="*", choices=[[], *SIZES], default=[])
+    parser.add_argument("operation", nargs="*", help=f"of {', '.join(SIZES)}; all by default")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, nothing compiled")
     given = parser.parse_args()
+    if unknown := set(given.operation) - SIZES.keys():
+        parser.error(f"operation must be of {', '.join(SIZES)}, got {', '.join(sorted(unknown))}")
     os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"  # of which rlkern is one
     if given.smoke:
         cpu_peers.SMOKE = True

@@ -31,11 +31,6 @@ def compiled(function: Callable) -> Callable:
     return torch.compile(function, backend="eager" if SMOKE else "inductor")
 
 
-def eager_logprob(logits: Tensor, token: Tensor) -> Tensor:
-    """Returns log-probabilities as a trainer writes them."""
-    return torch.log_softmax(logits, -1).gather(-1, token[..., None])[..., 0]
-
-
 def logprob(x: Inputs) -> dict[str, Maker]:
     """Returns the log-probabilities of tokens and the gradient of their mean, from logits."""
     leaf = x.source.requires_grad_()
@@ -59,8 +54,8 @@ def logprob(x: Inputs) -> dict[str, Maker]:
 
     return {
         "rlkern": lambda: {"rlkern": of(lambda z, token: rlkern.token_logprob(z, token).logprob)},
-        "eager": lambda: {"eager": of(eager_logprob)},
-        "torch.compile": lambda: {"torch.compile": of(compiled(eager_logprob))},
+        "eager": lambda: {"eager": of(baselines.eager_logprob)},
+        "torch.compile": lambda: {"torch.compile": of(compiled(baselines.eager_logprob))},
         "F.cross_entropy": lambda: {"F.cross_entropy": of(cross_entropy)},
         "TRL": trl,
         "verl": verl,
@@ -117,7 +112,7 @@ def linear_logprob(x: LinearInputs) -> dict[str, Maker]:
         return -scored.logprob.mean()
 
     def eager(hidden: Tensor, head: Tensor) -> Tensor:
-        return -eager_logprob(functional.linear(hidden, head), token).mean()
+        return -baselines.eager_logprob(functional.linear(hidden, head), token).mean()
 
     def torchs() -> Calls:
         if not hasattr(functional, "linear_cross_entropy"):

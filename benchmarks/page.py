@@ -15,7 +15,7 @@ FASTEST = "rlkern is the fastest in every row."
 def latest(path: Path) -> tuple[dict, report.Times]:
     """Returns the machine that wrote last, and all rows of it."""
     found = report.machines(path)
-    return (found[0], report.on_record(path, found[0])) if found else ({}, {})
+    return (found[0], report.on_record(report.records(path), found[0])) if found else ({}, {})
 
 
 _KEPT = (
@@ -46,14 +46,13 @@ def cpu(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
     for group, why in report.left_out(path, where).items():
         spared.setdefault(why, []).append(group.replace("_", " "))
     columns = [
-        (f"{x['cpu']}, {x['isa']}", report.on_record(path, x)) for x in report.machines(path)
+        (slower.called(x), report.on_record(report.records(path), x)) for x in report.machines(path)
     ]
     return [
         "## How fast are the loss and its gradient over a vocabulary?",
         *shown("vocabulary"),
         "Loss and gradient of GRPO with a KL term, milliseconds, the median and in brackets what a "
-        "fifth and four fifths of the rounds take; a number without brackets is the fastest round, "
-        "which is all that was kept of it. `make bench` on "
+        "fifth and four fifths of the rounds take. `make bench` on "
         f"{where['cpu']}, {where['threads']} threads, {where['isa']}, torch {where['torch']}, rows "
         f"of `benchmarks/results/{path.name}`; so are the tables up to the next processor:",
         sizes(times),
@@ -102,13 +101,26 @@ def peers(path: Path) -> list[str]:
     return [
         f"`make bench-peers` on {where['cpu']}, {where['threads']} threads, {where['isa']}, torch "
         f"{where['torch']}, float32, medians in turns, each in memory that others freed, and in "
-        f"brackets p20 and p80, rows of `benchmarks/results/{path.name}`:",
+        f"brackets p20 and p80; a table's head is what each call computes. Rows of "
+        f"`benchmarks/results/{path.name}`:",
         *map(beside_peers.table, by_operation.values()),
     ]
 
 
-def needs(shown: Callable[[str], list[str]]) -> list[str]:
+def needs(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
     """Returns the paragraphs of memory."""
+    lines = report.records(path)
+    measured = (
+        "`python -m benchmarks.memory` measures the memory of a CPU against tokens; no run of it "
+        "is on record."
+    )
+    if lines:
+        where = lines[-1]
+        measured = (
+            "Measured in float32, hidden size 896 and vocabulary 151 936, on "
+            f"{where['cpu']}, {where['threads']} threads, {where['isa']}, torch {where['torch']} "
+            f"(`python -m benchmarks.memory`, rows of `benchmarks/results/{path.name}`):"
+        )
     return [
         "## What does the loss of a model need?",
         "Computed, not measured, for bfloat16 logits: what the eager loss and the fused linear "
@@ -116,9 +128,9 @@ def needs(shown: Callable[[str], list[str]]) -> list[str]:
         "formulas, and a test compares them with what was measured on a GPU), and how many tokens "
         "the logits and their gradient alone leave room for:",
         models.table(),
-        *(shown("memory") or ["`python -m benchmarks.memory` measures the memory of a CPU against "
-                              "tokens; no run of it is on record."]),
-    ]  # fmt: skip
+        measured,
+        *shown("memory"),
+    ]
 
 
 def gpu(path: Path) -> list[str]:
@@ -159,8 +171,8 @@ def not_the_fastest(folder: Path) -> list[str]:
     path = folder / CPU
     lines = list[str]()
     for where in report.machines(path):
-        rows = slower.of_processor(report.on_record(path, where))
-        lines += slower.lines(where["isa"], rows)
+        rows = slower.of_processor(report.on_record(report.records(path), where))
+        lines += slower.lines(slower.called(where), rows)
     lines += beside_peers.slower(report.records(folder / beside_peers.PEERS))
     lines += steps.slower(report.records(folder / STEPS))
     for each in gpu_files(folder):
@@ -179,7 +191,7 @@ def numbers(folder: Path = report.RESULTS) -> str:
     paragraphs = cpu(folder / CPU, shown)
     paragraphs += ["## How fast are the functions of others?", *peers(folder / beside_peers.PEERS)]
     paragraphs += step(folder / STEPS, shown)
-    paragraphs += not_the_fastest(folder) + needs(shown)
+    paragraphs += not_the_fastest(folder) + needs(folder / MEMORY, shown)
     for path in gpu_files(folder):
         paragraphs += gpu(path)
     return "\n\n".join(paragraphs)

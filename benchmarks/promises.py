@@ -4,6 +4,7 @@
 from typing import NamedTuple
 
 from benchmarks.report import Times
+from benchmarks.rivals import pair
 
 
 class Check(NamedTuple):
@@ -103,6 +104,10 @@ CHECKS += [
 ]
 
 
+# Rows that nothing passes: a copy, or the matrix products alone.
+CEILINGS = ("memcpy", "three_products")
+
+
 class Verdict(NamedTuple):
     """What a check found."""
 
@@ -125,6 +130,32 @@ class Verdict(NamedTuple):
         return f"{label:<16}{group}: {above} / {below} = {self.ratio:.2f} ({sign} {limit})"
 
 
+def compared(times: Times) -> list[Check]:
+    """Returns every ratio that is held to the record: the checks, each row of somebody else over
+    ours, and the ceiling over those rows of ours that nobody stands beside.
+
+    >>> from benchmarks.report import Timing
+    >>> one = Timing(1, 1, 1, 1)
+    >>> rows = {"memcpy_of_x": one, "rlkern_a": one, "eager_a": one, "rlkern_b": one}
+    >>> [(x.above, x.below) for x in compared({"g": rows})]
+    [('eager_a', 'rlkern_a'), ('memcpy_of_x', 'rlkern_b')]
+    """
+    found = [check for check in CHECKS if check.ratio(times) is not None]
+    known = {(x.group, *sorted((x.above, x.below))) for x in found}
+    for group, rows in times.items():
+        pairs = [(name, pair(name, rows)) for name in rows]
+        beside = [(name, ours[1]) for name, ours in pairs if ours is not None]
+        ceiling = next((name for name in rows if name.startswith(CEILINGS)), None)
+        alone = {x for x in rows if x.startswith("rlkern")} - {ours for _, ours in beside}
+        if ceiling is not None:
+            beside += [(ceiling, name) for name in rows if name in alone]
+        found += [
+            Check(group, above, below, ">=", 1.0, promised=False)
+            for above, below in beside if (group, *sorted((above, below))) not in known
+        ]  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
 def fallen(times: Times, before: Times) -> list[str]:
     """Returns a line for each ratio that is worse than on record by more than both their spreads.
 
@@ -137,7 +168,7 @@ def fallen(times: Times, before: Times) -> list[str]:
     ['4.00 (4.00–4.00), on record 2.00 (2.00–2.00)']
     """
     lines = []
-    for check in dict.fromkeys(CHECKS):
+    for check in compared(times):
         now, then = check.spread(times), check.spread(before)
         if now is None or then is None:
             continue

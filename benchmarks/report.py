@@ -39,6 +39,17 @@ class Timing(NamedTuple):
         shares = torch.tensor([0.5, 0.2, 0.8, 0.0], dtype=torch.float64)
         return cls(*(round(x, 6) for x in ms.quantile(shares).tolist()))
 
+    def joined(self, other: "Timing") -> "Timing":
+        """Returns what the rounds of two processes come to: the spread is that of both.
+
+        >>> Timing(2.0, 1.5, 3.0, 1.0).joined(Timing(4.0, 3.5, 5.0, 3.0))
+        Timing(median=3.0, p20=1.5, p80=5.0, fastest=1.0)
+        """
+        return Timing(
+            (self.median + other.median) / 2, min(self.p20, other.p20), max(self.p80, other.p80),
+            min(self.fastest, other.fastest),
+        )  # fmt: skip
+
 
 # {group: {row: its time}}
 Times = dict[str, dict[str, Timing]]
@@ -62,6 +73,15 @@ def merge(*parts: Times) -> Times:
     return merged
 
 
+def joined(before: Times, again: Times) -> Times:
+    """Returns the rows of two processes that timed the same; what one of them timed stays."""
+    both = merge(before, again)
+    for group, rows in both.items():
+        for name in before.get(group, {}).keys() & again.get(group, {}).keys():
+            rows[name] = before[group][name].joined(again[group][name])
+    return both
+
+
 def table(times: Times) -> str:
     """Returns each group's rows: the median, and what multiple of the first row's it is."""
     lines = []
@@ -76,15 +96,23 @@ def table(times: Times) -> str:
     return "\n".join(lines)
 
 
+# Every file but those that a run of the benchmarks itself writes.
+WHAT_IS_TIMED = (":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs",
+                 ":(top,exclude)README.md")  # fmt: skip
+
+
+def git(*words: str) -> str:
+    """Returns what git says of this tree; nothing outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def machine() -> dict[str, object]:
     """Returns what a reader needs to know of where the numbers come from."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-        cwd=Path(__file__).parent,
-    ).stdout.strip()  # fmt: skip
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *WHAT_IS_TIMED)
     return {
         "date": date.today().isoformat(),
-        "commit": commit,
+        "commit": git("describe", "--always") + "-dirty" * bool(changed),
         "cpu": processor(),
         "threads": torch.get_num_threads(),
         "isa": torch.backends.cpu.get_cpu_capability(),
@@ -99,7 +127,19 @@ IDENTITY = ("cpu", "threads", "isa")
 
 def records(path: Path) -> list[dict]:
     """Returns the lines of a results file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return _lines(path.read_text()) if path.is_file() else []
+
+
+def committed(path: Path) -> list[dict]:
+    """Returns the lines of a results file that are committed, which a ratio is held to, not to what
+    the run before this one wrote; those of the file where there is no repository."""
+    if not git("rev-parse", "--git-dir"):
+        return records(path)
+    return _lines(git("show", f"HEAD:{path.relative_to(RESULTS.parents[1]).as_posix()}"))
+
+
+def _lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def same_machine(a: dict, b: dict) -> bool:
@@ -116,24 +156,16 @@ def machines(path: Path) -> list[dict]:
     return found
 
 
-def on_record(path: Path, where: dict[str, object]) -> Times:
-    """Returns what a machine has on record."""
-    lines = [x for x in records(path) if same_machine(x, where) and "left_out" not in x]
-    return {x["group"]: _timings(x) for x in lines}
+def on_record(lines: list[dict], where: dict[str, object]) -> Times:
+    """Returns what a machine has among the lines of a results file."""
+    own = [x for x in lines if same_machine(x, where) and "left_out" not in x]
+    return {x["group"]: {name: Timing(*t) for name, t in x["ms"].items()} for x in own}
 
 
 def left_out(path: Path, where: dict[str, object]) -> dict[str, str]:
     """Returns {group: why a machine did not time it}."""
     lines = [x for x in records(path) if same_machine(x, where)]
     return {x["group"]: x["left_out"] for x in lines if "left_out" in x}
-
-
-def _timings(line: dict) -> dict[str, Timing]:
-    """Returns the times of a line; those from before medians were kept have the fastest round
-    alone, without a spread."""
-    if "min_ms" in line:
-        return {name: Timing(x, x, x, x) for name, x in line["min_ms"].items()}
-    return {name: Timing(*t) for name, t in line["ms"].items()}
 
 
 def record(

@@ -4,35 +4,8 @@
 from collections.abc import Iterator
 
 from benchmarks import report
+from benchmarks.rivals import pair
 from benchmarks.tables import times_of
-
-# {how the row of somebody else begins: who that is}; what follows names the work, as for rlkern.
-RIVALS = {
-    "torch_compile": "torch.compile", "compile": "torch.compile", "eager": "eager",
-    "python_loop": "a loop in Python", "torch": "torch's own", "liger": "Liger", "cut": "CCE",
-}  # fmt: skip
-# Work that rlkern names otherwise; a supervised loss does less than the policy loss beside it.
-NAMES = dict.fromkeys(
-    ("_linear_grpo", "_linear_cross_entropy", "_cross_entropy"), ("_linear_policy_loss", "")
-)
-
-
-def pair(name: str, rows: dict[str, float]) -> tuple[str, str] | None:
-    """Returns who a row is of, and the row of rlkern that does this work; None if there is none.
-
-    >>> pair("eager_gspo", {"eager_gspo": 2.0, "rlkern_gspo_in_place": 1.0})
-    ('eager', 'rlkern_gspo_in_place')
-    >>> pair("torch_compile", {"torch_compile": 2.0, "rlkern_in_place": 1.0})
-    ('torch.compile', 'rlkern_in_place')
-    >>> pair("memcpy_of_the_logits", {"rlkern": 1.0}) is None
-    True
-    """
-    begin = next((x for x in RIVALS if name == x or name.startswith(f"{x}_")), None)
-    if begin is None:
-        return None
-    work = name.removeprefix(begin).removesuffix("_in_place")
-    names = [f"rlkern{x}{end}" for x in (work, *NAMES.get(work, ())) for end in ("_in_place", "")]
-    return next(((RIVALS[begin], x) for x in names if x in rows), None)
 
 
 def found(rows: dict[str, dict[str, float]]) -> Iterator[tuple[str, str, str, float]]:
@@ -45,7 +18,9 @@ def found(rows: dict[str, dict[str, float]]) -> Iterator[tuple[str, str, str, fl
             who, ours = pair(name, ms) or ("", name)
             if theirs < ms[ours]:
                 operation, _, size = group.removeprefix("calls ").partition(" ")
-                yield operation or ours.removeprefix("rlkern_"), size, who, ms[ours] / theirs
+                form = ours.removeprefix("rlkern").removesuffix("_in_place").removeprefix("_")
+                names = dict.fromkeys(name for name in (operation, form) if name)
+                yield ", ".join(names), size, who, ms[ours] / theirs
 
 
 def lines(where: str, rows: dict[str, dict[str, float]]) -> list[str]:
@@ -65,6 +40,11 @@ def lines(where: str, rows: dict[str, dict[str, float]]) -> list[str]:
         f"- {where}, {operation.replace('_', ' ')}: {who} is faster at {', '.join(sizes)}"
         for (operation, who), sizes in grouped.items()
     ]
+
+
+def called(where: dict) -> str:
+    """Returns what a processor is called: two makers have the same instruction sets."""
+    return f"{where['cpu']}, {where['isa']}"
 
 
 def of_processor(times: report.Times) -> dict[str, dict[str, float]]:

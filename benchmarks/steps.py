@@ -12,13 +12,36 @@ PARTS = {
     "rollout": "rollout", "grading": "reward", "score": "loss", "loss": "loss", "step": "optimizer",
 }  # fmt: skip
 COLUMNS = ("rollout", "reward", "loss", "optimizer", "rest", "loss, optimizer, rest")
-CASES = ("wide", "short", "long", "generate", "ends")
+# {case: (what to reach of TRL's time over ours, or of our sampling over generate's)}
+GOALS = {"wide": 8.0, "short": 5.0, "long": 2.5, "generate": 1.2, "ends": 1.5}
+BEFORE_MIB = 700  # memory before the first step, to be at most
+IDENTITY = ("cpu", "threads")
 
 
 def latest(records: list[dict]) -> dict[str, dict]:
-    """Returns the last line of each case, in the order of CASES."""
-    last = {record["case"]: record for record in records}
-    return {case: last[case] for case in CASES if case in last}
+    """Returns the last line of each case and dtype, the cases in the order of GOALS, of the machine
+    that wrote last: lines of another do not compare.
+
+    >>> one = {"cpu": "C", "threads": 2, "case": "wide", "dtype": "mixed"}
+    >>> lines = [one | {"cpu": "D", "case": "long"}, one | {"n": 1}, one | {"n": 2}]
+    >>> {name: x["n"] for name, x in latest(lines).items()}
+    {'wide, mixed': 2}
+    """
+    own = [x for x in records if all(x[key] == records[-1][key] for key in IDENTITY)]
+    last = {(x["case"], x["dtype"]): x for x in own}
+    order = sorted(last, key=lambda x: (list(GOALS).index(x[0]), x[1]))
+    return {f"{case}, {dtype}": last[case, dtype] for case, dtype in order}
+
+
+def reached(record: dict) -> str:
+    """Returns a record's ratio and the goal of its case.
+
+    >>> reached({"case": "wide", "ratio": 7.5})
+    '7.50 (≥ 8) **missed**'
+    """
+    goal = GOALS[record["case"]]
+    missed = " **missed**" if record["ratio"] < goal else ""
+    return f"{times_of(record['ratio'])} (≥ {goal:g}){missed}"
 
 
 def parts(side: dict[str, float]) -> dict[str, float]:
@@ -46,21 +69,25 @@ def table(records: list[dict]) -> str:
             if who in record and "rollout" in record[who]:
                 side = record[who]
                 own = parts(side)
-                ratio = times_of(record["ratio"]) if who == "rlkern" else ""
+                ratio = reached(record) if who == "rlkern" else ""
+                before = number(side["before_mib"])
+                if who == "rlkern":
+                    missed = " **missed**" if side["before_mib"] > BEFORE_MIB else ""
+                    before += f" (≤ {BEFORE_MIB}){missed}"
                 rows.append([
-                    f"{case}, {record['dtype']}", who, number(side["seconds"]),
-                    *(number(own.get(x)) for x in COLUMNS),
-                    number(side["tokens_a_second"]), number(side["peak_mib"]), ratio,
+                    case, who, number(side["seconds"]), *(number(own.get(x)) for x in COLUMNS),
+                    number(side["tokens_a_second"]), before, number(side["peak_mib"]),
+                    number(side.get("reward")), ratio,
                 ])  # fmt: skip
-    head = ["case", "", "s a step", *COLUMNS, "tokens/s", "peak MiB", "TRL / rlkern"]
+    head = ["case", "", "s a step", *COLUMNS, "tokens/s", "MiB before step 1", "peak MiB",
+            "reward", "TRL / rlkern"]  # fmt: skip
     return markdown(head, rows) if rows else ""
 
 
 def sampling(records: list[dict]) -> str:
     """Returns the tokens a second of sampling alone."""
     rows = [
-        [f"{case}, {x['dtype']}", number(x["rlkern"]["seconds"]), number(x["generate"]["seconds"]),
-         times_of(x["ratio"])]
+        [case, number(x["rlkern"]["seconds"]), number(x["generate"]["seconds"]), reached(x)]
         for case, x in latest(records).items() if "generate" in x
     ]  # fmt: skip
     head = ["case", "rlkern, tokens/s", "`model.generate`, tokens/s", "ratio"]

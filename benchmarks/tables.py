@@ -133,17 +133,17 @@ def forms(times: report.Times) -> str:
 
 
 def checks(times: report.Times) -> str:
-    """Returns the bounds of 512 × 151936 with what was measured."""
-    rows: dict[tuple[str, str], dict[str, str]] = {}
+    """Returns every bound with what was measured; what has no dtype in its name is float32."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for verdict in promises.verdicts(times):
         group, above, below, sign, limit, promised = verdict.check
-        if "512x151936" in group:
-            what = f"{above} / {below}".replace("_", " ")
-            bound = f"{'≤' if sign == '<=' else '≥'} {limit}"
-            cell = f"{verdict.ratio:.2f} ({bound}){'' if verdict.held else ' **missed**'}"
-            found = rows.setdefault((what, "promise" if promised else "goal"), {})
-            found[group.split()[-1]] = cell
-    head = ["ratio", "", *promises.DTYPES]
+        words = group.replace("x", " × ").split()
+        dtype = words.pop() if words[-1] in promises.DTYPES else promises.DTYPES[0]
+        where, what = (x.replace("_", " ") for x in (" ".join(words), f"{above} / {below}"))
+        bound = f"{'≤' if sign == '<=' else '≥'} {limit}"
+        cell = f"{verdict.ratio:.2f} ({bound}){'' if verdict.held else ' **missed**'}"
+        rows.setdefault((where, what, "promise" if promised else "goal"), {})[dtype] = cell
+    head = ["where", "ratio", "", *promises.DTYPES]
     cells = [[*what, *(c.get(d, "–") for d in promises.DTYPES)] for what, c in rows.items()]
     return markdown(head, cells)
 

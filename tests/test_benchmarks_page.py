@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks import bench_linear_policy_loss as bench_linear
-from benchmarks import beside_peers, models, page, plots, readme, report, slower, steps
+from benchmarks import beside_peers, models, page, plots, readme, report, rivals, slower, steps
 from rlkern import integrations
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
 NARROW = WHERE | {"isa": "AVX2"}
 GROUP = "policy_loss 512x151936 bfloat16"
-SIDE = {"seconds": 5.0, "rollout": 2.0, "tokens_a_second": 9.0, "peak_mib": 7.0}
+SIDE = {"seconds": 5.0, "rollout": 2.0, "tokens_a_second": 9.0, "before_mib": 800.0,
+        "peak_mib": 7.0}  # fmt: skip
 
 
 def recorded(folder, where, rows, group=GROUP, **spared):
@@ -53,12 +54,15 @@ def test_a_row_that_is_faster_elsewhere_is_named_once_for_each_operation(tmp_pat
 
 def test_every_row_of_others_on_record_has_a_row_of_ours_beside_it():
     here = report.RESULTS / page.CPU
-    found = [slower.of_processor(report.on_record(here, x)) for x in report.machines(here)]
+    found = [
+        slower.of_processor(report.on_record(report.records(here), x))
+        for x in report.machines(here)
+    ]
     found += [slower.of_gpu(report.records(path)) for path in page.gpu_files(report.RESULTS)]
     for rows in found:
         for ms in rows.values():
             theirs = [x for x in ms if re.match(r"eager|(torch_)?compile|liger|python", x)]
-            assert not [x for x in theirs if slower.pair(x, ms) is None]
+            assert not [x for x in theirs if rivals.pair(x, ms) is None]
 
 
 def test_a_step_is_told_by_part_and_a_slower_one_is_said():
@@ -66,11 +70,12 @@ def test_a_step_is_told_by_part_and_a_slower_one_is_said():
     records = [step_of("short", 4.0, rlkern=ours, trl=SIDE),
                step_of("short", 0.5, rlkern=ours, trl=SIDE)]  # fmt: skip
     first, second = steps.table(records).split("\n")[2:]
-    assert (
-        first == "| short, float32 | rlkern | 5 | 2 | 0.25 | 1.5 | 0.5 | 0.75 | – | 9 | 7 | 0.50 |"
+    assert first == (
+        "| short, float32 | rlkern | 5 | 2 | 0.25 | 1.5 | 0.5 | 0.75 | – | 9 "
+        "| 800 (≤ 700) **missed** | 7 | 9 | 0.50 (≥ 5) **missed** |"
     )
-    assert second == "| short, float32 | trl | 5 | 2 | – | – | – | – | 3 | 9 | 7 |  |"
-    assert steps.slower(records) == ["- whole steps, short: TRL is faster (2.00 times)"]
+    assert second == "| short, float32 | trl | 5 | 2 | – | – | – | – | 3 | 9 | 800 | 7 | – |  |"
+    assert steps.slower(records) == ["- whole steps, short, float32: TRL is faster (2.00 times)"]
 
 
 def test_a_bar_is_as_long_as_the_step_whatever_the_parts():
@@ -162,8 +167,8 @@ def test_rows_of_two_instruction_sets_stay_side_by_side_and_are_compared_with_th
     report.record({"g": once(1.0)}, path, wide, complete=True)
     report.record({"h": once(3.0)}, path, narrow, complete=True, spared={"g": "imitated"})
     assert [x["isa"] for x in report.machines(path)] == ["AVX2", "AVX512"]
-    assert report.on_record(path, wide) == {"g": once(1.0)}
-    assert report.on_record(path, narrow) == {"h": once(3.0)}
+    assert report.on_record(report.records(path), wide) == {"g": once(1.0)}
+    assert report.on_record(report.records(path), narrow) == {"h": once(3.0)}
     assert report.left_out(path, narrow) == {"g": "imitated"} and not report.left_out(path, wide)
     report.record({"g": once(2.0)}, path, narrow, complete=False)
     assert report.left_out(path, narrow) == {}

@@ -1,23 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes a committed row, and what does not."""
 
+import subprocess
+
 import pytest
 
 from benchmarks import end_to_end, report, run
 
+WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
 
-def test_what_has_fallen_is_not_recorded_so_the_next_run_sees_it_too(monkeypatch, capsys):
-    one = {"calls x": {"rlkern": report.Timing(1.0, 1.0, 1.0, 1.0)}}
+
+def rows_of(ours, theirs=6.0, spread=0.0):
+    """Returns a group of two rows, each within its spread."""
+    named = {"rlkern_value_loss": ours, "eager_value_loss": theirs}
+    return {"value_loss x": {
+        name: report.Timing(x, x - spread, x + spread, x) for name, x in named.items()
+    }}  # fmt: skip
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """Returns a run of `preference` whose processes measure what they are given, in turn; and where
+    it records. On record ours takes a third of the other's time."""
     monkeypatch.setattr(run, "gate", lambda: True)
-    monkeypatch.setattr(run, "timed", lambda stem, select, **_: one)
-    monkeypatch.setattr(run.promises, "fallen", lambda *_: ["FELL x"])
-    monkeypatch.setattr(run.report, "record", lambda *_, **__: pytest.fail("recorded"))
-    monkeypatch.setattr(run.readme, "write", lambda: pytest.fail("written"))
+    monkeypatch.setattr(run.report, "machine", lambda: WHERE)
+    monkeypatch.setattr(run.report, "RESULTS", tmp_path)
+    monkeypatch.setattr(run.report, "committed", lambda path: [WHERE | {
+        "group": group, "ms": {name: list(t) for name, t in rows.items()}
+    } for group, rows in rows_of(2.0, spread=0.1).items()])  # fmt: skip
+    monkeypatch.setattr(run.readme, "write", lambda: None)
     monkeypatch.delenv("RLKERN_BENCH_SMOKE", raising=False)
-    monkeypatch.setattr("sys.argv", ["run", "calls"])
-    assert run.main() == 1
+
+    def start(*measured, words=("preference",)):
+        turns = list(measured)
+        monkeypatch.setattr(run, "timed", lambda *_, **__: turns.pop(0))
+        return run.main(list(words)), len(turns)
+
+    return start, tmp_path / "cpu.jsonl"
+
+
+def test_a_ratio_that_no_bound_is_set_for_falls_and_is_not_recorded(bench, capsys):
+    start, path = bench
+    assert start(*[rows_of(4.0)] * 3) == (1, 0)  # timed again twice
     said = capsys.readouterr()
-    assert "FELL x" in said.out and "what has fallen would be the record" in said.err
+    assert "eager_value_loss / rlkern_value_loss = 1.50 (1.50–1.50), on record 3.00" in said.out
+    assert "what has fallen would be the record" in said.err and not path.exists()
+
+
+def test_what_one_process_saw_alone_has_not_fallen(bench, capsys):
+    start, path = bench
+    assert start(rows_of(4.0), rows_of(2.0), rows_of(9.0)) == (0, 1)
+    assert "timed again: preference" in capsys.readouterr().out
+    (line,) = report.records(path)
+    assert line["ms"]["rlkern_value_loss"] == [3.0, 2.0, 4.0, 2.0]  # the spread is of both
+
+
+def test_a_quick_run_takes_one_size_of_each_and_leaves_no_row(bench, monkeypatch):
+    start, path = bench
+    assert start(rows_of(9.0), words=("preference", "--quick")) == (0, 0) and not path.exists()
+    assert run.QUICK.keys() == set(run.stems())
+    with pytest.raises(SystemExit):
+        run.main(["nosuch"])
+
+
+def test_rows_of_several_processes_are_joined(bench):
+    start, path = bench
+    assert start(rows_of(1.0), rows_of(2.0), words=("preference", "--processes", "2")) == (0, 0)
+    assert report.records(path)[0]["ms"]["rlkern_value_loss"] == [1.5, 1.0, 2.0, 1.0]
+
+
+def test_a_run_of_a_tree_with_changes_says_so_first_and_fails(bench, monkeypatch, capsys):
+    start, path = bench
+    monkeypatch.setattr(run.report, "machine", lambda: WHERE | {"commit": "abc-dirty"})
+    assert start(rows_of(2.0)) == (1, 0) and not path.exists()
+    said = capsys.readouterr()
+    assert said.out.startswith("the tree has changes, so nothing of this run will be recorded")
+    assert "commit the changes first" in said.err
+
+
+def test_the_record_is_what_is_committed_and_its_own_files_do_not_make_a_tree_dirty(
+    tmp_path, monkeypatch
+):
+    results = tmp_path / "benchmarks/results"
+    results.mkdir(parents=True)
+    monkeypatch.setattr(report, "RESULTS", results)
+    monkeypatch.setattr(report, "git", git_in(results.parent))
+    path, code = results / "cpu.jsonl", results.parent / "x.py"
+    path.write_text('{"group": "committed"}\n')
+    code.write_text("")
+    assert report.committed(path) == [{"group": "committed"}]  # no repository: the file
+    who = ("-c", "user.name=x", "-c", "user.email=x@y.z")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    path.write_text('{"group": "of the run before"}\n')
+    assert report.committed(path) == [{"group": "committed"}]
+    assert report.committed(results / "new.jsonl") == []
+    assert not str(report.machine()["commit"]).endswith("-dirty")
+    code.write_text("changed")
+    assert str(report.machine()["commit"]).endswith("-dirty")
+
+
+def git_in(folder):
+    def git(*words):
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    return git
 
 
 def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, capsys):

@@ -10,10 +10,15 @@ GRPO = Objective("ppo_clip", "token", "k3", (0.2, 0.2, 0.0, 0.0), 0.04, 0.0)
 GSPO = Objective("ppo_clip", "sequence", "k3", (3e-4, 4e-4, 0.0, 0.0), 0.04, 0.0)
 
 
-def eager_loss(logits: Tensor, token: Tensor, rows: Rows, objective: Objective) -> Tensor:
-    """Returns a loss as trainers write it: log_softmax in float32, gather, then terms of tokens."""
+def eager_logprob(logits: Tensor, token: Tensor) -> Tensor:
+    """Returns log-probabilities as trainers write them: log_softmax in float32, gather."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
-    logprob = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    return log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+
+
+def eager_loss(logits: Tensor, token: Tensor, rows: Rows, objective: Objective) -> Tensor:
+    """Returns a loss as trainers write it: log-probabilities, then terms of tokens."""
+    logprob = eager_logprob(logits, token)
     return token_loss(logprob, logprob, rows, objective).sum()
 
 
