@@ -13,11 +13,27 @@ namespace {
 // The sweeps count in powers of two: t = u / ln 2. What leaves them is natural again.
 constexpr double kLn2 = 0.693147180559945309;
 
+// How far ahead of its loads a sweep asks for memory. The processor's own prefetching stops at the
+// end of a page, and with arithmetic between the loads it does not run far enough ahead.
+constexpr int64_t kAhead = 4096;
+
+template <int kLocality>
+RLKERN_INLINE void prefetch(const char* p, int64_t bytes) {
+  constexpr int64_t kLine = 64;
+  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(p + i, 0, kLocality);
+}
+
+template <class S>
+RLKERN_INLINE void prefetch_ahead_of(const S* x, int64_t n) {
+  prefetch<3>(reinterpret_cast<const char*>(x) + kAhead, n * int64_t(sizeof(S)));
+}
+
 template <class S>
 RLKERN_INLINE float block_max(const S* x, int64_t n) {
   Vec a = splat(-kInfinity), b = a, c = a, d = a;
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    prefetch_ahead_of(x + i, 4 * kLanes);
     a = maximum(a, load(x + i));
     b = maximum(b, load(x + i + kLanes));
     c = maximum(c, load(x + i + 2 * kLanes));
@@ -69,6 +85,7 @@ RLKERN_INLINE BlockSums block_sums(const S* x, int64_t n, float max, float inv_t
   };
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
+    prefetch_ahead_of(x + i, kStep);
     for (int k = 0; k < kParts; ++k) {
       const Vec e = add(k, load(x + i + k * kLanes));
       if (kStash) store(stash + i + k * kLanes, e);
@@ -217,9 +234,7 @@ struct ElementGradient {
 };
 
 RLKERN_INLINE void announce(const char* ahead, int64_t offset, int64_t bytes) {
-  constexpr int64_t kLine = 64;
-  if (ahead == nullptr) return;
-  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(ahead + offset + i, 0, 2);
+  if (ahead != nullptr) prefetch<2>(ahead + offset, bytes);
 }
 
 template <class S, class Gradient>
