@@ -66,14 +66,18 @@ format: $(call set-up,dev)  ## rewrite the sources as lint wants them
 bench: $(call set-up,dev) $(NATIVE)  ## the speed ratios, in one run (ARGS=stem)
 	$(PY) -m benchmarks.run $(ARGS)
 
+# The peers without what they need, again when their list has changed.
+peers = @cmp -s requirements/peers.txt build/peers/installed.txt || { rm -rf build/peers && \
+  $(1) -m pip --disable-pip-version-check install --quiet --no-deps --target build/peers -r requirements/peers.txt && \
+  cp requirements/peers.txt build/peers/installed.txt; }
+
 # What a round frees the next one takes, whoever's it is (benchmarks/run.py says why).
 KEEPING := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736
 
 bench-peers:  ## the same work by TRL, verl, Liger and torch on a CPU, in the environment of test-integrations (ARGS="--smoke")
 	$(MAKE) --no-print-directory VENV=$(TRAINERS) $(TRAINERS)/.stamps/integrations \
 	  $(TRAINERS)/.stamps/$(notdir $(NATIVE))
-	@[ -d build/peers/liger_kernel ] || $(TRAINERS)/bin/python -m pip --disable-pip-version-check install \
-	  --quiet --no-deps --target build/peers -r requirements/peers.txt
+	$(call peers,$(TRAINERS)/bin/python)
 	$(KEEPING) PYTHONPATH=build/peers $(TRAINERS)/bin/python -m benchmarks.beside_peers $(ARGS)
 
 mutants: $(call set-up,dev) $(NATIVE)  ## plant small faults, say which no test notices (BUDGET=600 seconds; ARGS="rlkern/ops --count 50")
@@ -89,7 +93,7 @@ control: $(call set-up,train control) $(NATIVE)  ## run the control suite, what 
 	$(PY) -m benchmarks.control $(ARGS)
 
 control-peers: $(call set-up,dev) $(NATIVE)  ## the control suite beside Stable-Baselines3, in turn (ARGS="--share 0.1")
-	@[ -d build/peers/stable_baselines3 ] || $(INSTALL) --no-deps --target build/peers -r requirements/peers.txt
+	$(call peers,$(PY))
 	PYTHONPATH=build/peers $(PY) -m benchmarks.control_peers $(ARGS)
 
 docs: $(call set-up,train)  ## write docs/algorithms*, from the files of the algorithms and the recorded runs

@@ -50,8 +50,7 @@ PEERS = "peers_cpu.jsonl"
 ELSEWHERE = {
     "verl linear_cross_entropy (Triton)": "needs a GPU",
     "flash-attn cross_entropy_loss": "needs a GPU",
-    "OpenRLHF log_probs_from_logits": "not in requirements/peers.txt",
-    "cut-cross-entropy linear_cross_entropy": "not in requirements/peers.txt",
+    "OpenRLHF log_probs_from_logits": "its package imports flash-attn, which needs a GPU",
 }
 
 

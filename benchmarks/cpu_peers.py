@@ -128,6 +128,12 @@ def linear_logprob(x: LinearInputs) -> dict[str, Maker]:
         return {"TRL ChunkedLogProbFunction": of(
             lambda hidden, head: -function.apply(hidden, head, *rest)[0].mean())}  # fmt: skip
 
+    def cut() -> Calls:
+        cross_entropy = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+        way = "torch_compile"  # the portable one
+        return {"cut-cross-entropy linear_cross_entropy": of(
+            lambda hidden, head: cross_entropy(hidden, head, token, impl=way))}  # fmt: skip
+
     def verl() -> Calls:
         module = importlib.import_module("verl.utils.experimental.torch_functional")
         fused = module.FusedLinearForPPO()
@@ -139,6 +145,7 @@ def linear_logprob(x: LinearInputs) -> dict[str, Maker]:
         "eager": lambda: {"eager": of(eager)},
         "torch.compile": lambda: {"torch.compile": of(compiled(eager))},
         "F.linear_cross_entropy": torchs,
+        "cut-cross-entropy": cut,
         "TRL": trl,
         "verl": verl,
     }
