@@ -49,12 +49,11 @@ def encode(
     rows = [prompt_ids(policy.tokenizer, prompt)[-keep:] for prompt in prompts]
     context = policy.context
     for prompt, row in zip(prompts, rows, strict=True):
-        text = shown(prompt)
-        check_known(policy, row, text)
+        check_known(policy, row, prompt)
         if len(row) + max_new_tokens > context:
             raise UserError(
                 f"a prompt of {len(row)} tokens and {max_new_tokens} new ones do not fit the"
-                f" model's context of {context}: {text[:60]!r}"
+                f" model's context of {context}: {shown(prompt)[:60]!r}"
             )
     return left_padded(policy, rows)
 
@@ -113,19 +112,19 @@ def seam(tokenizer: Any, prompt: str, answers: list[str]) -> tuple[list[int], li
     return asked[:shared], [row[shared:] for row in whole]
 
 
-def check_known(policy: Policy, ids: list[int], text: str) -> None:
+def check_known(policy: Policy, ids: list[int], prompt: Prompt) -> None:
     """Raises UserError for text that the model has no tokens or no embeddings for."""
     unknown = policy.tokenizer.unk_token_id
     # Some tokenizers, which know every byte, call their end of text unknown too.
     if unknown != policy.tokenizer.eos_token_id and unknown in ids:
         raise UserError(
-            f"the model has no token for some of the text {text[:60]!r}; use another --model, or"
-            " text in its alphabet"
+            f"the model has no token for some of the text {shown(prompt)[:60]!r}; use another"
+            " --model, or text in its alphabet"
         )
-    any_text(policy, ids, text)
+    any_text(policy, ids, prompt)
 
 
-def any_text(policy: Policy, ids: list[int], text: str) -> None:
+def any_text(policy: Policy, ids: list[int], prompt: Prompt) -> None:
     """Raises UserError for text with a token that the model has no embeddings for."""
     rows = policy.model.get_input_embeddings().weight.shape[0]
     if max(ids) >= rows:
