@@ -108,9 +108,13 @@ def for_rows(*numbers: int):
 main_rows, every_row = for_rows(MAIN), for_rows(MAIN, *FEW)
 
 
-def measure(benchmark, inputs: LinearInputs, function) -> None:
-    """Times function for some seconds after one call, whose memory the others take again."""
+def measure(benchmark, inputs: LinearInputs, function, products: int = 3) -> None:
+    """Times function for some seconds after one call, whose memory the others take again.
+
+    products  how many products with the head's size cannot be avoided
+    """
     benchmark.group = inputs.group
+    benchmark.extra_info["work"] = products / 3 * inputs.flops / 1e9
     started = time.perf_counter()
     function()
     rounds = min(max(int(SECONDS / (time.perf_counter() - started)), 3), 9)
@@ -124,7 +128,7 @@ def test_three_products(benchmark, inputs):
 
 @main_rows
 def test_two_products(benchmark, inputs):
-    measure(benchmark, inputs, Products(inputs).two)
+    measure(benchmark, inputs, Products(inputs).two, products=2)
 
 
 @every_row
@@ -134,7 +138,7 @@ def test_rlkern(benchmark, inputs):
 
 @main_rows
 def test_rlkern_frozen_head(benchmark, inputs):
-    measure(benchmark, inputs, lambda: inputs.fused(frozen=True))
+    measure(benchmark, inputs, lambda: inputs.fused(frozen=True), products=2)
 
 
 @main_rows

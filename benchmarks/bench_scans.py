@@ -16,8 +16,9 @@ SHAPES = {
     "1x1000000": (1, 10**6),
 }
 NUMBERS = torch.tensor([0.99, 0.95], dtype=torch.float64)
-# Reads reward, value and mask, writes advantage and target.
-GAE_BYTES = 17
+# Of a step: gae reads reward, value and mask, writes advantage and target; a scan reads two numbers
+# and writes one.
+GAE_BYTES, SCAN_BYTES = 17, 12
 LOOP_STEPS = 4096  # a longer loop takes minutes
 
 
@@ -30,7 +31,9 @@ def values(request):
 
 def time(benchmark, values, run, rounds=20, kind="gae"):
     benchmark.group = f"{kind} {values[0]}"
-    small = values[1].numel() < 10**5
+    steps = values[1].numel()
+    benchmark.extra_info["work"] = steps * (GAE_BYTES if kind == "gae" else SCAN_BYTES) / 1e9
+    small = steps < 10**5
     benchmark.pedantic(run, rounds=rounds, warmup_rounds=2, iterations=10 if small else 1)
 
 

@@ -3,7 +3,7 @@
 
 from typing import NamedTuple
 
-from benchmarks.report import Times
+from benchmarks.report import Times, ceiling
 from benchmarks.rivals import pair
 
 
@@ -104,10 +104,6 @@ CHECKS += [
 ]
 
 
-# Rows that nothing passes: a copy, or the matrix products alone.
-CEILINGS = ("memcpy", "three_products")
-
-
 class Verdict(NamedTuple):
     """What a check found."""
 
@@ -145,10 +141,10 @@ def compared(times: Times) -> list[Check]:
     for group, rows in times.items():
         pairs = [(name, pair(name, rows)) for name in rows]
         beside = [(name, ours[1]) for name, ours in pairs if ours is not None]
-        ceiling = next((name for name in rows if name.startswith(CEILINGS)), None)
+        best = ceiling(rows)
         alone = {x for x in rows if x.startswith("rlkern")} - {ours for _, ours in beside}
-        if ceiling is not None:
-            beside += [(ceiling, name) for name in rows if name in alone]
+        if best is not None:
+            beside += [(best, name) for name in rows if name in alone]
         found += [
             Check(group, above, below, ">=", 1.0, promised=False)
             for above, below in beside if (group, *sorted((above, below))) not in known

@@ -7,7 +7,7 @@ four fifths of the rounds lie.
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -21,33 +21,47 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Timing(NamedTuple):
-    """Milliseconds of the rounds of a benchmark: their median, p20, p80, and the fastest."""
+    """Milliseconds of the rounds of a benchmark: their median, p20, p80, and the fastest.
+
+    work  what cannot be avoided: GB to and from memory, or of matrix products 10⁹ operations; 0 if
+          the benchmark does not say
+    """
 
     median: float
     p20: float
     p80: float
     fastest: float
+    work: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Returns GB/s, or GFLOP/s.
+
+        >>> Timing(2.0, 2.0, 2.0, 2.0, work=0.5).rate
+        250.0
+        """
+        return 1e3 * self.work / self.median
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Timing":
+    def of(cls, seconds: Sequence[float], work: float = 0.0) -> "Timing":
         """Returns what rounds of so many seconds come to.
 
         >>> Timing.of([0.002, 0.001, 0.004])
-        Timing(median=2.0, p20=1.4, p80=3.2, fastest=1.0)
+        Timing(median=2.0, p20=1.4, p80=3.2, fastest=1.0, work=0.0)
         """
         ms = torch.tensor(sorted(seconds), dtype=torch.float64) * 1e3
         shares = torch.tensor([0.5, 0.2, 0.8, 0.0], dtype=torch.float64)
-        return cls(*(round(x, 6) for x in ms.quantile(shares).tolist()))
+        return cls(*(round(x, 6) for x in ms.quantile(shares).tolist()), work)
 
     def joined(self, other: "Timing") -> "Timing":
         """Returns what the rounds of two processes come to: the spread is that of both.
 
         >>> Timing(2.0, 1.5, 3.0, 1.0).joined(Timing(4.0, 3.5, 5.0, 3.0))
-        Timing(median=3.0, p20=1.5, p80=5.0, fastest=1.0)
+        Timing(median=3.0, p20=1.5, p80=5.0, fastest=1.0, work=0.0)
         """
         return Timing(
             (self.median + other.median) / 2, min(self.p20, other.p20), max(self.p80, other.p80),
-            min(self.fastest, other.fastest),
+            min(self.fastest, other.fastest), self.work,
         )  # fmt: skip
 
 
@@ -60,7 +74,8 @@ def read(path: Path) -> Times:
     times: Times = {}
     for entry in json.loads(path.read_text())["benchmarks"]:
         name = entry["name"].removeprefix("test_").split("[")[0]
-        times.setdefault(entry["group"], {})[name] = Timing.of(entry["stats"]["data"])
+        timing = Timing.of(entry["stats"]["data"], entry["extra_info"].get("work", 0.0))
+        times.setdefault(entry["group"], {})[name] = timing
     return times
 
 
@@ -82,8 +97,33 @@ def joined(before: Times, again: Times) -> Times:
     return both
 
 
+# Rows that nothing passes: a copy, or matrix products alone.
+CEILINGS = ("memcpy", "three_products")
+
+
+def ceiling(rows: Collection[str]) -> str | None:
+    """Returns the row of a group that nothing passes, if it has one."""
+    return next((name for name in rows if name.startswith(CEILINGS)), None)
+
+
+def rate(group: str, t: Timing, rows: Mapping[str, Timing]) -> str:
+    """Returns what a row reaches in words, nothing if its work is not known.
+
+    >>> copy = Timing(1.0, 1.0, 1.0, 1.0, work=0.01)
+    >>> rate("gae 8x4", copy._replace(median=4.0), {"memcpy_of_x": copy})
+    '  2.5 GB/s, 25% of the ceiling'
+    """
+    if not t.work:
+        return ""
+    unit = "GFLOP/s" if group.startswith("linear") else "GB/s"
+    best = ceiling(rows)
+    share = f", {t.rate / rows[best].rate:.0%} of the ceiling" if best and rows[best].work else ""
+    return f"  {t.rate:.3g} {unit}{share}"
+
+
 def table(times: Times) -> str:
-    """Returns each group's rows: the median, and what multiple of the first row's it is."""
+    """Returns each group's rows: the median, what multiple of the first row's it is, and the rate
+    of the work that cannot be avoided with its share of the ceiling's."""
     lines = []
     for group, rows in times.items():
         first, unit = next(iter(rows.items()))
@@ -92,6 +132,7 @@ def table(times: Times) -> str:
             spread = f"({t.p20:.3f}–{t.p80:.3f}, fastest {t.fastest:.3f})"
             lines.append(
                 f"  {name:<28}{t.median:>11.3f} ms{t.median / unit.median:>9.2f} x  {spread}"
+                f"{rate(group, t, rows)}"
             )
     return "\n".join(lines)
 
@@ -189,7 +230,7 @@ def record(
 
     lines = [old for old in records(path) if not replaced(old)]
     for group, rows in times.items():
-        rounded = {name: [round(x, 4) for x in t] for name, t in rows.items()}
+        rounded = {name: [round(x, 6) for x in t] for name, t in rows.items()}
         lines.append({**where, "group": group, "ms": rounded})
     lines += [{**where, "group": group, "left_out": why} for group, why in spared.items()]
     path.parent.mkdir(exist_ok=True)

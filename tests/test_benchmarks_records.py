@@ -52,7 +52,7 @@ def test_what_one_process_saw_alone_has_not_fallen(bench, capsys):
     assert start(rows_of(4.0), rows_of(2.0), rows_of(9.0)) == (0, 1)
     assert "timed again: preference" in capsys.readouterr().out
     (line,) = report.records(path)
-    assert line["ms"]["rlkern_value_loss"] == [3.0, 2.0, 4.0, 2.0]  # the spread is of both
+    assert line["ms"]["rlkern_value_loss"] == [3.0, 2.0, 4.0, 2.0, 0.0]  # the spread is of both
 
 
 def test_a_quick_run_takes_one_size_of_each_and_leaves_no_row(bench, monkeypatch):
@@ -66,7 +66,7 @@ def test_a_quick_run_takes_one_size_of_each_and_leaves_no_row(bench, monkeypatch
 def test_rows_of_several_processes_are_joined(bench):
     start, path = bench
     assert start(rows_of(1.0), rows_of(2.0), words=("preference", "--processes", "2")) == (0, 0)
-    assert report.records(path)[0]["ms"]["rlkern_value_loss"] == [1.5, 1.0, 2.0, 1.0]
+    assert report.records(path)[0]["ms"]["rlkern_value_loss"] == [1.5, 1.0, 2.0, 1.0, 0.0]
 
 
 def test_a_run_of_a_tree_with_changes_says_so_first_and_fails(bench, monkeypatch, capsys):
