@@ -31,6 +31,7 @@ def drawn(folder: Path = report.RESULTS) -> dict[str, plots.Plot]:
     found = [
         *plots.by_vocabulary(times),
         *plots.by_tokens(times),
+        *plots.by_ceiling(times),
         *plots.by_memory(report.records(folder / MEMORY)),
         *steps.plot(report.records(folder / STEPS)),
     ]
@@ -57,6 +58,7 @@ def cpu(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
         f"of `benchmarks/results/{path.name}`; so are the tables up to the next processor:",
         sizes(times),
         "## What else can the pass over the logits do?",
+        *shown("ceiling"),
         forms(times),
         "## What is promised?",
         "What the project promises and what it aims at (`make bench` fails on a broken promise):",

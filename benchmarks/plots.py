@@ -15,6 +15,7 @@ from benchmarks import report
 from benchmarks.tables import IN_PLACE, MEMCPY, policy_groups
 from rlkern.runs.plot import save_png
 
+MAIN = "policy_loss 512x151936 bfloat16"
 Curves = dict[str, list[tuple[float, float]]]
 # A phone shows 700 pixels at half the size.
 SIZE, DPI, FONT = (7.0, 4.4), 100, 14
@@ -170,6 +171,33 @@ def by_memory(records: list[dict]) -> list[Plot]:
         point = (record["tokens"], record["extra_mib"])
         curves.setdefault(record["row"].replace("_", " "), []).append(point)
     return _drawn("memory", "Peak memory beside weights and gradients: MiB", "tokens", curves)
+
+
+# {what is computed: (its group, row of rlkern, row of the best other way)}
+ROOFS = {
+    "loss, gradient": (MAIN, IN_PLACE, "torch_compile"),
+    "log-prob, entropy": (MAIN, "rlkern_logprob_and_entropy", "eager_logprob_and_entropy"),
+    "GSPO, gradient": (MAIN, "rlkern_gspo_in_place", "eager_gspo"),
+    "from hidden states": ("linear_policy_loss 512x896x151936 float32", "rlkern", "torch_compile"),
+    "GAE": ("gae 8192x1024", "rlkern_gae", "torch_compile_gae"),
+}  # fmt: skip
+
+
+def by_ceiling(times: report.Times) -> list[Plot]:
+    """Returns what share of the rate of a copy, or of the matrix products alone, each way reaches;
+    nothing without rows."""
+    stacks = list[tuple[str, dict[str, float]]]()
+    for what, (group, ours, other) in ROOFS.items():
+        rows = times.get(group, {})
+        best = report.ceiling(rows)
+        if best is None or not rows[best].rate:
+            continue
+        who = "torch.compile" if "compile" in other else "eager"
+        for label, part, row in ((what, "rlkern", ours), ("", who, other)):
+            if row in rows:
+                stacks.append((label, {part: 100 * rows[row].rate / rows[best].rate}))
+    title = "Share of what a copy or the products alone reach"
+    return [bars("ceiling", title, "%", stacks)] if stacks else []
 
 
 def _drawn(name: str, title: str, x_label: str, curves: Curves) -> list[Plot]:

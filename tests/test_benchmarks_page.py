@@ -92,6 +92,17 @@ def test_a_bar_is_as_long_as_the_step_whatever_the_parts():
         plots.LIGHT.color_of("abcdefg")
 
 
+def test_the_share_of_the_ceiling_is_the_rate_over_the_copy_s():
+    copy = report.Timing(2.0, 2.0, 2.0, 2.0, work=0.4)
+    rows = {"memcpy_of_the_logits": copy, "rlkern_in_place": copy._replace(median=4.0),
+            "torch_compile": copy._replace(median=20.0)}  # fmt: skip
+    (plot,) = plots.by_ceiling({GROUP: rows})
+    axes = Figure().subplots()
+    plot.draw(axes, plots.LIGHT)
+    assert [bar.get_width() for bar in axes.patches if bar.get_width()] == [50.0, 10.0]
+    assert plots.by_ceiling({GROUP: {"rlkern_in_place": copy}}) == []
+
+
 def test_a_plot_is_left_out_where_no_rows_are_and_drawn_twice_where_they_are(tmp_path):
     assert page.drawn(tmp_path) == {}
     assert "python -m benchmarks.memory" in page.numbers(tmp_path)
