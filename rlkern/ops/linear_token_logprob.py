@@ -170,9 +170,9 @@ def linear_token_logprob(
         logits = logit_scale·(hidden·weightᵀ + lora.scale·(hidden·lora.aᵀ)·lora.bᵀ + bias)
 
     A wave of rows is scored at a time; the backward makes its logits again and puts their gradient
-    in their place: 8·N·H·V operations with all gradients, 6 with a frozen head. Where there is room
-    for all logits, token_logprob of them is faster, with 6. hidden[b, t] scores token[b, t]: nothing
-    is shifted here.
+    in their place: 8·N·H·V operations with all gradients, 6 with a frozen head. Where all logits
+    have room, token_logprob of them is faster: 6. hidden[b, t] scores token[b, t]: nothing is
+    shifted here.
 
     Arguments
         hidden       (..., H) float, of the weight's dtype or narrower
