@@ -163,6 +163,15 @@ def test_a_fault_that_breaks_the_import_is_killed(toy):
     assert outcome.killed and "import" in outcome.by
 
 
+def test_a_package_whose_name_is_that_of_written_files_is_in_the_copy(tmp_path):
+    root, tree = tmp_path / "root", tmp_path / "tree"
+    for name in ("runs/a/model", "build/x.o", "rlkern/runs/folder.py", "rlkern/__pycache__/x.pyc"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    run.copied(root, tree)
+    assert [x for x in tree.rglob("*") if x.is_file()] == [tree / "rlkern/runs/folder.py"]
+
+
 def test_a_sample_depends_on_the_seed_only_and_grows_at_its_end(toy):
     few, more = (sample(toy.tree, ["rlkern"], n, seed=1) for n in (3, 6))
     assert few == more[:3] and len(set(more)) == 6
