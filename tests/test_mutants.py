@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from mutants import covering, plant, run, tool
+from mutants import covering, plant, process, run, tool
 from mutants.tool import Place, Results, known_alive, sample, table
 
 TOY = '''"""Words."""
@@ -61,8 +61,8 @@ def toy(tmp_path_factory) -> covering.Record:
 
 def elsewhere(call, *arguments):
     """Returns what a call returns in a process that has not imported rlkern."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(call, *arguments).result()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
 
 
 @pytest.mark.parametrize("module", (plant, covering, run, tool))
@@ -161,6 +161,20 @@ def test_a_fault_that_breaks_the_import_is_killed(toy):
     tests = {"tests/test_toy.py::test_bounds": 1.0}
     outcome = elsewhere(run.tried, toy.tree, "rlkern/toy.py", mutant, tests)
     assert outcome.killed and "import" in outcome.by
+
+
+def started_process() -> int:
+    """Returns the exit code of a process that does nothing."""
+    started = multiprocessing.get_context("spawn").Process(target=len, args=((),))
+    started.start()
+    started.join()
+    return started.exitcode
+
+
+def test_a_test_may_start_processes(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        asked = (tmp_path, started_process, tmp_path / "log", 60)
+        assert pool.apply(process.forked, asked) == 0, (tmp_path / "log").read_text()
 
 
 def test_a_package_whose_name_is_that_of_written_files_is_in_the_copy(tmp_path):
