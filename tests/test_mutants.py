@@ -4,6 +4,8 @@
 import ast
 import doctest
 import multiprocessing
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -163,18 +165,26 @@ def test_a_fault_that_breaks_the_import_is_killed(toy):
     assert outcome.killed and "import" in outcome.by
 
 
+def with_a_handler(*arguments) -> int:
+    """Returns what process.forked does in a process with a handler, as the tool's have."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    return process.forked(*arguments)
+
+
 def started_process() -> int:
-    """Returns the exit code of a process that does nothing."""
+    """Returns the exit code of a process that does nothing, more if there is a handler."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return 3
     started = multiprocessing.get_context("spawn").Process(target=len, args=((),))
     started.start()
     started.join()
     return started.exitcode
 
 
-def test_a_test_may_start_processes(tmp_path):
+def test_a_test_may_start_processes_and_has_nobodys_handler(tmp_path):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         asked = (tmp_path, started_process, tmp_path / "log", 60)
-        assert pool.apply(process.forked, asked) == 0, (tmp_path / "log").read_text()
+        assert pool.apply(with_a_handler, asked) == 0, (tmp_path / "log").read_text()
 
 
 def test_a_package_whose_name_is_that_of_written_files_is_in_the_copy(tmp_path):

@@ -51,7 +51,8 @@ def warm(tree: Path) -> None:
 def _child(tree: Path, call: Callable[[], int], log: Path) -> None:
     """Does what is asked for in the tree; ends this process with the exit code it returns."""
     os.setsid()
-    # A worker of a pool may start no process, but a test may.
+    # A worker of a pool may start no process and has a handler of its own, but not so a test.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     os.chdir(tree)
     os.environ.update(environment_of(tree))
