@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 from rich.console import Console
 
 from rlkern.runs.errors import UserError
-from rlkern.trainer.data.chat import Chat
+from rlkern.trainer.data.chat import Chat, shown_answer
 from rlkern.trainer.data.render import Tokens
 from rlkern.trainer.models.load import character_tokenizer, chat_tokenizer
 from rlkern.trainer.rollout.text import given_tokens, prompt_ids
@@ -184,3 +184,8 @@ def test_an_example_is_printed_on_three_lines_in_a_terminal_of_any_width():
     title, text, printed = out.getvalue().splitlines()
     assert (title, text) == ("a long title: 80 tokens of prompt", "1+2=" * 20)
     assert printed.split() == ["ids:", *map(str, ids)]
+
+
+def test_of_an_answer_in_several_messages_a_person_sees_the_first():
+    assert shown_answer((SAID, AGAIN, SURE)) == shown_answer("2.") == "2."
+    assert shown_answer(({"role": "assistant", "tool_calls": []}, SAID)) == ""
