@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages become the tokens of one rendered template, of which only the assistant's count."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("transformers")
 
+from rich.console import Console
+
 from rlkern.runs.errors import UserError
-from rlkern.trainer.data.chat import Chat
+from rlkern.trainer.data.chat import Chat, shown_answer
+from rlkern.trainer.data.render import Tokens
 from rlkern.trainer.models.load import character_tokenizer, chat_tokenizer
 from rlkern.trainer.rollout.text import given_tokens, prompt_ids
+from rlkern.trainer.show.rendered import rendered as print_rendered
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -170,3 +175,17 @@ def test_a_template_that_does_not_do_is_refused_in_a_sentence(bpe, template, wor
     with pytest.raises(UserError, match=words) as caught:
         rendered(tokenizer, Chat((USER,)), (SAID,))
     assert "\n" not in str(caught.value)
+
+
+def test_an_example_is_printed_on_three_lines_in_a_terminal_of_any_width():
+    tokenizer, out = character_tokenizer("0123456789+="), io.StringIO()
+    ids = tokenizer.encode("1+2=" * 20)
+    print_rendered(Console(file=out, width=20), tokenizer, "a long title", Tokens(ids, [], []))
+    title, text, printed = out.getvalue().splitlines()
+    assert (title, text) == ("a long title: 80 tokens of prompt", "1+2=" * 20)
+    assert printed.split() == ["ids:", *map(str, ids)]
+
+
+def test_of_an_answer_in_several_messages_a_person_sees_the_first():
+    assert shown_answer((SAID, AGAIN, SURE)) == shown_answer("2.") == "2."
+    assert shown_answer(({"role": "assistant", "tool_calls": []}, SAID)) == ""

@@ -4,11 +4,13 @@
 import ast
 import doctest
 import multiprocessing
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from mutants import covering, plant, run, tool
+from mutants import covering, plant, process, run, tool
 from mutants.tool import Place, Results, known_alive, sample, table
 
 TOY = '''"""Words."""
@@ -61,8 +63,8 @@ def toy(tmp_path_factory) -> covering.Record:
 
 def elsewhere(call, *arguments):
     """Returns what a call returns in a process that has not imported rlkern."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(call, *arguments).result()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
 
 
 @pytest.mark.parametrize("module", (plant, covering, run, tool))
@@ -161,6 +163,37 @@ def test_a_fault_that_breaks_the_import_is_killed(toy):
     tests = {"tests/test_toy.py::test_bounds": 1.0}
     outcome = elsewhere(run.tried, toy.tree, "rlkern/toy.py", mutant, tests)
     assert outcome.killed and "import" in outcome.by
+
+
+def with_a_handler(*arguments) -> int:
+    """Returns what process.forked does in a process with a handler, as the tool's have."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    return process.forked(*arguments)
+
+
+def started_process() -> int:
+    """Returns the exit code of a process that does nothing, more if there is a handler."""
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return 3
+    started = multiprocessing.get_context("spawn").Process(target=len, args=((),))
+    started.start()
+    started.join()
+    return started.exitcode
+
+
+def test_a_test_may_start_processes_and_has_nobodys_handler(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        asked = (tmp_path, started_process, tmp_path / "log", 60)
+        assert pool.apply(with_a_handler, asked) == 0, (tmp_path / "log").read_text()
+
+
+def test_a_package_whose_name_is_that_of_written_files_is_in_the_copy(tmp_path):
+    root, tree = tmp_path / "root", tmp_path / "tree"
+    for name in ("runs/a/model", "build/x.o", "rlkern/runs/folder.py", "rlkern/__pycache__/x.pyc"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("")
+    run.copied(root, tree)
+    assert [x for x in tree.rglob("*") if x.is_file()] == [tree / "rlkern/runs/folder.py"]
 
 
 def test_a_sample_depends_on_the_seed_only_and_grows_at_its_end(toy):

@@ -102,6 +102,14 @@ def test_a_function_that_compares_answers_sees_all_answers_to_a_prompt_at_once()
         assert asked(longer, texts, limits, prompts)[0] == expected
 
 
+def test_each_call_must_return_a_reward_for_each_of_its_answers():
+    def of_two(prompts, completions):
+        return [1.0] * (2 * (completions[0] == "a"))
+
+    with pytest.raises(RewardError, match="was asked about 1 answers and returned 2"):
+        asked(of_two, ["a", "b"], Limits(workers=2))
+
+
 def test_coroutines_keep_their_event_loop_from_call_to_call():
     loops = []
 

@@ -130,6 +130,10 @@ def test_a_file_of_held_out_rows_is_taken_in_its_order_and_not_learned_from(tmp_
         make_task(own(tmp_path, "", path=held, data__eval=str(held)))
     with pytest.raises(UserError, match="pairs.jsonl, line 1 must be of the form of data.train"):
         make_task(own(tmp_path, "prompts", data__eval=str(data_file(tmp_path, "pairs"))))
+    with pytest.raises(UserError, match="form of data.train, whose rows have a label$"):
+        make_task(
+            own(tmp_path, "labels", "kto", data__eval=str(data_file(tmp_path, "completions")))
+        )
 
 
 def test_held_out_items_are_measured_by_the_runs_own_reward(tmp_path):

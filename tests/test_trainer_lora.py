@@ -61,6 +61,17 @@ def test_fresh_adapters_add_nothing_and_are_all_that_is_trained(rollout, targets
     assert policy.parameters() and all("lora_" in name for name in policy.parameters())
 
 
+def test_fresh_adapters_depend_on_the_seed_and_on_nothing_drawn_before():
+    def drawn(seed):
+        torch.rand(1)
+        asked = settings(lora__rank=4).lora
+        model = lora.with_adapters(tiny_policy().model, asked, base="", seed=seed)
+        return torch.cat([x.flatten() for name, x in model.named_parameters() if "lora_A" in name])
+
+    first = drawn(0)
+    assert torch.equal(drawn(0), first) and not torch.equal(drawn(1), first)
+
+
 @pytest.mark.parametrize("targets", TARGETS)
 def test_the_base_is_the_reference_without_a_copy(rollout, targets):
     policy = adapted(targets)

@@ -178,6 +178,7 @@ def test_any_kind_of_preference_loss_takes_a_step(tmp_path, kind):
     values, answers = learner.step(updater, pytest.fail)
     assert values["grad_norm"] > 0 and answers.samples[0][0].endswith("=")
     assert {"rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen"} <= {*values}
+    assert {"time/score", "time/loss", "time/step"} <= {*values}
 
 
 def test_equal_rewards_are_right_half_of_the_time(tmp_path):

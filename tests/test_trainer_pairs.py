@@ -11,8 +11,16 @@ from trainer_helpers import small, small_parts
 
 from rlkern.trainer import UserError, preflight
 from rlkern.trainer.offline import pairs as module
-from rlkern.trainer.offline.pairs import Pair, check_source, given_pairs, kept_pairs, read
-from rlkern.trainer.offline.preferences import pair_rows
+from rlkern.trainer.offline.pairs import (
+    Judgement,
+    Pair,
+    Pairs,
+    check_source,
+    given_pairs,
+    kept_pairs,
+    read,
+)
+from rlkern.trainer.offline.preferences import Scored, judged_rows, pair_rows
 from rlkern.trainer.offline.sampled import sampled_pairs
 from rlkern.trainer.offline.statements import PROMPT, facts_file, statements
 from rlkern.trainer.processes.world import World
@@ -180,6 +188,28 @@ def test_sampled_pairs_keep_the_tokens_that_the_model_wrote(parts, tmp_path):
     assert read(path) == [Pair("0+1=", "1", "0")]
 
 
+def with_task(parts, **changes):
+    return dataclasses.replace(parts, task=dataclasses.replace(parts.task, **changes))
+
+
+def test_of_a_long_prompt_as_many_tokens_are_kept_as_of_a_sampled_one(parts):
+    short = with_task(parts, keep=2)
+    encode = parts.policy.tokenizer.encode
+    for rows in (
+        pair_rows(short, [Pair("12+34=", "46", "47")]),
+        judged_rows(short, [Judgement("12+34=", "46", True)]),
+    ):
+        assert rows.prompt[0].tolist() == encode("4=")
+
+
+def test_a_reward_model_learns_from_answers_that_end_with_the_end_of_text(parts):
+    stopped, eos = with_task(parts, stop="="), parts.policy.tokenizer.eos_token_id
+    given = [Pair("7+1=", "8=", "9=")]
+    sampled = pair_rows(stopped, given).token[0]
+    assert sampled.tolist() == parts.policy.tokenizer.encode("8=")
+    assert Scored(stopped, Pairs([], [])).rows(given).token[:, -1].tolist() == [eos, eos]
+
+
 def test_too_few_pairs_say_how_to_get_more(parts):
     parts.rewards.functions[0] = lambda prompts, completions: [1.0] * len(prompts)
     with pytest.raises(UserError, match="only 0 of 24 training prompts .* raise pairs.items"):
@@ -187,7 +217,7 @@ def test_too_few_pairs_say_how_to_get_more(parts):
 
 
 def test_a_run_keeps_both_files_of_pairs_or_none(tmp_path, monkeypatch):
-    pairs = module.Pairs([Pair("1+1=", "2\u2028é", "")], [Pair("2+2=", "4", "5")])
+    pairs = Pairs([Pair("1+1=", "2\u2028é", "")], [Pair("2+2=", "4", "5")])
     assert kept_pairs(tmp_path) is None
     module.write(pairs, tmp_path)
     assert kept_pairs(tmp_path) == pairs

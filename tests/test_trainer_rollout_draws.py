@@ -2,6 +2,7 @@
 """What is drawn, what top-k and top-p leave, and rollouts cut, joined and padded."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from rlkern.trainer.models.policy import hidden_states
 from rlkern.trainer.rollout.drawing import draw
 from rlkern.trainer.rollout.sampler import Sampling, next_logprob, random_numbers, sample
 from rlkern.trainer.rollout.text import Prompts, stop_tokens
-from rlkern.trainer.rows import joined
+from rlkern.trainer.rows import Rows, joined
 
 pytestmark = pytest.mark.usefixtures("compiled")
 STOP = torch.tensor([1])
@@ -188,6 +189,16 @@ def test_joined_rollouts_score_as_each_alone(policy):
     alone = [r.rollout_logprob[r.mask] for r in (first, narrow)]
     torch.testing.assert_close(both.rollout_logprob[both.mask], torch.cat(alone))
     torch.testing.assert_close(scored(policy, both), both.rollout_logprob, rtol=1e-4, atol=1e-5)
+
+
+def test_everything_that_tokens_have_is_padded_with_them(policy):
+    rows = ragged_rollout(policy)
+    names = re.findall(r"^    (\w+) .*\(B, T\)", Rows.__doc__, re.MULTILINE)
+    more = {name: torch.ones(rows.token.shape) for name in names if getattr(rows, name) is None}
+    assert {"correction", "value_target", "advantage"} <= more.keys()
+    wide = dataclasses.replace(rows, **more).widened(rows.prompt.shape[1], rows.token.shape[1] + 2)
+    shapes = {name: getattr(wide, name).shape for name in names}
+    assert shapes == dict.fromkeys(names, (rows.token.shape[0], rows.token.shape[1] + 2))
 
 
 @pytest.mark.parametrize("share", [True, False])

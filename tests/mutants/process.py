@@ -6,6 +6,7 @@ and that find the rlkern of a tree before any other.
 import compileall
 import contextlib
 import importlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -50,6 +51,9 @@ def warm(tree: Path) -> None:
 def _child(tree: Path, call: Callable[[], int], log: Path) -> None:
     """Does what is asked for in the tree; ends this process with the exit code it returns."""
     os.setsid()
+    # A worker of a pool may start no process and has a handler of its own, but not so a test.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     os.chdir(tree)
     os.environ.update(environment_of(tree))
     sys.dont_write_bytecode = True

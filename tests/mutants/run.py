@@ -10,9 +10,9 @@ from typing import NamedTuple
 from .plant import Mutant
 from .process import PYTEST, forked
 
-LEFT_OUT = (".git", ".venv*", "build", "dist", "runs", "__pycache__", ".*_cache", ".mutants",
-            "*.egg-info", ".hypothesis")  # fmt: skip
-
+LEFT_OUT = (".venv*", "__pycache__", ".*_cache", "*.egg-info", ".hypothesis")
+# What commands write, in the project's folder only: rlkern has packages of these names.
+LEFT_OUT_AT_TOP = (".git", "build", "dist", "runs", ".mutants")
 
 ROUNDS = (2.0, 10.0)  # seconds of tests after which a round ends
 
@@ -27,8 +27,13 @@ class Outcome(NamedTuple):
 
 def copied(root: Path, tree: Path) -> Path:
     """Returns a copy of the project, with its extension and what is mapped into the package."""
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        patterns = LEFT_OUT + (LEFT_OUT_AT_TOP if Path(folder) == root else ())
+        return shutil.ignore_patterns(*patterns)(folder, names)
+
     shutil.rmtree(tree, ignore_errors=True)
-    shutil.copytree(root, tree, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    shutil.copytree(root, tree, ignore=ignored, symlinks=True)
     mapped = tree / "rlkern/backends/triton"
     if (tree / "kernels").is_dir() and not mapped.exists():
         mapped.symlink_to("../../kernels/triton")
