@@ -18,13 +18,13 @@ from rlkern.ops import _check as check
 MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum", "token_sum")
 
 
-def _lengths(mask: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
+def _lengths(counted: Tensor, mask: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns the counted tokens of each sequence: one entry each, and at each of its tokens."""
     if bounds is None:
-        lengths = mask.sum(-1, keepdim=True)
+        lengths = counted.sum(-1, keepdim=True)
         return lengths, lengths
     before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))[bounds]
-    lengths = before[1:] - before[:-1]
+    lengths = (before[1:] - before[:-1]).to(counted.dtype)
     return lengths, lengths[Sequences(mask.shape, bounds).of_row]
 
 
@@ -36,7 +36,7 @@ def _given_count(op: str, count: float | Tensor, mask: Tensor) -> Tensor:
     # Of all batches together: 0 says that there is no token anywhere, so not here either.
     if check.checks_values() and not count >= mask.any():
         raise ValueError(f"{op}: count must be at least 1, got {count.item()}")
-    return count
+    return count.reshape(())
 
 
 def token_weight(
@@ -96,19 +96,21 @@ def token_weight(
         if count is not None:
             raise ValueError(f"{op}: count must be None with mode 'token_sum', which divides by 1")
         return mask.to(dtype) * dp_size
-    total = None if count is None else _given_count(op, count, mask)
+    # Each of these calls is a launch on a GPU, so that one division makes the weights instead of a
+    # reciprocal and a choice, and the mask is made a number once.
+    counted = mask.to(dtype)
+    total = None if count is None else _given_count(op, count, mask).to(mask.device, dtype)
     if mode == "token_mean":
-        divisor = (mask.sum() if total is None else total).to(mask.device, dtype)
+        divisor = counted.sum() if total is None else total
     else:
-        lengths, length_of_token = _lengths(mask, bounds)
-        sequences = (lengths > 0).sum() if total is None else total
-        divisor = sequences.to(mask.device, dtype).expand(length_of_token.shape)
+        lengths, length_of_token = _lengths(counted, mask, bounds)
+        # How many lengths are not 0.
+        divisor = torch.linalg.vector_norm(lengths, 0) if total is None else total
         if mode == "sequence_token_mean":
             divisor = divisor * length_of_token
         elif constant is not None:
             divisor = divisor * constant
-    # One division instead of a reciprocal and a choice: each is a launch on a GPU.
-    weight = mask / divisor.clamp(min=torch.finfo(dtype).tiny)
+    weight = counted / divisor.clamp(min=torch.finfo(dtype).tiny)
     return weight if dp_size == 1 else weight * dp_size
 
 

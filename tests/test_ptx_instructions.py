@@ -14,7 +14,9 @@ from ptx_emulator.program import PtxFault
 
 COUNT = 64
 SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 1e-40, -1e-40, 3e38, 0.5, -2.5]
-MODULES = "values program shadow memory machine arithmetic conversions transfers exchanges".split()
+MODULES = (
+    "values program shadow memory tensors machine arithmetic conversions transfers exchanges"
+).split()
 
 
 def numbers(kind: str, seed: int) -> np.ndarray:
@@ -103,6 +105,8 @@ ARITHMETIC = [
       for name, n, f in INTEGERS for w in (16, 32, 64)),
     ("max.NaN.f32", "f32", ["f32"] * 2, spreading(max)),
     ("min.NaN.f32", "f32", ["f32"] * 2, spreading(min)),
+    ("copysign.f32", "f32", ["f32"] * 2, lambda a, b: math.copysign(b, a)),
+    ("shf.r.wrap.b32", "u32", ["u32"] * 3, lambda a, b, n: (b << 32 | a) >> n % 32),
     ("div.full.f32", "f32", ["f32"] * 2, divided),
     ("div.s64", "s64", ["s64"] * 2, truncated),
     ("div.u32", "u32", ["u32"] * 2, truncated),
@@ -139,6 +143,29 @@ def test_flushing_makes_numbers_that_are_not_normal_zero():
     for name, want in (("mul.ftz.f32", [0, -0.0, 0, 2]), ("mul.f32", x[:4] / 2)):
         got = apply(f"{name} {{0}}, {{1}}, 0f3F000000;", "f32", [("f32", x)])
         assert same(got[:4].view(np.uint32), np.float32(want).view(np.uint32))
+
+
+def test_a_fused_product_can_be_rounded_down():
+    a, b, c = (numbers("f32", seed) for seed in (1, 2, 3))
+    operands = [("f32", x) for x in (a, b, c)]
+    near, below = (
+        apply(f"fma.{how}.f32 {{0}}, {{1}}, {{2}}, {{3}};", "f32", operands) for how in ("rn", "rm")
+    )
+    for x, y, *row in zip(near.tolist(), below.tolist(), a.tolist(), b.tolist(), c.tolist()):
+        if all(map(math.isfinite, (x, *row))):
+            exact = Fraction(row[0]) * Fraction(row[1]) + Fraction(row[2])
+            after = float(np.nextafter(np.float32(y), np.float32(np.inf)))
+            assert Fraction(y) <= exact < Fraction(after) and x in (y, after)
+
+
+@pytest.mark.parametrize("kind,dtype", (("bf16", torch.bfloat16), ("f16", torch.float16)))
+def test_the_larger_of_pairs_spreads_a_nan(kind, dtype):
+    a, b = (torch.from_numpy(numbers("f32", seed)).to(dtype) for seed in (1, 2))
+    words = [("u32", x.view(torch.int32).numpy().view(np.uint32)) for x in (a, b)]
+    got = apply(f"max.NaN.{kind}x2 {{0}}, {{1}}, {{2}};", "u32", words)
+    want = torch.maximum(a, b)
+    got = torch.from_numpy(got.view(np.int32)).view(dtype)
+    assert same(got.float().numpy(), want.float().numpy()) and want.isnan().any()
 
 
 def test_bits_are_extracted_inserted_and_permuted():
@@ -197,6 +224,13 @@ def test_conversions_are_those_of_numpy(target, source):
         assert same(got, x.astype(dtype_of(result)))
 
 
+def test_numbers_are_cut_to_one_and_rounded_to_integers():
+    x = numbers("f32", 3)
+    got = apply("cvt.sat.f32.f32 {0}, {1};", "f32", [("f32", x)])
+    assert same(got, np.nan_to_num(np.clip(x, 0, 1)).astype(np.float32))
+    assert same(apply("cvt.rni.f32.f32 {0}, {1};", "f32", [("f32", x)]), np.rint(x))
+
+
 @pytest.mark.parametrize("kind,dtype", (("bf16", torch.bfloat16), ("f16", torch.float16)))
 def test_sixteen_bits_are_rounded_and_widened_as_torch_does(kind, dtype):
     x = numbers("f32", 5)
@@ -225,8 +259,10 @@ def test_registers_are_taken_apart_and_put_together():
 
 def test_what_is_not_known_is_refused():
     for body in ("foo.b32 %r1, %r2;", "add.f16 %rs1, %rs2, %rs3;", "mul.hi.u32 %r1, %r2, %r3;",
-                 "mov.u32 %r1, %clock;", "bar.sync 1;", "ld.local.b32 %r1, [%rd1];",
-                 "cvt.rzi.s32.f32 %r1, %r2;", "setp.lt.and.s32 %p1, %r1, %r2, %p2;"):  # fmt: skip
+                 "mov.u32 %r1, %clock;", "bar.sync 1;", "bar.sync 0, 16;", "bar.arrive 0, 32;",
+                 "ld.local.b32 %r1, [%rd1];", "cvt.rzi.s32.f32 %r1, %r2;",
+                 "cvt.rz.f32.f64 %r1, %rd1;", "fma.rp.f32 %r1, %r2, %r3, %r4;",
+                 "setp.lt.and.s32 %p1, %r1, %r2, %p2;"):  # fmt: skip
         with pytest.raises(PtxFault, match="not known|unknown"):
             run(body)
     with pytest.raises(PtxFault, match="not understood"):

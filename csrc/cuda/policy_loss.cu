@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 }
 
 // One block per column of statistics; a fixed order and no atomics: two runs, the same bits.
-// - reads its column where rows count, and the weights
+// - reads its column, which counts where rows do, and the weights
 // - writes one sum: the loss or a metric; two blocks also the count and the ratio's bounds
 // - never materialises anything
 __global__ void __launch_bounds__(kThreads) sum_statistics(const PolicyLoss p) {

@@ -13,4 +13,6 @@ Not modelled: time, caches, weak ordering of memory, and the last bits of approx
     machine.py     threads, branches, barriers
     arithmetic.py, conversions.py, transfers.py             the instructions
     launches.py    launches of Triton kernels, executed here instead of compiled only
+    native.py      launches of CUDA C++ kernels, as nvcc compiles them for sm_80
+    tensors.py, inputs.py                                   what both are given
 """

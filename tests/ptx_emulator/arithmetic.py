@@ -85,6 +85,28 @@ def fused(a: Any, b: Any, c: Any) -> Any:
     return (a * b + c).astype(narrow)
 
 
+def fused_below(a: Any, b: Any, c: Any) -> Any:
+    """Returns a·b + c of float32 rounded once, down.
+
+    >>> fused_below(np.float32(2**-30), np.float32(-1), np.float32(1)) < 1
+    np.True_
+    """
+    a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))
+    product = a * b  # exact
+    wide = product + c
+    rest = (product - (wide - (wide - product))) + (c - (wide - product))  # that its rounding left
+    near = wide.astype(np.float32)
+    above = (near > wide) | ((near == wide) & (rest < 0))
+    return np.where(above, np.nextafter(near, np.float32(-np.inf)), near)
+
+
+def fused_multiply_add(program: Program, i: Instruction) -> Step:
+    roundings = {"rn": fused, "rm": fused_below}
+    if i.parts[1] not in roundings or (i.parts[1] == "rm" and i.kind != "f32"):
+        raise PtxFault(f"{'.'.join(i.parts)} is not known here")
+    return elementwise(program, i, roundings[i.parts[1]])
+
+
 def quotient(a: Any, b: Any) -> Any:
     """Returns a / b; of integers cut towards 0, as C has it."""
     if np.asarray(a).dtype.kind == "f":
@@ -96,12 +118,37 @@ def quotient(a: Any, b: Any) -> Any:
     return np.where((a < 0) != (b < 0), -q, q).astype(np.asarray(a).dtype)
 
 
+def of_halves(program: Program, i: Instruction, function: Callable[..., Any]) -> Step:
+    """Returns the step that applies a function to both halves of registers; it must be exact."""
+    kind = i.kind.removesuffix("x2")
+    number = number_of(kind)
+    destination, *operands = i.operands
+    reads = [program.source(x, 4) for x in operands]
+
+    def bits(x: Any) -> Any:
+        half = to_bfloat16(x) if kind == "bf16" else bits_of(np.asarray(x).astype(np.float16))
+        return np.asarray(half).astype(np.uint32)
+
+    def step(m: Any, active: Any) -> None:
+        values = [np.asarray(read(m)) for read in reads]
+        low, high = (
+            bits(function(*(number((v >> np.uint32(n)).astype(np.uint16)) for v in values)))
+            for n in (0, 16)
+        )
+        m.put(destination, high << np.uint32(16) | low, active)
+
+    return step
+
+
 def extreme(dropping: Callable[..., Any], spreading: Callable[..., Any]) -> Any:
     """Returns the builder of min or max, which drops a NaN unless it is told to spread it."""
 
     def build(program: Program, i: Instruction) -> Step:
         drops = "f" in i.kind and "NaN" not in i.parts
-        return elementwise(program, i, dropping if drops else spreading)
+        function = dropping if drops else spreading
+        if i.kind.endswith("x2"):
+            return of_halves(program, i, function)
+        return elementwise(program, i, function)
 
     return build
 
@@ -132,6 +179,18 @@ def shifted_right(x: Any, n: Any, far: Any) -> Any:
 
 def shifted_left(x: Any, n: Any, far: Any) -> Any:
     return np.where(far, x.dtype.type(0), x << n)
+
+
+def funnel_shift(program: Program, i: Instruction) -> Step:
+    """shf: the low 32 bits of (b, a) moved to the right."""
+    if i.parts[1:3] != ("r", "wrap"):
+        raise PtxFault(f"{'.'.join(i.parts)} is not known here")
+
+    def function(a: Any, b: Any, c: Any) -> Any:
+        low, high, n = (np.asarray(x).astype(np.uint64) for x in (a, b, c))
+        return ((high << np.uint64(32) | low) >> (n & np.uint64(31))).astype(np.uint32)
+
+    return elementwise(program, i, function)
 
 
 def extract(program: Program, i: Instruction) -> Step:
@@ -186,10 +245,11 @@ BUILDERS = {
     "sub": of_numbers(lambda a, b: a - b),
     "mul": multiply,
     "mad": multiply_add,
-    "fma": of_numbers(fused),
+    "fma": fused_multiply_add,
     "div": of_numbers(quotient),
     "neg": of_numbers(lambda a: -a),
     "abs": of_numbers(np.abs),
+    "copysign": of_numbers(lambda a, b: np.copysign(b, a)),
     "min": extreme(np.fmin, np.minimum),
     "max": extreme(np.fmax, np.maximum),
     "and": of_numbers(lambda a, b: a & b),
@@ -198,6 +258,7 @@ BUILDERS = {
     "not": of_numbers(lambda a: ~a),
     "shl": shift(shifted_left),
     "shr": shift(shifted_right),
+    "shf": funnel_shift,
     "bfe": extract,
     "bfi": insert,
     "popc": population,

@@ -10,6 +10,8 @@ from .arithmetic import Step
 from .program import Instruction, Program, PtxFault
 from .values import FLOAT, SIGNED, UNSIGNED, bits_of, number_of, size_of, to_bfloat16
 
+# Where shared memory begins among generic addresses: far from any tensor.
+SHARED_WINDOW = 1 << 60
 # Ordered comparisons are False where either is NaN, those that end in u True.
 COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "eq": lambda a, b: a == b,
@@ -75,6 +77,15 @@ def choose(program: Program, i: Instruction) -> Step:
     return lambda m, active: m.put(destination, np.where(holds(m), x(m), y(m)), active)
 
 
+def change_space(program: Program, i: Instruction) -> Step:
+    """cvta: addresses of global memory are generic ones; those of shared memory lie elsewhere."""
+    destination, text = i.operands
+    read = program.source(text, 8)
+    window = {"global": 0, "shared": SHARED_WINDOW}[i.parts[2] if "to" in i.parts else i.parts[1]]
+    offset = np.uint64((-window if "to" in i.parts else window) % (1 << 64))
+    return lambda m, active: m.put(destination, read(m) + offset, active)
+
+
 def narrow_float(kind: str) -> Callable[[Any], Any]:
     """Returns the function from float32 numbers to the bits of a float of 16."""
     return to_bfloat16 if kind == "bf16" else lambda x: bits_of(np.asarray(x).astype(np.float16))
@@ -93,6 +104,11 @@ def convert_pair(program: Program, i: Instruction) -> Step:
     return step
 
 
+def saturated(x: Any) -> Any:
+    """Returns numbers cut to [0, 1], 0 for NaN."""
+    return np.where(np.isnan(x), np.float32(0), np.clip(x, np.float32(0), np.float32(1)))
+
+
 def convert(program: Program, i: Instruction) -> Step:
     target, source = i.parts[-2:]
     if target.endswith("x2"):
@@ -100,6 +116,11 @@ def convert(program: Program, i: Instruction) -> Step:
     destination, text = i.operands
     read, number = program.source(text, size_of(source)), number_of(source)
     register = UNSIGNED[program.size(destination)]
+    changes = {"sat": saturated, "rni": np.rint}
+    change = next((changes[x] for x in i.parts[1:-2] if x in changes), None)
+    alike = (target, source) == ("f32", "f32")
+    if not set(i.parts[1:-2]) <= ({"sat", "rni"} if alike else {"rn"}):
+        raise PtxFault(f"{'.'.join(i.parts)} is not known here")
     if target == "bf16":
         return lambda m, active: m.put(destination, to_bfloat16(number(read(m))), active)
     dtype = FLOAT.get(target) or (SIGNED if target[0] == "s" else UNSIGNED)[size_of(target)]
@@ -108,6 +129,7 @@ def convert(program: Program, i: Instruction) -> Step:
 
     def step(m: Any, active: Any) -> None:
         value = np.asarray(number(read(m))).astype(dtype)
+        value = value if change is None else change(value)
         m.put(destination, bits_of(value).astype(register), active)
 
     return step
@@ -137,4 +159,4 @@ def _half(x: Any, k: int, halves: int) -> Any:
     return x if halves == 1 else (x >> np.uint32(16 * k)).astype(np.uint16)
 
 
-BUILDERS = {"mov": move, "selp": choose, "cvt": convert, "setp": compare}
+BUILDERS = {"mov": move, "cvta": change_space, "selp": choose, "cvt": convert, "setp": compare}

@@ -32,6 +32,14 @@ def source_lane(mode: str, n: Any, c: int) -> tuple[Any, Any]:
     return np.where(inside, moved[mode], LANE), inside
 
 
+def of_all(m: Any, value: Any, active: Any) -> Any:
+    """Returns the one number that all active threads have, or what each has."""
+    if np.ndim(value) and active.any():
+        some = m.full(value)[active]
+        return some[0] if (some == some[0]).all() else value
+    return value
+
+
 _known_source_lane = cache(source_lane)
 
 
@@ -41,7 +49,7 @@ def shuffle(program: Program, i: Instruction) -> Step:
     read, distance, clamp = (program.source(x, 4) for x in i.operands[1:4])
 
     def step(m: Any, active: Any) -> None:
-        n, c = distance(m), clamp(m)
+        n, c = (of_all(m, read(m), active) for read in (distance, clamp))
         if np.ndim(c):
             raise PtxFault("a shuffle whose segments differ by thread is not known here")
         rows = active.reshape(-1, WARP)

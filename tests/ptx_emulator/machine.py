@@ -24,9 +24,13 @@ BUILDERS = {
 
 
 class Machine:
-    """Executes launches, and keeps what it found: races, and the traffic of each kernel."""
+    """Executes launches, and keeps what it found: races, and the traffic of each kernel.
 
-    def __init__(self) -> None:
+    Where all shared memory is readable, what nobody wrote to it is NaN, and no fault.
+    """
+
+    def __init__(self, all_readable: bool = False) -> None:
+        self.all_readable = all_readable
         self.races: dict[tuple[str, str, str, str], Race] = {}
         self.traffic: dict[str, Traffic] = {}
 
@@ -40,10 +44,11 @@ class Machine:
         self.memory = GlobalMemory(
             [Region(b, Shadow(len(b.data), b.granule, self.clock)) for b in buffers]
         )
-        self.parameters = {
-            name: self._parameter(kind, value)
-            for (kind, name), value in zip(program.parameters, arguments)
-        }
+        self.parameters = np.zeros(program.parameter_bytes, np.uint8)
+        for p, value in zip(program.parameters, arguments):
+            data = value if isinstance(value, bytes) else self._parameter(p.kind, value).tobytes()
+            assert len(data) == p.bytes, p
+            self.parameters[p.offset : p.offset + p.bytes] = np.frombuffer(data, np.uint8)
         at_once = max(1, LANES // program.threads)
         with np.errstate(all="ignore"):
             for first in range(0, blocks, at_once):
@@ -74,7 +79,8 @@ class Machine:
             "%laneid": (lane % WARP).astype(np.uint32),
         }
         size = blocks * self.shared_size
-        buffer = Buffer("shared", 0, np.full(size, 0xFF, np.uint8), np.zeros(size, bool))
+        written = None if self.all_readable else np.zeros(size, bool)
+        buffer = Buffer("shared", 0, np.full(size, 0xFF, np.uint8), written)
         self.shared = Region(buffer, Shadow(size, 1, self.clock))
         self.shared_begin = lane // threads * self.shared_size
         self.copies: list[Copy] = []

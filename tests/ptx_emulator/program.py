@@ -47,21 +47,67 @@ def split_operands(text: str) -> tuple[Any, ...]:
     )
 
 
-class Program:
-    """A kernel: its parameters, its instructions and where its labels stand."""
+def closing(text: str) -> int:
+    """Returns where the brace stands that closes one opened before the text.
 
-    def __init__(self, ptx: str) -> None:
-        entry = re.search(r"\.visible \.entry (\w+)\((.*?)\)\s*(.*?)\{(.*?)\n\}", ptx, re.S)
+    >>> closing("mov {a, b}, c; } mov {")
+    15
+    """
+    depth = 1
+    for brace in re.finditer("[{}]", text):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return brace.start()
+    raise PtxFault("a brace is not closed")
+
+
+class Parameter(NamedTuple):
+    """A parameter of a kernel: a number of a type, or the bytes of a struct."""
+
+    name: str
+    kind: str
+    offset: int  # where it lies among the others
+    bytes: int
+
+
+def laid_out(text: str) -> tuple[list[Parameter], int]:
+    """Returns a kernel's parameters, and how many bytes they take together.
+
+    >>> [p[1:] for p in laid_out(".param .u32 k_param_0, .param .align 8 .b8 k_param_1[24]")[0]]
+    [('u32', 0, 4), ('b8', 8, 24)]
+    """
+    pattern = r"\.param (?:\.align \d+ )?\.(\w+)[^,\n]*?(\w+_param_\d+)(?:\[(\d+)\])?"
+    found, end = [], 0
+    for kind, name, count in re.findall(pattern, text):
+        begin, size = -(-end // 8) * 8, size_of(kind) * int(count or 1)
+        found.append(Parameter(name, kind, begin, size))
+        end = begin + size
+    return found, end
+
+
+class Program:
+    """A kernel: its parameters, its instructions and where its labels stand.
+
+    Of PTX with several kernels the first, or the one that is named.
+    """
+
+    def __init__(self, ptx: str, name: str = r"\w+") -> None:
+        entry = re.search(rf"\.visible \.entry ({name})\((.*?)\)\s*(.*?)\{{", ptx, re.S)
         if entry is None:
-            raise PtxFault("no kernel in this PTX")
-        self.name, parameters, limits, body = entry.groups()
-        self.parameters = re.findall(r"\.param \.(\w+)[^,\n]*?(\w+_param_\d+)", parameters)
+            raise PtxFault("no such kernel in this PTX")
+        self.name, parameters, limits = entry.groups()
+        body = ptx[entry.end() : entry.end() + closing(ptx[entry.end() :])]
+        self.parameters, self.parameter_bytes = laid_out(parameters)
+        shared = re.findall(r"^\.extern \.shared .* (\w+)\[\];", ptx, re.M)
+        # What a name stands for: an address.
+        self._names = dict.fromkeys((SHARED, *shared), 0)
+        self._names |= {p.name: p.offset for p in self.parameters}
         threads = re.search(r"\.(?:reqntid|maxntid) (\d+)", limits)
         if threads is None:
             raise PtxFault(f"{self.name} does not say how many threads it has")
         self.threads = int(threads[1])
         self._files = dict(re.findall(r'\.file\s+(\d+) "([^"]+)"', ptx))
-        self._kinds: dict[str, str] = {}  # of registers, by prefix
+        self._kinds: dict[str, str] = {}  # of registers, by prefix or name
         self.labels: dict[str, int] = {}
         self.code: list[Instruction] = []
         self._where = ""
@@ -76,18 +122,24 @@ class Program:
         elif line.startswith(".loc"):
             _, file, row, *_ = line.split()
             self._where = f"{self._files.get(file, file).rsplit('/', 1)[-1]}:{row}"
-        elif line.startswith(".reg"):
-            kind, prefix = re.findall(r"\.reg \.(\w+)\s+(%\w+?)<", line)[0]
-            self._kinds[prefix] = kind
-        elif line.startswith(".") and not line.startswith(".pragma"):
-            raise PtxFault(f"{self.name}: unknown directive {line}")
-        elif not line.startswith("."):
+        else:
             for statement in line.split(";"):
-                self._add(statement.strip())
+                self._add(statement.strip().lstrip("{} \t"))  # braces of inline assembly
+
+    def _declare(self, statement: str) -> None:
+        if statement.startswith(".pragma"):
+            return
+        found = re.fullmatch(r"\.reg \.(\w+)\s+(.+)", statement)
+        if found is None:
+            raise PtxFault(f"{self.name}: unknown directive {statement}")
+        for name in found[2].split(","):
+            self._kinds[name.strip().partition("<")[0]] = found[1]
 
     def _add(self, statement: str) -> None:
-        if statement in ("", "{", "}"):
+        if not statement:
             return
+        if statement[0] == ".":
+            return self._declare(statement)
         found = re.fullmatch(r"(?:@(!?)(%\w+)\s+)?([\w.:]+)(?:\s+(.*))?", statement)
         if found is None:
             raise PtxFault(f"{self.name}: not understood: {statement}")
@@ -102,19 +154,27 @@ class Program:
             )
         )
 
+    def _kind(self, text: str) -> str | None:
+        """Returns the type of a register, None for what is none."""
+        return self._kinds.get(text) or self._kinds.get(text.rstrip("0123456789"))
+
     def size(self, register: str) -> int:
         """Returns the bytes of a register, 0 for a predicate."""
-        return size_of(self._kinds[register.rstrip("0123456789")])
+        kind = self._kind(register)
+        assert kind is not None, register
+        return size_of(kind)
 
     def source(self, text: str, size: int) -> Callable[[Any], Any]:
         """Returns the function of the machine that reads an operand of so many bytes."""
-        if text.startswith("%") and (text[-1].isdigit() or text in SPECIAL):
+        if text in SPECIAL or self._kind(text):
             absent = POISON[size] if size else np.False_
             return lambda m: m.registers.get(text, absent)
         if size == 0:
             value = np.bool_(text != "0")
+        elif text in self._names:
+            value = UNSIGNED[size](self._names[text])
         else:
-            value = UNSIGNED[size](0) if text == SHARED else literal(text, size)
+            value = literal(text, size)
         if value is None:
             raise PtxFault(f"unknown operand {text}")
         return lambda m: value
@@ -122,7 +182,7 @@ class Program:
     def address(self, text: str) -> Callable[[Any], Any]:
         """Returns the function of the machine that computes `[register + number]`."""
         base, _, number = text.strip("[]").replace(" ", "").partition("+")
-        size = 4 if base == SHARED else self.size(base)
+        size = 4 if base in self._names else self.size(base)
         offset = UNSIGNED[size](int(number or "0", 0) % (1 << 8 * size))
         read = self.source(base, size)
         return lambda m: read(m) + offset

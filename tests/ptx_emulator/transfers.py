@@ -33,10 +33,28 @@ def space_of(i: Instruction) -> str:
     return space
 
 
+def load_parameter(program: Program, i: Instruction) -> Step:
+    destination, address = i.operands
+    size, at = size_of(i.kind), program.address(address)
+    register = UNSIGNED[program.size(destination)]
+
+    def step(m: Any, active: Any) -> None:
+        # A thread that is not active may hold an address of something else.
+        where = np.asarray(at(m)).astype(np.int64)
+        inside = (where >= 0) & (where + size <= len(m.parameters))
+        if not (inside | ~active).all():
+            raise PtxFault("reads behind the parameters")
+        places = np.where(inside, where, 0)[..., None] + np.arange(size)
+        value = np.ascontiguousarray(m.parameters[places]).view(UNSIGNED[size])[..., 0]
+        m.put(destination, value.astype(register), active)
+
+    return step
+
+
 def load(program: Program, i: Instruction) -> Step:
     names, address = i.operands[:2]
     if i.parts[1] == "param":
-        return lambda m, active: m.put(names, m.parameters[address.strip("[]")], active)
+        return load_parameter(program, i)
     names = names if isinstance(names, tuple) else (names,)
     space, size, at = space_of(i), size_of(i.kind), program.address(address)
     registers = [UNSIGNED[program.size(x)] for x in names]

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cuda backend: CUDA C++ kernels that keep a row on chip, so that it is read once.
 
-They were held to the reference on an H200 (benchmarks/results/nvidia_h200-tests.txt), and the tests
-run the same source on a CPU; for sm_80 and sm_100 they are compiled only. Their policy loss is
-faster there than Triton's, their log-probability slower (README.md). They serve rows of any
-temperature and softcap, but neither kept sets nor the objective of answers, and on GPUs before
-sm_90 only rows that fit the shared memory of one multiprocessor: so they are not chosen, but asked
-for by name (use_backend("cuda") or RLKERN_BACKEND=cuda), where they are built (RLKERN_BUILD=cuda).
+They were held to the reference on an H200 (benchmarks/results/nvidia_h200-tests.txt). The tests run
+the same source on a CPU, and execute what nvcc makes of it for sm_80; for sm_100 it is compiled
+only. On the H200 their policy loss is faster than Triton's, their log-probability slower
+(README.md). They serve rows of any temperature and softcap, but neither kept sets nor the objective
+of answers, and on GPUs before sm_90 only rows that fit the shared memory of one multiprocessor: so
+they are not chosen, but asked for by name (use_backend("cuda") or RLKERN_BACKEND=cuda), where they
+are built (RLKERN_BUILD=cuda).
 """
 
 import torch
