@@ -55,6 +55,15 @@ KERNELS = {
     "gae_kernel": Work(lambda loop, size: sum(loop.stores) / 8, lambda size: 17),
 }
 
+# Kernels that bend logits, where there is a softcap, and the name under which they are counted.
+SOFTCAP, MARK = 30.0, " (softcap)"
+CAPPED = tuple(KERNELS)[:4]
+
+
+def work_of(name: str) -> Work:
+    """Returns what a kernel does, with a softcap or without."""
+    return KERNELS[name.removesuffix(MARK)]
+
 
 class Device(NamedTuple):
     """A GPU by its data sheet: a multiprocessor issues 4 warps a clock, and 16 threads to MUFU."""
@@ -97,7 +106,7 @@ def launch_scans() -> None:
 def rows_of(name: str, kernel: Any, dtype: torch.dtype, V: int, target: str) -> Iterator[dict]:
     """Yields a row for each loop of a compiled kernel that treats elements."""
     used, size = aot.resources(kernel), dtype.itemsize
-    treated = [(loop, KERNELS[name].elements(loop, size)) for loop in loops(disassembled(kernel))]
+    treated = [(loop, work_of(name).elements(loop, size)) for loop in loops(disassembled(kernel))]
     for n, (loop, elements) in enumerate(pair for pair in treated if pair[1]):
         kind = str(dtype).removeprefix("torch.")
         where = (name, triton.__version__, target, kind, V, n)
@@ -120,6 +129,12 @@ def count(target: str) -> Iterator[dict]:
             for name, kernel in compiled:
                 if name in KERNELS:
                     yield from rows_of(name, kernel, dtype, V, target)
+            compiled.clear()
+        for dtype, V in SHAPES[:2]:
+            aot.launch_rows(dtype, V, softcap=SOFTCAP)
+            for name, kernel in compiled:
+                if name in CAPPED:
+                    yield from rows_of(name + MARK, kernel, dtype, V, target)
             compiled.clear()
         launch_scans()
         for name, kernel in compiled:
@@ -147,20 +162,20 @@ def bounds(rows: Iterable[dict]) -> Iterator[str]:
             sum(part[field] for part in parts)
             for field in ("instructions_per_element", "mufu_per_element")
         )
-        moved = KERNELS[name].passes(getattr(torch, kind).itemsize)
+        moved = work_of(name).passes(getattr(torch, kind).itemsize)
         for gpu, device in DEVICES.items():
             if device.target == target:
                 times = device.bounds_ms(N * V, instructions, mufu, moved)
                 of = max(times, key=lambda x: times[x])
                 each = "  ".join(f"{x} {ms:7.3f}" for x, ms in times.items())
-                yield f"{gpu} {name:<30} {kind:<9} {N}×{V:<7} ms: {each}  at least {of}'s"
+                yield f"{gpu} {name:<39} {kind:<9} {N}×{V:<7} ms: {each}  at least {of}'s"
 
 
 def line_of(row: dict) -> str:
     """Returns a row as a line of the table."""
     numbers = (f"{name} {row[name]}" for name in row if name not in IDENTITY)
     where = (row[name] for name in ("target", "kernel", "dtype", "V", "loop"))
-    return "{:<7} {:<30} {:<9} {:<7} loop {}  ".format(*where) + "  ".join(numbers)
+    return "{:<7} {:<39} {:<9} {:<7} loop {}  ".format(*where) + "  ".join(numbers)
 
 
 def differences(rows: list[dict], before: dict[tuple, dict]) -> list[str]:

@@ -58,7 +58,17 @@ def test_a_count_that_is_not_the_committed_one_is_named():
 
 def test_each_kernel_over_the_vocabulary_is_counted_on_each_target():
     found = {(r["kernel"], r["target"]) for r in instructions.committed().values()}
-    assert found == {(k, t) for k in instructions.KERNELS for t in instructions.TARGETS}
+    names = [*instructions.KERNELS, *(name + instructions.MARK for name in instructions.CAPPED)]
+    assert found == {(name, target) for name in names for target in instructions.TARGETS}
+
+
+def test_the_sweeps_take_few_instructions_an_element():
+    for row in instructions.committed().values():
+        sweep = row["kernel"] in ("policy_loss_kernel", "token_logprob_backward_kernel")
+        if sweep and row["V"] % 8 == 0:
+            assert row["instructions_per_element"] <= 10, row
+        if row["kernel"].endswith(instructions.MARK):
+            assert row["instructions_per_element"] <= 40, row
 
 
 def test_the_committed_counts_hold():

@@ -55,10 +55,9 @@ def sigmoids(x):
 @triton.jit
 def tanh(x):
     """Returns tanh(x) to a few ulp: near 0 by a polynomial, else 1 − 2σ(−2|x|) with its sign."""
-    # A least-squares fit of (tanh x / x − 1)/x² in x² up to 0.55: relative error 4e-9.
+    # A minimax fit of (tanh x / x − 1)/x² in x² up to 0.55: relative error of tanh 4e-8.
     y = x * x
-    high = -0.05391007 + y * (0.021312763 + y * -0.0066157825)
-    near = x + x * y * (-0.33333332 + y * (0.13333118 + y * high))
+    near = x + x * y * (-0.33332957 + y * (0.13320942 + y * (-0.05268414 + y * 0.01645875)))
     small, _ = sigmoids(x)
     far = 1.0 - 2.0 * small
     return tl.where(tl.abs(x) < 0.55, near, tl.where(x < 0, -far, far))

@@ -151,15 +151,16 @@ def resources(kernel: Any) -> Resources:
 
 
 def launch_rows(
-    dtype: torch.dtype, V: int, B: int = 1, T: int = 2, coef: float = 0.1, K: int = 0
-) -> None:
+    dtype: torch.dtype, V: int, B: int = 1, T: int = 2, coef: float = 0.1, K: int = 0,
+    softcap: float = 0.0,
+) -> None:  # fmt: skip
     """Launches every kernel over the vocabulary, with every optional vector given.
 
     With K also a kept set of so many ids, and a softcap.
     """
     z, x = torch.zeros(B, T, V, dtype=dtype), torch.zeros(B, T)
     token, mask = torch.zeros(B, T, dtype=torch.int64), x == 0
-    softmax = Softmax(x)
+    softmax = Softmax(x, softcap)
     if K:
         softmax = Softmax(x, 1 + abs(coef), torch.zeros(B, T, K, dtype=torch.int64))
     kernels.token_logprob(z, token, mask, softmax)
