@@ -147,7 +147,7 @@ def sampling(job: dict[str, Any]) -> dict[str, Any]:
     def generate() -> int:
         torch.manual_seed(0)
         ids, mask = (x.repeat_interleave(group, 0) for x in prompts)
-        with torch.no_grad(), policy.precision():
+        with torch.no_grad(), policy.precision(sampling=True):
             found = policy.model.generate(
                 input_ids=ids, attention_mask=mask.long(), do_sample=True, top_k=0, top_p=1.0,
                 temperature=1.0, max_new_tokens=width, eos_token_id=stop.tolist(), pad_token_id=0,

@@ -18,6 +18,7 @@ import torch
 
 import rlkern
 from rlkern import integrations
+from rlkern.trainer.rollout import packing
 
 PACKAGES = ("torch", "triton", "transformers", "numpy")
 Rows = list[tuple[str, str]]
@@ -81,6 +82,15 @@ def processor() -> str:
     lines = path.read_text().splitlines() if path.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def sampling() -> str:
+    """Returns how the trainer's sampler multiplies bfloat16 weights on this processor."""
+    if (why := packing.unavailable()) is None:
+        return (
+            f"bfloat16 weights on the CPU are packed for answers of {packing.PAYS} tokens or more"
+        )
+    return f"bfloat16 weights on the CPU are not packed: {why}"
 
 
 def gpus() -> Rows:
@@ -159,6 +169,7 @@ def report() -> Rows:
         ("extension", where),
         *instruction_sets(module),
         ("threads", threads()),
+        ("sampling", sampling()),
         *gpus(),
         ("recorded runs", recorded_runs()),
         *caches(),

@@ -218,6 +218,12 @@ def test_the_doctor_says_which_instruction_set_runs_and_why():
     assert re.search("(?m)^runs +baseline, because RLKERN_ISA=baseline", said)
 
 
+def test_the_doctor_says_whether_the_sampler_packs_weights_and_why_not():
+    assert re.search("(?m)^sampling +bfloat16 weights on the CPU are", doctor())
+    without = "import torch\ntorch.backends.mkldnn.is_available = lambda: False"
+    assert "are not packed: torch is built without oneDNN" in doctor(without)
+
+
 @pytest.mark.skipif(not list((ROOT / "rlkern").glob("_C*")), reason="the extension is not built")
 def test_an_instruction_set_that_cannot_run_is_an_error_and_not_a_reason_to_fall_back():
     said = doctor(code=1, RLKERN_ISA="mmx")

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes sampling fast changes nothing of what is sampled."""
 
+import dataclasses
+
 import pytest
 import torch
 from test_trainer_passes import policy_of
 from trainer_helpers import compiled, ragged_prompts, tiny_policy  # noqa: F401
 from transformers import DynamicCache
 
-from rlkern.trainer.rollout import drawing, reading, sampler
+from rlkern.trainer.rollout import cache, drawing, packing, reading, sampler
 from rlkern.trainer.rollout.cache import roomy
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample
 
@@ -97,10 +99,14 @@ def test_kept_ids_of_rows_that_have_ended_are_none(monkeypatch):
     assert torch.equal(found.keep, expected.keep) and (found.keep[~found.mask] == -1).all()
 
 
-def test_weights_are_cast_once_for_all_tokens_of_a_rollout(monkeypatch):
+def in_bfloat16(policy):
+    return dataclasses.replace(policy, mixed=True)
+
+
+@pytest.mark.parametrize("tokens", (12, 24))
+def test_weights_are_cast_once_for_all_tokens_of_a_rollout(tokens):
     policy = tiny_policy()
-    mixed = type(policy)(policy.model, policy.tokenizer, policy.device, mixed=True)
-    cast = []
+    mixed, cast = in_bfloat16(policy), []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -110,6 +116,91 @@ def test_weights_are_cast_once_for_all_tokens_of_a_rollout(monkeypatch):
             return function(*args, **(kwargs or {}))
 
     with Watch():
-        found = rollout(mixed, Sampling(12, torch.tensor([1])))
+        found = rollout(mixed, Sampling(tokens, torch.tensor([-1])))
     matrices = sum(p.ndim == 2 for p in policy.model.parameters())
-    assert found.token.shape[1] == 12 and 0 < len(cast) <= matrices
+    assert found.token.shape[1] == tokens and 0 < len(cast) <= matrices
+
+
+def test_keys_are_rounded_once_and_to_what_attention_would_make_of_them(monkeypatch):
+    policy, kept = in_bfloat16(tiny_policy()), []
+    update = cache.RoomyLayer.update
+
+    def look(self, *given):
+        found = update(self, *given)
+        kept.append((given[0].dtype, *(x.dtype for x in found)))
+        return found
+
+    monkeypatch.setattr(cache.RoomyLayer, "update", look)
+    found = rollout(policy)
+    assert set(kept) == {(torch.float32, torch.bfloat16, torch.bfloat16)}
+    monkeypatch.setattr(reading, "roomy", lambda cache, most: cache)
+    expected = rollout(policy)
+    assert torch.equal(found.token, expected.token)
+    assert torch.equal(found.rollout_logprob, expected.rollout_logprob)
+
+
+def test_only_scores_keep_to_the_attention_of_training():
+    policy, flash = in_bfloat16(tiny_policy()), torch.backends.cuda.flash_sdp_enabled
+    with policy.precision():
+        assert not flash()
+    with policy.precision(sampling=True):
+        assert flash()
+
+
+needs_packing = pytest.mark.skipif(bool(packing.unavailable()), reason=str(packing.unavailable()))
+
+
+@needs_packing
+@pytest.mark.parametrize("kind", ("llama", "qwen2", "gpt_neox", "mixtral", "mamba"))
+def test_packed_weights_sample_the_same_answers(kind, monkeypatch):
+    policy = in_bfloat16(tiny_policy() if kind == "llama" else policy_of(kind))
+    calls, product = [], packing._product
+    monkeypatch.setattr(packing, "_product", lambda *x: calls.append(x) or product(*x))
+    rule = Sampling(24, torch.tensor([1, 3]))
+    linear = [x for x in policy.model.modules() if isinstance(x, torch.nn.Linear)]
+    for bias in [x.bias for x in linear if x.bias is not None]:
+        torch.nn.init.normal_(bias)
+    found = rollout(policy, rule)
+    assert len(calls) > len(linear) > 0 and not any("forward" in x.__dict__ for x in linear)
+    monkeypatch.setattr(sampler, "pays", lambda *_: False)
+    expected = rollout(policy, rule)
+    assert torch.equal(found.token, expected.token)
+    assert torch.equal(found.rollout_logprob, expected.rollout_logprob)
+
+
+@needs_packing
+def test_weights_are_packed_anew_for_each_rollout(monkeypatch):
+    policy = in_bfloat16(tiny_policy())
+    first = rollout(policy)
+    with torch.no_grad():
+        policy.model.lm_head.weight.mul_(1.25)
+    found = rollout(policy)
+    monkeypatch.setattr(sampler, "pays", lambda *_: False)
+    assert torch.equal(found.rollout_logprob, rollout(policy).rollout_logprob)
+    assert not torch.equal(found.rollout_logprob, first.rollout_logprob)
+
+
+@needs_packing
+def test_weights_are_packed_where_that_pays_and_their_layers_come_back():
+    policy = tiny_policy()
+    mixed = in_bfloat16(policy)
+    assert packing.pays(mixed, 16) and not packing.pays(mixed, 15)
+    assert not packing.pays(policy, 16), "products in float32 need no other order"
+    next(iter(policy.parameters().values())).requires_grad_(False)
+    assert packing.pays(mixed, 1), "autocast would round a frozen weight for each token"
+    with pytest.raises(ZeroDivisionError), packing.packed(mixed):
+        assert "forward" in policy.model.lm_head.__dict__
+        1 / 0  # noqa: B018
+    assert "forward" not in policy.model.lm_head.__dict__
+
+
+@needs_packing
+def test_a_packed_layer_keeps_to_float32_where_the_model_asks_for_it():
+    policy, x = in_bfloat16(tiny_policy()), torch.randn(3, 128)
+    head = policy.model.lm_head
+    with torch.no_grad(), policy.precision(sampling=True):
+        expected = head(x)
+        with packing.packed(policy), torch.autocast("cpu", enabled=False):
+            assert torch.equal(head(x), torch.nn.functional.linear(x, head.weight))
+        with packing.packed(policy):
+            assert torch.equal(head(x), expected) and expected.dtype == torch.bfloat16

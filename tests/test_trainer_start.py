@@ -5,10 +5,11 @@ import os
 import signal
 
 import pytest
-from trainer_helpers import changed, compiled, small, without_times  # noqa: F401
+import torch
+from trainer_helpers import begun, changed, compiled, small, without_times  # noqa: F401
 
 from rlkern.runs.logs import read_metrics
-from rlkern.trainer import UserError, train
+from rlkern.trainer import UserError, build, train
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.show.display import Display
 
@@ -53,3 +54,25 @@ def test_the_time_limit_ends_the_supervised_start_and_keeps_it(tmp_path):
     train(whole)
     curves = [without_times(read_metrics(tmp_path / "runs" / name)) for name in ("whole", "late")]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr"), reason="the C library does not say which it is")
+def test_a_run_gives_back_what_was_freed_before_its_first_step(tmp_path, monkeypatch):
+    if not (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+        pytest.skip("another C library than glibc")
+    called, give_back = [], build.give_back_memory
+    monkeypatch.setattr(build, "give_back_memory", lambda: called.append(give_back()))
+    begun(small(tmp_path), tmp_path)
+    assert called == [None]
+    # Too small for mappings of their own; the last one holds the end of the heap.
+    blocks = [torch.ones(2**14) for _ in range(1024)]
+    last = blocks.pop()
+    del blocks
+    before = resident_bytes()
+    give_back()
+    assert before - resident_bytes() > 2**25 and last[0] == 1
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -21,6 +21,7 @@ from rlkern.runs.files import publish
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.data.source import check_unchanged, digests
+from rlkern.trainer.device import give_back_memory
 from rlkern.trainer.equip import equipped
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora
@@ -191,6 +192,7 @@ def begin(
     updater = Updater(learner.losses(), settings, parts.world, frozen=_copies(parts))
     if saved is not None:
         checkpoint.restore(saved, parts, updater)
+    give_back_memory()  # of passes that looked at the model
     return Run(parts, learner, updater)
 
 

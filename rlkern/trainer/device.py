@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from rlkern.runs.errors import UserError
@@ -21,3 +23,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether an error says that there was no memory left, on a GPU or for the CPU."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or "can't allocate memory" in str(error)
+
+
+def give_back_memory() -> None:
+    """Gives the memory that was freed back to the system, where glibc keeps it between what is
+    still in use; elsewhere does nothing."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library; Windows has none to open
+        return
+    trim(0)

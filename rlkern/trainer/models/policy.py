@@ -180,13 +180,13 @@ class Policy:
         return dataclasses.replace(self, bare=True)
 
     @contextlib.contextmanager
-    def precision(self) -> Iterator[None]:
-        """Holds the context in which the model's forward pass runs."""
+    def precision(self, *, sampling: bool = False) -> Iterator[None]:
+        """Holds the context in which the model's forward pass runs; sampling has any attention."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
-            )
-            stack.enter_context(self.attention())
+            cast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+            stack.enter_context(cast)
+            if not sampling:
+                stack.enter_context(self.attention())
             if self.bare:
                 stack.enter_context(self.model.disable_adapter())
             if self.recompute and torch.is_grad_enabled():
@@ -196,10 +196,10 @@ class Policy:
             yield
 
     def attention(self) -> contextlib.AbstractContextManager:
-        """Returns the context in which its attention runs."""
+        """Returns the context in which attention runs where rows are scored."""
         if self.device.type == "cpu" and self.low_precision:
             # Backward of the CPU's flash attention is twenty times slower in bfloat16 than in
-            # float32; the plain products of short rows are not.
+            # float32; plain products are not, and a ratio compares scores of the same ones.
             return sdpa_kernel(SDPBackend.MATH)
         return contextlib.nullcontext()
 

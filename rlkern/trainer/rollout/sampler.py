@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch.nn.functional import pad
 from rlkern.runs.errors import NotFinite
 from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.drawing import draw
+from rlkern.trainer.rollout.packing import packed, pays
 from rlkern.trainer.rollout.reading import Reading
 from rlkern.trainer.rollout.text import PADDING, Prompts
 from rlkern.trainer.rows import Rows, joined
@@ -110,7 +112,10 @@ def _sample(
 ) -> Rows:
     most = prompts.token.shape[1] + sampling.max_new_tokens - 1
     reading, drawn = Reading(policy.model, policy.passes, most), list[_Drawn]()
-    with policy.precision():
+    with ExitStack() as stack:
+        stack.enter_context(policy.precision(sampling=True))
+        if pays(policy, sampling.max_new_tokens):
+            stack.enter_context(packed(policy))
         logits = reading.begin(prompts.token, prompts.mask, group_size)
         seen = prompts.mask.repeat_interleave(group_size, 0)
         count = seen.shape[0]

@@ -28,7 +28,7 @@ def stream(
     token, seen = left_padded(policy, [asked])
     for step in range(sampling.max_new_tokens):
         # Entered anew for each token: in between somebody else's code runs.
-        with policy.precision():
+        with policy.precision(sampling=True):
             logits = reading.read(token, seen) if step else reading.begin(token, seen, 1)
             logprob = next_logprob(logits, sampling)
         check_finite(policy, logprob, step)
