@@ -3,17 +3,20 @@
 
     python -m benchmarks.control_peers [--seeds 0,1,2] [--only ppo,dqn] [--share 1.0] [--threads 1]
 
-Each run is a process of its own, one of rlkern, then one of Stable-Baselines3, seed by seed.
-Environment steps a second are those of learning, start and evaluation apart; the return is the mean
-of 20 episodes without exploration. `--share 0.2` takes a fifth of the steps, for speed alone. Lines
-go to benchmarks/results/control/peers.jsonl.
+Each run is a process of its own; the two of a seed take turns of a second, so that what else the
+machine does meanwhile slows both. Environment steps a second are those of learning, start and
+evaluation apart, by processor time, in which a process that waits for its turn has no part. The
+return is the mean of 20 episodes without exploration. `--share 0.2` takes a fifth of the steps, for
+speed alone. Lines go to benchmarks/results/control/peers.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -55,6 +58,8 @@ _HANDLED = frozenset(
     " noise_correlation alpha learn_alpha target_entropy".split()
 )
 EPISODES = 20
+SIDES = ("rlkern", "sb3")
+TURN_SECONDS = 1.0
 
 
 def settings_of(algorithm: str, seed: int, share: float) -> Any:
@@ -92,10 +97,10 @@ def ours(settings: Any) -> tuple[float, float]:
     torch.manual_seed(settings.seed)
     environments = Environments(settings.env, {}, settings.num_envs, settings.seed)
     learner = declared(settings).learner(settings, environments)
-    started = time.perf_counter()
+    started = time.process_time()
     while environments.steps < settings.steps:
         learner.iterate()
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return environments.steps / seconds, evaluate(learner, EPISODES)["eval/return"]
 
 
@@ -123,9 +128,9 @@ def theirs(settings: Any) -> tuple[float, float]:
         given["ent_coef"] = f"auto_{settings.alpha}" if settings.learn_alpha else settings.alpha
     make: Callable[..., Any] = getattr(sb3, name.upper())
     model = make("MlpPolicy", env, seed=settings.seed, device="cpu", policy_kwargs=policy, **given)
-    started = time.perf_counter()
+    started = time.process_time()
     model.learn(settings.steps)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     fresh = make_vec_env(settings.env, n_envs=1, seed=settings.seed + 1)
     found, _ = evaluate_policy(model, fresh, n_eval_episodes=EPISODES, deterministic=True)
     return model.num_timesteps / seconds, float(found)
@@ -141,15 +146,39 @@ def one(who: str, algorithm: str, seed: int, share: float, threads: int) -> None
     print(json.dumps({"steps_a_second": speed, "return": total}))
 
 
-def run(who: str, algorithm: str, seed: int, share: float, threads: int) -> dict[str, float]:
-    """Returns what a process of its own measured."""
-    words = [sys.executable, "-m", "benchmarks.control_peers", "--one", who, "--only", algorithm,
+def pair(algorithm: str, seed: int, share: float, threads: int) -> dict[str, dict[str, float]]:
+    """Returns what a process each of rlkern and of Stable-Baselines3 measured, turn by turn."""
+    words = [sys.executable, "-m", "benchmarks.control_peers", "--only", algorithm,
              "--seeds", str(seed), "--share", str(share), "--threads", str(threads)]  # fmt: skip
     variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=variables)
-    if done.returncode:
-        raise RuntimeError(f"{who} {algorithm}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    running: dict[str, subprocess.Popen[str]] = {}
+    try:
+        for who in SIDES:
+            running[who] = subprocess.Popen([*words, "--one", who], cwd=ROOT, env=variables,
+                                            stdout=subprocess.PIPE, text=True)  # fmt: skip
+            running[who].send_signal(signal.SIGSTOP)
+        while any(each.returncode is None for each in running.values()):
+            for each in running.values():
+                _turn(each)
+    finally:
+        for each in running.values():
+            each.kill()
+    found = {}
+    for who, each in running.items():
+        said = each.communicate()[0]
+        if each.returncode:
+            raise RuntimeError(f"{who} {algorithm}, seed {seed}, ended with {each.returncode}")
+        found[who] = json.loads(said.splitlines()[-1])
+    return found
+
+
+def _turn(process: subprocess.Popen[str]) -> None:
+    if process.returncode is None:
+        process.send_signal(signal.SIGCONT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TURN_SECONDS)
+            return
+        process.send_signal(signal.SIGSTOP)
 
 
 def main() -> int:
@@ -159,7 +188,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PAIRS))
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--one", choices=("rlkern", "sb3"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args()
     seeds, names = [int(word) for word in given.seeds.split(",")], given.only.split(",")
     if given.one:
@@ -167,17 +196,14 @@ def main() -> int:
         return 0
     RECORDS.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
-        found: dict[str, list[dict[str, float]]] = {"rlkern": [], "sb3": []}
-        for seed in seeds:
-            for who, each in found.items():
-                each.append(run(who, name, seed, given.share, given.threads))
+        pairs = [pair(name, seed, given.share, given.threads) for seed in seeds]
         line: dict[str, Any] = {
             "algorithm": name, "env": PAIRS[name], "seeds": seeds, "share": given.share,
-            "threads": given.threads, "date": time.strftime("%Y-%m-%d"),
+            "threads": given.threads, "clock": "processor time", "date": time.strftime("%Y-%m-%d"),
         }  # fmt: skip
-        for who, each in found.items():
+        for who in SIDES:
             for key in ("return", "steps_a_second"):
-                line[f"{who}_{key}"] = statistics.median(one_[key] for one_ in each)
+                line[f"{who}_{key}"] = statistics.median(each[who][key] for each in pairs)
         line["ratio"] = line["rlkern_steps_a_second"] / line["sb3_steps_a_second"]
         with RECORDS.open("a") as file:
             file.write(json.dumps(line) + "\n")

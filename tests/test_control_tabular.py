@@ -88,10 +88,26 @@ def test_control_improves_on_its_environment(name):
 def test_a_method_at_the_end_of_its_range_is_another(name, own, other, theirs):
     env = "RandomWalk5-v0" if name in PREDICTION else "WindyGridworld-v0"
     shared = {"steps": 2000, "learning_rate": 0.1}
+    if name not in PREDICTION:
+        shared["learning_rate_end"] = 0.05
     mine, _ = trained(name, env, **shared, **own)
     its, _ = trained(other, env, **shared, **theirs)
     assert np.abs(table(mine)).max() > 0
     np.testing.assert_allclose(table(mine), table(its), rtol=1e-12)
+
+
+FALLING = [n for n, each in TABULAR.items() if "learning_rate_end" in each.settings.model_fields]
+
+
+@pytest.mark.parametrize("name", FALLING)
+def test_a_step_size_that_has_fallen_to_zero_moves_nothing(name):
+    learner, _ = trained(name, "WindyGridworld-v0", steps=500, learning_rate_end=0.0)
+    before = table(learner).copy()
+    for _ in range(50):
+        learner.iterate()
+    assert np.abs(before).max() > 0 and np.array_equal(table(learner), before)
+    still = trained(name, "WindyGridworld-v0", steps=500, learning_rate_end=0.5)[0]
+    assert not np.array_equal(table(still), before)
 
 
 def test_expected_sarsa_of_the_greedy_policy_is_q_learning():

@@ -123,7 +123,7 @@ class Environments:
         """Returns observations as one array: the numbers of states, or vectors of float32."""
         if self.states is not None:
             return np.array([flat_index(self.observations, each) for each in observations])
-        return np.stack(observations).astype(np.float32, copy=False)
+        return np.array(observations, np.float32)
 
     def _begin(self, copy: int) -> Any:
         self._episode[copy] += 1
@@ -133,24 +133,30 @@ class Environments:
 
     def step(self, action: np.ndarray) -> Steps:
         """Returns what the actions (E,) or (E, …) led to, and begins the next episodes."""
-        count = len(self.copies)
-        reward = np.empty(count, np.float32)
-        ends = np.zeros((2, count), bool)
-        after, now = [], []
-        for copy, env in enumerate(self.copies):
-            seen, given, terminated, truncated, _ = env.step(action[copy])
-            self._taken[copy].append(action[copy])
-            self._total[copy] += float(given)
-            reward[copy], ends[0, copy], ends[1, copy] = given, terminated, truncated
+        # CPython's numbers cost an environment less than NumPy's.
+        actions = action.tolist() if isinstance(self.actions, spaces.Discrete) else action
+        rewards, terminations, truncations, after, now = [], [], [], [], []
+        for copy, (env, chosen) in enumerate(zip(self.copies, actions)):
+            seen, given, terminated, truncated, _ = env.step(chosen)
+            reward = float(given)
+            self._taken[copy].append(chosen)
+            self._total[copy] += reward
+            rewards.append(reward)
+            terminations.append(terminated)
+            truncations.append(truncated)
             after.append(seen)
             if terminated or truncated:
                 self.finished.append(Episode(self._total[copy], len(self._taken[copy])))
                 seen = self._begin(copy)
             now.append(seen)
-        self.steps += count
+        self.steps += len(rewards)
         following = self._stacked(after)
-        self.observation = self._stacked(now) if ends.any() else following
-        return Steps(reward, ends[0], ends[1], following)
+        ended = True in terminations or True in truncations
+        self.observation = self._stacked(now) if ended else following
+        return Steps(
+            np.array(rewards, np.float32), np.array(terminations, bool),
+            np.array(truncations, bool), following,
+        )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """Returns where every copy is."""

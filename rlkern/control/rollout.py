@@ -80,24 +80,23 @@ def collect(
         ends.append(found.terminated | found.truncated)
         following.append(found.next)
     ends[-1] = np.ones_like(ends[-1])
-    last = np.flatnonzero(np.stack(ends, 1))
-    copy, step = np.divmod(last, len(ends))
     device = encoder.device
 
     def rows(steps: list[np.ndarray]) -> np.ndarray:
         """Returns (T, E, …) as (E·T, …)."""
-        whole = np.stack(steps, 1)
+        whole = np.array(steps).swapaxes(0, 1)
         return whole.reshape(-1, *whole.shape[2:])
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
+    last = np.flatnonzero(rows(ends))
     return Rollout(
         encoder(rows(observation)),
         tensor(rows(action)),
         tensor(rows(reward)),
         tensor(np.concatenate([[0], last + 1])),
-        encoder(np.stack([following[t][e] for e, t in zip(copy, step)])),
+        encoder(rows(following)[last]),
         tensor(rows(terminated)[last]),
     )
 

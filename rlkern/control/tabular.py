@@ -41,6 +41,24 @@ class TabularSettings(ExploringSettings):
 
     learning_rate: PositiveShare = 0.5
     """Step size α; Sutton & Barto take 0.5 for their grids."""
+    learning_rate_end: Share | None = None
+    """Step size at the last step, between the two linearly; null keeps it. What a constant one has
+    learned goes on changing with every random action."""
+
+    @property
+    def steps_matter(self) -> bool:
+        """Whether an early step depends on how many there will be."""
+        return super().steps_matter or self.learning_rate_end is not None
+
+
+def between(first: float, last: float | None, done: float) -> float:
+    """Returns what falls or rises linearly from `first` to `last` where a share of the run is done;
+    without a `last` it stays.
+
+    >>> between(1.0, 0.0, 0.25), between(1.0, None, 0.25)
+    (0.75, 1.0)
+    """
+    return first if last is None else first + done * (last - first)
 
 
 def epsilon_greedy(row: np.ndarray, epsilon: float) -> np.ndarray:
@@ -72,8 +90,12 @@ class ActionValues(Learner):
     @property
     def epsilon(self) -> float:
         """The share of random actions now."""
-        first, last = self.settings.epsilon, self.settings.epsilon_end
-        return first if last is None else first + self.done * (last - first)
+        return between(self.settings.epsilon, self.settings.epsilon_end, self.done)
+
+    @property
+    def learning_rate(self) -> float:
+        """The step size now, of an algorithm with TabularSettings."""
+        return between(self.settings.learning_rate, self.settings.learning_rate_end, self.done)
 
     def values(self, state: Any) -> np.ndarray:
         """Returns the values (…, A) that the actions are chosen by, of one state or of several."""

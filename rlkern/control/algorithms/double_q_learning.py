@@ -52,7 +52,7 @@ class DoubleQLearning(OneStep):
         """Returns the error."""
         s = self.settings
         q, other = (self.q, self.other) if self.rng.random() < 0.5 else (self.other, self.q)
-        return updated(q, other, step, learning_rate=s.learning_rate, discount=s.discount)
+        return updated(q, other, step, learning_rate=self.learning_rate, discount=s.discount)
 
     def state(self) -> dict[str, Any]:
         """Returns both tables."""

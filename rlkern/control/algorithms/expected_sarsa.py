@@ -42,7 +42,7 @@ class ExpectedSarsa(OneStep):
         """Returns the error."""
         s = self.settings
         return updated(
-            self.q, step, self.epsilon, learning_rate=s.learning_rate, discount=s.discount
+            self.q, step, self.epsilon, learning_rate=self.learning_rate, discount=s.discount
         )
 
 

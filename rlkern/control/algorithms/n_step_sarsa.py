@@ -69,7 +69,7 @@ class NStepSarsa(NextAction):
             later = 0.0 if step.terminated else float(self.q[step.following, action])
             error = updated(
                 self.q, tuple(steps[0][:2]), [reward for *_, reward in steps], later,
-                learning_rate=s.learning_rate, discount=s.discount,
+                learning_rate=self.learning_rate, discount=s.discount,
             )  # fmt: skip
         return error
 

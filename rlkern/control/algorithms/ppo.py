@@ -96,7 +96,9 @@ class PPO(ActorCritic):
         for _ in range(self.settings.epochs):
             order = torch.randperm(len(rows[0])).to(self.device)
             # One gather for each epoch; the minibatches are then views.
-            shuffled = [each[order].split(self.settings.batch_size) for each in rows]
+            shuffled = [
+                each.index_select(0, order).split(self.settings.batch_size) for each in rows
+            ]
             yield from zip(*shuffled)
 
     def _update(self, part: tuple[Tensor, ...], clip: float):

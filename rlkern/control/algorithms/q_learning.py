@@ -38,7 +38,7 @@ class QLearning(OneStep):
     def learn(self, step: Transition) -> float:
         """Returns the error."""
         s = self.settings
-        return updated(self.q, step, learning_rate=s.learning_rate, discount=s.discount)
+        return updated(self.q, step, learning_rate=self.learning_rate, discount=s.discount)
 
 
 ALGORITHM = ControlAlgorithm(

@@ -71,7 +71,7 @@ class SarsaLambda(NextAction):
         """Returns the error."""
         s = self.settings
         error = updated(
-            self.q, self.trace, step, action, learning_rate=s.learning_rate,
+            self.q, self.trace, step, action, learning_rate=self.learning_rate,
             discount=s.discount, trace_decay=s.trace_decay,
         )  # fmt: skip
         if over:
