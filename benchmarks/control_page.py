@@ -132,9 +132,10 @@ def _peers() -> list[str]:
     head = ("algorithm", "environment", "rlkern, steps/s", "Stable-Baselines3", "ratio",
             "return of rlkern", "of Stable-Baselines3", "what ran")  # fmt: skip
     text = (
-        "Beside Stable-Baselines3 with the same settings, in turns of a second, one thread each, by"
-        " processor time (`python -m benchmarks.control_peers`, lines of"
+        "Beside Stable-Baselines3 with the same settings, one thread each"
+        " (`python -m benchmarks.control_peers`, lines of"
         " `benchmarks/results/control/peers.jsonl`); a part of the steps compares the speed, and no"
-        " returns:"
+        " returns. Lines without a clock are wall time, one run after the other; newer ones"
+        " processor time, in turns of a second:"
     )
     return [text, table(head, rows)]
