@@ -25,6 +25,14 @@ IDS = {
 REWARD = torch.rand(N, generator=torch.Generator().manual_seed(1))
 
 
+def members_of(ids: Tensor) -> dict[int, list[int]]:
+    """Returns the samples of each group."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, g in enumerate(ids.tolist()):
+        members[g].append(i)
+    return members
+
+
 def python_loop_advantage(reward: Tensor, group: Tensor) -> Tensor:
     """Returns normalized advantages by a dictionary of lists, the form of most trainers."""
     advantage = torch.empty_like(reward)
@@ -71,14 +79,6 @@ def test_python_loop(benchmark, group):
     name, ids = group
     loop = lambda: python_loop_advantage(REWARD, ids)  # noqa: E731
     measure(benchmark, "group_advantage", name, loop, rounds=2)
-
-
-def members_of(ids: Tensor) -> dict[int, list[int]]:
-    """Returns the samples of each group."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for i, g in enumerate(ids.tolist()):
-        members[g].append(i)
-    return members
 
 
 def python_loop_mixed(reward: Tensor, ids: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 
 They were held to the reference on an H200 (benchmarks/results/nvidia_h200-tests.txt). The tests run
 the same source on a CPU, and execute what nvcc makes of it for sm_80; for sm_100 it is compiled
-only. On the H200 their policy loss is faster than Triton's, their log-probability slower
-(README.md). They serve rows of any temperature and softcap, but neither kept sets nor the objective
-of answers, and on GPUs before sm_90 only rows that fit the shared memory of one multiprocessor: so
-they are not chosen, but asked for by name (use_backend("cuda") or RLKERN_BACKEND=cuda), where they
-are built (RLKERN_BUILD=cuda).
+only. On the H200 they are faster than Triton's for loss and gradient in place, slower for the loss
+alone and for log-probabilities (docs/benchmarks.md). They serve rows of any temperature and
+softcap, but neither kept sets nor the objective of answers, and on GPUs before sm_90 only rows that
+fit the shared memory of one multiprocessor: so they are not chosen, but asked for by name
+(use_backend("cuda") or RLKERN_BACKEND=cuda), where they are built (RLKERN_BUILD=cuda).
 """
 
 import torch
