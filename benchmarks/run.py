@@ -8,8 +8,8 @@ changes that are not committed, and the numbers of the documents are written fro
 other processors stay beside them. It fails if a promise is broken, or if a ratio of ours to
 somebody else's, or to the ceiling, is worse than the same kind of machine has in the committed rows
 by more than both their spreads. What seems so is first timed again, twice at most, in processes of
-their own, since one process says little of the next; what is still so is not recorded. Who means it
-removes the old rows.
+their own, since one process says little of the next; the groups in which it still is so are not
+recorded, the others are. Who means it removes the old rows.
 """
 
 import argparse
@@ -118,21 +118,28 @@ def joined(stem: str, select: str, before: report.Times, processes: int) -> repo
     return before
 
 
-def fallen(parts: dict[str, report.Times], known: report.Times, processes: int) -> list[str]:
-    """Returns a line for each ratio that is worse than on record, also after it was timed again;
-    parts then have the spread of all processes.
+def fallen(
+    parts: dict[str, report.Times], known: report.Times, processes: int
+) -> dict[str, list[str]]:
+    """Returns {group: a line for each ratio} that is worse than on record, also after it was timed
+    again; parts then have the spread of all processes.
 
     processes  how many more may be asked
     """
     for again in range(processes + 1):
-        lines = promises.fallen(report.merge(*parts.values()), known)
-        stems = {stem for stem, rows in parts.items() if promises.fallen(rows, known)}
+        found = {stem: promises.fallen(rows, known) for stem, rows in parts.items()}
+        lines = {group: x for groups in found.values() for group, x in groups.items()}
+        stems = sorted(stem for stem, groups in found.items() if groups)
         if not lines or again == processes:
             break
-        print("", *lines, f"timed again: {', '.join(sorted(stems))}", sep="\n", flush=True)
+        print("", *_flat(lines), f"timed again: {', '.join(stems)}", sep="\n", flush=True)
         for stem in stems:
             parts[stem] = joined(stem, "", parts[stem], 1) or parts[stem]
     return lines
+
+
+def _flat(lines: dict[str, list[str]]) -> list[str]:
+    return [line for group in lines.values() for line in group]
 
 
 def arguments_of(words: list[str] | None) -> argparse.Namespace:
@@ -168,21 +175,22 @@ def main(words: list[str] | None = None) -> int:
     found = {stem: joined(stem, select, {}, given.processes) for stem, select in asked.items()}
     parts = {stem: part for stem, part in found.items() if part is not None}
     failed = found.keys() - parts.keys()
-    fell = fallen(parts, report.on_record(report.committed(path), where), AGAIN) if whole else []
+    fell = fallen(parts, report.on_record(report.committed(path), where), AGAIN) if whole else {}
     times = report.merge(*parts.values())
     verdicts = promises.verdicts(times)
     spared = linear.left_out() if "linear_policy_loss" in chosen else {}
     apart = [f"left out        {group}: {why}" for group, why in spared.items()]
-    print(report.table(times), "", *verdicts, *apart, "", *fell, sep="\n")
-    lost = False
+    print(report.table(times), "", *verdicts, *apart, "", *_flat(fell), sep="\n")
+    lost = bool(fell)
     if failed:
         print(f"FAILED, so not timed: {', '.join(sorted(failed))}", file=sys.stderr)
+    if fell:  # what has fallen would be the record, and the next run would not see it
+        print(f"not recorded, since they fell: {', '.join(fell)}", file=sys.stderr)
     if times and whole:
-        complete = not given.stem and not failed
+        kept = {group: rows for group, rows in times.items() if group not in fell}
+        complete = not (given.stem or failed or fell)
         try:
-            if fell:  # the next run is to see it, too
-                raise ValueError("not recorded: what has fallen would be the record")
-            report.record(times, path, where, complete=complete, spared=spared)
+            report.record(kept, path, where, complete=complete, spared=spared)
             readme.write()
         except ValueError as error:
             lost = True

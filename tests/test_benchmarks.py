@@ -217,7 +217,7 @@ def test_a_ratio_that_falls_by_more_than_its_spread_is_said(now, fell):
         return {group: {"memcpy_of_the_logits": copy, "rlkern_in_place": ours}}
 
     assert bool(promises.fallen(of(now), of(1.0))) == fell
-    assert promises.fallen(of(9.0), {}) == []
+    assert promises.fallen(of(9.0), {}) == {}
 
 
 def test_a_tree_with_changes_is_not_recorded(tmp_path):

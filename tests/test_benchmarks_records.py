@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from benchmarks import end_to_end, report, run
+from benchmarks import end_to_end, promises, report, run
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
 
@@ -43,8 +43,22 @@ def test_a_ratio_that_no_bound_is_set_for_falls_and_is_not_recorded(bench, capsy
     start, path = bench
     assert start(*[rows_of(4.0)] * 3) == (1, 0)  # timed again twice
     said = capsys.readouterr()
-    assert "eager_value_loss / rlkern_value_loss = 1.50 (1.50–1.50), on record 3.00" in said.out
-    assert "what has fallen would be the record" in said.err and not path.exists()
+    assert "eager_value_loss / rlkern_value_loss = 1.5 (1.5–1.5), on record 3 (" in said.out
+    assert "not recorded, since they fell: value_loss x\n" in said.err
+    assert report.records(path) == []
+
+
+def test_beside_a_group_that_fell_the_others_are_recorded(bench):
+    start, path = bench
+    both = {**rows_of(4.0), "value_loss y": rows_of(2.0)["value_loss x"]}
+    assert start(*[both] * 3) == (1, 0)
+    assert [line["group"] for line in report.records(path)] == ["value_loss y"]
+
+
+@pytest.mark.parametrize("theirs,fell", ((0.009, False), (0.011, True)))
+def test_what_ends_in_microseconds_is_no_yardstick(theirs, fell):
+    now, before = rows_of(1.0, theirs), rows_of(0.5, theirs)
+    assert bool(promises.fallen(now, before)) == fell
 
 
 def test_what_one_process_saw_alone_has_not_fallen(bench, capsys):
