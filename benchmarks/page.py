@@ -71,6 +71,13 @@ def cpu(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
     ]
 
 
+UNREAD = (
+    "Memory before step 1 is what the process has touched. rlkern has run its model once by then, "
+    "as a check; TRL's weights are still pages of a file that nothing has read, and come to its "
+    "memory in the first step. torch and these weights alone are more than the goal (LOG.md)."
+)
+
+
 def step(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
     """Returns the paragraphs of whole training steps."""
     records = report.records(path)
@@ -85,7 +92,7 @@ def step(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
         f"A step of SmolLM2-135M beside TRL's GRPOTrainer on {where}, medians in seconds, the last "
         f"line of each case in `benchmarks/results/{path.name}` "
         "(`python -m benchmarks.end_to_end`):",
-        *([table] if table else []),
+        *([table, UNREAD] if table else []),
         *(["Sampling alone:", sampling] if sampling else []),
     ]
 
