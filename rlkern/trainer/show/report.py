@@ -181,9 +181,9 @@ def pick_samples(rows: Rows, settings: Settings) -> list[Sample]:
     """Returns two answers, the best and the worst, to each of the first four questions."""
     assert rows.shaped_reward is not None and rows.item is not None and rows.text is not None
     reward, G, picked = rows.shaped_reward.tolist(), rows.group_size, list[Sample]()
-    for first in range(0, min(len(reward), 4 * G), G):
+    asked = [question(item, settings) for item in rows.item[: 4 * G : G]]
+    for prompt, first in zip(asked, range(0, len(reward), G)):
         scored = [i for i in range(first, first + G) if not math.isnan(reward[i])] or [first]
         ends = (max(scored, key=reward.__getitem__), min(scored, key=reward.__getitem__))
-        asked = question(rows.item[first], settings)
-        picked += [(asked, rows.text[i], reward[i]) for i in dict.fromkeys(ends)]
+        picked += [(prompt, rows.text[i], reward[i]) for i in dict.fromkeys(ends)]
     return picked
