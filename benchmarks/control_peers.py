@@ -194,6 +194,12 @@ def main() -> int:
     if given.one:
         one(given.one, names[0], seeds[0], given.share, given.threads)
         return 0
+    for name in names:
+        settings = settings_of(name, seeds[0], given.share)
+        before = getattr(settings, "learning_starts", 0)
+        if settings.steps <= before:
+            parser.error(f"--share must be so much that {name} learns, which it does after {before}"
+                         f" steps; got {given.share:g}, {settings.steps} steps")  # fmt: skip
     RECORDS.parent.mkdir(parents=True, exist_ok=True)
     for name in names:
         pairs = [pair(name, seed, given.share, given.threads) for seed in seeds]
