@@ -114,6 +114,16 @@ def wanted(run: Planned, only: list[str]) -> bool:
     return not only or bool({run.algorithm, run.env, run.label} & set(only))
 
 
+def missed(pairs: control_page.Pairs) -> list[str]:
+    """Returns a line for each run on record that did not reach its return."""
+    return [
+        f"MISSED {run.label}, seed {run.seed}: {found['return']:.1f} (at least {run.at_least:g}; at"
+        f" best {found['best_return']:.1f} after {found['best_step']:,} steps)"
+        for run, found in pairs
+        if found is not None and found["return"] < run.at_least
+    ]
+
+
 def main() -> int:
     """Returns 0 if every run that stands on record reached its return."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,7 +156,9 @@ def main() -> int:
     pairs = [(run, on_record(run, known)) for run in planned()]
     control_page.write(pairs)
     print(f"{sum(found is not None for _, found in pairs)} of {len(pairs)} runs are on record")
-    return int(any(found is not None and found["return"] < run.at_least for run, found in pairs))
+    lost = missed(pairs)
+    print(*lost, sep="\n", end="\n" if lost else "")
+    return int(bool(lost))
 
 
 if __name__ == "__main__":
