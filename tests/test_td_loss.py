@@ -230,6 +230,17 @@ def test_the_operation_passes_opcheck():
         torch.library.opcheck(torch.ops.rlkern.td_loss.default, call)
 
 
+def test_a_next_action_outside_the_table_is_refused_where_an_episode_goes_on_only():
+    (q, action, reward, _, next_q), _ = transitions(B=2)
+    next_q = torch.ones_like(next_q)
+    done, then = torch.tensor([True, False]), torch.tensor([99, 0])
+    given = {"bootstrap": "sarsa", "next_action": then}
+    out = rlkern.td_loss(q, action, reward, done, next_q, **given)
+    assert out.loss.isfinite()
+    with pytest.raises(ValueError, match=r"next_action must be in \[0, 5\), got 99"):
+        rlkern.td_loss(q, action, reward, ~done, next_q, **given)
+
+
 def test_an_empty_batch_loses_nothing():
     (q, *rest), _ = transitions()
     out = rlkern.td_loss(q[:0], *(x[:0] for x in rest))
