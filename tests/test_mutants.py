@@ -42,6 +42,25 @@ def test_the_limit():
     assert toy.LIMIT == 3
 """
 
+# Two tests share half a second, a third has no part in it.
+SHARED = """
+import time
+import pytest
+
+@pytest.fixture(scope="module")
+def made():
+    time.sleep(0.5)
+
+def test_apart():
+    pass
+
+def test_first(made):
+    pass
+
+def test_second(made):
+    pass
+"""
+
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> covering.Record:
@@ -49,12 +68,13 @@ def toy(tmp_path_factory) -> covering.Record:
     pytest.importorskip("coverage")
     tree = tmp_path_factory.mktemp("toy")
     for name, text in {"rlkern/__init__.py": "", "rlkern/toy.py": TOY, "tests/test_toy.py": TESTS,
+                       "tests/test_shared.py": SHARED,
                        "tests/test_broken.py": "assert False\n"}.items():  # fmt: skip
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_text(text)
     (tree / "tests/mutants").symlink_to(Path(plant.__file__).parent)
     record = covering.Record(tree / "record", tree)
-    for name in ("tests/test_toy.py", "tests/test_broken.py"):
+    for name in ("tests/test_toy.py", "tests/test_shared.py", "tests/test_broken.py"):
         assert not record.is_fresh(name)
         assert elsewhere(record.record, name, 600)
         assert record.is_fresh(name)
@@ -118,6 +138,12 @@ def test_a_line_is_covered_by_the_tests_that_execute_it(toy):
     assert tests("def clipped(x, low=0, high=LIMIT):") == both  # by what it is a default of
     table = {"tests/test_toy.py::test_the_limit"}  # which executes nothing of the source
     assert tests("    return x + 1") == tests("LIMIT = 3") == both | table
+
+
+def test_what_tests_share_takes_each_of_them_as_long(toy):
+    seconds = toy.seconds("tests/test_shared.py")
+    apart, first, second = seconds.values()
+    assert first - apart > 0.25 and second - apart > 0.25
 
 
 def test_lines_that_moved_are_still_covered(toy):
