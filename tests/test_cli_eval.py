@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from data_helpers import data_file
@@ -168,6 +169,10 @@ def test_what_a_run_measures_on_rows_of_its_own_is_printed_again(capsys, tmp_pat
         assert "samples is not read; leave it out" in refused(capsys, run, "--samples", 4)
     assert {"eval/loss", "eval/pair_margin"} & last.keys()
     assert {key: found[key] for key in last} == pytest.approx(last, rel=1e-4, abs=1e-6)
+    if "data__train" in given:  # other rows would give another number under the same name
+        path = Path(given["data__train"])
+        path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+        assert "has changed since the run began" in refused(capsys, run)
 
 
 def test_adapters_are_evaluated_with_the_model_they_belong_to(capsys, run, tmp_path):
