@@ -201,3 +201,15 @@ def test_prompts_that_are_given_unpadded_stay_one_batch():
     rule = Sampling(2, torch.tensor([4]), temperature=0)
     found = sample(policy, Prompts(token, token > 0), rule, group_size=1, uniform=None)
     assert torch.equal(found.prompt, token)
+
+
+def test_a_model_that_cannot_recompute_its_layers_is_refused(monkeypatch):
+    policy = tiny_policy()
+
+    def refusing(*_):
+        raise ValueError("Toy does not support it")
+
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        monkeypatch.setattr(policy.model, name, refusing, raising=False)
+    with pytest.raises(UserError, match="memory.gradient_checkpointing: Toy does not support it"):
+        load.recomputing(policy)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Going on with a run: what may change, from where, past what is damaged, and out of memory."""
 
+import dataclasses
 import importlib
 import io
 import json
@@ -228,3 +229,9 @@ def test_a_folder_that_only_holds_a_lock_is_free(tmp_path):
     (tmp_path / "runs" / "early" / ".lock").touch()
     train(small(tmp_path, name="early", sft=None, steps=1))
     assert (tmp_path / "runs" / "early" / "summary.json").is_file()
+
+
+def test_a_run_begins_with_nothing_done():
+    begun = dataclasses.asdict(Progress())
+    assert begun.pop("before") == begun.pop("data") == {}
+    assert set(begun.values()) == {0}
