@@ -58,3 +58,18 @@ def test_an_evaluation_changes_no_random_number_of_the_run():
     evaluate(learner, 2)
     assert torch.equal(before, torch.get_rng_state())
     assert own == learner.rng.bit_generator.state
+
+
+@pytest.mark.parametrize("algorithm", CONTINUOUS, ids=lambda each: each.name)
+def test_a_learner_that_is_loaded_holds_what_was_saved(algorithm):
+    settings = of(algorithm=algorithm.name, env="Pendulum-v1", **algorithm.quick)
+    learners = [
+        algorithm.learner(settings, Environments(settings.env, {}, 1, seed)) for seed in (0, 1)
+    ]
+    steps = settings.learning_starts + 3 * settings.train_every
+    while learners[0].environments.steps < steps:
+        learners[0].iterate()
+    saved = learners[0].state()
+    learners[1].load(saved)
+    torch.testing.assert_close(learners[1].state(), saved, rtol=0, atol=0)
+    assert saved.get("made", 1) > 0  # by which TD3 tells the updates of its actor

@@ -22,6 +22,7 @@ from rlkern import cli
 from rlkern.runs.folder import all_checkpoints
 from rlkern.runs.logs import read_metrics
 from rlkern.trainer import UserError, train
+from rlkern.trainer.loop import Clock
 from rlkern.trainer.progress import Progress
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.run.sentences import say_finished
@@ -235,3 +236,7 @@ def test_a_run_begins_with_nothing_done():
     begun = dataclasses.asdict(Progress())
     assert begun.pop("before") == begun.pop("data") == {}
     assert set(begun.values()) == {0}
+
+
+def test_the_seconds_before_a_resume_count():
+    assert 7.0 <= Clock(7.0).seconds() < 1007.0
