@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -95,11 +96,15 @@ def test_a_bar_is_as_long_as_the_step_whatever_the_parts():
 def test_the_share_of_the_ceiling_is_the_rate_over_the_copy_s():
     copy = report.Timing(2.0, 2.0, 2.0, 2.0, work=0.4)
     rows = {"memcpy_of_the_logits": copy, "rlkern_in_place": copy._replace(median=4.0),
-            "torch_compile": copy._replace(median=20.0)}  # fmt: skip
+            "torch_compile": copy._replace(median=20.0),
+            "eager": copy._replace(median=40.0)}  # fmt: skip
     (plot,) = plots.by_ceiling({GROUP: rows})
     axes = Figure().subplots()
     plot.draw(axes, plots.LIGHT)
     assert [bar.get_width() for bar in axes.patches if bar.get_width()] == [50.0, 10.0]
+    legend = dict(zip(plots.LIGHT.color_of(["rlkern", "eager", "torch.compile"]), axes.containers))
+    other = next(bar for bar in legend["torch.compile"] if bar.get_width())
+    assert to_hex(other.get_facecolor()) == plots.LIGHT.colors[2]  # as in the plots of lines
     assert plots.by_ceiling({GROUP: {"rlkern_in_place": copy}}) == []
 
 
