@@ -146,6 +146,15 @@ def test_what_tests_share_takes_each_of_them_as_long(toy):
     assert first - apart > 0.25 and second - apart > 0.25
 
 
+def test_what_tests_share_is_counted_once(monkeypatch, toy):
+    seconds = toy.seconds("tests/test_shared.py")
+    monkeypatch.setattr(tool, "tests_of", lambda *_: dict(sorted(seconds.items())))
+    place = Place("rlkern/toy.py", next(plant.mutants(TOY)))
+    chosen = tool._selected(toy, [], place, 0.9)
+    assert list(chosen) == list(seconds)  # twice the half second would not fit
+    assert len(tool._selected(toy, [], place, 0.01)) == 1
+
+
 def test_lines_that_moved_are_still_covered(toy):
     file = toy.tree / "rlkern/toy.py"
     covering.Record.lines.cache_clear()

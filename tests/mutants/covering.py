@@ -23,6 +23,9 @@ patch = _exit
 data_file = {data}
 """
 
+# What it wrote before it was changed says something else.
+_RECORDER = Path(__file__).with_name("recorder.py")
+
 
 def digest(*paths: Path) -> str:
     """Returns a short name for the contents of files."""
@@ -42,7 +45,7 @@ class Record:
     def is_fresh(self, test_file: str) -> bool:
         """Returns whether a test file was recorded as it is now."""
         mark = self._stem(test_file).with_suffix(".digest")
-        return mark.exists() and mark.read_text() == digest(self.tree / test_file)
+        return mark.exists() and mark.read_text() == digest(self.tree / test_file, _RECORDER)
 
     def record(self, test_file: str, limit: float) -> bool:
         """Runs a test file under coverage in a child; returns False if it did not end within the
@@ -75,14 +78,23 @@ class Record:
         snapshot = {str(p.relative_to(self.tree)): p.read_text()
                     for p in (self.tree / "rlkern").rglob("*.py")}  # fmt: skip
         stem.with_suffix(".sources").write_text(json.dumps(snapshot))
-        stem.with_suffix(".digest").write_text(digest(self.tree / test_file))
+        stem.with_suffix(".digest").write_text(digest(self.tree / test_file, _RECORDER))
         return True
 
     @cache  # noqa: B019
-    def seconds(self, test_file: str) -> dict[str, float]:
-        """Returns how long each test of a file took, of those that passed."""
+    def _times(self, test_file: str) -> dict[str, tuple[float, dict[str, float]]]:
         path = self._stem(test_file).with_suffix(".json")
         return json.loads(path.read_text()) if path.exists() else {}
+
+    @cache  # noqa: B019
+    def seconds(self, test_file: str) -> dict[str, float]:
+        """Returns how long each test of a file takes alone, of those that passed."""
+        times = self._times(test_file)
+        return {test: own + sum(shared.values()) for test, (own, shared) in times.items()}
+
+    def shared(self, test: str) -> dict[str, float]:
+        """Returns {fixture that a test shares with others: how long that takes}."""
+        return self._times(test.split("::")[0])[test][1]
 
     @cache  # noqa: B019
     def _sources(self, test_file: str) -> dict[str, str]:

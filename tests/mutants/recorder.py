@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pytest plugin that tells coverage which test runs, and writes how long each took.
 
-What a fixture of a module or session runs belongs to every test of the file that asked first, and
-the time it took to each test that asks for it: alone, any of them would take as long.
+What a fixture of a module or session runs belongs to every test of the file that asked first; the
+time it took is written apart: alone, each test that asks for it would take as long.
 """
 
 import json
@@ -67,7 +67,7 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish():
     times = {
-        name: t + sum(_shared.get(each, 0.0) for each in _asked.get(name, ()))
+        name: [t, {each: _shared.get(each, 0.0) for each in _asked.get(name, ())}]
         for name, t in _seconds.items() if name not in _failed
     }  # fmt: skip
     Path(os.environ["MUTANTS_TIMES"]).write_text(json.dumps(times))

@@ -109,12 +109,16 @@ class Results:
 
 
 def _selected(record: Record, files: list[str], place: Place, limit: float) -> dict[str, float]:
-    """Returns the tests of a mutant that fit a limit of seconds, and how long each takes."""
+    """Returns the tests of a mutant that fit a limit of seconds, and how long each takes; what
+    tests share is made once, so those that share what an earlier one has made take less."""
     chosen: dict[str, float] = {}
-    for test, seconds in tests_of(record, files, place.path, place.mutant.line).items():
-        if chosen and sum(chosen.values()) + seconds > limit:
-            break
-        chosen[test] = seconds
+    made: set[str] = set()
+    for test, alone in tests_of(record, files, place.path, place.mutant.line).items():
+        shared = record.shared(test)
+        seconds = alone - sum(shared[each] for each in shared.keys() & made)
+        if not chosen or sum(chosen.values()) + seconds <= limit:
+            chosen[test] = seconds
+            made |= shared.keys()
     return chosen
 
 
