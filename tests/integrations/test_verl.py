@@ -66,6 +66,8 @@ def test_advantages_and_returns_are_the_same_where_tokens_count(gamma, lam, dtyp
     theirs = core_algos.compute_gae_advantage_return(*arguments)
     with integrations.patch("verl"):
         ours = core_algos.compute_gae_advantage_return(*arguments)
+        calls = integrations.status()[1].calls
+        assert [n for path, n in calls.items() if path.endswith("gae_advantage_return")] == [1]
     for mine, other in zip(ours, theirs):
         torch.testing.assert_close(mine[mask != 0], other[mask != 0], rtol=1e-5, atol=1e-5)
 
