@@ -27,6 +27,11 @@ FOLDER = Path(__file__).parent
 JSON_FILE = FOLDER.parent / "build" / "benchmark.json"
 # Case names of the conformance test that stand for the sizes timed here.
 GATE = "cpu and (characters or qwen or garbage_under_mask or all_terms or native)"
+# {file of benchmarks: tests of what it times that the conformance test does not compare}
+TESTS = {
+    "calls": ("td_loss",), "groups": ("sampling",), "linear_policy_loss": ("linear",),
+    "preference": ("preference",),
+}  # fmt: skip
 NOTHING_SELECTED = 5
 ISA_SELECT = "test_rlkern_in_place and 151936"
 # Words that pick one size of each operation, for --quick.
@@ -57,9 +62,13 @@ def pytest(*options: str, **environment: str) -> int:
     return subprocess.run(command, env={**os.environ, **environment}).returncode
 
 
-def gate() -> bool:
-    """Whether the conformance tests of these operations pass here."""
-    return pytest("--no-summary", str(FOLDER.parent / "tests/test_conformance.py"), "-k", GATE) == 0
+def gate(chosen: list[str]) -> bool:
+    """Whether the conformance tests, and those of what else these files time, pass here."""
+    names = ["conformance", *(name for stem in chosen for name in TESTS.get(stem, ()))]
+    first, *more = [str(FOLDER.parent / f"tests/test_{name}.py") for name in names]
+    return pytest("--no-summary", first, "-k", GATE) == 0 and (
+        not more or pytest("--no-summary", *more) == 0
+    )
 
 
 def timed(stem: str, select: str, **environment: str) -> report.Times | None:
@@ -167,10 +176,10 @@ def main(words: list[str] | None = None) -> int:
     path, where = report.RESULTS / "cpu.jsonl", report.machine()
     if whole and str(where["commit"]).endswith("-dirty"):
         print("the tree has changes, so nothing of this run will be recorded", flush=True)
-    if not gate():
+    chosen = given.stem or stems()
+    if not gate(chosen):
         print("the tests of these operations fail here, so nothing is timed", file=sys.stderr)
         return 1
-    chosen = given.stem or stems()
     asked = {stem: QUICK[stem] if given.quick else given.select for stem in chosen}
     found = {stem: joined(stem, select, {}, given.processes) for stem, select in asked.items()}
     parts = {stem: part for stem, part in found.items() if part is not None}

@@ -2,10 +2,12 @@
 """What becomes a committed row, and what does not."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from benchmarks import end_to_end, promises, report, run
+from rlkern.testing.runs import RUNS
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
 
@@ -22,7 +24,7 @@ def rows_of(ours, theirs=6.0, spread=0.0):
 def bench(monkeypatch, tmp_path):
     """Returns a run of `preference` whose processes measure what they are given, in turn; and where
     it records. On record ours takes a third of the other's time."""
-    monkeypatch.setattr(run, "gate", lambda: True)
+    monkeypatch.setattr(run, "gate", lambda chosen: True)
     monkeypatch.setattr(run.report, "machine", lambda: WHERE)
     monkeypatch.setattr(run.report, "RESULTS", tmp_path)
     monkeypatch.setattr(run.report, "committed", lambda path: [WHERE | {
@@ -67,6 +69,34 @@ def test_what_one_process_saw_alone_has_not_fallen(bench, capsys):
     assert "timed again: preference" in capsys.readouterr().out
     (line,) = report.records(path)
     assert line["ms"]["rlkern_value_loss"] == [3.0, 2.0, 4.0, 2.0, 0.0]  # the spread is of both
+
+
+@pytest.mark.parametrize("stem", run.stems())
+@pytest.mark.parametrize("red", (None, "conformance", *sum(run.TESTS.values(), ())))
+def test_nothing_is_timed_whose_own_tests_are_red(stem, red, monkeypatch):
+    seen = []
+
+    def pytest_of(*options):
+        names = [Path(x).stem.removeprefix("test_") for x in options if x.endswith(".py")]
+        assert all((run.FOLDER.parent / f"tests/test_{name}.py").is_file() for name in names)
+        seen.extend(names)
+        return int(red in names)
+
+    monkeypatch.setattr(run, "pytest", pytest_of)
+    asked = {"conformance", *run.TESTS.get(stem, ())}
+    assert run.gate([stem]) == (red not in asked)
+    assert red is not None or set(seen) == asked
+
+
+def test_what_the_conformance_test_does_not_compare_has_tests_of_its_own():
+    timed = {
+        "calls": "td_loss", "groups": "refill_index", "preference": "preference_loss",
+        "linear_policy_loss": "linear_policy_loss",
+    }  # fmt: skip
+    for stem, operation in timed.items():
+        assert operation not in RUNS
+        files = [run.FOLDER.parent / f"tests/test_{name}.py" for name in run.TESTS[stem]]
+        assert any(operation in path.read_text() for path in files)
 
 
 def test_a_quick_run_takes_one_size_of_each_and_leaves_no_row(bench, monkeypatch):
