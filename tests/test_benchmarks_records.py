@@ -31,7 +31,8 @@ def bench(monkeypatch, tmp_path):
         "group": group, "ms": {name: list(t) for name, t in rows.items()}
     } for group, rows in rows_of(2.0, spread=0.1).items()])  # fmt: skip
     monkeypatch.setattr(run.readme, "write", lambda: None)
-    monkeypatch.delenv("RLKERN_BENCH_SMOKE", raising=False)
+    for name in run.FORCED:
+        monkeypatch.delenv(name, raising=False)
 
     def start(*measured, words=("preference",)):
         turns = list(measured)
@@ -107,6 +108,58 @@ def test_a_quick_run_takes_one_size_of_each_and_leaves_no_row(bench, monkeypatch
         run.main(["nosuch"])
 
 
+@pytest.mark.parametrize("name", run.FORCED)
+def test_rows_of_a_backend_that_was_forced_are_not_those_of_the_machine(
+    bench, monkeypatch, capsys, name
+):
+    start, path = bench
+    monkeypatch.setenv(name, "1")
+    assert start(rows_of(9.0)) == (0, 0) and not path.exists()
+    assert f"{name} is set, so nothing of this run is recorded" in capsys.readouterr().out
+
+
+def test_words_that_pick_no_benchmark_are_an_error(bench, capsys):
+    start, _ = bench
+    assert start({}, words=("preference", "--select", "nosuch")) == (1, 0)
+    assert "nothing was timed: --select 'nosuch' picks none" in capsys.readouterr().err
+    assert start(rows_of(2.0), words=("preference", "--select", "x")) == (0, 0)
+
+
+def test_a_row_that_is_no_longer_timed_is_said(bench, capsys):
+    start, _ = bench
+    fewer = {group: {"rlkern_value_loss": x["rlkern_value_loss"]}
+             for group, x in rows_of(9.0).items()}  # fmt: skip
+    assert start(fewer) == (0, 0)
+    assert "GONE            value_loss x: eager_value_loss\n" in capsys.readouterr().out
+
+
+def test_a_file_that_was_cut_off_is_said_before_anything_is_timed(bench, capsys):
+    start, path = bench
+    path.write_text('{"group": "g", "m')
+    assert start(rows_of(2.0)) == (1, 1)
+    assert 'cpu.jsonl, line 1 must be JSON, got \'{"group"' in capsys.readouterr().err
+    assert path.read_text() == '{"group": "g", "m'
+
+
+def test_the_median_of_processes_does_not_depend_on_their_order(bench):
+    start, path = bench
+    found = set()
+    for order in ((1.0, 2.0, 9.0), (9.0, 2.0, 1.0), (1.0, 9.0, 2.0)):
+        assert start(*map(rows_of, order), words=("preference", "--processes", "3"))[1] == 0
+        found.add(tuple(report.records(path)[0]["ms"]["rlkern_value_loss"]))
+    assert found == {(2.0, 1.0, 9.0, 1.0, 0.0)}
+
+
+def test_a_tree_that_git_does_not_know_is_not_recorded(bench, monkeypatch, capsys):
+    start, path = bench
+    monkeypatch.setattr(run.report, "machine", lambda: WHERE | {"commit": ""})
+    assert start(rows_of(2.0)) == (1, 0) and not path.exists()
+    assert "not recorded: git knows of no commit here" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "")
+    assert report.git("describe", "--always") == ""
+
+
 def test_rows_of_several_processes_are_joined(bench):
     start, path = bench
     assert start(rows_of(1.0), rows_of(2.0), words=("preference", "--processes", "2")) == (0, 0)
@@ -118,7 +171,7 @@ def test_a_run_of_a_tree_with_changes_says_so_first_and_fails(bench, monkeypatch
     monkeypatch.setattr(run.report, "machine", lambda: WHERE | {"commit": "abc-dirty"})
     assert start(rows_of(2.0)) == (1, 0) and not path.exists()
     said = capsys.readouterr()
-    assert said.out.startswith("the tree has changes, so nothing of this run will be recorded")
+    assert said.out.startswith("nothing of this run will be recorded: commit the changes first")
     assert "commit the changes first" in said.err
 
 
@@ -139,6 +192,10 @@ def test_the_record_is_what_is_committed_and_its_own_files_do_not_make_a_tree_di
     path.write_text('{"group": "of the run before"}\n')
     assert report.committed(path) == [{"group": "committed"}]
     assert report.committed(results / "new.jsonl") == []
+    assert not str(report.machine()["commit"]).endswith("-dirty")
+    (results.parent / "bench_new.py").write_text("")  # no commit has it, and it would be timed
+    assert str(report.machine()["commit"]).endswith("-dirty")
+    (results.parent / "bench_new.py").unlink()
     assert not str(report.machine()["commit"]).endswith("-dirty")
     code.write_text("changed")
     assert str(report.machine()["commit"]).endswith("-dirty")
