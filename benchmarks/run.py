@@ -4,12 +4,12 @@
     python -m benchmarks.run [policy_loss scans ...] [--quick] [--select WORDS] [--processes 1]
 
 A run without --quick and --select is recorded in benchmarks/results/cpu.jsonl, unless the tree has
-changes that are not committed, and the numbers of the documents are written from there. Rows of
-other processors stay beside them. It fails if a promise is broken, or if a ratio of ours to
-somebody else's, or to the ceiling, is worse than the same kind of machine has in the committed rows
-by more than both their spreads. What seems so is first timed again, twice at most, in processes of
-their own, since one process says little of the next; the groups in which it still is so are not
-recorded, the others are. Who means it removes the old rows.
+changes that are not committed or a variable forces a backend, and the numbers of the documents are
+written from there. Rows of other processors stay beside them. It fails if a promise is broken, or
+if a ratio of ours to somebody else's, or to the ceiling, is worse than the same kind of machine has
+in the committed rows by more than both their spreads. What seems so is first timed again, twice at
+most, in processes of their own, since one process says little of the next; the groups in which it
+still is so are not recorded, the others are. Who means it removes the old rows.
 """
 
 import argparse

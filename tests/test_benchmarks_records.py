@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes a committed row, and what does not."""
 
+import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from benchmarks import end_to_end, promises, report, run
+from benchmarks import beside_peers, end_to_end, promises, report, run
 from rlkern.testing.runs import RUNS
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
@@ -209,6 +211,50 @@ def git_in(folder):
     return git
 
 
+@pytest.mark.parametrize("python, why", (
+    ("/nosuch/python", r"/nosuch/python \(No such file or directory\)"),
+    (".", r"\. \(Permission denied\)"),
+    ("false", r"false \(exit status 1\)"),
+))  # fmt: skip
+def test_a_peer_that_cannot_run_trl_is_said_before_anything_is_measured(
+    python, why, monkeypatch, capsys
+):
+    monkeypatch.setattr(end_to_end, "compared", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "wide", "--peer", python])
+    with pytest.raises(SystemExit, match="2"):
+        end_to_end.main()
+    assert re.search(f"an environment that has TRL, got {why}", capsys.readouterr().err)
+
+
+def test_a_side_that_fails_is_said_in_its_own_words(monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("python: out of memory")
+
+    monkeypatch.setattr(end_to_end, "child", fail)
+    monkeypatch.setattr(end_to_end, "job_of", lambda *_: {})
+    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate", "--dry"])
+    assert end_to_end.main() == 1
+    assert capsys.readouterr().err == "generate: python: out of memory\n"
+
+
+def test_peers_that_are_not_installed_leave_the_record_as_it_is(monkeypatch, tmp_path, capsys):
+    path = tmp_path / beside_peers.PEERS
+    known = WHERE | {"op": "gae", "size": "4", "row": "verl f", "ms": [1.0] * 4}
+    path.write_text(json.dumps(known) + "\n")
+    about = {"op": "gae", "size": "4"}
+    rows = [about | {"row": "rlkern", "ms": [1.0] * 4},
+            about | {"row": "verl", "absent": "cannot be imported here: no"}]  # fmt: skip
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "machine", lambda: WHERE)
+    monkeypatch.setattr(beside_peers, "measured", lambda *_: (rows, True))
+    monkeypatch.setattr("sys.argv", ["beside_peers", "gae"])
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")  # main sets it; undone here
+    assert beside_peers.main() == 1 and report.records(path) == [known]
+    assert "verl cannot be imported here and is on record" in capsys.readouterr().err
+    path.unlink()
+    assert beside_peers.main() == 0 and len(report.records(path)) == 2
+
+
 def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, capsys):
     line = {"case": "generate", "rlkern": {}, "ratio": 1.0}
     monkeypatch.setattr(end_to_end, "RECORDS", tmp_path / "records.jsonl")
@@ -218,4 +264,6 @@ def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, ca
         monkeypatch.setattr(end_to_end.report, "machine", lambda found=commit: {"commit": found})
         assert end_to_end.main() == code
         assert (tmp_path / "records.jsonl").exists() == (code == 0)
-    assert "commit the changes first (abc-dirty)" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "commit the changes first (the tree is abc-dirty), or ask for --dry" in said.err
+    assert said.out.count("ratio") == 1, "hours are not spent on what is not recorded"
