@@ -7,7 +7,7 @@ Every function first has to compute what rlkern computes, at a small size; one t
 that cannot run here, is listed with the reason. They take turns in one process; float32, since few
 processors have products of bfloat16. Rows take the place of the same machine's in
 benchmarks/results/peers_cpu.jsonl, but not those of --smoke, nor of a tree with changes that are
-not committed.
+not committed, nor where a project on record cannot be imported.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks import cpu_peers, report
 from benchmarks.slower import called
 from benchmarks.tables import markdown, ms_of, times_of
 from rlkern import integrations
+from rlkern.runs.files import write_text
 from rlkern.testing.timed_inputs import Inputs, LinearInputs
 
 # {operation: what every call of it computes}
@@ -164,6 +165,10 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.operation) - SIZES.keys():
         parser.error(f"operation must be of {', '.join(SIZES)}, got {', '.join(sorted(unknown))}")
+    try:
+        before = report.records(report.RESULTS / PEERS)
+    except ValueError as error:
+        parser.error(str(error))
     os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"  # of which rlkern is one
     if given.smoke:
         cpu_peers.SMOKE = True
@@ -176,19 +181,39 @@ def main() -> int:
     print("\n".join(f"{name}: {why}" for name, why in ELSEWHERE.items()))
     if given.smoke:
         return int(not right)
-    if str(where["commit"]).endswith("-dirty"):
-        print(f"not recorded: commit first (the tree is {where['commit']})", file=sys.stderr)
+    rows = [{**where, **row} for row in rows]
+    if why := report.refusal(where) or missing(rows, before):
+        print(why, file=sys.stderr)
         return 1
-    _record([{**where, **row} for row in rows])
+    measured_ = {row["op"] for row in rows}
+    kept = [x for x in before
+            if not (report.same_machine(x, rows[0]) and x["op"] in measured_)]  # fmt: skip
+    lines = "".join(json.dumps(x) + "\n" for x in [*kept, *rows])
+    write_text(report.RESULTS / PEERS, lines)
     return int(not right)
 
 
-def _record(rows: list[dict[str, Any]]) -> None:
-    path = report.RESULTS / PEERS
-    measured_ = {row["op"] for row in rows}
-    kept = [x for x in report.records(path)
-            if not (report.same_machine(x, rows[0]) and x["op"] in measured_)]  # fmt: skip
-    path.write_text("".join(json.dumps(x) + "\n" for x in [*kept, *rows]))
+def missing(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | None:
+    """Returns why rows may not take the place of those before: a project that was timed on this
+    machine cannot be imported now, which says something of the environment alone.
+
+    >>> here = {"cpu": "C", "threads": 2, "isa": "AVX2", "op": "gae"}
+    >>> now = [here | {"row": "verl", "absent": "cannot be imported here: No module named 'verl'"}]
+    >>> missing(now, [here | {"row": "verl f", "ms": [1.0] * 4}])
+    'not recorded: verl cannot be imported here and is on record: run make bench-peers'
+    >>> missing(now, [here | {"row": "verl f", "ms": [1.0] * 4, "op": "logprob"}])
+    """
+    lost = dict.fromkeys(
+        now["row"]
+        for now in rows if "cannot be imported" in now.get("absent", "")
+        for x in before
+        if "ms" in x and report.same_machine(x, now) and x["op"] == now["op"]
+        and x["row"].split(" ")[0] == now["row"]
+    )  # fmt: skip
+    if not lost:
+        return None
+    names = ", ".join(lost)
+    return f"not recorded: {names} cannot be imported here and is on record: run make bench-peers"
 
 
 if __name__ == "__main__":

@@ -228,6 +228,19 @@ def record(case: str, given: argparse.Namespace, found: dict[str, Any]) -> dict[
     return {**about, "date": time.strftime("%Y-%m-%d"), "commit": commit, **found}
 
 
+def _no_peer(python: str | None) -> str | None:
+    """Returns why a program cannot run TRL, known before anything is measured."""
+    if not python:
+        return "none"
+    try:
+        words = [python, "-c", "import trl"]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    except OSError as error:
+        return f"{python} ({error.strerror})"
+    why = (done.stderr.splitlines() or [f"exit status {done.returncode}"])[-1]
+    return f"{python} ({why})" if done.returncode else None
+
+
 def main() -> int:
     """Returns 0 after all cases ran."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -250,13 +263,20 @@ def main() -> int:
     for name in ("steps", "rounds", "threads"):
         if (number := getattr(given, name)) < 1:
             parser.error(f"--{name} must be at least 1, got {number}")
-    if not given.peer and set(cases) & STEPS.keys():
-        parser.error("--peer must be the Python of an environment that has TRL, got none")
+    if set(cases) & STEPS.keys() and (why := _no_peer(given.peer)):
+        parser.error(f"--peer must be the Python of an environment that has TRL, got {why}")
+    if not given.dry and (why := report.refusal(report.machine())):
+        print(f"{why}, or ask for --dry", file=sys.stderr)
+        return 1
     for case in cases:
-        line = record(case, given, compared(case, given))
+        try:
+            line = record(case, given, compared(case, given))
+        except RuntimeError as error:
+            print(f"{case}: {error}", file=sys.stderr)
+            return 1
         print(json.dumps(line, indent=1), flush=True)
-        if not given.dry and line["commit"].endswith("-dirty"):
-            print(f"not recorded: commit the changes first ({line['commit']})", file=sys.stderr)
+        if not given.dry and (why := report.refusal(line)):
+            print(why, file=sys.stderr)
             return 1
         if not given.dry:
             RECORDS.parent.mkdir(parents=True, exist_ok=True)

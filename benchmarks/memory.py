@@ -74,8 +74,8 @@ def main() -> int:
             print(lines[-1], flush=True)
     if given.small:
         return 0
-    if str(where["commit"]).endswith("-dirty"):
-        print(f"not recorded: commit first (the tree is {where['commit']})", file=sys.stderr)
+    if why := report.refusal(where):
+        print(why, file=sys.stderr)
         return 1
     text = "".join(json.dumps({**where, **line}) + "\n" for line in lines)
     (report.RESULTS / MEMORY).write_text(text)

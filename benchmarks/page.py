@@ -172,7 +172,8 @@ def last_run(path: Path) -> list[dict]:
 
 def gpu_files(folder: Path) -> list[Path]:
     """Returns the files of GPUs: their rows name a device."""
-    return [path for path in sorted(folder.glob("*.jsonl")) if "device" in report.records(path)[0]]
+    paths = sorted(folder.glob("*.jsonl"))
+    return [path for path in paths if any("device" in x for x in report.records(path)[:1])]
 
 
 def not_the_fastest(folder: Path) -> list[str]:

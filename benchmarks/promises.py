@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ratios that `make bench` holds the project to, and what a run says of them."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from benchmarks.report import Times, ceiling
@@ -184,6 +185,23 @@ def fallen(times: Times, before: Times) -> dict[str, list[str]]:
                 f" on record {_three(then)}"
             )
     return {group: list(dict.fromkeys(lines)) for group, lines in found.items()}
+
+
+def gone(times: Times, before: Times, groups: Iterable[str]) -> list[str]:
+    """Returns a line for each group with rows on record that this run did not time: no ratio of
+    theirs is held to anything, and the record loses them.
+
+    groups  those that the run was asked for
+
+    >>> from benchmarks.report import Timing
+    >>> one = Timing(1, 1, 1, 1)
+    >>> gone({"g": {"a": one}}, {"g": {"a": one, "b": one}, "h": {"c": one}}, ["g"])
+    ['GONE            g: b']
+    """
+    lost = {group: before[group].keys() - times.get(group, {}).keys() for group in groups}
+    return [
+        f"GONE{'':<12}{group}: {', '.join(sorted(rows))}" for group, rows in lost.items() if rows
+    ]
 
 
 def _three(spread: tuple[float, float, float]) -> str:

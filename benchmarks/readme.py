@@ -10,7 +10,7 @@ page has a table for each question, README.md a short one and a plot.
 from pathlib import Path
 
 from benchmarks import page, report
-from benchmarks.page import CPU, gpu_files, latest
+from benchmarks.page import CPU, gpu_files, last_run, latest
 from benchmarks.tables import IN_PLACE, markdown, number
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def short(folder: Path = report.RESULTS) -> str:
             device = f"{where['cpu']}, {where['threads']} threads, {where['isa']}"
             rows.append([device, f"{what}, 512 × 151936", number(ms[ours].median), *cells])
     for path in gpu_files(folder):
-        lines = report.records(path)
+        lines = last_run(path)  # as on the page
         shapes: dict[str, tuple[str, float]] = {}
         for line in lines:
             if "ms" in line:
@@ -86,4 +86,7 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    write()
+    try:
+        write()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error

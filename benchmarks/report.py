@@ -6,6 +6,7 @@ four fifths of the rounds lie.
 """
 
 import json
+import statistics
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
@@ -16,6 +17,7 @@ import torch
 
 import rlkern
 from rlkern.doctor import processor
+from rlkern.runs.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,15 +55,17 @@ class Timing(NamedTuple):
         shares = torch.tensor([0.5, 0.2, 0.8, 0.0], dtype=torch.float64)
         return cls(*(round(x, 6) for x in ms.quantile(shares).tolist()), work)
 
-    def joined(self, other: "Timing") -> "Timing":
-        """Returns what the rounds of two processes come to: the spread is that of both.
+    @classmethod
+    def joined(cls, parts: Sequence["Timing"]) -> "Timing":
+        """Returns what the rounds of some processes come to: the spread is that of all, and the
+        median that of their medians, whatever their order.
 
-        >>> Timing(2.0, 1.5, 3.0, 1.0).joined(Timing(4.0, 3.5, 5.0, 3.0))
+        >>> Timing.joined([Timing(2.0, 1.5, 3.0, 1.0), Timing(4.0, 3.5, 5.0, 3.0)])
         Timing(median=3.0, p20=1.5, p80=5.0, fastest=1.0, work=0.0)
         """
-        return Timing(
-            (self.median + other.median) / 2, min(self.p20, other.p20), max(self.p80, other.p80),
-            min(self.fastest, other.fastest), self.work,
+        return cls(
+            statistics.median(x.median for x in parts), min(x.p20 for x in parts),
+            max(x.p80 for x in parts), min(x.fastest for x in parts), parts[0].work,
         )  # fmt: skip
 
 
@@ -88,13 +92,15 @@ def merge(*parts: Times) -> Times:
     return merged
 
 
-def joined(before: Times, again: Times) -> Times:
-    """Returns the rows of two processes that timed the same; what one of them timed stays."""
-    both = merge(before, again)
-    for group, rows in both.items():
-        for name in before.get(group, {}).keys() & again.get(group, {}).keys():
-            rows[name] = before[group][name].joined(again[group][name])
-    return both
+def joined(parts: Sequence[Times]) -> Times:
+    """Returns the rows of processes that timed the same; what one of them timed stays."""
+    return {
+        group: {
+            name: Timing.joined([x[group][name] for x in parts if name in x.get(group, {})])
+            for name in rows
+        }
+        for group, rows in merge(*parts).items()
+    }
 
 
 # Rows that nothing passes: a copy, or matrix products alone.
@@ -140,17 +146,23 @@ def table(times: Times) -> str:
 # Every file but those that a run of the benchmarks itself writes.
 WHAT_IS_TIMED = (":/", ":(top,exclude)benchmarks/results", ":(top,exclude)docs",
                  ":(top,exclude)README.md")  # fmt: skip
+# Where a file that no commit holds is timed all the same.
+CODE = (":/rlkern", ":/csrc", ":/kernels", ":/benchmarks", ":(top,exclude)benchmarks/results")
 
 
 def git(*words: str) -> str:
-    """Returns what git says of this tree; nothing outside a repository."""
+    """Returns what git says of this tree; nothing outside a repository, or without git."""
     command = ["git", "-C", str(Path(__file__).parent), *words]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def machine() -> dict[str, object]:
     """Returns what a reader needs to know of where the numbers come from."""
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *WHAT_IS_TIMED)
+    changed += git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
     return {
         "date": date.today().isoformat(),
         "commit": git("describe", "--always") + "-dirty" * bool(changed),
@@ -162,13 +174,26 @@ def machine() -> dict[str, object]:
     }
 
 
+def refusal(where: Mapping[str, object]) -> str | None:
+    """Returns why nothing of a tree can be recorded: nobody could measure its numbers again.
+
+    >>> refusal({"commit": "abc-dirty"})
+    'not recorded: commit the changes first (the tree is abc-dirty)'
+    >>> refusal({"commit": "abc"})
+    """
+    commit = str(where["commit"])
+    if commit.endswith("-dirty"):
+        return f"not recorded: commit the changes first (the tree is {commit})"
+    return None if commit else "not recorded: git knows of no commit here"
+
+
 # A later run on the same kind of machine takes the place of the earlier one; rows of others stay.
 IDENTITY = ("cpu", "threads", "isa")
 
 
 def records(path: Path) -> list[dict]:
     """Returns the lines of a results file."""
-    return _lines(path.read_text()) if path.is_file() else []
+    return _lines(path.read_text(), path) if path.is_file() else []
 
 
 def committed(path: Path) -> list[dict]:
@@ -176,11 +201,21 @@ def committed(path: Path) -> list[dict]:
     the run before this one wrote; those of the file where there is no repository."""
     if not git("rev-parse", "--git-dir"):
         return records(path)
-    return _lines(git("show", f"HEAD:{path.relative_to(RESULTS.parents[1]).as_posix()}"))
+    # From the folder of the results: the repository may begin above this project.
+    return _lines(git("show", f"HEAD:./{path.relative_to(RESULTS.parent).as_posix()}"), path)
 
 
-def _lines(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
+def _lines(text: str, path: Path) -> list[dict]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path.name}, line {number} must be JSON, got {line[:40]!r}: a run that was cut "
+                "off may have left it, and git has the whole file"
+            ) from error
+    return found
 
 
 def same_machine(a: dict, b: dict) -> bool:
@@ -218,10 +253,10 @@ def record(
     spared  {group: why it was not timed}, which is written, too
 
     Of a complete run all are replaced, so that no group outlives its benchmark. Raises ValueError
-    for a tree with changes that are not committed: nobody could measure its numbers again.
+    for a tree of which nothing is recorded.
     """
-    if str(where["commit"]).endswith("-dirty"):
-        raise ValueError(f"not recorded: commit the changes first (the tree is {where['commit']})")
+    if why := refusal(where):
+        raise ValueError(why)
 
     spared = spared or {}
 
@@ -234,4 +269,4 @@ def record(
         lines.append({**where, "group": group, "ms": rounded})
     lines += [{**where, "group": group, "left_out": why} for group, why in spared.items()]
     path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -4,12 +4,12 @@
     python -m benchmarks.run [policy_loss scans ...] [--quick] [--select WORDS] [--processes 1]
 
 A run without --quick and --select is recorded in benchmarks/results/cpu.jsonl, unless the tree has
-changes that are not committed, and the numbers of the documents are written from there. Rows of
-other processors stay beside them. It fails if a promise is broken, or if a ratio of ours to
-somebody else's, or to the ceiling, is worse than the same kind of machine has in the committed rows
-by more than both their spreads. What seems so is first timed again, twice at most, in processes of
-their own, since one process says little of the next; the groups in which it still is so are not
-recorded, the others are. Who means it removes the old rows.
+changes that are not committed or a variable forces a backend, and the numbers of the documents are
+written from there. Rows of other processors stay beside them. It fails if a promise is broken, or
+if a ratio of ours to somebody else's, or to the ceiling, is worse than the same kind of machine has
+in the committed rows by more than both their spreads. What seems so is first timed again, twice at
+most, in processes of their own, since one process says little of the next; the groups in which it
+still is so are not recorded, the others are. Who means it removes the old rows.
 """
 
 import argparse
@@ -27,6 +27,11 @@ FOLDER = Path(__file__).parent
 JSON_FILE = FOLDER.parent / "build" / "benchmark.json"
 # Case names of the conformance test that stand for the sizes timed here.
 GATE = "cpu and (characters or qwen or garbage_under_mask or all_terms or native)"
+# {file of benchmarks: tests of what it times that the conformance test does not compare}
+TESTS = {
+    "calls": ("td_loss",), "groups": ("sampling",), "linear_policy_loss": ("linear",),
+    "preference": ("preference",),
+}  # fmt: skip
 NOTHING_SELECTED = 5
 ISA_SELECT = "test_rlkern_in_place and 151936"
 # Words that pick one size of each operation, for --quick.
@@ -34,6 +39,8 @@ QUICK = {
     "calls": "256x6", "groups": "sorted", "linear_policy_loss": "64", "policy_loss": "151936",
     "preference": "8x4096 or 64", "scans": "512x4096",
 }  # fmt: skip
+# Variables under which a run is not of what the machine would do by itself.
+FORCED = ("RLKERN_BENCH_SMOKE", "RLKERN_BACKEND", "RLKERN_ISA")
 AGAIN = 2  # processes more, of what seems to have fallen
 # Memory that a round frees is taken by the next one. Rounds of seconds else measure what a virtual
 # machine does with half a gigabyte of freed memory in the meantime, and only of who frees any.
@@ -57,9 +64,13 @@ def pytest(*options: str, **environment: str) -> int:
     return subprocess.run(command, env={**os.environ, **environment}).returncode
 
 
-def gate() -> bool:
-    """Whether the conformance tests of these operations pass here."""
-    return pytest("--no-summary", str(FOLDER.parent / "tests/test_conformance.py"), "-k", GATE) == 0
+def gate(chosen: list[str]) -> bool:
+    """Whether the conformance tests, and those of what else these files time, pass here."""
+    names = ["conformance", *(name for stem in chosen for name in TESTS.get(stem, ()))]
+    first, *more = [str(FOLDER.parent / f"tests/test_{name}.py") for name in names]
+    return pytest("--no-summary", first, "-k", GATE) == 0 and (
+        not more or pytest("--no-summary", *more) == 0
+    )
 
 
 def timed(stem: str, select: str, **environment: str) -> report.Times | None:
@@ -108,33 +119,34 @@ def measured(stem: str, select: str) -> report.Times | None:
     return times
 
 
-def joined(stem: str, select: str, before: report.Times, processes: int) -> report.Times | None:
-    """Returns the rows of a file of benchmarks, with those of so many processes more."""
+def repeated(stem: str, select: str, processes: int) -> list[report.Times] | None:
+    """Returns the rows of a file of benchmarks in each of so many processes."""
+    found = []
     for _ in range(processes):
         times = measured(stem, select)
         if times is None:
             return None
-        before = report.joined(before, times)
-    return before
+        found.append(times)
+    return found
 
 
 def fallen(
-    parts: dict[str, report.Times], known: report.Times, processes: int
+    parts: dict[str, list[report.Times]], known: report.Times, processes: int
 ) -> dict[str, list[str]]:
     """Returns {group: a line for each ratio} that is worse than on record, also after it was timed
-    again; parts then have the spread of all processes.
+    again; parts then hold the rows of all processes.
 
     processes  how many more may be asked
     """
     for again in range(processes + 1):
-        found = {stem: promises.fallen(rows, known) for stem, rows in parts.items()}
+        found = {stem: promises.fallen(report.joined(x), known) for stem, x in parts.items()}
         lines = {group: x for groups in found.values() for group, x in groups.items()}
         stems = sorted(stem for stem, groups in found.items() if groups)
         if not lines or again == processes:
             break
         print("", *_flat(lines), f"timed again: {', '.join(stems)}", sep="\n", flush=True)
         for stem in stems:
-            parts[stem] = joined(stem, "", parts[stem], 1) or parts[stem]
+            parts[stem] += repeated(stem, "", 1) or []
     return lines
 
 
@@ -163,25 +175,40 @@ def main(words: list[str] | None = None) -> int:
     """Runs tests, then benchmarks; returns 1 if one is red, a promised bound is missed, a ratio
     fell, or what was to be recorded could not be."""
     given = arguments_of(words)
-    whole = not given.select and not given.quick and "RLKERN_BENCH_SMOKE" not in os.environ
+    forced = [name for name in FORCED if os.environ.get(name)]
+    whole = not (given.select or given.quick or forced)
     path, where = report.RESULTS / "cpu.jsonl", report.machine()
-    if whole and str(where["commit"]).endswith("-dirty"):
-        print("the tree has changes, so nothing of this run will be recorded", flush=True)
-    if not gate():
+    try:
+        known = report.on_record(report.committed(path), where)
+        report.records(path)  # what cannot be read could not be written in ten minutes either
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if forced:
+        print(f"{', '.join(forced)} is set, so nothing of this run is recorded", flush=True)
+    elif whole and (why := report.refusal(where)):
+        print(f"nothing of this run will be {why.removeprefix('not ')}", flush=True)
+    chosen = given.stem or stems()
+    if not gate(chosen):
         print("the tests of these operations fail here, so nothing is timed", file=sys.stderr)
         return 1
-    chosen = given.stem or stems()
     asked = {stem: QUICK[stem] if given.quick else given.select for stem in chosen}
-    found = {stem: joined(stem, select, {}, given.processes) for stem, select in asked.items()}
+    found = {stem: repeated(stem, select, given.processes) for stem, select in asked.items()}
     parts = {stem: part for stem, part in found.items() if part is not None}
     failed = found.keys() - parts.keys()
-    fell = fallen(parts, report.on_record(report.committed(path), where), AGAIN) if whole else {}
-    times = report.merge(*parts.values())
+    fell = fallen(parts, known, AGAIN) if whole else {}
+    times = report.merge(*map(report.joined, parts.values()))
     verdicts = promises.verdicts(times)
     spared = linear.left_out() if "linear_policy_loss" in chosen else {}
     apart = [f"left out        {group}: {why}" for group, why in spared.items()]
+    if whole and not failed:  # of some files the groups that were timed, of all all on record
+        groups = known.keys() & times.keys() if given.stem else known.keys() - spared.keys()
+        apart += promises.gone(times, known, sorted(groups))
     print(report.table(times), "", *verdicts, *apart, "", *_flat(fell), sep="\n")
     lost = bool(fell)
+    if not (times or failed or spared):
+        lost = True
+        print(f"nothing was timed: --select {given.select!r} picks none", file=sys.stderr)
     if failed:
         print(f"FAILED, so not timed: {', '.join(sorted(failed))}", file=sys.stderr)
     if fell:  # what has fallen would be the record, and the next run would not see it

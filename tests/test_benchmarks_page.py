@@ -40,6 +40,22 @@ def test_the_page_shows_the_newest_processor_and_compares_it_with_the_others(tmp
     assert "| eager / rlkern in place | 15.0 (12.3–18.3) | 25.0 (20.5–30.6) |" in text
 
 
+def test_the_readme_shows_of_a_gpu_what_the_page_shows(tmp_path):
+    old, new = (WHERE | {"commit": x, "date": "1", "device": "GPU", "shape": [8, 9]} for x in "ab")
+    rows = [old | {"row": "rlkern_gae", "ms": 7.125}, old | {"row": "eager_gae", "ms": 8.25},
+            new | {"row": "rlkern_gae", "ms": 6.125}]  # fmt: skip
+    (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
+    assert "| GPU | GAE, 8 × 9 | 6.12 | – | – | – |" in readme.short(tmp_path)
+    assert "8.25" not in page.numbers(tmp_path)
+
+
+def test_an_empty_file_of_results_has_nothing_to_show(tmp_path):
+    before = page.numbers(tmp_path)
+    for name in (page.CPU, page.STEPS, page.MEMORY, beside_peers.PEERS, "gpu.jsonl"):
+        (tmp_path / name).write_text("")
+    assert page.numbers(tmp_path) == before and readme.short(tmp_path)
+
+
 def test_what_a_processor_is_spared_is_on_the_page(tmp_path):
     recorded(tmp_path, NARROW, {"rlkern_in_place": 4.0}, spared={"x_y 1": "slow", "z": "slow"})
     assert "Left out: x y 1, z (slow)." in page.numbers(tmp_path)

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes a committed row, and what does not."""
 
+import json
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from benchmarks import end_to_end, promises, report, run
+from benchmarks import beside_peers, end_to_end, promises, report, run
+from rlkern.testing.runs import RUNS
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
 
@@ -22,14 +26,15 @@ def rows_of(ours, theirs=6.0, spread=0.0):
 def bench(monkeypatch, tmp_path):
     """Returns a run of `preference` whose processes measure what they are given, in turn; and where
     it records. On record ours takes a third of the other's time."""
-    monkeypatch.setattr(run, "gate", lambda: True)
+    monkeypatch.setattr(run, "gate", lambda chosen: True)
     monkeypatch.setattr(run.report, "machine", lambda: WHERE)
     monkeypatch.setattr(run.report, "RESULTS", tmp_path)
     monkeypatch.setattr(run.report, "committed", lambda path: [WHERE | {
         "group": group, "ms": {name: list(t) for name, t in rows.items()}
     } for group, rows in rows_of(2.0, spread=0.1).items()])  # fmt: skip
     monkeypatch.setattr(run.readme, "write", lambda: None)
-    monkeypatch.delenv("RLKERN_BENCH_SMOKE", raising=False)
+    for name in run.FORCED:
+        monkeypatch.delenv(name, raising=False)
 
     def start(*measured, words=("preference",)):
         turns = list(measured)
@@ -69,12 +74,92 @@ def test_what_one_process_saw_alone_has_not_fallen(bench, capsys):
     assert line["ms"]["rlkern_value_loss"] == [3.0, 2.0, 4.0, 2.0, 0.0]  # the spread is of both
 
 
+@pytest.mark.parametrize("stem", run.stems())
+@pytest.mark.parametrize("red", (None, "conformance", *sum(run.TESTS.values(), ())))
+def test_nothing_is_timed_whose_own_tests_are_red(stem, red, monkeypatch):
+    seen = []
+
+    def pytest_of(*options):
+        names = [Path(x).stem.removeprefix("test_") for x in options if x.endswith(".py")]
+        assert all((run.FOLDER.parent / f"tests/test_{name}.py").is_file() for name in names)
+        seen.extend(names)
+        return int(red in names)
+
+    monkeypatch.setattr(run, "pytest", pytest_of)
+    asked = {"conformance", *run.TESTS.get(stem, ())}
+    assert run.gate([stem]) == (red not in asked)
+    assert red is not None or set(seen) == asked
+
+
+def test_what_the_conformance_test_does_not_compare_has_tests_of_its_own():
+    timed = {
+        "calls": "td_loss", "groups": "refill_index", "preference": "preference_loss",
+        "linear_policy_loss": "linear_policy_loss",
+    }  # fmt: skip
+    for stem, operation in timed.items():
+        assert operation not in RUNS
+        files = [run.FOLDER.parent / f"tests/test_{name}.py" for name in run.TESTS[stem]]
+        assert any(operation in path.read_text() for path in files)
+
+
 def test_a_quick_run_takes_one_size_of_each_and_leaves_no_row(bench, monkeypatch):
     start, path = bench
     assert start(rows_of(9.0), words=("preference", "--quick")) == (0, 0) and not path.exists()
     assert run.QUICK.keys() == set(run.stems())
     with pytest.raises(SystemExit):
         run.main(["nosuch"])
+
+
+@pytest.mark.parametrize("name", run.FORCED)
+def test_rows_of_a_backend_that_was_forced_are_not_those_of_the_machine(
+    bench, monkeypatch, capsys, name
+):
+    start, path = bench
+    monkeypatch.setenv(name, "1")
+    assert start(rows_of(9.0)) == (0, 0) and not path.exists()
+    assert f"{name} is set, so nothing of this run is recorded" in capsys.readouterr().out
+
+
+def test_words_that_pick_no_benchmark_are_an_error(bench, capsys):
+    start, _ = bench
+    assert start({}, words=("preference", "--select", "nosuch")) == (1, 0)
+    assert "nothing was timed: --select 'nosuch' picks none" in capsys.readouterr().err
+    assert start(rows_of(2.0), words=("preference", "--select", "x")) == (0, 0)
+
+
+def test_a_row_that_is_no_longer_timed_is_said(bench, capsys):
+    start, _ = bench
+    fewer = {group: {"rlkern_value_loss": x["rlkern_value_loss"]}
+             for group, x in rows_of(9.0).items()}  # fmt: skip
+    assert start(fewer) == (0, 0)
+    assert "GONE            value_loss x: eager_value_loss\n" in capsys.readouterr().out
+
+
+def test_a_file_that_was_cut_off_is_said_before_anything_is_timed(bench, capsys):
+    start, path = bench
+    path.write_text('{"group": "g", "m')
+    assert start(rows_of(2.0)) == (1, 1)
+    assert 'cpu.jsonl, line 1 must be JSON, got \'{"group"' in capsys.readouterr().err
+    assert path.read_text() == '{"group": "g", "m'
+
+
+def test_the_median_of_processes_does_not_depend_on_their_order(bench):
+    start, path = bench
+    found = set()
+    for order in ((1.0, 2.0, 9.0), (9.0, 2.0, 1.0), (1.0, 9.0, 2.0)):
+        assert start(*map(rows_of, order), words=("preference", "--processes", "3"))[1] == 0
+        found.add(tuple(report.records(path)[0]["ms"]["rlkern_value_loss"]))
+    assert found == {(2.0, 1.0, 9.0, 1.0, 0.0)}
+
+
+def test_a_tree_that_git_does_not_know_is_not_recorded(bench, monkeypatch, capsys):
+    start, path = bench
+    monkeypatch.setattr(run.report, "machine", lambda: WHERE | {"commit": ""})
+    assert start(rows_of(2.0)) == (1, 0) and not path.exists()
+    assert "not recorded: git knows of no commit here" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "")
+    assert report.git("describe", "--always") == ""
 
 
 def test_rows_of_several_processes_are_joined(bench):
@@ -88,7 +173,7 @@ def test_a_run_of_a_tree_with_changes_says_so_first_and_fails(bench, monkeypatch
     monkeypatch.setattr(run.report, "machine", lambda: WHERE | {"commit": "abc-dirty"})
     assert start(rows_of(2.0)) == (1, 0) and not path.exists()
     said = capsys.readouterr()
-    assert said.out.startswith("the tree has changes, so nothing of this run will be recorded")
+    assert said.out.startswith("nothing of this run will be recorded: commit the changes first")
     assert "commit the changes first" in said.err
 
 
@@ -110,6 +195,10 @@ def test_the_record_is_what_is_committed_and_its_own_files_do_not_make_a_tree_di
     assert report.committed(path) == [{"group": "committed"}]
     assert report.committed(results / "new.jsonl") == []
     assert not str(report.machine()["commit"]).endswith("-dirty")
+    (results.parent / "bench_new.py").write_text("")  # no commit has it, and it would be timed
+    assert str(report.machine()["commit"]).endswith("-dirty")
+    (results.parent / "bench_new.py").unlink()
+    assert not str(report.machine()["commit"]).endswith("-dirty")
     code.write_text("changed")
     assert str(report.machine()["commit"]).endswith("-dirty")
 
@@ -122,6 +211,50 @@ def git_in(folder):
     return git
 
 
+@pytest.mark.parametrize("python, why", (
+    ("/nosuch/python", r"/nosuch/python \(No such file or directory\)"),
+    (".", r"\. \(Permission denied\)"),
+    ("false", r"false \(exit status 1\)"),
+))  # fmt: skip
+def test_a_peer_that_cannot_run_trl_is_said_before_anything_is_measured(
+    python, why, monkeypatch, capsys
+):
+    monkeypatch.setattr(end_to_end, "compared", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "wide", "--peer", python])
+    with pytest.raises(SystemExit, match="2"):
+        end_to_end.main()
+    assert re.search(f"an environment that has TRL, got {why}", capsys.readouterr().err)
+
+
+def test_a_side_that_fails_is_said_in_its_own_words(monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("python: out of memory")
+
+    monkeypatch.setattr(end_to_end, "child", fail)
+    monkeypatch.setattr(end_to_end, "job_of", lambda *_: {})
+    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate", "--dry"])
+    assert end_to_end.main() == 1
+    assert capsys.readouterr().err == "generate: python: out of memory\n"
+
+
+def test_peers_that_are_not_installed_leave_the_record_as_it_is(monkeypatch, tmp_path, capsys):
+    path = tmp_path / beside_peers.PEERS
+    known = WHERE | {"op": "gae", "size": "4", "row": "verl f", "ms": [1.0] * 4}
+    path.write_text(json.dumps(known) + "\n")
+    about = {"op": "gae", "size": "4"}
+    rows = [about | {"row": "rlkern", "ms": [1.0] * 4},
+            about | {"row": "verl", "absent": "cannot be imported here: no"}]  # fmt: skip
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "machine", lambda: WHERE)
+    monkeypatch.setattr(beside_peers, "measured", lambda *_: (rows, True))
+    monkeypatch.setattr("sys.argv", ["beside_peers", "gae"])
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")  # main sets it; undone here
+    assert beside_peers.main() == 1 and report.records(path) == [known]
+    assert "verl cannot be imported here and is on record" in capsys.readouterr().err
+    path.unlink()
+    assert beside_peers.main() == 0 and len(report.records(path)) == 2
+
+
 def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, capsys):
     line = {"case": "generate", "rlkern": {}, "ratio": 1.0}
     monkeypatch.setattr(end_to_end, "RECORDS", tmp_path / "records.jsonl")
@@ -131,4 +264,6 @@ def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, ca
         monkeypatch.setattr(end_to_end.report, "machine", lambda found=commit: {"commit": found})
         assert end_to_end.main() == code
         assert (tmp_path / "records.jsonl").exists() == (code == 0)
-    assert "commit the changes first (abc-dirty)" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "commit the changes first (the tree is abc-dirty), or ask for --dry" in said.err
+    assert said.out.count("ratio") == 1, "hours are not spent on what is not recorded"

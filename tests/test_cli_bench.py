@@ -21,15 +21,24 @@ def test_every_line_of_the_table_has_its_times(capsys):
     for _, _, eager, ours, ratio, *_ in rows:
         medians = [float(x.split(" ")[0]) for x in (eager, ours)]
         assert float(ratio) == pytest.approx(medians[0] / medians[1], rel=0.02)
-    assert "comparisons with float64: right" in printed and "processor: " in printed
+    assert "with float64: right" in printed and "processor: " in printed
 
 
-def test_a_wrong_operation_is_said_and_nothing_is_timed(monkeypatch, capsys):
-    off = Comparison("logprob", 1e-2, 1e-7, 2e-7)
-    monkeypatch.setattr(speed, "compare", lambda *_: off)
+@pytest.mark.parametrize("operation", ("policy_loss", "token_logprob", "gae", "group_advantage"))
+def test_a_wrong_operation_is_said_and_nothing_is_timed(monkeypatch, capsys, operation):
+    compare, off = speed.compare, Comparison("output", 1e-2, 1e-7, 2e-7)
+    monkeypatch.setattr(speed, "compare", lambda x, *y: off if x == operation else compare(x, *y))
     monkeypatch.setattr(speed, "timed", lambda *_: pytest.fail("a wrong operation was timed"))
     assert main(["bench", "--small", "--device", "cpu"]) == 1
-    assert "policy_loss: logprob is 1.00e-02 off, at most 2.00e-07" in capsys.readouterr().out
+    assert f"{operation}: output is 1.00e-02 off, at most 2.00e-07" in capsys.readouterr().out
+
+
+def test_every_operation_of_the_table_is_judged_in_the_dtype_that_is_timed(capsys):
+    assert main(["bench", "--small", "--device", "cpu"]) == 0
+    judged = {(x, str(d)) for x, dtypes in speed.DTYPES.items() for d in dtypes}
+    for operation, size, *_ in table(capsys.readouterr().out)[2:]:
+        stem = operation.partition(",")[0].partition(" (")[0].replace("linear_policy", "policy")
+        assert (stem, f"torch.{size.split()[-1]}") in judged
 
 
 def test_an_unknown_device_is_a_sentence(capsys):

@@ -15,10 +15,13 @@ DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs"
 # Whole pages that tests hold to their generators.
 GENERATED = {"docs/algorithms.md", "docs/models.md"}
 NUMBER = r"\d[\d,.]*(?: \d{3})*"
-UNIT = r"(?:ms|µs|s|seconds?|minutes?|hours?|[kKMG]i?B|tokens/s|tokens a second|%)"
+RATE = r"(?:[kKMGT]i?B|[GT]?FLOPs?|tokens?|tok)(?:/s| a second| per second)"
+UNIT = rf"(?:{RATE}|ms|µs|ns|s|seconds?|min|minutes?|h|hours?|[kKMGT]i?B|%| percent|[GT]FLOPS)"
+OFTEN = r"(?:[\d.]*\d|two|three|four|five|six|seven|eight|nine|ten|twenty|a hundred)"
+THAN = r"(?:faster|slower|longer|less|more|as (?:fast|slow|long|much))"
 CLAIM = re.compile(
     rf"(?<![\w.]){NUMBER}(?: (?:to|or) {NUMBER})? ?{UNIT}(?![\w/])"
-    rf"|(?<![\w.]){NUMBER} times (?:faster|slower|longer|as|less|more)|\d\.?\d*× "
+    rf"|(?<![\w.])(?:{OFTEN} times|{OFTEN} ?[x×]|twice) {THAN}\b|\d\.?\d*× "
 )
 TABLE = re.compile(rf"^\|.*(?:, |^| |\(){UNIT}[ ,|)].*\|\n\| ?-", re.M)
 # {document: {claim: the command that printed it}}
@@ -63,6 +66,15 @@ def test_code_and_generated_blocks_claim_nothing():
     text = "It took 3.5 ms, 12 GB and `9 s`; 3 steps are 2 times faster.\n\n| case, ms |\n| --- |\n"
     assert claims(text) == ["3.5 ms", "12 GB", "2 times faster", "| case"]
     assert claims(f"<!-- numbers: x -->\n{text}<!-- end of numbers -->\n```\n5 s\n```") == []
+
+
+@pytest.mark.parametrize("claim", (
+    "12 GB/s", "0.5 GiB a second", "3 GFLOP/s", "700 TFLOPS", "91 tok/s", "64 tokens per second",
+    "7x faster", "9 times as fast", "twice as fast", "three times slower", "40 min", "1.5 h",
+    "20 percent", "33 %",
+))  # fmt: skip
+def test_a_rate_and_a_ratio_are_claims_in_every_spelling(claim):
+    assert claims(f"It reaches {claim}, measured.") == [claim]
 
 
 def test_a_claim_that_nothing_printed_is_found():

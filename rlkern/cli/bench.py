@@ -71,7 +71,9 @@ def _right(kind: str) -> bool:
     found = list(speed.judged(kind))
     wrong = [f"{operation}: {c.output} is {c.error:.2e} off, at most {c.bound:.2e} allowed"
              for operation, c in found if not c.passed]  # fmt: skip
-    print("\n".join(wrong) if wrong else f"{len(found)} comparisons with float64: right")
+    compared = ", ".join(dict.fromkeys(operation for operation, _ in found))
+    said = f"{len(found)} comparisons of {compared} with float64: right"
+    print("\n".join(wrong) if wrong else said)
     return not wrong
 
 

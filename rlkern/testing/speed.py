@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quick benchmark of `rlkern bench`: is rlkern right here, and how much faster than eager?
 
-Each operation first has to agree with float64 on the cases of the conformance test. Times are
-medians of torch.utils.benchmark, one after the other in one process.
+Each operation first has to agree with float64 on the cases of the conformance test, in the dtypes
+in which it is timed; the loss from hidden states is the loss over the logits of its products. Times
+are medians of torch.utils.benchmark, one after the other in one process.
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ SMALL: dict[str, Any] = {
     "logits": (16, 130), "linear": (16, 8, 130), "scan": (4, 16), "group": 64,
 }  # fmt: skip
 JUDGED = ("characters", "all_terms", "garbage_under_mask")
+# {operation: the dtypes in which it has to be right}
+DTYPES = {
+    "policy_loss": (torch.bfloat16, torch.float32),
+    "token_logprob": (torch.bfloat16, torch.float32),
+    "gae": (torch.float32,),
+    "group_advantage": (torch.float32,),
+}
 # Reads reward, value and mask, writes advantage and target.
 _GAE_BYTES = 17
 
@@ -78,11 +86,12 @@ def timed(call: Callable[[], object], seconds: float) -> Timing:
 
 def judged(device: str) -> Iterator[tuple[str, Comparison]]:
     """Yields (operation, its comparison with float64) of the operations that are timed."""
-    backend = backend_name("policy_loss", device)
     for case in CASES:
         if case.name in JUDGED:
-            for operation in ("policy_loss", "token_logprob"):
-                yield operation, compare(operation, case, backend, torch.float32, device)
+            for operation, dtypes in DTYPES.items():
+                for dtype in dtypes:
+                    backend = backend_name(operation, device, dtype)
+                    yield operation, compare(operation, case, backend, dtype, device)
 
 
 def copy(size: int, device: str, seconds: float) -> float:
