@@ -154,12 +154,17 @@ def gpu(path: Path) -> list[str]:
         for x in last if "ms" in x
     ]  # fmt: skip
     head = ["row", "shape", "ms", "goal, ms", "of the bound", "TFLOP/s", "extra GiB"]
+    failed = [
+        f"{x['row'].replace('_', ' ')}, {' × '.join(map(str, x['shape']))} ({x['error']})"
+        for x in last if "error" in x
+    ]  # fmt: skip
     return [
         f"## How fast is it on an {where['device']}?",
         f"{where['device']}, bfloat16 (scans float32), median of `make gpu`, torch "
         f"{where['torch']}, rows of `benchmarks/results/{path.name}`; the bound is the time in "
         "which the bytes that cannot be avoided pass through the memory at its nominal rate:",
         markdown(head, rows),
+        *([f"Could not run: {'; '.join(failed)}."] if failed else []),
     ]
 
 
