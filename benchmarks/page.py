@@ -91,7 +91,7 @@ def step(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
         *shown("step"),
         f"A step of SmolLM2-135M beside TRL's GRPOTrainer on {where}, medians in seconds, the last "
         f"line of each case in `benchmarks/results/{path.name}` "
-        "(`python -m benchmarks.end_to_end`):",
+        "(`python -m benchmarks.end_to_end`); TRL's rollout has the grading of its answers in it:",
         *([table, UNREAD] if table else []),
         *(["Sampling alone:", sampling] if sampling else []),
     ]
