@@ -91,7 +91,7 @@ def step(path: Path, shown: Callable[[str], list[str]]) -> list[str]:
         *shown("step"),
         f"A step of SmolLM2-135M beside TRL's GRPOTrainer on {where}, medians in seconds, the last "
         f"line of each case in `benchmarks/results/{path.name}` "
-        "(`python -m benchmarks.end_to_end`):",
+        "(`python -m benchmarks.end_to_end`); TRL's rollout has the grading of its answers in it:",
         *([table, UNREAD] if table else []),
         *(["Sampling alone:", sampling] if sampling else []),
     ]
@@ -154,12 +154,17 @@ def gpu(path: Path) -> list[str]:
         for x in last if "ms" in x
     ]  # fmt: skip
     head = ["row", "shape", "ms", "goal, ms", "of the bound", "TFLOP/s", "extra GiB"]
+    failed = [
+        f"{x['row'].replace('_', ' ')}, {' × '.join(map(str, x['shape']))} ({x['error']})"
+        for x in last if "error" in x
+    ]  # fmt: skip
     return [
         f"## How fast is it on an {where['device']}?",
         f"{where['device']}, bfloat16 (scans float32), median of `make gpu`, torch "
         f"{where['torch']}, rows of `benchmarks/results/{path.name}`; the bound is the time in "
         "which the bytes that cannot be avoided pass through the memory at its nominal rate:",
         markdown(head, rows),
+        *([f"Could not run: {'; '.join(failed)}."] if failed else []),
     ]
 
 

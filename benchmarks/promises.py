@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ratios that `make bench` holds the project to, and what a run says of them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from benchmarks.report import Times, ceiling
@@ -173,15 +173,39 @@ def fallen(times: Times, before: Times) -> dict[str, list[str]]:
     >>> [line.split(" = ")[1] for line in lines]
     ['4 (4–4), on record 2 (2–2)']
     """
+    return _worse(times, before, "FELL", lambda check, now: now[0 if check.sign == "<=" else 2])
+
+
+def doubtful(times: Times, before: Times) -> list[str]:
+    """Returns a line for each ratio whose median is worse than all of the spread on record,
+    while the run's own spread reaches into it: a fall that this run was too restless to see.
+
+    >>> from benchmarks.report import Timing
+    >>> def of(slowest):
+    ...     copy, ours = Timing(1, 1, 1, 1), Timing(slowest, 1, slowest, 1)
+    ...     rows = {"memcpy_of_the_logits": copy, "rlkern_in_place": ours}
+    ...     return {"policy_loss 512x151936 float32": rows}
+    >>> [line.split(" = ")[1] for line in doubtful(of(4), of(2))]
+    ['4 (1–4), on record 2 (1–2)']
+    """
+    fell = fallen(times, before)
+    lines = _worse(times, before, "IN DOUBT", lambda _, now: now[1])
+    return [line for group, found in lines.items() if group not in fell for line in found]
+
+
+def _worse(
+    times: Times, before: Times, word: str, at: Callable[[Check, tuple[float, float, float]], float]
+) -> dict[str, list[str]]:
+    """Returns {group: lines} of the ratios that are at this point outside the spread on record."""
     found: dict[str, list[str]] = {}
     for check in compared(times):
         now, then = check.spread(times), check.spread(before)
         if now is None or then is None:
             continue
-        worse = now[0] > then[2] if check.sign == "<=" else now[2] < then[0]
-        if worse:
+        x = at(check, now)
+        if x > then[2] if check.sign == "<=" else x < then[0]:
             found.setdefault(check.group, []).append(
-                f"FELL{'':<12}{check.group}: {check.above} / {check.below} = {_three(now)},"
+                f"{word:<16}{check.group}: {check.above} / {check.below} = {_three(now)},"
                 f" on record {_three(then)}"
             )
     return {group: list(dict.fromkeys(lines)) for group, lines in found.items()}

@@ -103,12 +103,13 @@ def joined(parts: Sequence[Times]) -> Times:
     }
 
 
-# Rows that nothing passes: a copy, or matrix products alone.
+# What rows are measured by: a copy, or matrix products alone. In place a loss may pass the copy,
+# whose target is other memory than its source.
 CEILINGS = ("memcpy", "three_products")
 
 
 def ceiling(rows: Collection[str]) -> str | None:
-    """Returns the row of a group that nothing passes, if it has one."""
+    """Returns the row of a group that the others are measured by, if it has one."""
     return next((name for name in rows if name.startswith(CEILINGS)), None)
 
 

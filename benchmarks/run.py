@@ -9,7 +9,8 @@ written from there. Rows of other processors stay beside them. It fails if a pro
 if a ratio of ours to somebody else's, or to the ceiling, is worse than the same kind of machine has
 in the committed rows by more than both their spreads. What seems so is first timed again, twice at
 most, in processes of their own, since one process says little of the next; the groups in which it
-still is so are not recorded, the others are. Who means it removes the old rows.
+still is so are not recorded, the others are. Who means it removes the old rows. Where the spread of
+this run alone hides that its median fell, a line says that it is in doubt.
 """
 
 import argparse
@@ -201,6 +202,8 @@ def main(words: list[str] | None = None) -> int:
     verdicts = promises.verdicts(times)
     spared = linear.left_out() if "linear_policy_loss" in chosen else {}
     apart = [f"left out        {group}: {why}" for group, why in spared.items()]
+    if whole:
+        apart += promises.doubtful(times, known)
     if whole and not failed:  # of some files the groups that were timed, of all all on record
         groups = known.keys() & times.keys() if given.stem else known.keys() - spared.keys()
         apart += promises.gone(times, known, sorted(groups))

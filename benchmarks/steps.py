@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the time of a whole training step goes, from the rows of `python -m benchmarks.end_to_end`.
 
-What was sampled, and what that took, is known of both sides. TRL's loss, gradient and optimizer
-are not told apart by a public hook, so the rest of its step is one part.
+What was sampled, and what that took, is known of both sides; TRL grades answers in the method that
+samples them. Its loss, gradient and optimizer are not told apart by a public hook, so the rest of
+its step is one part.
 """
 
 from benchmarks import plots

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU benchmark's rows, records and goals, on a machine without one; nothing here is timed."""
 
+import json
 import math
 import sys
 from importlib.machinery import ModuleSpec
@@ -9,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_rows, peers, report
+from benchmarks import bench_policy_loss, gpu, gpu_rows, page, peers, report
 from rlkern.testing.timed_inputs import Inputs
 
 
@@ -104,3 +105,43 @@ def test_the_goals_of_the_gpu_are_90_percent_of_the_bytes_of_their_passes(device
             nominal = gpu.NOMINAL_GBPS[device] * 1e9
             share = rows[name].bytes * grown / (goal * 1e-3) / nominal
             assert share == pytest.approx(0.9, abs=0.015)
+
+
+class Untimed:
+    """Stands for pytest-benchmark's fixture: calls nothing."""
+
+    def __init__(self):
+        self.extra_info = {}
+
+    def pedantic(self, *_, **__):
+        """Does not time."""
+
+
+# {row of a processor: the GPU's row of the same work, where its name is another}
+SAME_WORK = {
+    "rlkern_in_place": "rlkern_policy_loss_in_place",
+    "rlkern_into_a_fresh_buffer": "rlkern_policy_loss_fresh_buffer",
+    "rlkern_forward_only": "rlkern_policy_loss_alone",
+    "eager": "eager_policy_loss", "torch_compile": "compile_policy_loss",
+}  # fmt: skip
+
+
+def test_a_row_has_the_same_bytes_to_move_on_a_processor_and_on_a_gpu():
+    inputs = Inputs(16, 130, torch.bfloat16)
+    inputs.group = "g"
+    rows = gpu_rows.our_rows(inputs) | gpu_rows.other_rows(inputs, "eager")
+    tests = {x.removeprefix("test_") for x in vars(bench_policy_loss) if x.startswith("test_")}
+    for name in tests - {"memcpy_of_the_logits"}:
+        benchmark = Untimed()
+        getattr(bench_policy_loss, f"test_{name}")(benchmark, inputs)
+        assert 1e9 * benchmark.extra_info["work"] == rows[SAME_WORK.get(name, name)].bytes, name
+
+
+def test_a_row_that_could_not_run_is_on_the_page_with_the_reason(tmp_path):
+    about = {"date": "1", "commit": "a", "torch": "2", "device": "GPU", "shape": [8, 9]}
+    rows = [about | {"row": "rlkern_x", "ms": 7.0}, about | {"row": "other_x", "error": "no room"}]
+    path = tmp_path / "gpu.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in rows))
+    assert page.gpu(path)[-1] == "Could not run: other x, 8 × 9 (no room)."
+    path.write_text(json.dumps(rows[0]) + "\n")
+    assert "Could not run" not in "".join(page.gpu(path))

@@ -135,6 +135,15 @@ def test_a_row_that_is_no_longer_timed_is_said(bench, capsys):
     assert "GONE            value_loss x: eager_value_loss\n" in capsys.readouterr().out
 
 
+def test_a_fall_that_the_spread_of_the_run_hides_is_in_doubt(bench, capsys):
+    start, path = bench
+    assert start(rows_of(4.0, spread=2.5)) == (0, 0) and len(report.records(path)) == 1
+    ratio = "eager_value_loss / rlkern_value_loss = 1.5 (0.538–5.67), on record 3 (2.81–3.21)\n"
+    assert f"IN DOUBT        value_loss x: {ratio}" in capsys.readouterr().out
+    assert start(rows_of(2.1, spread=2.0)) == (0, 0)
+    assert "IN DOUBT" not in capsys.readouterr().out
+
+
 def test_a_file_that_was_cut_off_is_said_before_anything_is_timed(bench, capsys):
     start, path = bench
     path.write_text('{"group": "g", "m')

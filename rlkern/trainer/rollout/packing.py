@@ -25,7 +25,12 @@ _LOOKED_AT = ((1, 4864, 64), (16, 4864, 64), (16, 64, 64))
 
 @cache
 def unavailable() -> str | None:
-    """Returns why weights cannot be packed here; None if they can, and products stay the same."""
+    """Returns why weights cannot be packed here; None if they can, and products stay the same.
+
+    Of sums of thousands of terms an element in thousands may still have another last bit: where one
+    row is read, oneDNN may divide them otherwise (benchmarks/LOG.md). An answer's log-probabilities
+    are those that it was drawn by, either way.
+    """
     if not torch.backends.mkldnn.is_available():
         return "torch is built without oneDNN"
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
