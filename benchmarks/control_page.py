@@ -135,7 +135,8 @@ def _peers() -> list[str]:
         "Beside Stable-Baselines3 with the same settings, one thread each"
         " (`python -m benchmarks.control_peers`, lines of"
         " `benchmarks/results/control/peers.jsonl`); a part of the steps compares the speed, and no"
-        " returns. Lines without a clock are wall time, one run after the other; newer ones"
-        " processor time, in turns of a second:"
+        " returns. Speed is by processor time, in turns of a second, on a machine that had other"
+        " work, too. The 20 episodes that a return is the mean"
+        " of begin in other states on each side:"
     )
     return [text, table(head, rows)]
