@@ -75,8 +75,8 @@ UNREAD = (
     "Memory before step 1 is what the process has touched. rlkern has run its model once by then, "
     "as a check; TRL's weights are still pages of a file that nothing has read, and come to its "
     "memory in the first step. torch and these weights alone are more than the goal. On a machine "
-    "that is slow at giving memory rlkern loses more than TRL, and the ratios of steps are smaller: "
-    "LOG.md has such a day."
+    "that is slow at giving memory rlkern loses more than TRL, and the ratios of steps are "
+    "smaller: LOG.md has such a day."
 )
 
 
