@@ -20,7 +20,8 @@ def test_every_line_of_the_table_has_its_times(capsys):
     assert len(rows) == 5 and all(len(row) == len(head) for row in rows)
     for _, _, eager, ours, ratio, *_ in rows:
         medians = [float(x.split(" ")[0]) for x in (eager, ours)]
-        assert float(ratio) == pytest.approx(medians[0] / medians[1], rel=0.02)
+        # Two decimals of three digits each: on a busy machine a ratio of small calls can be 0.04.
+        assert float(ratio) == pytest.approx(medians[0] / medians[1], rel=0.01, abs=0.005)
     assert "with float64: right" in printed and "processor: " in printed
 
 
