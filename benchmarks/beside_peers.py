@@ -169,6 +169,8 @@ def main() -> int:
         before = report.records(report.RESULTS / PEERS)
     except ValueError as error:
         parser.error(str(error))
+    if not given.smoke and (why := report.forced()):
+        parser.error(why)
     os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"  # of which rlkern is one
     if given.smoke:
         cpu_peers.SMOKE = True

@@ -30,6 +30,7 @@ from typing import Any
 
 from benchmarks import report
 from benchmarks.end_to_end_trl import Clock, memory
+from rlkern.doctor import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/smollm2_arithmetic.yaml"
@@ -221,9 +222,7 @@ def compared(case: str, given: argparse.Namespace) -> dict[str, Any]:
 
 def record(case: str, given: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
     """Returns a line of the records."""
-    commit = report.machine()["commit"]
-    with open("/proc/cpuinfo") as file:
-        cpu = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    commit, cpu = report.machine()["commit"], processor()
     about = {"case": case, "dtype": given.dtype, "threads": given.threads, "cpu": cpu}
     return {**about, "date": time.strftime("%Y-%m-%d"), "commit": commit, **found}
 
@@ -265,7 +264,7 @@ def main() -> int:
             parser.error(f"--{name} must be at least 1, got {number}")
     if set(cases) & STEPS.keys() and (why := _no_peer(given.peer)):
         parser.error(f"--peer must be the Python of an environment that has TRL, got {why}")
-    if not given.dry and (why := report.refusal(report.machine())):
+    if not given.dry and (why := report.forced() or report.refusal(report.machine())):
         print(f"{why}, or ask for --dry", file=sys.stderr)
         return 1
     for case in cases:

@@ -67,6 +67,8 @@ def main() -> int:
         row, tokens = given.one
         print(extra_mib(row, int(tokens), given.small))
         return 0
+    if not given.small and (why := report.forced()):
+        parser.error(why)
     where, lines = report.machine(), []
     for tokens in SMALL if given.small else TOKENS:
         for row in ROWS:

@@ -6,6 +6,7 @@ four fifths of the rounds lie.
 """
 
 import json
+import os
 import statistics
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +21,8 @@ from rlkern.doctor import processor
 from rlkern.runs.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
+# Variables under which a run is not of what the machine would do by itself.
+FORCED = ("RLKERN_BENCH_SMOKE", "RLKERN_BACKEND", "RLKERN_ISA")
 
 
 class Timing(NamedTuple):
@@ -188,6 +191,12 @@ def refusal(where: Mapping[str, object]) -> str | None:
     return None if commit else "not recorded: git knows of no commit here"
 
 
+def forced() -> str | None:
+    """Returns why nothing of this process can be recorded: rows of rlkern would be another's."""
+    found = [name for name in FORCED if os.environ.get(name)]
+    return f"not recorded: {', '.join(found)} is set" if found else None
+
+
 # A later run on the same kind of machine takes the place of the earlier one; rows of others stay.
 IDENTITY = ("cpu", "threads", "isa")
 
@@ -210,12 +219,19 @@ def _lines(text: str, path: Path) -> list[dict]:
     found = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            found.append(_object(line))
+        except ValueError as error:
             raise ValueError(
-                f"{path.name}, line {number} must be JSON, got {line[:40]!r}: a run that was cut "
-                "off may have left it, and git has the whole file"
+                f"{path.name}, line {number} must be a JSON object, got {line[:40]!r}: a run that "
+                "was cut off may have left it, and git has the whole file"
             ) from error
+    return found
+
+
+def _object(line: str) -> dict:
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError
     return found
 
 

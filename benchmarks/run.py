@@ -40,8 +40,6 @@ QUICK = {
     "calls": "256x6", "groups": "sorted", "linear_policy_loss": "64", "policy_loss": "151936",
     "preference": "8x4096 or 64", "scans": "512x4096",
 }  # fmt: skip
-# Variables under which a run is not of what the machine would do by itself.
-FORCED = ("RLKERN_BENCH_SMOKE", "RLKERN_BACKEND", "RLKERN_ISA")
 AGAIN = 2  # processes more, of what seems to have fallen
 # Memory that a round frees is taken by the next one. Rounds of seconds else measure what a virtual
 # machine does with half a gigabyte of freed memory in the meantime, and only of who frees any.
@@ -176,7 +174,7 @@ def main(words: list[str] | None = None) -> int:
     """Runs tests, then benchmarks; returns 1 if one is red, a promised bound is missed, a ratio
     fell, or what was to be recorded could not be."""
     given = arguments_of(words)
-    forced = [name for name in FORCED if os.environ.get(name)]
+    forced = [name for name in report.FORCED if os.environ.get(name)]
     whole = not (given.select or given.quick or forced)
     path, where = report.RESULTS / "cpu.jsonl", report.machine()
     try:

@@ -33,7 +33,7 @@ def bench(monkeypatch, tmp_path):
         "group": group, "ms": {name: list(t) for name, t in rows.items()}
     } for group, rows in rows_of(2.0, spread=0.1).items()])  # fmt: skip
     monkeypatch.setattr(run.readme, "write", lambda: None)
-    for name in run.FORCED:
+    for name in report.FORCED:
         monkeypatch.delenv(name, raising=False)
 
     def start(*measured, words=("preference",)):
@@ -110,7 +110,7 @@ def test_a_quick_run_takes_one_size_of_each_and_leaves_no_row(bench, monkeypatch
         run.main(["nosuch"])
 
 
-@pytest.mark.parametrize("name", run.FORCED)
+@pytest.mark.parametrize("name", report.FORCED)
 def test_rows_of_a_backend_that_was_forced_are_not_those_of_the_machine(
     bench, monkeypatch, capsys, name
 ):
@@ -148,7 +148,7 @@ def test_a_file_that_was_cut_off_is_said_before_anything_is_timed(bench, capsys)
     start, path = bench
     path.write_text('{"group": "g", "m')
     assert start(rows_of(2.0)) == (1, 1)
-    assert 'cpu.jsonl, line 1 must be JSON, got \'{"group"' in capsys.readouterr().err
+    assert 'cpu.jsonl, line 1 must be a JSON object, got \'{"group"' in capsys.readouterr().err
     assert path.read_text() == '{"group": "g", "m'
 
 
@@ -248,6 +248,8 @@ def test_a_side_that_fails_is_said_in_its_own_words(monkeypatch, capsys):
 
 def test_peers_that_are_not_installed_leave_the_record_as_it_is(monkeypatch, tmp_path, capsys):
     path = tmp_path / beside_peers.PEERS
+    for name in report.FORCED:
+        monkeypatch.delenv(name, raising=False)
     known = WHERE | {"op": "gae", "size": "4", "row": "verl f", "ms": [1.0] * 4}
     path.write_text(json.dumps(known) + "\n")
     about = {"op": "gae", "size": "4"}
@@ -266,6 +268,8 @@ def test_peers_that_are_not_installed_leave_the_record_as_it_is(monkeypatch, tmp
 
 def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, capsys):
     line = {"case": "generate", "rlkern": {}, "ratio": 1.0}
+    for name in report.FORCED:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(end_to_end, "RECORDS", tmp_path / "records.jsonl")
     monkeypatch.setattr(end_to_end, "compared", lambda case, given: line)
     monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate"])
