@@ -160,7 +160,7 @@ def kept_values(op: str, keep: Tensor, mask: Tensor | None, vocabulary: int) -> 
 
 def finite_values(op: str, name: str, x: Tensor | None, mask: Tensor) -> None:
     """Raises ValueError if a counted element is NaN or infinite; under RLKERN_CHECK_VALUES=1."""
-    if x is not None and checks_values() and not x[mask].isfinite().all():
+    if x is not None and checks_values() and not x.detach()[mask].isfinite().all():
         raise ValueError(f"{op}: {name} must be finite where mask is True, got NaN or inf")
 
 
@@ -168,7 +168,7 @@ def positive_values(op: str, name: str, x: Tensor, mask: Tensor | None) -> None:
     """Raises ValueError unless counted elements are positive; under RLKERN_CHECK_VALUES=1."""
     if not checks_values():
         return
-    counted = x if mask is None else x[mask]
+    counted = x if mask is None else x.detach()[mask]
     wrong = counted[~((counted > 0) & counted.isfinite())]
     if wrong.numel():
         got = wrong[0].item()
@@ -185,7 +185,7 @@ def bound(op: str, name: str, x: object, free: float) -> float:
 
 def not_negative_values(op: str, name: str, x: Tensor | None, mask: Tensor) -> None:
     """Raises ValueError if a counted element is below 0; under RLKERN_CHECK_VALUES=1."""
-    if x is not None and checks_values() and (x[mask] < 0).any():
+    if x is not None and checks_values() and (x.detach()[mask] < 0).any():
         got = x[mask].min().item()
         raise ValueError(f"{op}: {name} must not be negative where mask is True, got {got}")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 
 def _of_a_new_thread() -> tuple[torch._C.DispatchKeySet, torch._C.DispatchKeySet]:
@@ -25,7 +26,14 @@ def recording() -> Iterator[None]:
     """Records gradients even below the dispatcher's autograd layer, where an operator's body runs.
 
     The reference takes its derivatives from autograd: they are not a second set of formulas.
-    Autocast is off inside: the reference's dtypes are explicit.
+    Autocast is off inside: the reference's dtypes are explicit. So is inference mode; what was made
+    in it has to be recordable() first.
     """
-    with torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED), torch.enable_grad():
+    inside = torch._C._ForceDispatchKeyGuard(_INCLUDED, _EXCLUDED)
+    with torch.inference_mode(False), inside, torch.enable_grad():
         yield
+
+
+def recordable(x: Tensor) -> Tensor:
+    """Returns what autograd can save: a copy of a tensor of inference mode, else the same one."""
+    return x.clone() if x.is_inference() else x

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.autograd import recording
+from rlkern.backends.eager.autograd import recordable, recording
 from rlkern.backends.eager.gates import GATE_COEFFICIENTS, GATES, Gated
 from rlkern.backends.eager.kl import k1, k2, k3, kl_term
 from rlkern.backends.eager.levels import LEVELS, Sequences, clamped
@@ -198,8 +198,12 @@ def token_objective(
     rows = rows.selected()
     logprob, entropy = (torch.where(counted, x.detach(), 0.0) for x in (logprob, entropy))
     with recording():
-        logprob = logprob.requires_grad_()
-        entropy = entropy.requires_grad_()
+        logprob, entropy = recordable(logprob), recordable(entropy)
+        rows = rows.each(recordable)
+        if cu_seqlens is not None:
+            cu_seqlens = recordable(cu_seqlens)
+        logprob.requires_grad_()
+        entropy.requires_grad_()
         loss = token_terms(logprob, entropy, rows, objective, cu_seqlens).sum()
         grad_logprob, grad_entropy = torch.autograd.grad(loss, (logprob, entropy))
     with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.autograd import recording
+from rlkern.backends.eager.autograd import recordable, recording
 
 # Sums over the counted elements, in float64: they add up over micro-batches and ranks, and a
 # variance can be taken from them. error is target − value.
@@ -102,7 +102,10 @@ def value_loss(
         for x in (value, target, value if old_value is None else old_value)
     )
     with recording():
-        value = value.requires_grad_()
+        value, target, old, weight, counted = map(
+            recordable, (value, target, old, weight, counted)
+        )
+        value.requires_grad_()
         term, clipped = value_term(value, target, old, kind, clip, delta)
         loss = torch.where(counted, weight * term, 0.0).sum()
         (grad_value,) = torch.autograd.grad(loss, value)
