@@ -102,9 +102,7 @@ def value_loss(
         for x in (value, target, value if old_value is None else old_value)
     )
     with recording():
-        value, target, old, weight, counted = map(
-            recordable, (value, target, old, weight, counted)
-        )
+        value, target, old, weight, counted = map(recordable, (value, target, old, weight, counted))
         value.requires_grad_()
         term, clipped = value_term(value, target, old, kind, clip, delta)
         loss = torch.where(counted, weight * term, 0.0).sum()
