@@ -241,3 +241,23 @@ def test_a_run_goes_on_from_another_directory_and_says_that_its_reward_changed(
     assert "my_reward.py:level has changed since the run began" in said
     assert main(["train", "--resume", str(folder / "runs/a"), "--steps", "3"]) == 0
     assert "has changed" not in capsys.readouterr().out
+
+
+def test_an_evaluation_says_that_the_reward_of_a_run_changed_and_refuses_other_rows(folder, capsys):
+    few = "--sft.steps 2 --eval.items 3 --batch.prompts 2 --rollout.group_size 2 --threads 1"
+    keys = f"{few} --rollout.max_new_tokens 3 --reward.degenerate_limit 0 --steps 1".split()
+    data, reward = ["--data.train", "sums.jsonl"], ["--reward", "my_reward.py:level"]
+    assert main(["train", *keys, *data, *reward, "--name", "a"]) == 0
+    capsys.readouterr()
+    assert main(["eval", "runs/a"]) == 0
+    assert "has changed" not in capsys.readouterr().err
+    (folder / "my_reward.py").write_text(REWARD + "\n# mended\n")
+    assert main(["eval", "runs/a"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "my_reward.py:level has changed since the run began" in said
+    assert "these numbers are the new one's" in said
+    rows = (folder / "sums.jsonl").read_text()
+    (folder / "sums.jsonl").write_text(rows.splitlines()[0] + "\n" + rows)
+    assert main(["eval", "runs/a"]) == 2
+    assert "sums.jsonl has changed since the run began" in capsys.readouterr().err
+    assert main(["eval", "runs/a", "--task", "addition"]) == 0  # asks nothing of the file

@@ -79,7 +79,7 @@ def _evaluate(arguments: list[str]) -> int:
     if flags is None:
         return 0
     from rlkern.cli.target import check_writes, find_target, settings_for
-    from rlkern.trainer.measure import own_rows
+    from rlkern.trainer.measure import check_same, own_rows
     from rlkern.trainer.settings.reads import facts
 
     name, checkpoint, as_json = flags.pop("target"), flags.pop("checkpoint"), flags.pop("json")
@@ -96,6 +96,8 @@ def _evaluate(arguments: list[str]) -> int:
         check_writes(Path(name), own)
     show = flags.pop("show", _SHOWN)
     settings = settings_for(target, _with_pass_at(flags))
+    if own is not None and (settings.asked, settings.data) == (own.asked, own.data):
+        check_same(settings, Path(target.model).resolve().parent, warn)
     items, found = _answers(target, settings)
     values = _values(settings, found)
     if own is not None and facts(own).judges and settings.asked == own.asked:

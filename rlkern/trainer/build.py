@@ -94,7 +94,8 @@ def load(settings: Settings, world: World, saved: Path | None) -> Parts:
         progress = Progress(reward_kl_coef=settings.reward.kl_coef, data=digests(settings))
     else:
         progress = checkpoint.read_progress(saved, settings)
-        changed = check_unchanged(settings, progress.data)
+        then = "from here on the run goes by the new one"
+        changed = check_unchanged(settings, progress.data, then)
         task = dataclasses.replace(task, notes=(*task.notes, *changed))
         progress.data = digests(settings)
     if settings.threads:

@@ -12,7 +12,7 @@ import torch
 from rlkern.runs import best
 from rlkern.runs.errors import UserError
 from rlkern.trainer import build
-from rlkern.trainer.data.source import check_unchanged
+from rlkern.trainer.data.source import check_unchanged, digests
 from rlkern.trainer.device import resolve_device
 from rlkern.trainer.equip import equipped
 from rlkern.trainer.offline.pairs import FOLDER, Pairs, kept_pairs, of_file
@@ -35,7 +35,7 @@ def own_rows(settings: Settings, folder: Path, say: Callable[[str], None]) -> di
     the same any more.
     """
     run = folder.resolve().parent
-    parts = _parts(settings, run, folder)
+    parts = _parts(settings, run, folder, say)
     pairs = _pairs(parts, run) if build.learner_of_pairs(settings) else None
     for policy in parts.speakers():
         check_model(policy, first_prompts(parts.task), settings, say)
@@ -45,11 +45,24 @@ def own_rows(settings: Settings, folder: Path, say: Callable[[str], None]) -> di
     return learner.of_pairs() if isinstance(learner, Preferences) else learner.evaluate()
 
 
-def _parts(settings: Settings, run: Path, folder: Path) -> Parts:
-    """Returns the parts of a run with the weights of one of its folders, which no step changes."""
+def check_same(settings: Settings, run: Path, say: Callable[[str], None]) -> None:
+    """Says which functions of a run that these settings name have changed since it ended; Raises
+    UserError if the rows have, of which the run may have learned others."""
+    before, now = _progress(run).data, digests(settings)
+    known = {key: before.get(key, is_now) for key, is_now in now.items()}
+    for note in check_unchanged(settings, known, "these numbers are the new one's"):
+        say(note)
+
+
+def _progress(run: Path) -> Progress:
     state, _ = checkpoint.read_settings(best.chosen(run, best.NEWEST))
-    progress = Progress(**state["progress"])
-    check_unchanged(settings, progress.data)
+    return Progress(**state["progress"])
+
+
+def _parts(settings: Settings, run: Path, folder: Path, say: Callable[[str], None]) -> Parts:
+    """Returns the parts of a run with the weights of one of its folders, which no step changes."""
+    check_same(settings, run, say)
+    progress = _progress(run)
     progress.step = max(1, progress.step)  # its reference is the one that it keeps
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -76,9 +76,9 @@ def digests(settings: Settings) -> dict[str, str]:
     return {**found, **code.digests(settings.task, *settings.reward.functions)}
 
 
-def check_unchanged(settings: Settings, before: dict[str, str]) -> list[str]:
+def check_unchanged(settings: Settings, before: dict[str, str], then: str) -> list[str]:
     """Returns what a person should know of functions that have changed since a run began, which may
-    be mended; Raises UserError if it would go on with other data."""
+    be mended, each with `then`, what comes of it; Raises UserError for other data."""
     now, notes = digests(settings), list[str]()
     for key in sorted({*now, *before}):
         if now.get(key) == before.get(key):
@@ -86,8 +86,7 @@ def check_unchanged(settings: Settings, before: dict[str, str]) -> list[str]:
         if code.is_code(key):
             notes.append(
                 f"{key} has changed since the run began (SHA-256 was"
-                f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): from here on"
-                " the run goes by the new one"
+                f" {before.get(key, 'none')[:12]}, is {now.get(key, 'none')[:12]}): {then}"
             )
         else:
             path = getattr(settings.data, key.removeprefix("data."))
