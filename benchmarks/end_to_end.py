@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import processes, report
 from benchmarks.end_to_end_trl import Clock, memory
 from rlkern.doctor import processor
 
@@ -173,16 +173,11 @@ WORK: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def child(words: list[str], job: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a process of its own printed last; Raises RuntimeError if it failed."""
+    """Returns what a process of its own measured of a job."""
     threads = str(job["threads"])
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    variables = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
-    done = subprocess.run(
-        words, input=json.dumps(job), capture_output=True, text=True, cwd=ROOT, env=variables
-    )
-    if done.returncode:
-        raise RuntimeError(f"{words[0]}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    variables = {"OMP_NUM_THREADS": threads, "PYTHONPATH": path}
+    return processes.said(words, json.dumps(job), variables)
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No program of the benchmarks records rows of a forced backend as those of the machine."""
+"""What a program of the benchmarks refuses, and how it says what went wrong."""
 
 import argparse
+import re
 import sys
 
 import pytest
 
-from benchmarks import beside_peers, end_to_end, memory, report
+from benchmarks import beside_peers, end_to_end, memory, processes, report
 
 PROGRAMS = {
     beside_peers: ([], "measured"), memory: ([], "measured"),
@@ -14,23 +15,60 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", report.FORCED)
+@pytest.mark.parametrize("why", (*report.FORCED, "the tree is abc-dirty"))
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda x: x.__name__)
-def test_a_forced_backend_is_refused_before_anything_is_measured(
-    program, name, monkeypatch, capsys
+def test_what_cannot_be_recorded_is_refused_before_anything_is_measured(
+    program, why, monkeypatch, capsys
 ):
     words, work = PROGRAMS[program]
     for each in report.FORCED:
         monkeypatch.delenv(each, raising=False)
-    monkeypatch.setenv(name, "eager")
+    if why in report.FORCED:
+        monkeypatch.setenv(why, "eager")
+    commit = "abc" if why in report.FORCED else "abc-dirty"
+    monkeypatch.setattr(report, "machine", lambda: {"commit": commit})
     monkeypatch.setattr(sys, "argv", [program.__name__, *words])
-    monkeypatch.setattr(report, "refusal", lambda where: None)
     monkeypatch.setattr(program, work, lambda *_: pytest.fail("it was measured"))
-    try:
-        status = program.main()
-    except SystemExit as error:
-        status = error.code
-    assert status and f"not recorded: {name} is set" in capsys.readouterr().err
+    assert program.main() == 1
+    said = capsys.readouterr().err
+    assert said.startswith("not recorded: ") and why in said
+
+
+def test_memory_is_written_whole_or_not_at_all(monkeypatch, tmp_path, capsys):
+    path = tmp_path / memory.MEMORY
+    path.write_text("of the run before")
+    for each in report.FORCED:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setattr(report, "machine", lambda: {"commit": "abc"})
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(memory.readme, "write", lambda: None)
+    monkeypatch.setattr(memory, "measured", lambda *_: {"row": "x"})
+    monkeypatch.setattr(sys, "argv", ["memory"])
+
+    def full(descriptor):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as context, pytest.raises(OSError):
+        context.setattr("os.fsync", full)
+        memory.main()
+    assert path.read_text() == "of the run before"
+    assert memory.main() == 0 and path.read_text().count("abc") == 10
+
+
+@pytest.mark.parametrize("code, why", (
+    ("import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL: it said nothing"),
+    ("import sys; sys.exit('no room')", "ended with exit status 1: no room"),
+    ("import sys; print('', file=sys.stderr)", "must print a line of JSON last, got '': it said"),
+    ("print('[1'); print('half')", r"must print a line of JSON last, got '[1\nhalf'"),
+))  # fmt: skip
+def test_a_process_without_a_result_is_a_sentence(code, why):
+    with pytest.raises(RuntimeError, match=re.escape(why)):
+        processes.said([sys.executable, "-c", code])
+
+
+def test_a_process_reads_its_job_and_its_last_line_counts():
+    code = "import os; print('noise'); print('[' + input() + ', ' + os.environ['X'] + ']')"
+    assert processes.said([sys.executable, "-c", code], "3", {"X": "4"}) == [3, 4]
 
 
 @pytest.mark.parametrize("line", ["5", "null", '["cpu"]', '{"cpu": "C"'])

@@ -246,24 +246,30 @@ def test_a_side_that_fails_is_said_in_its_own_words(monkeypatch, capsys):
     assert capsys.readouterr().err == "generate: python: out of memory\n"
 
 
-def test_peers_that_are_not_installed_leave_the_record_as_it_is(monkeypatch, tmp_path, capsys):
+def test_peers_that_are_not_installed_are_said_before_anything_is_measured(
+    monkeypatch, tmp_path, capsys
+):
     path = tmp_path / beside_peers.PEERS
     for name in report.FORCED:
         monkeypatch.delenv(name, raising=False)
     known = WHERE | {"op": "gae", "size": "4", "row": "verl f", "ms": [1.0] * 4}
     path.write_text(json.dumps(known) + "\n")
-    about = {"op": "gae", "size": "4"}
-    rows = [about | {"row": "rlkern", "ms": [1.0] * 4},
-            about | {"row": "verl", "absent": "cannot be imported here: no"}]  # fmt: skip
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(report, "machine", lambda: WHERE)
-    monkeypatch.setattr(beside_peers, "measured", lambda *_: (rows, True))
+    monkeypatch.setattr(beside_peers.cpu_peers, "gae", lambda steps: {"verl": failing_import})
+    monkeypatch.setattr(beside_peers, "measured", lambda *_: pytest.fail("it was measured"))
     monkeypatch.setattr("sys.argv", ["beside_peers", "gae"])
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")  # main sets it; undone here
     assert beside_peers.main() == 1 and report.records(path) == [known]
     assert "verl cannot be imported here and is on record" in capsys.readouterr().err
     path.unlink()
-    assert beside_peers.main() == 0 and len(report.records(path)) == 2
+    rows = [{"op": "gae", "size": "4", "row": "rlkern", "ms": [1.0] * 4}]
+    monkeypatch.setattr(beside_peers, "measured", lambda *_: (rows, True))
+    assert beside_peers.main() == 0 and len(report.records(path)) == 1
+
+
+def failing_import():
+    raise ImportError("no")
 
 
 def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, capsys):
