@@ -13,7 +13,6 @@ not committed, nor where a project on record cannot be imported.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -26,7 +25,6 @@ from benchmarks import cpu_peers, report
 from benchmarks.slower import called
 from benchmarks.tables import markdown, ms_of, times_of
 from rlkern import integrations
-from rlkern.runs.files import write_text
 from rlkern.testing.timed_inputs import Inputs, LinearInputs
 
 # {operation: what every call of it computes}
@@ -192,8 +190,7 @@ def main() -> int:
     measured_ = {row["op"] for row in rows}
     kept = [x for x in before
             if not (report.same_machine(x, rows[0]) and x["op"] in measured_)]  # fmt: skip
-    lines = "".join(json.dumps(x) + "\n" for x in [*kept, *rows])
-    write_text(report.RESULTS / PEERS, lines)
+    report.write([*kept, *rows], report.RESULTS / PEERS)
     return int(not right)
 
 

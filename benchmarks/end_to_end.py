@@ -264,6 +264,10 @@ def main() -> int:
     if not given.dry and (why := report.forced() or report.refusal(report.machine())):
         print(f"{why}, or ask for --dry", file=sys.stderr)
         return 1
+    try:
+        report.records(RECORDS)  # a line that was cut off is said before hours of measuring
+    except ValueError as error:
+        parser.error(str(error))
     for case in cases:
         try:
             line = record(case, given, compared(case, given))
@@ -275,9 +279,7 @@ def main() -> int:
             print(why, file=sys.stderr)
             return 1
         if not given.dry:
-            RECORDS.parent.mkdir(parents=True, exist_ok=True)
-            with RECORDS.open("a") as out:
-                out.write(json.dumps(line) + "\n")
+            report.write([*report.records(RECORDS), line], RECORDS)
     return 0
 
 

@@ -11,7 +11,6 @@ forgets a peak on request.
 """
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
@@ -20,7 +19,6 @@ import torch
 
 from benchmarks import processes, readme, report
 from benchmarks.page import MEMORY
-from rlkern.runs.files import write_text
 
 TOKENS, SMALL = (64, 128, 256, 512, 1024), (8, 16)
 ROWS = ("rlkern", "eager")
@@ -79,9 +77,11 @@ def main() -> int:
             print(lines[-1], flush=True)
     if given.small:
         return 0
-    text = "".join(json.dumps({**where, **line}) + "\n" for line in lines)
-    write_text(report.RESULTS / MEMORY, text)
-    readme.write()
+    report.write([{**where, **line} for line in lines], report.RESULTS / MEMORY)
+    try:
+        readme.write()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     return 0
 
 

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import beside_peers, models, plots, report, slower, steps
+from benchmarks import beside_peers, fields, models, plots, report, slower, steps
 from benchmarks.tables import checks, forms, markdown, number, others, processors, sizes
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs/benchmarks"
@@ -178,9 +178,8 @@ def last_run(path: Path) -> list[dict]:
 
 
 def gpu_files(folder: Path) -> list[Path]:
-    """Returns the files of GPUs: their rows name a device."""
-    paths = sorted(folder.glob("*.jsonl"))
-    return [path for path in paths if any("device" in x for x in report.records(path)[:1])]
+    """Returns the files of GPUs: every one that is not known by its name."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if path.name not in fields.FORMS]
 
 
 def not_the_fastest(folder: Path) -> list[str]:

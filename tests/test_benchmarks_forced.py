@@ -2,12 +2,24 @@
 """What a program of the benchmarks refuses, and how it says what went wrong."""
 
 import argparse
+import json
 import re
 import sys
 
 import pytest
 
-from benchmarks import beside_peers, end_to_end, memory, processes, report
+from benchmarks import (
+    beside_peers,
+    end_to_end,
+    fields,
+    instructions,
+    memory,
+    page,
+    processes,
+    readme,
+    report,
+    steps,
+)
 
 PROGRAMS = {
     beside_peers: ([], "measured"), memory: ([], "measured"),
@@ -71,12 +83,38 @@ def test_a_process_reads_its_job_and_its_last_line_counts():
     assert processes.said([sys.executable, "-c", code], "3", {"X": "4"}) == [3, 4]
 
 
+RECORDED = [*fields.FORMS, "nvidia_h200.jsonl"]
+
+
 @pytest.mark.parametrize("line", ["5", "null", '["cpu"]', '{"cpu": "C"'])
 def test_a_line_that_is_no_object_is_said_with_its_number(line, tmp_path):
     path = tmp_path / "cpu.jsonl"
-    path.write_text(f"{{}}\n{line}\n")
+    first = (report.RESULTS / "cpu.jsonl").read_text().split("\n")[0]
+    path.write_text(f"{first}\n{line}\n")
     with pytest.raises(ValueError, match=r"cpu\.jsonl, line 2 must be a JSON object"):
         report.records(path)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_broken_line_of_any_file_is_a_sentence_and_no_page(name, tmp_path):
+    path, known = tmp_path / name, report.records(report.RESULTS / name)
+    form = fields.FORMS.get(name, fields.GPU)
+    needed = [*form.always, *(field for field in form.either if field in known[0])]
+    broken = [{}, *({k: v for k, v in known[0].items() if k != field} for field in needed)]
+    broken += [{**known[0], field: x} for field in needed for x in (None, [], {"a": "b"}, True)]
+    for line in broken:
+        path.write_text("".join(json.dumps(x) + "\n" for x in (known[0], line)))
+        with pytest.raises(ValueError, match=f"{name}, line 2 must have '?[a-zA-Z]"):
+            report.records(path)
+    path.write_text("")
+    with pytest.raises(ValueError, match=f"{name} must have a line at least, got an empty file"):
+        readme.short(tmp_path), page.numbers(tmp_path), instructions.committed(path)
+
+
+def test_the_page_knows_every_case_and_every_file():
+    assert list(steps.GOALS) == list(fields.CASES) == list(end_to_end.WORK)
+    assert {page.CPU, page.STEPS, page.MEMORY, beside_peers.PEERS} < fields.FORMS.keys()
+    assert [path.name for path in page.gpu_files(report.RESULTS)] == ["nvidia_h200.jsonl"]
 
 
 def test_a_processor_whose_file_names_no_model_has_its_steps_recorded(monkeypatch):

@@ -61,13 +61,6 @@ def test_the_readme_shows_of_a_gpu_what_the_page_shows(tmp_path):
     assert "8.25" not in page.numbers(tmp_path)
 
 
-def test_an_empty_file_of_results_has_nothing_to_show(tmp_path):
-    before = page.numbers(tmp_path)
-    for name in (page.CPU, page.STEPS, page.MEMORY, beside_peers.PEERS, "gpu.jsonl"):
-        (tmp_path / name).write_text("")
-    assert page.numbers(tmp_path) == before and readme.short(tmp_path)
-
-
 def test_what_a_processor_is_spared_is_on_the_page(tmp_path):
     recorded(tmp_path, NARROW, {"rlkern_in_place": 4.0}, spared={"x_y 1": "slow", "z": "slow"})
     assert "Left out: x y 1, z (slow)." in page.numbers(tmp_path)

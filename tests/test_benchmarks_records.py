@@ -194,14 +194,15 @@ def test_the_record_is_what_is_committed_and_its_own_files_do_not_make_a_tree_di
     monkeypatch.setattr(report, "RESULTS", results)
     monkeypatch.setattr(report, "git", git_in(results.parent))
     path, code = results / "cpu.jsonl", results.parent / "x.py"
-    path.write_text('{"group": "committed"}\n')
+    line = WHERE | {"group": "committed", "left_out": "slow"}
+    path.write_text(json.dumps(line) + "\n")
     code.write_text("")
-    assert report.committed(path) == [{"group": "committed"}]  # no repository: the file
+    assert report.committed(path) == [line]  # no repository: the file
     who = ("-c", "user.name=x", "-c", "user.email=x@y.z")
     for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     path.write_text('{"group": "of the run before"}\n')
-    assert report.committed(path) == [{"group": "committed"}]
+    assert report.committed(path) == [line]
     assert report.committed(results / "new.jsonl") == []
     assert not str(report.machine()["commit"]).endswith("-dirty")
     (results.parent / "bench_new.py").write_text("")  # no commit has it, and it would be timed
