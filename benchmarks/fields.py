@@ -43,6 +43,7 @@ def _side(*names: str) -> Kind:
 
 CASES = ("wide", "short", "long", "generate", "ends")
 TEXT = Kind("a text", lambda x: isinstance(x, str) and bool(x))
+ANY_TEXT = Kind("a text", lambda x: isinstance(x, str))  # rows kept elsewhere may have no commit
 WHOLE = Kind("a whole number above 0", lambda x: type(x) is int and x > 0)
 COUNT = Kind("a whole number", lambda x: type(x) is int)
 NUMBER = Kind("a number", _number)
@@ -78,7 +79,7 @@ FORMS = {
 }  # fmt: skip
 # Every other file is that of a GPU.
 GPU = Form(
-    {"date": TEXT, "commit": TEXT, "torch": TEXT, "device": TEXT, "row": TEXT, "shape": SHAPE},
+    {"date": TEXT, "commit": ANY_TEXT, "torch": TEXT, "device": TEXT, "row": TEXT, "shape": SHAPE},
     {"ms": ABOVE_0, "error": TEXT, "python_us": ABOVE_0},
     dict.fromkeys(("goal_ms", "share_of_bound", "tflops", "peak_extra_bytes"), NUMBER),
 )

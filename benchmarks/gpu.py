@@ -194,6 +194,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = "smoke" if given.smoke else device.name.lower().replace(" ", "_")
     where = {**machine(), "device": device.name}
     path, failed = given.results / f"{name}.jsonl", 0
+    if not given.smoke and (why := report.forced() or report.refusal(where)):
+        if given.results.resolve() == RESULTS.resolve():
+            raise SystemExit(f"{why}, or name another folder with --results (OUT of make gpu)")
+        print(why.replace("not recorded", "of these rows there can be no record"), flush=True)
     try:
         lines = report.records(path)
     except ValueError as error:
