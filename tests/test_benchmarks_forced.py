@@ -21,6 +21,7 @@ from benchmarks import (
     steps,
 )
 
+WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
 PROGRAMS = {
     beside_peers: ([], "measured"), memory: ([], "measured"),
     end_to_end: (["--cases", "generate"], "compared"),
@@ -121,3 +122,71 @@ def test_a_processor_whose_file_names_no_model_has_its_steps_recorded(monkeypatc
     monkeypatch.setattr(end_to_end, "processor", lambda: "aarch64")
     given = argparse.Namespace(dtype="mixed", threads=2)
     assert end_to_end.record("wide", given, {})["cpu"] == "aarch64"
+
+
+@pytest.mark.parametrize("python, why", (
+    ("/nosuch/python", r"/nosuch/python \(No such file or directory\)"),
+    (".", r"\. \(Permission denied\)"),
+    ("false", r"false \(exit status 1\)"),
+))  # fmt: skip
+def test_a_peer_that_cannot_run_trl_is_said_before_anything_is_measured(
+    python, why, monkeypatch, capsys
+):
+    monkeypatch.setattr(end_to_end, "compared", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "wide", "--peer", python])
+    with pytest.raises(SystemExit, match="2"):
+        end_to_end.main()
+    assert re.search(f"an environment that has TRL, got {why}", capsys.readouterr().err)
+
+
+def test_a_side_that_fails_is_said_in_its_own_words(monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("python: out of memory")
+
+    monkeypatch.setattr(end_to_end, "child", fail)
+    monkeypatch.setattr(end_to_end, "job_of", lambda *_: {})
+    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate", "--dry"])
+    assert end_to_end.main() == 1
+    assert capsys.readouterr().err == "generate: python: out of memory\n"
+
+
+def test_peers_that_are_not_installed_are_said_before_anything_is_measured(
+    monkeypatch, tmp_path, capsys
+):
+    path = tmp_path / beside_peers.PEERS
+    for name in report.FORCED:
+        monkeypatch.delenv(name, raising=False)
+    known = WHERE | {"op": "gae", "size": "4", "row": "verl f", "ms": [1.0] * 4}
+    path.write_text(json.dumps(known) + "\n")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(report, "machine", lambda: WHERE)
+    monkeypatch.setattr(beside_peers.cpu_peers, "gae", lambda steps: {"verl": failing_import})
+    monkeypatch.setattr(beside_peers, "measured", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("sys.argv", ["beside_peers", "gae"])
+    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")  # main sets it; undone here
+    assert beside_peers.main() == 1 and report.records(path) == [known]
+    assert "verl cannot be imported here and is on record" in capsys.readouterr().err
+    path.unlink()
+    rows = [{"op": "gae", "size": "4", "row": "rlkern", "ms": [1.0] * 4}]
+    monkeypatch.setattr(beside_peers, "measured", lambda *_: (rows, True))
+    assert beside_peers.main() == 0 and len(report.records(path)) == 1
+
+
+def failing_import():
+    raise ImportError("no")
+
+
+def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, capsys):
+    line = {"case": "generate", "rlkern": {}, "ratio": 1.0}
+    for name in report.FORCED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(end_to_end, "RECORDS", tmp_path / "records.jsonl")
+    monkeypatch.setattr(end_to_end, "compared", lambda case, given: line)
+    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate"])
+    for commit, code in (("abc-dirty", 1), ("abc", 0)):
+        monkeypatch.setattr(end_to_end.report, "machine", lambda found=commit: {"commit": found})
+        assert end_to_end.main() == code
+        assert (tmp_path / "records.jsonl").exists() == (code == 0)
+    said = capsys.readouterr()
+    assert "commit the changes first (the tree is abc-dirty), or ask for --dry" in said.err
+    assert said.out.count("ratio") == 1, "hours are not spent on what is not recorded"

@@ -2,13 +2,12 @@
 """What becomes a committed row, and what does not."""
 
 import json
-import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from benchmarks import beside_peers, end_to_end, promises, report, run
+from benchmarks import drift, promises, report, run
 from rlkern.testing.runs import RUNS
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
@@ -127,12 +126,51 @@ def test_words_that_pick_no_benchmark_are_an_error(bench, capsys):
     assert start(rows_of(2.0), words=("preference", "--select", "x")) == (0, 0)
 
 
-def test_a_row_that_is_no_longer_timed_is_said(bench, capsys):
-    start, _ = bench
+def test_a_row_that_is_no_longer_timed_is_said_and_fails_a_run_of_everything(
+    bench, monkeypatch, capsys
+):
+    start, path = bench
     fewer = {group: {"rlkern_value_loss": x["rlkern_value_loss"]}
              for group, x in rows_of(9.0).items()}  # fmt: skip
-    assert start(fewer) == (0, 0)
+    assert start(fewer) == (0, 0) and len(report.records(path)) == 1
     assert "GONE            value_loss x: eager_value_loss\n" in capsys.readouterr().out
+    monkeypatch.setattr(run, "stems", lambda: ["preference"])
+    before = report.records(path)
+    both = {**fewer, "value_loss y": rows_of(2.0)["value_loss x"]}
+    assert start(both, words=()) == (1, 0)
+    assert [x["group"] for x in report.records(path)] == ["value_loss x", "value_loss y"]
+    assert report.records(path)[:1] == before  # what is gone is not replaced by less
+    assert "not recorded, since rows are gone: value_loss x\n" in capsys.readouterr().err
+
+
+def test_a_second_timing_that_fails_is_said(bench, capsys):
+    start, path = bench
+    assert start(rows_of(4.0), None, None) == (1, 0) and not path.exists()
+    said = capsys.readouterr()
+    assert said.err.count("FAILED when it was timed again: preference\n") == 2
+    assert "FELL            value_loss x: " in said.out
+
+
+def test_small_falls_are_held_to_the_best_committed_run(bench, monkeypatch, tmp_path, capsys):
+    start, path = bench
+    monkeypatch.setattr(report, "git", git_in(tmp_path))
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    path = tmp_path / "results/cpu.jsonl"
+    path.parent.mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    who = ("-c", "user.name=x", "-c", "user.email=x@y.z")
+    for ours in (1.0, 1.8, 2.1):  # on record is 2.0
+        path.write_text(json.dumps({"of an older": "form"}) + "\nno JSON\n")
+        line = WHERE | {"group": "value_loss x", "ms": rows_of(ours, spread=0.1)["value_loss x"]}
+        path.open("a").write(json.dumps(line) + "\n")
+        for words in (("add", "."), (*who, "commit", "-qm", "x")):
+            subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    path.unlink()
+    assert len(drift.past(path, WHERE)) == 3
+    assert start(rows_of(2.1, spread=0.1)) == (0, 0)
+    worse = "rlkern_value_loss = 2.86 (2.68–3.05), at best 6 (5.36–6.78)\n"
+    assert f"DRIFTED         value_loss x: eager_value_loss / {worse}" in capsys.readouterr().out
+    assert drift.past(path, WHERE | {"cpu": "another"}) == [{}, {}, {}]
 
 
 def test_a_fall_that_the_spread_of_the_run_hides_is_in_doubt(bench, capsys):
@@ -219,71 +257,3 @@ def git_in(folder):
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
     return git
-
-
-@pytest.mark.parametrize("python, why", (
-    ("/nosuch/python", r"/nosuch/python \(No such file or directory\)"),
-    (".", r"\. \(Permission denied\)"),
-    ("false", r"false \(exit status 1\)"),
-))  # fmt: skip
-def test_a_peer_that_cannot_run_trl_is_said_before_anything_is_measured(
-    python, why, monkeypatch, capsys
-):
-    monkeypatch.setattr(end_to_end, "compared", lambda *_: pytest.fail("it was measured"))
-    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "wide", "--peer", python])
-    with pytest.raises(SystemExit, match="2"):
-        end_to_end.main()
-    assert re.search(f"an environment that has TRL, got {why}", capsys.readouterr().err)
-
-
-def test_a_side_that_fails_is_said_in_its_own_words(monkeypatch, capsys):
-    def fail(*_):
-        raise RuntimeError("python: out of memory")
-
-    monkeypatch.setattr(end_to_end, "child", fail)
-    monkeypatch.setattr(end_to_end, "job_of", lambda *_: {})
-    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate", "--dry"])
-    assert end_to_end.main() == 1
-    assert capsys.readouterr().err == "generate: python: out of memory\n"
-
-
-def test_peers_that_are_not_installed_are_said_before_anything_is_measured(
-    monkeypatch, tmp_path, capsys
-):
-    path = tmp_path / beside_peers.PEERS
-    for name in report.FORCED:
-        monkeypatch.delenv(name, raising=False)
-    known = WHERE | {"op": "gae", "size": "4", "row": "verl f", "ms": [1.0] * 4}
-    path.write_text(json.dumps(known) + "\n")
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "machine", lambda: WHERE)
-    monkeypatch.setattr(beside_peers.cpu_peers, "gae", lambda steps: {"verl": failing_import})
-    monkeypatch.setattr(beside_peers, "measured", lambda *_: pytest.fail("it was measured"))
-    monkeypatch.setattr("sys.argv", ["beside_peers", "gae"])
-    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")  # main sets it; undone here
-    assert beside_peers.main() == 1 and report.records(path) == [known]
-    assert "verl cannot be imported here and is on record" in capsys.readouterr().err
-    path.unlink()
-    rows = [{"op": "gae", "size": "4", "row": "rlkern", "ms": [1.0] * 4}]
-    monkeypatch.setattr(beside_peers, "measured", lambda *_: (rows, True))
-    assert beside_peers.main() == 0 and len(report.records(path)) == 1
-
-
-def failing_import():
-    raise ImportError("no")
-
-
-def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, capsys):
-    line = {"case": "generate", "rlkern": {}, "ratio": 1.0}
-    for name in report.FORCED:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(end_to_end, "RECORDS", tmp_path / "records.jsonl")
-    monkeypatch.setattr(end_to_end, "compared", lambda case, given: line)
-    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate"])
-    for commit, code in (("abc-dirty", 1), ("abc", 0)):
-        monkeypatch.setattr(end_to_end.report, "machine", lambda found=commit: {"commit": found})
-        assert end_to_end.main() == code
-        assert (tmp_path / "records.jsonl").exists() == (code == 0)
-    said = capsys.readouterr()
-    assert "commit the changes first (the tree is abc-dirty), or ask for --dry" in said.err
-    assert said.out.count("ratio") == 1, "hours are not spent on what is not recorded"
