@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns pytest-benchmark's file into the table of ratios and the committed rows.
-
+"""Turns pytest-benchmark's file into the table of ratios and the committed rows; as a program it
+writes the documents from those.
 A time is the median of its rounds; beside it stand the fastest round, and between what a fifth and
 four fifths of the rounds lie.
 """
 
+import importlib
 import json
 import os
 import statistics
@@ -142,7 +143,7 @@ def table(times: Times) -> str:
         for name, t in rows.items():
             spread = f"({t.p20:.3f}–{t.p80:.3f}, fastest {t.fastest:.3f})"
             lines.append(
-                f"  {name:<28}{t.median:>11.3f} ms{t.median / unit.median:>9.2f} x  {spread}"
+                f"  {name:<30}{t.median:>11.3f} ms{t.median / unit.median:>9.2f} x  {spread}"
                 f"{rate(group, t, rows)}"
             )
     return "\n".join(lines)
@@ -264,8 +265,8 @@ def on_record(lines: list[dict], where: dict[str, object]) -> Times:
 
 def left_out(path: Path, where: dict[str, object]) -> dict[str, str]:
     """Returns {group: why a machine did not time it}."""
-    lines = [x for x in records(path) if same_machine(x, where)]
-    return {x["group"]: x["left_out"] for x in lines if "left_out" in x}
+    own = (x for x in records(path) if same_machine(x, where) and "left_out" in x)
+    return {x["group"]: x["left_out"] for x in own}
 
 
 def record(
@@ -281,7 +282,6 @@ def record(
     """
     if why := refusal(where):
         raise ValueError(why)
-
     spared = spared or {}
 
     def replaced(old: dict) -> bool:
@@ -294,3 +294,7 @@ def record(
     lines += [{**where, "group": group, "left_out": why} for group, why in spared.items()]
     if lines:  # else nothing was kept, of a machine that had nothing
         write(lines, path)
+
+
+if __name__ == "__main__":
+    importlib.import_module("benchmarks.readme").main()

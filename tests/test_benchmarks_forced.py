@@ -2,9 +2,13 @@
 """What a program of the benchmarks refuses, and how it says what went wrong."""
 
 import argparse
+import importlib
 import json
 import re
+import runpy
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 
@@ -190,3 +194,31 @@ def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, ca
     said = capsys.readouterr()
     assert "commit the changes first (the tree is abc-dirty), or ask for --dry" in said.err
     assert said.out.count("ratio") == 1, "hours are not spent on what is not recorded"
+
+
+def programs():
+    """Returns the modules that can be run; TRL's environment has neither rlkern nor a command
+    line for its side."""
+    files = Path(report.__file__).parent.glob("*.py")
+    found = {x.stem for x in files if '__name__ == "__main__"' in x.read_text(encoding="utf-8")}
+    return sorted(found - {"end_to_end_trl"})
+
+
+@pytest.mark.parametrize("name", programs())
+def test_a_program_refuses_words_that_it_does_not_know(name, monkeypatch, capsys):
+    monkeypatch.setattr(readme, "write", lambda: pytest.fail("it wrote"))
+    monkeypatch.setattr(sys, "argv", [name, "--nosuch"])
+    program = importlib.import_module(f"benchmarks.{'readme' if name == 'report' else name}")
+    with pytest.raises(SystemExit, match="2"):
+        program.main()
+    assert "unrecognized arguments: --nosuch" in capsys.readouterr().err
+
+
+def test_the_report_is_a_program_that_writes_the_documents(monkeypatch):
+    written = []
+    monkeypatch.setattr(readme, "write", lambda: written.append("documents"))
+    monkeypatch.setattr(sys, "argv", ["report"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is imported already
+        runpy.run_module("benchmarks.report", run_name="__main__")
+    assert written == ["documents"]
