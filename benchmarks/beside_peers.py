@@ -128,6 +128,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     | x | 3 (2.5–3.5) | 1.50 |
     """
     times = {x["row"]: report.Timing(*x["ms"]) for x in rows if "ms" in x}
+    if "rlkern" not in times:
+        raise ValueError(f"{PEERS} must have a row of rlkern for {rows[0]['op']}, got none")
     ours = times["rlkern"].median
     lines = [[name, ms_of(t), times_of(t.median / ours)] for name, t in times.items()]
     lines += [[x["row"], x["absent"], ""] for x in rows if "absent" in x]

@@ -41,6 +41,7 @@ def _side(*names: str) -> Kind:
     )
 
 
+OPERATIONS = ("logprob", "logprob_and_entropy", "linear_logprob", "linear_grpo", "gae")
 CASES = ("wide", "short", "long", "generate", "ends")
 TEXT = Kind("a text", lambda x: isinstance(x, str) and bool(x))
 ANY_TEXT = Kind("a text", lambda x: isinstance(x, str))  # rows kept elsewhere may have no commit
@@ -57,6 +58,7 @@ ROWS = Kind(
     lambda x: isinstance(x, dict) and bool(x) and all(map(_times, x.values())),
 )
 CASE = Kind(f"of {', '.join(CASES)}", lambda x: x in CASES)
+OPERATION = Kind(f"of {', '.join(OPERATIONS)}", lambda x: x in OPERATIONS)
 SPEED = _side("tokens_a_second")
 STEP = _side("seconds", "rollout", "tokens_a_second", "before_mib", "peak_mib")
 
@@ -65,7 +67,7 @@ _TORCH = {**_PROCESSOR, "isa": TEXT, "torch": TEXT}
 FORMS = {
     "cpu.jsonl": Form({**_TORCH, "group": TEXT}, {"ms": ROWS, "left_out": TEXT}),
     "peers_cpu.jsonl": Form(
-        {**_TORCH, "op": TEXT, "size": TEXT, "row": TEXT}, {"ms": TIMES, "absent": TEXT}
+        {**_TORCH, "op": OPERATION, "size": TEXT, "row": TEXT}, {"ms": TIMES, "absent": TEXT}
     ),
     "memory.jsonl": Form({**_TORCH, "row": TEXT, "tokens": WHOLE, "extra_mib": NUMBER}),
     "end_to_end.jsonl": Form(

@@ -116,7 +116,15 @@ def test_a_broken_line_of_any_file_is_a_sentence_and_no_page(name, tmp_path):
         readme.short(tmp_path), page.numbers(tmp_path), instructions.committed(path)
 
 
+def test_peers_without_a_row_of_ours_are_a_sentence(tmp_path):
+    rows = [x for x in report.records(report.RESULTS / beside_peers.PEERS) if x["row"] != "rlkern"]
+    report.write(rows, tmp_path / beside_peers.PEERS)
+    with pytest.raises(ValueError, match=f"{beside_peers.PEERS} must have a row of rlkern for "):
+        page.numbers(tmp_path)
+
+
 def test_the_page_knows_every_case_and_every_file():
+    assert list(beside_peers.WORK) == list(beside_peers.SIZES) == list(fields.OPERATIONS)
     assert list(steps.GOALS) == list(fields.CASES) == list(end_to_end.WORK)
     assert {page.CPU, page.STEPS, page.MEMORY, beside_peers.PEERS} < fields.FORMS.keys()
     assert [path.name for path in page.gpu_files(report.RESULTS)] == ["nvidia_h200.jsonl"]
