@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cpu_peers, report
+from benchmarks import cpu_peers, processes, report
 from benchmarks.slower import called
 from benchmarks.tables import markdown, ms_of, times_of
 from rlkern import integrations
@@ -230,4 +230,4 @@ def missing(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | N
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(processes.stoppable(main))

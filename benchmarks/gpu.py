@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 import rlkern
-from benchmarks import report
+from benchmarks import processes, report
 from benchmarks.gpu_rows import GOALS, SMALL, Group, Row, groups, python_calls, python_us
 from benchmarks.report import RESULTS, machine
 
@@ -212,4 +212,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(processes.stoppable(main))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from benchmarks import report
+from benchmarks import processes, report
 from rlkern.runs.files import write_text
 from rlkern.testing import aot
 from rlkern.testing.sass import Loop, disassembled, loops
@@ -221,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(processes.stoppable(main))

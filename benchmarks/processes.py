@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process of its own measured, or in a sentence why there is nothing of it."""
+"""Processes that measure: what one of its own found, or in a sentence why there is nothing of it,
+and how a program ends that is stopped."""
 
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,15 @@ def said(words: Sequence[str], given: str = "", variables: Mapping[str, str] | N
         last = done.stdout.strip()[-80:]
         why = f"must print a line of JSON last, got {last!r}"
         raise RuntimeError(_failed(words, why, done.stderr)) from None
+
+
+def stoppable(main: Callable[[], int | None]) -> int:
+    """Returns the exit status of a program, in which Ctrl-C is a line: what was written stays."""
+    try:
+        return main() or 0
+    except KeyboardInterrupt:
+        print("stopped: what this run had not written yet is not on record", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _failed(words: Sequence[str], why: str, stderr: str) -> str:

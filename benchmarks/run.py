@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from benchmarks import bench_linear_policy_loss as linear
-from benchmarks import drift, promises, readme, report
+from benchmarks import drift, processes, promises, readme, report
 
 FOLDER = Path(__file__).parent
 JSON_FILE = FOLDER.parent / "build" / "benchmark.json"
@@ -237,4 +237,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(processes.stoppable(main))

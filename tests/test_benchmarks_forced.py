@@ -6,7 +6,10 @@ import importlib
 import json
 import re
 import runpy
+import signal
+import subprocess
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -230,3 +233,29 @@ def test_the_report_is_a_program_that_writes_the_documents(monkeypatch):
         warnings.simplefilter("ignore")  # it is imported already
         runpy.run_module("benchmarks.report", run_name="__main__")
     assert written == ["documents"]
+
+
+def test_a_program_that_is_stopped_says_so_in_a_line():
+    code = """
+        import sys, time
+        from benchmarks import memory, processes
+        def measured(*case):
+            print("it measures", flush=True)
+            time.sleep(60)
+        memory.measured, sys.argv = measured, ["memory", "--small"]
+        raise SystemExit(processes.stoppable(memory.main))
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(
+        words, cwd=processes.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout.readline() == "it measures\n"
+        program.send_signal(signal.SIGINT)
+        assert program.wait(30) == 130
+        assert program.stderr.read().startswith("stopped: ")
+
+
+@pytest.mark.parametrize("name", sorted({*programs()} - {"passes", "readme", "report", "trace"}))
+def test_every_program_that_takes_minutes_can_be_stopped(name):
+    text = (Path(report.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    assert text.endswith("    raise SystemExit(processes.stoppable(main))\n")
