@@ -157,7 +157,7 @@ def test_a_row_has_the_same_bytes_to_move_on_a_processor_and_on_a_gpu():
     inputs.group = "g"
     rows = gpu_rows.our_rows(inputs) | gpu_rows.other_rows(inputs, "eager")
     tests = {x.removeprefix("test_") for x in vars(bench_policy_loss) if x.startswith("test_")}
-    for name in tests - {"memcpy_of_the_logits"}:
+    for name in tests - {"memcpy_of_the_logits", "what_is_timed_is_right"}:
         benchmark = Untimed()
         getattr(bench_policy_loss, f"test_{name}")(benchmark, inputs)
         assert 1e9 * benchmark.extra_info["work"] == rows[SAME_WORK.get(name, name)].bytes, name

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes a committed row, and what does not."""
 
+import importlib
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import drift, promises, report, run
+import rlkern
+from benchmarks import bench_scans, drift, promises, report, run
 from rlkern.testing.runs import RUNS
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
@@ -257,3 +260,31 @@ def git_in(folder):
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
     return git
+
+
+@pytest.mark.parametrize("stem", run.stems())
+def test_every_file_looks_at_the_results_that_it_times(stem):
+    module = importlib.import_module(f"benchmarks.bench_{stem}")
+    checks = [x for x in vars(module) if x.startswith("test_") and x.endswith("_right")]
+    assert checks
+
+
+def test_what_is_wrong_at_the_size_that_is_timed_fails_the_run(monkeypatch):
+    gae = rlkern.gae
+    rows = torch.randn(2, 8, 16)
+    values = ("8x16", *rows, torch.ones(8, 16, dtype=torch.bool))
+    bench_scans.test_what_is_timed_is_right(values)
+
+    def off(*rows, **options):
+        advantage, target = gae(*rows, **options)
+        return advantage, target + 0.01
+
+    monkeypatch.setattr(rlkern, "gae", off)
+    with pytest.raises(AssertionError, match="not close"):
+        bench_scans.test_what_is_timed_is_right(values)
+
+
+def test_a_file_that_fails_fails_the_run(bench, capsys):
+    start, path = bench
+    assert start(None) == (1, 0) and not path.exists()
+    assert "FAILED, so not timed: preference" in capsys.readouterr().err
