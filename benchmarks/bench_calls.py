@@ -57,6 +57,16 @@ def time_td(benchmark, size: str, loss_function) -> None:
 
 
 @every_size
+def test_what_is_timed_is_right(size):
+    """The tests before a run have other sizes: what is wrong at these would have a time."""
+    transitions, found = Transitions(*SIZES[size]), []
+    for loss in (lambda *x: rlkern.td_loss(*x).loss, baselines.eager_td_loss):
+        transitions.learn(loss)
+        found.append(transitions.q.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6 * found[1].abs().max().item())
+
+
+@every_size
 def test_rlkern_policy_loss(benchmark, size):
     time_policy(benchmark, size, lambda inputs: inputs.fused(inplace=False))
 

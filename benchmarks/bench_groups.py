@@ -52,6 +52,14 @@ def measure(benchmark, operation: str, name: str, call, rounds: int = 30) -> Non
     benchmark.pedantic(call, rounds=1 if SMOKE else rounds, warmup_rounds=min(rounds, 3))
 
 
+def test_what_is_timed_is_right(group):
+    """The tests before a run have other sizes: what is wrong at these would have a time."""
+    _, ids = group
+    advantage = rlkern.group_advantage(REWARD, ids)
+    torch.testing.assert_close(advantage, python_loop_advantage(REWARD, ids), rtol=1e-4, atol=1e-5)
+    assert torch.equal(sampling.mixed_groups(REWARD, ids), python_loop_mixed(REWARD, ids))
+
+
 def test_rlkern(benchmark, group):
     name, ids = group
     measure(benchmark, "group_advantage", name, lambda: rlkern.group_advantage(REWARD, ids))

@@ -46,22 +46,25 @@ class LinearInputs(shared.LinearInputs):
         """Returns what the baselines are given beside the logits."""
         return self.token, self.advantage, self.weight, self.old, self.ref
 
-    def differentiate(self, loss: Tensor, frozen: bool = False) -> None:
-        """Makes the gradient of the hidden states, and of the head unless it is frozen."""
-        torch.autograd.grad(loss, [self.hidden] if frozen else [self.hidden, self.head])
+    def differentiate(self, loss: Tensor, frozen: bool = False) -> Tensor:
+        """Makes the gradient of the head unless it is frozen; returns that of the hidden states."""
+        gradient, *_ = torch.autograd.grad(
+            loss, [self.hidden] if frozen else [self.hidden, self.head]
+        )
+        return gradient
 
-    def fused(self, frozen: bool = False) -> None:
-        """Runs rlkern's loss and gradients."""
+    def fused(self, frozen: bool = False) -> Tensor:
+        """Runs rlkern's loss and gradients; returns that of the hidden states."""
         head = self.head.detach() if frozen else self.head
         loss = rlkern.linear_policy_loss(
             self.hidden, head, self.token, self.advantage, self.mask, old_logprob=self.old,
             ref_logprob=self.ref, weight=self.weight, **GRPO,
         ).loss  # fmt: skip
-        self.differentiate(loss, frozen)
+        return self.differentiate(loss, frozen)
 
-    def by_logits(self, loss_function: Callable[..., Tensor]) -> None:
-        """Runs a baseline that stores the logits."""
-        self.differentiate(loss_function(self.hidden, self.head, *self.rows))
+    def by_logits(self, loss_function: Callable[..., Tensor]) -> Tensor:
+        """Runs a baseline that stores the logits, as `fused` does rlkern's loss."""
+        return self.differentiate(loss_function(self.hidden, self.head, *self.rows))
 
 
 def eager_loss(hidden: Tensor, head: Tensor, *rows: Tensor) -> Tensor:
@@ -119,6 +122,15 @@ def measure(benchmark, inputs: LinearInputs, function, products: int = 3) -> Non
     function()
     rounds = min(max(int(SECONDS / (time.perf_counter() - started)), 3), 9)
     benchmark.pedantic(function, rounds=1 if SMOKE else rounds)
+
+
+@every_row
+def test_what_is_timed_is_right(inputs):
+    """The tests before a run have other sizes: what is wrong at these would have a time."""
+    expected = inputs.by_logits(eager_loss)
+    off = 1e-4 if expected.dtype == torch.float32 else 2e-2
+    atol = off * expected.abs().max().item()
+    torch.testing.assert_close(inputs.fused(), expected, rtol=off, atol=atol)
 
 
 @main_rows

@@ -51,6 +51,24 @@ def values(request):
     return f"value_loss {request.param}", value.requires_grad_(), old, target, mask, weight
 
 
+def agree(function, other, leaves):
+    """Fails if two losses or their gradients differ by more than float32 sums do."""
+    found = []
+    for loss in (function, other):
+        value = loss()
+        found.append((value.detach(), *torch.autograd.grad(value, leaves)))
+    for x, y in zip(*found, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5 * y.abs().max().item())
+
+
+def test_the_value_loss_that_is_timed_is_right(values):
+    _, value, old, target, mask, weight = values
+    agree(
+        lambda: rlkern.value_loss(value, old, target, mask, weight=weight).loss,
+        lambda: eager_value_loss(value, old, target, weight)[0], [value],
+    )  # fmt: skip
+
+
 def test_rlkern_value_loss(benchmark, values):
     group, value, old, target, mask, weight = values
     loss = lambda: rlkern.value_loss(value, old, target, mask, weight=weight).loss  # noqa: E731
@@ -82,6 +100,12 @@ def eager_preference_loss(chosen, rejected, ref_chosen, ref_rejected):
         x, y = 0.1 * h, 0.1 * g
         metrics = (x.mean(), y.mean(), (x - y).mean(), (x > y).float().mean())
         return loss, *metrics, chosen.mean(), rejected.mean()
+
+
+def test_the_preference_loss_that_is_timed_is_right(pairs):
+    _, rows = pairs
+    ours = lambda: rlkern.preference_loss(*rows).loss  # noqa: E731
+    agree(ours, lambda: eager_preference_loss(*rows)[0], rows[:2])
 
 
 def test_rlkern_preference_loss(benchmark, pairs):

@@ -37,6 +37,23 @@ def time(benchmark, values, run, rounds=20, kind="gae"):
     benchmark.pedantic(run, rounds=rounds, warmup_rounds=2, iterations=10 if small else 1)
 
 
+def check(found, expected):
+    """Fails if results differ from float64 by more than sweeps in float32 can."""
+    for x, exact in zip(found, expected, strict=True):
+        atol = 1e-5 * exact.abs().max().item()
+        torch.testing.assert_close(x, exact.to(x.dtype), rtol=1e-4, atol=atol)
+
+
+def test_what_is_timed_is_right(values):
+    """The tests before a run have other sizes: what is wrong at these would have a time."""
+    _, reward, value, mask = values
+    double = (reward.double(), value.double())
+    exact = reference.gae(*double, mask, NUMBERS)
+    check(rlkern.gae(reward, value, mask, discount=0.99, gae_lambda=0.95), exact)
+    scanned = reference.reverse_scan(*double)
+    check([rlkern.reverse_scan(reward, value)], [scanned])
+
+
 def test_memcpy_of_the_bytes_moved(benchmark, values):
     source = torch.ones(max(values[1].numel() * GAE_BYTES // 2, 1), dtype=torch.uint8)
     target = torch.ones_like(source)

@@ -13,20 +13,18 @@ not committed, nor where a project on record cannot be imported.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
-from benchmarks import cpu_peers, report
+from benchmarks import cpu_peers, processes, report
 from benchmarks.slower import called
 from benchmarks.tables import markdown, ms_of, times_of
 from rlkern import integrations
-from rlkern.runs.files import write_text
 from rlkern.testing.timed_inputs import Inputs, LinearInputs
 
 # {operation: what every call of it computes}
@@ -112,13 +110,13 @@ def in_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, repo
 def measured(operation: str, smoke: bool) -> tuple[list[dict[str, Any]], bool]:
     """Returns the rows of an operation, and whether all that ran agreed with rlkern."""
     size, small = SIZES[operation]
-    absent: dict[str, str] = {}
-    wrong = disagreements(calls_of(operation, small, absent))
-    calls = calls_of(operation, small if smoke else size, absent)
+    lost: dict[str, str] = {}
+    wrong = disagreements(calls_of(operation, small, lost))
+    calls = calls_of(operation, small if smoke else size, lost)
     times = in_turns({k: x for k, x in calls.items() if k not in wrong}, 2 if smoke else ROUNDS)
     about = {"op": operation, "size": " × ".join(map(str, small if smoke else size))}
     rows = [{**about, "row": name, "ms": [round(x, 4) for x in t]} for name, t in times.items()]
-    rows += [{**about, "row": name, "absent": why} for name, why in {**absent, **wrong}.items()]
+    rows += [{**about, "row": name, "absent": why} for name, why in {**lost, **wrong}.items()]
     return rows, not wrong
 
 
@@ -130,6 +128,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     | x | 3 (2.5–3.5) | 1.50 |
     """
     times = {x["row"]: report.Timing(*x["ms"]) for x in rows if "ms" in x}
+    if "rlkern" not in times:
+        raise ValueError(f"{PEERS} must have a row of rlkern for {rows[0]['op']}, got none")
     ours = times["rlkern"].median
     lines = [[name, ms_of(t), times_of(t.median / ours)] for name, t in times.items()]
     lines += [[x["row"], x["absent"], ""] for x in rows if "absent" in x]
@@ -169,13 +169,18 @@ def main() -> int:
         before = report.records(report.RESULTS / PEERS)
     except ValueError as error:
         parser.error(str(error))
-    if not given.smoke and (why := report.forced()):
-        parser.error(why)
+    where, rows, right = report.machine(), list[dict[str, Any]](), True
+    if not given.smoke and (why := report.forced() or report.refusal(where)):
+        print(f"{why}, or ask for --smoke", file=sys.stderr)
+        return 1
     os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"  # of which rlkern is one
     if given.smoke:
         cpu_peers.SMOKE = True
-    where, rows, right = report.machine(), list[dict[str, Any]](), True
-    for operation in given.operation or SIZES:
+    operations = given.operation or list(SIZES)
+    if not given.smoke and (why := missing(absent(operations, where), before)):
+        print(why, file=sys.stderr)
+        return 1
+    for operation in operations:
         found, agreed = measured(operation, given.smoke)
         right &= agreed
         rows += found
@@ -184,15 +189,21 @@ def main() -> int:
     if given.smoke:
         return int(not right)
     rows = [{**where, **row} for row in rows]
-    if why := report.refusal(where) or missing(rows, before):
-        print(why, file=sys.stderr)
-        return 1
     measured_ = {row["op"] for row in rows}
     kept = [x for x in before
             if not (report.same_machine(x, rows[0]) and x["op"] in measured_)]  # fmt: skip
-    lines = "".join(json.dumps(x) + "\n" for x in [*kept, *rows])
-    write_text(report.RESULTS / PEERS, lines)
+    report.write([*kept, *rows], report.RESULTS / PEERS)
     return int(not right)
+
+
+def absent(operations: Iterable[str], where: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Returns a row for each project that an operation cannot be compared with here."""
+    rows = list[dict[str, Any]]()
+    for operation in operations:
+        found = dict[str, str]()
+        calls_of(operation, SIZES[operation][1], found)
+        rows += [{**where, "op": operation, "row": x, "absent": why} for x, why in found.items()]
+    return rows
 
 
 def missing(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | None:
@@ -219,4 +230,4 @@ def missing(rows: list[dict[str, Any]], before: list[dict[str, Any]]) -> str | N
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(processes.stoppable(main))

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 import rlkern
+from benchmarks import processes
 from benchmarks.bench_calls import SIZES, Transitions
 from rlkern.testing import baselines
 from rlkern.testing.timed_inputs import Inputs
@@ -87,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(processes.stoppable(main))

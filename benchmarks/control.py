@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import control_page
+from benchmarks import control_page, processes
 from rlkern.control.settings import RESUMABLE, of
 from rlkern.runs.logs import read_metrics
 from rlkern.runs.settings.yaml_file import read
@@ -162,4 +162,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(processes.stoppable(main))

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report
+from benchmarks import processes, report
 from benchmarks.end_to_end_trl import Clock, memory
 from rlkern.doctor import processor
 
@@ -40,6 +40,8 @@ STEPS = {"wide": (16, 16, 4), "short": (4, 16, 4), "long": (4, 4, 128)}
 # Sampling alone; whether a token in twenty, beside the end of text, ends an answer.
 SAMPLING = {"generate": False, "ends": True}
 _ENDS = 20
+# {what a clock counts: the tokens in one of it}
+SPEEDS = {"seconds": "tokens_a_second", "cpu": "tokens_a_cpu_second"}
 
 
 def settings_of(own: dict[str, Any], without: tuple[str, ...] = ()) -> Any:
@@ -162,7 +164,7 @@ def sampling(job: dict[str, Any]) -> dict[str, Any]:
             clock = Clock()
             tokens = run()
             took = clock.lap()
-            speeds[who].append({key: tokens / x for key, x in took.items()})
+            speeds[who].append({SPEEDS[key]: tokens / x for key, x in took.items()})
     return {who: found[1:] for who, found in speeds.items()}
 
 
@@ -173,16 +175,11 @@ WORK: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def child(words: list[str], job: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a process of its own printed last; Raises RuntimeError if it failed."""
+    """Returns what a process of its own measured of a job."""
     threads = str(job["threads"])
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    variables = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
-    done = subprocess.run(
-        words, input=json.dumps(job), capture_output=True, text=True, cwd=ROOT, env=variables
-    )
-    if done.returncode:
-        raise RuntimeError(f"{words[0]}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    variables = {"OMP_NUM_THREADS": threads, "PYTHONPATH": path}
+    return processes.said(words, json.dumps(job), variables)
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -204,12 +201,12 @@ def compared(case: str, given: argparse.Namespace) -> dict[str, Any]:
         sides = {
             who: {
                 key: round(statistics.median(x[key] for run in runs for x in run[who]), 2)
-                for key in ("seconds", "cpu")
+                for key in SPEEDS.values()
             }
             for who in ("rlkern", "generate")
         }
-        ratios = {key: sides["rlkern"][key] / sides["generate"][key] for key in ("seconds", "cpu")}
-        return {**sides, "ratio": ratios["seconds"], "cpu_ratio": ratios["cpu"]}
+        wall, cpu = (sides["rlkern"][key] / sides["generate"][key] for key in SPEEDS.values())
+        return {**sides, "ratio": wall, "cpu_ratio": cpu}
     theirs = [given.peer, "-m", "benchmarks.end_to_end_trl"]
     found: dict[str, list[dict[str, Any]]] = {"rlkern": [], "trl": []}
     for _ in range(given.rounds):
@@ -267,6 +264,10 @@ def main() -> int:
     if not given.dry and (why := report.forced() or report.refusal(report.machine())):
         print(f"{why}, or ask for --dry", file=sys.stderr)
         return 1
+    try:
+        report.records(RECORDS)  # a line that was cut off is said before hours of measuring
+    except ValueError as error:
+        parser.error(str(error))
     for case in cases:
         try:
             line = record(case, given, compared(case, given))
@@ -278,11 +279,9 @@ def main() -> int:
             print(why, file=sys.stderr)
             return 1
         if not given.dry:
-            RECORDS.parent.mkdir(parents=True, exist_ok=True)
-            with RECORDS.open("a") as out:
-                out.write(json.dumps(line) + "\n")
+            report.write([*report.records(RECORDS), line], RECORDS)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(processes.stoppable(main))

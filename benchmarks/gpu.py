@@ -10,7 +10,6 @@ Each row is written to the results as soon as it is measured: a run that is cut 
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 import rlkern
+from benchmarks import processes, report
 from benchmarks.gpu_rows import GOALS, SMALL, Group, Row, groups, python_calls, python_us
 from benchmarks.report import RESULTS, machine
 
@@ -193,17 +193,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{device.name}, bfloat16; policy_loss is served by {server}")
     name = "smoke" if given.smoke else device.name.lower().replace(" ", "_")
     where = {**machine(), "device": device.name}
-    given.results.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    with (given.results / f"{name}.jsonl").open("a") as file:
-        for record in measure_all(given.part, device, given.smoke):
-            print(line(record), flush=True)
-            file.write(json.dumps({**where, **record}) + "\n")
-            file.flush()
-            failed += "error" in record
+    path, failed = given.results / f"{name}.jsonl", 0
+    if not given.smoke and (why := report.forced() or report.refusal(where)):
+        if given.results.resolve() == RESULTS.resolve():
+            raise SystemExit(f"{why}, or name another folder with --results (OUT of make gpu)")
+        print(why.replace("not recorded", "of these rows there can be no record"), flush=True)
+    try:
+        lines = report.records(path)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    for record in measure_all(given.part, device, given.smoke):
+        print(line(record), flush=True)
+        lines.append({**where, **record})
+        report.write(lines, path)  # at once: such a machine may end at any time
+        failed += "error" in record
     if failed:
         raise SystemExit(f"{failed} rows could not run here")
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(processes.stoppable(main))

@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 
+from benchmarks import processes
 from benchmarks.gpu import Device, median_ms
 from benchmarks.gpu_rows import Group, our_rows
 from rlkern.backends.triton import _rows
@@ -71,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(processes.stoppable(main))

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from benchmarks import processes, report
+from rlkern.runs.files import write_text
 from rlkern.testing import aot
 from rlkern.testing.sass import Loop, disassembled, loops
 
@@ -148,8 +150,7 @@ def key(row: dict) -> tuple:
 
 def committed(path: Path = RESULTS) -> dict[tuple, dict]:
     """Returns the committed rows by what they are of."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {key(row): row for row in map(json.loads, lines)}
+    return {key(row): row for row in report.records(path)}
 
 
 def bounds(rows: Iterable[dict]) -> Iterator[str]:
@@ -196,9 +197,14 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
+    if unknown := set(arguments.targets) - set(TARGETS):
+        parser.error(f"targets must be of {', '.join(TARGETS)}, got {', '.join(sorted(unknown))}")
+    try:
+        before = committed()
+    except ValueError as error:
+        parser.error(str(error))
     rows = [row for target in arguments.targets for row in count(target)]
     print("\n".join(map(line_of, rows)))
-    before = committed()
     if arguments.check:
         wrong = differences(rows, before)
         print(
@@ -211,8 +217,8 @@ def main() -> None:
     measured = {(row["triton"], row["target"]) for row in rows}
     kept = [r for r in before.values() if (r["triton"], r["target"]) not in measured]
     text = "".join(json.dumps(row) + "\n" for row in sorted([*kept, *rows], key=key))
-    RESULTS.write_text(text)
+    write_text(RESULTS, text)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(processes.stoppable(main))

@@ -11,15 +11,13 @@ forgets a peak on request.
 """
 
 import argparse
-import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from benchmarks import readme, report
+from benchmarks import processes, readme, report
 from benchmarks.page import MEMORY
 
 TOKENS, SMALL = (64, 128, 256, 512, 1024), (8, 16)
@@ -51,10 +49,8 @@ def extra_mib(row: str, tokens: int, small: bool) -> float:
 def measured(row: str, tokens: int, small: bool) -> dict[str, object]:
     """Returns a row of the results."""
     command = [sys.executable, "-m", "benchmarks.memory", "--one", row, str(tokens)]
-    done = subprocess.run(
-        command + ["--small"] * small, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return {"row": row, "tokens": tokens, "extra_mib": round(json.loads(done.stdout), 1)}
+    found = processes.said(command + ["--small"] * small)
+    return {"row": row, "tokens": tokens, "extra_mib": round(found, 1)}
 
 
 def main() -> int:
@@ -67,23 +63,27 @@ def main() -> int:
         row, tokens = given.one
         print(extra_mib(row, int(tokens), given.small))
         return 0
-    if not given.small and (why := report.forced()):
-        parser.error(why)
     where, lines = report.machine(), []
+    if not given.small and (why := report.forced() or report.refusal(where)):
+        print(f"{why}, or ask for --small", file=sys.stderr)
+        return 1
     for tokens in SMALL if given.small else TOKENS:
         for row in ROWS:
-            lines.append(measured(row, tokens, given.small))
+            try:
+                lines.append(measured(row, tokens, given.small))
+            except RuntimeError as error:
+                print(f"{row}, {tokens} tokens: {error}", file=sys.stderr)
+                return 1
             print(lines[-1], flush=True)
     if given.small:
         return 0
-    if why := report.refusal(where):
-        print(why, file=sys.stderr)
-        return 1
-    text = "".join(json.dumps({**where, **line}) + "\n" for line in lines)
-    (report.RESULTS / MEMORY).write_text(text)
-    readme.write()
+    report.write([{**where, **line} for line in lines], report.RESULTS / MEMORY)
+    try:
+        readme.write()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(processes.stoppable(main))

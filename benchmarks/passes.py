@@ -8,6 +8,7 @@ Of the three passes of policy_loss over rows of several blocks the second read f
 what other rows have left of it there: between two and three passes reach the memory (LOG.md).
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -122,6 +123,7 @@ def rows() -> Iterator[Row]:
 
 def main() -> None:
     """Prints the table; exits with 1 if a kernel moves something else than it should."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     columns = ("kernel", "bytes loaded", "bytes stored", "passes", "expected")
     print("{:<40} {:>13} {:>13} {:>8} {:>9}".format(*columns))
     agree = True

@@ -7,6 +7,9 @@ from typing import NamedTuple
 from benchmarks.report import Times, ceiling
 from benchmarks.rivals import pair
 
+# What p20 and p80 leave of a ratio at least, the ratio of the medians, and at most.
+Spread = tuple[float, float, float]
+
 
 class Check(NamedTuple):
     """A ratio of two rows of a group, and what it is to be.
@@ -27,7 +30,7 @@ class Check(NamedTuple):
         spread = self.spread(times)
         return None if spread is None else spread[1]
 
-    def spread(self, times: Times) -> tuple[float, float, float] | None:
+    def spread(self, times: Times) -> Spread | None:
         """Returns the least and the largest ratio that p20 and p80 leave, the median's between."""
         rows = times.get(self.group, {})
         if self.above not in rows or self.below not in rows:
@@ -194,7 +197,7 @@ def doubtful(times: Times, before: Times) -> list[str]:
 
 
 def _worse(
-    times: Times, before: Times, word: str, at: Callable[[Check, tuple[float, float, float]], float]
+    times: Times, before: Times, word: str, at: Callable[[Check, Spread], float]
 ) -> dict[str, list[str]]:
     """Returns {group: lines} of the ratios that are at this point outside the spread on record."""
     found: dict[str, list[str]] = {}
@@ -204,31 +207,35 @@ def _worse(
             continue
         x = at(check, now)
         if x > then[2] if check.sign == "<=" else x < then[0]:
-            found.setdefault(check.group, []).append(
-                f"{word:<16}{check.group}: {check.above} / {check.below} = {_three(now)},"
-                f" on record {_three(then)}"
-            )
+            found.setdefault(check.group, []).append(line(word, check, now, "on record", then))
     return {group: list(dict.fromkeys(lines)) for group, lines in found.items()}
 
 
-def gone(times: Times, before: Times, groups: Iterable[str]) -> list[str]:
-    """Returns a line for each group with rows on record that this run did not time: no ratio of
-    theirs is held to anything, and the record loses them.
+def line(word: str, check: Check, now: Spread, when: str, then: Spread) -> str:
+    """Returns what a ratio was, and is."""
+    ratio = f"{check.above} / {check.below}"
+    return f"{word:<16}{check.group}: {ratio} = {_three(now)}, {when} {_three(then)}"
+
+
+def gone(times: Times, before: Times, groups: Iterable[str]) -> dict[str, str]:
+    """Returns {group: a line} for each with rows on record that this run did not time: no ratio of
+    theirs would be held to anything.
 
     groups  those that the run was asked for
 
     >>> from benchmarks.report import Timing
     >>> one = Timing(1, 1, 1, 1)
     >>> gone({"g": {"a": one}}, {"g": {"a": one, "b": one}, "h": {"c": one}}, ["g"])
-    ['GONE            g: b']
+    {'g': 'GONE            g: b'}
     """
     lost = {group: before[group].keys() - times.get(group, {}).keys() for group in groups}
-    return [
-        f"GONE{'':<12}{group}: {', '.join(sorted(rows))}" for group, rows in lost.items() if rows
-    ]
+    return {
+        group: f"GONE{'':<12}{group}: {', '.join(sorted(rows))}"
+        for group, rows in lost.items() if rows
+    }  # fmt: skip
 
 
-def _three(spread: tuple[float, float, float]) -> str:
+def _three(spread: Spread) -> str:
     low, middle, high = spread
     return f"{middle:.3g} ({low:.3g}–{high:.3g})"
 

@@ -7,11 +7,13 @@ What stands between the two marks comes from benchmarks/results/*.jsonl and from
 page has a table for each question, README.md a short one and a plot.
 """
 
+import argparse
 from pathlib import Path
 
 from benchmarks import page, report
 from benchmarks.page import CPU, gpu_files, last_run, latest
 from benchmarks.tables import IN_PLACE, markdown, number
+from rlkern.runs.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PAGE = ROOT / "README.md", ROOT / "docs/benchmarks.md"
@@ -80,13 +82,19 @@ def written(text: str, block: str) -> str:
 def write() -> None:
     """Rewrites docs/benchmarks.md with its plots, and README.md."""
     for path, block in ((PAGE, page.numbers()), (README, short())):
-        path.write_text(written(path.read_text(encoding="utf-8"), block), encoding="utf-8")
+        write_text(path, written(path.read_text(encoding="utf-8"), block))
     for plot in page.drawn().values():
         plot.write(page.PICTURES)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the documents from the rows on record."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     try:
         write()
     except ValueError as error:
         raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns pytest-benchmark's file into the table of ratios and the committed rows.
-
+"""Turns pytest-benchmark's file into the table of ratios and the committed rows; as a program it
+writes the documents from those.
 A time is the median of its rounds; beside it stand the fastest round, and between what a fifth and
 four fifths of the rounds lie.
 """
 
+import importlib
 import json
 import os
 import statistics
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 import rlkern
+from benchmarks import fields
 from rlkern.doctor import processor
 from rlkern.runs.files import write_text
 
@@ -141,7 +143,7 @@ def table(times: Times) -> str:
         for name, t in rows.items():
             spread = f"({t.p20:.3f}–{t.p80:.3f}, fastest {t.fastest:.3f})"
             lines.append(
-                f"  {name:<28}{t.median:>11.3f} ms{t.median / unit.median:>9.2f} x  {spread}"
+                f"  {name:<30}{t.median:>11.3f} ms{t.median / unit.median:>9.2f} x  {spread}"
                 f"{rate(group, t, rows)}"
             )
     return "\n".join(lines)
@@ -202,8 +204,12 @@ IDENTITY = ("cpu", "threads", "isa")
 
 
 def records(path: Path) -> list[dict]:
-    """Returns the lines of a results file."""
-    return _lines(path.read_text(), path) if path.is_file() else []
+    """Returns the lines of a results file, none if it is not there. Raises ValueError if a line
+    does not hold what it must, or there is none."""
+    found = _lines(path.read_text(encoding="utf-8"), path) if path.is_file() else []
+    if path.is_file() and not found:
+        raise ValueError(f"{path.name} must have a line at least, got an empty file{_CUT_OFF}")
+    return found
 
 
 def committed(path: Path) -> list[dict]:
@@ -215,24 +221,26 @@ def committed(path: Path) -> list[dict]:
     return _lines(git("show", f"HEAD:./{path.relative_to(RESULTS.parent).as_posix()}"), path)
 
 
+_CUT_OFF = ": a run that was cut off may have left it, and git has the whole file"
+
+
 def _lines(text: str, path: Path) -> list[dict]:
-    found = []
+    found = list[dict]()
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            found.append(_object(line))
-        except ValueError as error:
-            raise ValueError(
-                f"{path.name}, line {number} must be a JSON object, got {line[:40]!r}: a run that "
-                "was cut off may have left it, and git has the whole file"
-            ) from error
+            found.append(json.loads(line))
+            why = fields.problem(found[-1], path.name)
+        except ValueError:
+            why = f"must be a JSON object, got {line[:40]!r}{_CUT_OFF}"
+        if why:
+            raise ValueError(f"{path.name}, line {number} {why}")
     return found
 
 
-def _object(line: str) -> dict:
-    found = json.loads(line)
-    if not isinstance(found, dict):
-        raise ValueError
-    return found
+def write(lines: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Writes a results file, all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def same_machine(a: dict, b: dict) -> bool:
@@ -257,8 +265,8 @@ def on_record(lines: list[dict], where: dict[str, object]) -> Times:
 
 def left_out(path: Path, where: dict[str, object]) -> dict[str, str]:
     """Returns {group: why a machine did not time it}."""
-    lines = [x for x in records(path) if same_machine(x, where)]
-    return {x["group"]: x["left_out"] for x in lines if "left_out" in x}
+    own = (x for x in records(path) if same_machine(x, where) and "left_out" in x)
+    return {x["group"]: x["left_out"] for x in own}
 
 
 def record(
@@ -274,7 +282,6 @@ def record(
     """
     if why := refusal(where):
         raise ValueError(why)
-
     spared = spared or {}
 
     def replaced(old: dict) -> bool:
@@ -285,5 +292,9 @@ def record(
         rounded = {name: [round(x, 6) for x in t] for name, t in rows.items()}
         lines.append({**where, "group": group, "ms": rounded})
     lines += [{**where, "group": group, "left_out": why} for group, why in spared.items()]
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    if lines:  # else nothing was kept, of a machine that had nothing
+        write(lines, path)
+
+
+if __name__ == "__main__":
+    importlib.import_module("benchmarks.readme").main()

@@ -9,8 +9,10 @@ written from there. Rows of other processors stay beside them. It fails if a pro
 if a ratio of ours to somebody else's, or to the ceiling, is worse than the same kind of machine has
 in the committed rows by more than both their spreads. What seems so is first timed again, twice at
 most, in processes of their own, since one process says little of the next; the groups in which it
-still is so are not recorded, the others are. Who means it removes the old rows. Where the spread of
-this run alone hides that its median fell, a line says that it is in doubt.
+still is so are not recorded, the others are. A run of all files fails alike where it did not time a
+row that is on record. Who means it removes the old rows. Where the spread of this run alone hides
+that its median fell, a line says that it is in doubt; one that has drifted is worse than in the
+best committed run (benchmarks/drift.py).
 """
 
 import argparse
@@ -22,7 +24,7 @@ import time
 from pathlib import Path
 
 from benchmarks import bench_linear_policy_loss as linear
-from benchmarks import promises, readme, report
+from benchmarks import drift, processes, promises, readme, report
 
 FOLDER = Path(__file__).parent
 JSON_FILE = FOLDER.parent / "build" / "benchmark.json"
@@ -145,7 +147,10 @@ def fallen(
             break
         print("", *_flat(lines), f"timed again: {', '.join(stems)}", sep="\n", flush=True)
         for stem in stems:
-            parts[stem] += repeated(stem, "", 1) or []
+            more = repeated(stem, "", 1)
+            if more is None:  # what has fallen stays so
+                print(f"FAILED when it was timed again: {stem}", file=sys.stderr, flush=True)
+            parts[stem] += more or []
     return lines
 
 
@@ -201,12 +206,15 @@ def main(words: list[str] | None = None) -> int:
     spared = linear.left_out() if "linear_policy_loss" in chosen else {}
     apart = [f"left out        {group}: {why}" for group, why in spared.items()]
     if whole:
-        apart += promises.doubtful(times, known)
+        apart += promises.doubtful(times, known) + drift.lines(times, drift.past(path, where))
+    gone: dict[str, str] = {}
     if whole and not failed:  # of some files the groups that were timed, of all all on record
         groups = known.keys() & times.keys() if given.stem else known.keys() - spared.keys()
-        apart += promises.gone(times, known, sorted(groups))
-    print(report.table(times), "", *verdicts, *apart, "", *_flat(fell), sep="\n")
-    lost = bool(fell)
+        gone = promises.gone(times, known, sorted(groups))
+    print(report.table(times), "", *verdicts, *apart, *gone.values(), "", *_flat(fell), sep="\n")
+    if given.stem:  # a part of a file may be what was asked for
+        gone = {}
+    lost = bool(fell or gone)
     if not (times or failed or spared):
         lost = True
         print(f"nothing was timed: --select {given.select!r} picks none", file=sys.stderr)
@@ -214,9 +222,11 @@ def main(words: list[str] | None = None) -> int:
         print(f"FAILED, so not timed: {', '.join(sorted(failed))}", file=sys.stderr)
     if fell:  # what has fallen would be the record, and the next run would not see it
         print(f"not recorded, since they fell: {', '.join(fell)}", file=sys.stderr)
+    if gone:
+        print(f"not recorded, since rows are gone: {', '.join(gone)}", file=sys.stderr)
     if times and whole:
-        kept = {group: rows for group, rows in times.items() if group not in fell}
-        complete = not (given.stem or failed or fell)
+        kept = {group: rows for group, rows in times.items() if group not in fell | gone}
+        complete = not (given.stem or failed or fell or gone)
         try:
             report.record(kept, path, where, complete=complete, spared=spared)
             readme.write()
@@ -227,4 +237,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(processes.stoppable(main))

@@ -88,7 +88,7 @@ def table(records: list[dict]) -> str:
 def sampling(records: list[dict]) -> str:
     """Returns the tokens a second of sampling alone."""
     rows = [
-        [case, number(x["rlkern"]["seconds"]), number(x["generate"]["seconds"]), reached(x)]
+        [case, *(number(x[who]["tokens_a_second"]) for who in ("rlkern", "generate")), reached(x)]
         for case, x in latest(records).items() if "generate" in x
     ]  # fmt: skip
     head = ["case", "rlkern, tokens/s", "`model.generate`, tokens/s", "ratio"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of docs/benchmarks.md that come from the rows of processors."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from benchmarks import promises, report
@@ -148,6 +149,15 @@ def checks(times: report.Times) -> str:
     return markdown(head, cells)
 
 
+def by_number(group: str) -> list[str | int]:
+    """Returns what groups are sorted by: their sizes are numbers.
+
+    >>> sorted(["gae 512x4096", "gae 8x4096", "gae 8x512"], key=by_number)
+    ['gae 8x512', 'gae 8x4096', 'gae 512x4096']
+    """
+    return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", group)]
+
+
 def others(times: report.Times, pictures: dict[str, list[str]]) -> list[str]:
     """Returns a question and its table for each other operation: a line for each size, a column
     for each way.
@@ -155,7 +165,7 @@ def others(times: report.Times, pictures: dict[str, list[str]]) -> list[str]:
     pictures  {operation: its plots}
     """
     found: dict[str, dict[str, dict[str, report.Timing]]] = {}
-    for group, ms in sorted(times.items()):
+    for group, ms in sorted(times.items(), key=lambda item: by_number(item[0])):
         operation, _, size = group.partition(" ")
         if operation != "policy_loss":
             named = {name.replace("_", " "): x for name, x in ms.items()}

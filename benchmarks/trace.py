@@ -7,6 +7,7 @@ to another between two calls in a row, both also of the trainer alone, and which
 most.
 """
 
+import argparse
 import sys
 import tempfile
 from collections import Counter
@@ -79,6 +80,7 @@ def traced_step() -> Trace:
 
 def main() -> None:
     """Prints the counts, and the files that are entered most often from another one."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     trace = traced_step()
     print(f"{len(trace.calls)} calls of {len(set(trace.calls))} functions")
     print(f"{len(trace.files)} files, {len(trace.changes)} changes of file")

@@ -15,13 +15,14 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+
+from benchmarks import processes
 
 SIZES = ((4, 16, 4), (2, 8, 32))  # prompts, answers to each, tokens of an answer
 PATHS = ("TRL", "TRL with rlkern")
@@ -89,8 +90,7 @@ def measured(model: str, size: tuple[int, int, int], steps: int, path: str) -> d
     """Returns what `trained` does in a new process."""
     case = json.dumps([model, size, steps, path == PATHS[1]])
     command = [sys.executable, "-m", "benchmarks.trl_step", "--case", case]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return processes.said(command)
 
 
 def row(size: tuple[int, int, int], path: str, found: dict) -> str:
@@ -129,8 +129,12 @@ def main() -> None:
     print("| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|", flush=True)
     for size in SIZES:
         for path in PATHS:
-            print(row(size, path, measured(given.model, size, given.steps, path)), flush=True)
+            try:
+                found = measured(given.model, size, given.steps, path)
+            except RuntimeError as error:
+                raise SystemExit(str(error)) from error
+            print(row(size, path, found), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(processes.stoppable(main))

@@ -29,6 +29,32 @@ def test_the_gpu_benchmark_runs_small_on_any_machine(capsys, monkeypatch, tmp_pa
     assert all(f"\n{row} " in said for row in found)
 
 
+@pytest.mark.parametrize("commit", ("abc-dirty", ""))
+def test_rows_that_nobody_could_measure_again_are_kept_in_another_folder_alone(
+    commit, monkeypatch, capsys, tmp_path
+):
+    for name in report.FORCED:
+        monkeypatch.delenv(name, raising=False)
+    device = gpu.Device("cuda", "GPU")
+    monkeypatch.setattr(gpu.Device, "found", lambda: device)
+    monkeypatch.setattr(gpu.rlkern, "backend_name", lambda *_: "triton")
+    monkeypatch.setattr(gpu, "machine", lambda: {"date": "1", "commit": commit, "torch": "2"})
+    rows = [{"row": "x", "shape": [8], "ms": 1.0}]
+    monkeypatch.setattr(gpu, "measure_all", lambda *_: iter(rows))
+    with pytest.raises(SystemExit, match="not recorded: .*, or name another folder"):
+        gpu.main([])
+    for _ in range(2):
+        gpu.main(["--results", str(tmp_path)])
+    assert len(report.records(tmp_path / "gpu.jsonl")) == 2
+    assert "of these rows there can be no record" in capsys.readouterr().out
+
+
+def test_no_row_on_record_is_of_a_tree_that_no_commit_holds():
+    for path in report.RESULTS.glob("*.jsonl"):
+        if path.name != "instructions.jsonl":
+            assert [x for x in report.records(path) if report.refusal(x)] == []
+
+
 def test_a_profiler_is_given_one_row(capsys):
     gpu.main(["--smoke", "--once", "rlkern_gae"])
     with pytest.raises(SystemExit, match="--once must be a row of part 1, got 'gae'"):
@@ -131,7 +157,7 @@ def test_a_row_has_the_same_bytes_to_move_on_a_processor_and_on_a_gpu():
     inputs.group = "g"
     rows = gpu_rows.our_rows(inputs) | gpu_rows.other_rows(inputs, "eager")
     tests = {x.removeprefix("test_") for x in vars(bench_policy_loss) if x.startswith("test_")}
-    for name in tests - {"memcpy_of_the_logits"}:
+    for name in tests - {"memcpy_of_the_logits", "what_is_timed_is_right"}:
         benchmark = Untimed()
         getattr(bench_policy_loss, f"test_{name}")(benchmark, inputs)
         assert 1e9 * benchmark.extra_info["work"] == rows[SAME_WORK.get(name, name)].bytes, name

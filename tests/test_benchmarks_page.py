@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/benchmarks.md is made of rows: these tests make up small ones."""
 
+import argparse
 import json
 import re
 
@@ -11,7 +12,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks import bench_linear_policy_loss as bench_linear
-from benchmarks import beside_peers, models, page, plots, readme, report, rivals, slower, steps
+from benchmarks import (
+    beside_peers,
+    end_to_end,
+    models,
+    page,
+    plots,
+    readme,
+    report,
+    rivals,
+    slower,
+    steps,
+)
 from rlkern import integrations
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
@@ -47,13 +59,6 @@ def test_the_readme_shows_of_a_gpu_what_the_page_shows(tmp_path):
     (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(x) + "\n" for x in rows))
     assert "| GPU | GAE, 8 × 9 | 6.12 | – | – | – |" in readme.short(tmp_path)
     assert "8.25" not in page.numbers(tmp_path)
-
-
-def test_an_empty_file_of_results_has_nothing_to_show(tmp_path):
-    before = page.numbers(tmp_path)
-    for name in (page.CPU, page.STEPS, page.MEMORY, beside_peers.PEERS, "gpu.jsonl"):
-        (tmp_path / name).write_text("")
-    assert page.numbers(tmp_path) == before and readme.short(tmp_path)
 
 
 def test_what_a_processor_is_spared_is_on_the_page(tmp_path):
@@ -93,6 +98,19 @@ def test_a_step_is_told_by_part_and_a_slower_one_is_said():
     )
     assert second == "| short, float32 | trl | 5 | 2 | – | – | – | – | 3 | 9 | 800 | 7 | – |  |"
     assert steps.slower(records) == ["- whole steps, short, float32: TRL is faster (2.00 times)"]
+
+
+def test_tokens_a_second_have_that_name_from_the_clock_to_the_page(monkeypatch):
+    run = {who: [dict.fromkeys(end_to_end.SPEEDS.values(), x)]
+           for who, x in (("rlkern", 30.0), ("generate", 20.0))}  # fmt: skip
+    monkeypatch.setattr(end_to_end, "job_of", lambda *_: {})
+    monkeypatch.setattr(end_to_end, "child", lambda *_: run)
+    found = end_to_end.compared("ends", argparse.Namespace(rounds=1))
+    assert found["rlkern"] == {"tokens_a_second": 30.0, "tokens_a_cpu_second": 30.0}
+    last = steps.sampling([step_of("ends", **found)]).split("\n")[-1]
+    assert last == "| ends, float32 | 30 | 20 | 1.50 (≥ 1.5) |"
+    known = [x for x in report.records(report.RESULTS / page.STEPS) if "generate" in x]
+    assert known and all(x["rlkern"].keys() == found["rlkern"].keys() for x in known)
 
 
 def test_a_bar_is_as_long_as_the_step_whatever_the_parts():

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes a committed row, and what does not."""
 
+import importlib
 import json
-import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import beside_peers, end_to_end, promises, report, run
+import rlkern
+from benchmarks import bench_scans, drift, promises, report, run
 from rlkern.testing.runs import RUNS
 
 WHERE = {"cpu": "C", "threads": 2, "isa": "AVX512", "torch": "2", "commit": "abc"}
@@ -127,12 +129,51 @@ def test_words_that_pick_no_benchmark_are_an_error(bench, capsys):
     assert start(rows_of(2.0), words=("preference", "--select", "x")) == (0, 0)
 
 
-def test_a_row_that_is_no_longer_timed_is_said(bench, capsys):
-    start, _ = bench
+def test_a_row_that_is_no_longer_timed_is_said_and_fails_a_run_of_everything(
+    bench, monkeypatch, capsys
+):
+    start, path = bench
     fewer = {group: {"rlkern_value_loss": x["rlkern_value_loss"]}
              for group, x in rows_of(9.0).items()}  # fmt: skip
-    assert start(fewer) == (0, 0)
+    assert start(fewer) == (0, 0) and len(report.records(path)) == 1
     assert "GONE            value_loss x: eager_value_loss\n" in capsys.readouterr().out
+    monkeypatch.setattr(run, "stems", lambda: ["preference"])
+    before = report.records(path)
+    both = {**fewer, "value_loss y": rows_of(2.0)["value_loss x"]}
+    assert start(both, words=()) == (1, 0)
+    assert [x["group"] for x in report.records(path)] == ["value_loss x", "value_loss y"]
+    assert report.records(path)[:1] == before  # what is gone is not replaced by less
+    assert "not recorded, since rows are gone: value_loss x\n" in capsys.readouterr().err
+
+
+def test_a_second_timing_that_fails_is_said(bench, capsys):
+    start, path = bench
+    assert start(rows_of(4.0), None, None) == (1, 0) and not path.exists()
+    said = capsys.readouterr()
+    assert said.err.count("FAILED when it was timed again: preference\n") == 2
+    assert "FELL            value_loss x: " in said.out
+
+
+def test_small_falls_are_held_to_the_best_committed_run(bench, monkeypatch, tmp_path, capsys):
+    start, path = bench
+    monkeypatch.setattr(report, "git", git_in(tmp_path))
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    path = tmp_path / "results/cpu.jsonl"
+    path.parent.mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    who = ("-c", "user.name=x", "-c", "user.email=x@y.z")
+    for ours in (1.0, 1.8, 2.1):  # on record is 2.0
+        path.write_text(json.dumps({"of an older": "form"}) + "\nno JSON\n")
+        line = WHERE | {"group": "value_loss x", "ms": rows_of(ours, spread=0.1)["value_loss x"]}
+        path.open("a").write(json.dumps(line) + "\n")
+        for words in (("add", "."), (*who, "commit", "-qm", "x")):
+            subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    path.unlink()
+    assert len(drift.past(path, WHERE)) == 3
+    assert start(rows_of(2.1, spread=0.1)) == (0, 0)
+    worse = "rlkern_value_loss = 2.86 (2.68–3.05), at best 6 (5.36–6.78)\n"
+    assert f"DRIFTED         value_loss x: eager_value_loss / {worse}" in capsys.readouterr().out
+    assert drift.past(path, WHERE | {"cpu": "another"}) == [{}, {}, {}]
 
 
 def test_a_fall_that_the_spread_of_the_run_hides_is_in_doubt(bench, capsys):
@@ -194,14 +235,15 @@ def test_the_record_is_what_is_committed_and_its_own_files_do_not_make_a_tree_di
     monkeypatch.setattr(report, "RESULTS", results)
     monkeypatch.setattr(report, "git", git_in(results.parent))
     path, code = results / "cpu.jsonl", results.parent / "x.py"
-    path.write_text('{"group": "committed"}\n')
+    line = WHERE | {"group": "committed", "left_out": "slow"}
+    path.write_text(json.dumps(line) + "\n")
     code.write_text("")
-    assert report.committed(path) == [{"group": "committed"}]  # no repository: the file
+    assert report.committed(path) == [line]  # no repository: the file
     who = ("-c", "user.name=x", "-c", "user.email=x@y.z")
     for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
     path.write_text('{"group": "of the run before"}\n')
-    assert report.committed(path) == [{"group": "committed"}]
+    assert report.committed(path) == [line]
     assert report.committed(results / "new.jsonl") == []
     assert not str(report.machine()["commit"]).endswith("-dirty")
     (results.parent / "bench_new.py").write_text("")  # no commit has it, and it would be timed
@@ -220,63 +262,29 @@ def git_in(folder):
     return git
 
 
-@pytest.mark.parametrize("python, why", (
-    ("/nosuch/python", r"/nosuch/python \(No such file or directory\)"),
-    (".", r"\. \(Permission denied\)"),
-    ("false", r"false \(exit status 1\)"),
-))  # fmt: skip
-def test_a_peer_that_cannot_run_trl_is_said_before_anything_is_measured(
-    python, why, monkeypatch, capsys
-):
-    monkeypatch.setattr(end_to_end, "compared", lambda *_: pytest.fail("it was measured"))
-    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "wide", "--peer", python])
-    with pytest.raises(SystemExit, match="2"):
-        end_to_end.main()
-    assert re.search(f"an environment that has TRL, got {why}", capsys.readouterr().err)
+@pytest.mark.parametrize("stem", run.stems())
+def test_every_file_looks_at_the_results_that_it_times(stem):
+    module = importlib.import_module(f"benchmarks.bench_{stem}")
+    checks = [x for x in vars(module) if x.startswith("test_") and x.endswith("_right")]
+    assert checks
 
 
-def test_a_side_that_fails_is_said_in_its_own_words(monkeypatch, capsys):
-    def fail(*_):
-        raise RuntimeError("python: out of memory")
+def test_what_is_wrong_at_the_size_that_is_timed_fails_the_run(monkeypatch):
+    gae = rlkern.gae
+    rows = torch.randn(2, 8, 16)
+    values = ("8x16", *rows, torch.ones(8, 16, dtype=torch.bool))
+    bench_scans.test_what_is_timed_is_right(values)
 
-    monkeypatch.setattr(end_to_end, "child", fail)
-    monkeypatch.setattr(end_to_end, "job_of", lambda *_: {})
-    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate", "--dry"])
-    assert end_to_end.main() == 1
-    assert capsys.readouterr().err == "generate: python: out of memory\n"
+    def off(*rows, **options):
+        advantage, target = gae(*rows, **options)
+        return advantage, target + 0.01
 
-
-def test_peers_that_are_not_installed_leave_the_record_as_it_is(monkeypatch, tmp_path, capsys):
-    path = tmp_path / beside_peers.PEERS
-    for name in report.FORCED:
-        monkeypatch.delenv(name, raising=False)
-    known = WHERE | {"op": "gae", "size": "4", "row": "verl f", "ms": [1.0] * 4}
-    path.write_text(json.dumps(known) + "\n")
-    about = {"op": "gae", "size": "4"}
-    rows = [about | {"row": "rlkern", "ms": [1.0] * 4},
-            about | {"row": "verl", "absent": "cannot be imported here: no"}]  # fmt: skip
-    monkeypatch.setattr(report, "RESULTS", tmp_path)
-    monkeypatch.setattr(report, "machine", lambda: WHERE)
-    monkeypatch.setattr(beside_peers, "measured", lambda *_: (rows, True))
-    monkeypatch.setattr("sys.argv", ["beside_peers", "gae"])
-    monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")  # main sets it; undone here
-    assert beside_peers.main() == 1 and report.records(path) == [known]
-    assert "verl cannot be imported here and is on record" in capsys.readouterr().err
-    path.unlink()
-    assert beside_peers.main() == 0 and len(report.records(path)) == 2
+    monkeypatch.setattr(rlkern, "gae", off)
+    with pytest.raises(AssertionError, match="not close"):
+        bench_scans.test_what_is_timed_is_right(values)
 
 
-def test_steps_of_a_tree_with_changes_are_not_recorded(monkeypatch, tmp_path, capsys):
-    line = {"case": "generate", "rlkern": {}, "ratio": 1.0}
-    for name in report.FORCED:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(end_to_end, "RECORDS", tmp_path / "records.jsonl")
-    monkeypatch.setattr(end_to_end, "compared", lambda case, given: line)
-    monkeypatch.setattr("sys.argv", ["end_to_end", "--cases", "generate"])
-    for commit, code in (("abc-dirty", 1), ("abc", 0)):
-        monkeypatch.setattr(end_to_end.report, "machine", lambda found=commit: {"commit": found})
-        assert end_to_end.main() == code
-        assert (tmp_path / "records.jsonl").exists() == (code == 0)
-    said = capsys.readouterr()
-    assert "commit the changes first (the tree is abc-dirty), or ask for --dry" in said.err
-    assert said.out.count("ratio") == 1, "hours are not spent on what is not recorded"
+def test_a_file_that_fails_fails_the_run(bench, capsys):
+    start, path = bench
+    assert start(None) == (1, 0) and not path.exists()
+    assert "FAILED, so not timed: preference" in capsys.readouterr().err

@@ -95,3 +95,9 @@ def test_the_command_of_a_claim_exists(command):
         assert program == "rlkern"
         configs = [word for word in words if word.endswith(".yaml")]
         assert all((ROOT / path).is_file() for path in configs)
+
+
+def test_the_tests_that_passed_on_a_gpu_are_as_many_as_its_run_printed():
+    said = re.findall(r"it ran: (\d+) tests passed \(`(.+?)`\)", (ROOT / "README.md").read_text())
+    ((count, path),) = said
+    assert re.search(rf"^{count} passed", (ROOT / path).read_text(encoding="utf-8"), re.M)

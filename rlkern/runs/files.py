@@ -48,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file in one step; after any failure the old content is still there."""
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
-        with partial.open("w") as file:
+        with partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
