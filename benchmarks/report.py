@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns pytest-benchmark's file into the table of ratios and the committed rows; as a program it
 writes the documents from those.
+
 A time is the median of its rounds; beside it stand the fastest round, and between what a fifth and
 four fifths of the rounds lie.
 """
