@@ -61,6 +61,13 @@ def test_every_coefficient_has_a_default_and_every_default_a_source(name):
     assert all(math.isfinite(x) for x in declared.defaults.values())
 
 
+@EVERY
+def test_what_a_paper_does_not_have_is_off(name):
+    declared = rlkern.algorithms()[name]
+    lacking = [key for key, source in declared.sources.items() if source == "the paper has none"]
+    assert all(declared.defaults.get(key, 0.0) == 0.0 for key in lacking)
+
+
 def own_settings(name):
     """Returns the settings of a run by an algorithm that says nothing else."""
     return of(algorithm=name, **asked(name))

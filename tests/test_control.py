@@ -182,6 +182,18 @@ def test_an_episode_is_rendered_and_a_bad_target_refused_first(tmp_path, capsys)
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(("fps", "milliseconds"), [(30, 30), (50, 20), (100, 20)])
+def test_a_gif_is_as_fast_as_its_environment_as_far_as_viewers_show_it(tmp_path, fps, milliseconds):
+    from PIL import Image
+
+    from rlkern.control.render import _gif
+
+    target = tmp_path / "a.gif"
+    _gif([np.full((4, 4, 3), shade, np.uint8) for shade in (0, 99)], fps, target)
+    with Image.open(target) as image:
+        assert image.info["duration"] == milliseconds
+
+
 def test_an_environment_of_ones_own_is_imported_by_its_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "corridor.py").write_text(

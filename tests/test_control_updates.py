@@ -73,3 +73,13 @@ def test_a_learner_that_is_loaded_holds_what_was_saved(algorithm):
     learners[1].load(saved)
     torch.testing.assert_close(learners[1].state(), saved, rtol=0, atol=0)
     assert saved.get("made", 1) > 0  # by which TD3 tells the updates of its actor
+
+
+@pytest.mark.parametrize("algorithm", CONTINUOUS, ids=lambda each: each.name)
+def test_an_update_is_measured(algorithm):
+    settings = of(algorithm=algorithm.name, env="Pendulum-v1", seed=0, **algorithm.quick)
+    torch.manual_seed(0)
+    learner = algorithm.learner(settings, Environments(settings.env, {}, 1, 0))
+    found = [learner.iterate() for _ in range(settings.learning_starts + 8)]
+    for key in ("losses/td_loss", "losses/policy_loss", "losses/q_values"):
+        assert len({each[key] for each in found if key in each}) > 2, key

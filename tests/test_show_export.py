@@ -132,6 +132,8 @@ def test_show_orders_the_completions_of_a_step(capsys, monkeypatch, chats):
         found = pick(row["reward"] for row in rows)
         assert f"step 2: the {kind} of 16 completions" in out
         assert f"reward {found:.3g}, exact" in out
+    said_ = " ".join(shown(capsys, monkeypatch, chats, "--step", 2, "--limit", 16).split())
+    assert said_.count(", cut off") == sum(row["cut_off"] for row in rows)
     assert "question" not in shown(capsys, monkeypatch, chats, "--limit", 0)
 
 

@@ -52,6 +52,12 @@ def test_the_factor_is_the_bounded_ratio(tmp_path, asked, expected):
     torch.testing.assert_close(correction(config, rows()), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("kind", ["truncate", "sequence_truncate"])
+def test_a_ratio_is_capped_at_2_unless_a_cap_is_given(tmp_path, kind):
+    """As in TRL, vllm_importance_sampling_cap, and in verl, rollout_is_threshold."""
+    assert small(tmp_path, correction={"kind": kind}).correction.high == 2.0
+
+
 def test_nothing_is_corrected_unless_it_was_asked_for(tmp_path):
     assert correction(small(tmp_path), rows()) is None
 

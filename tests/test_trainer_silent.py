@@ -125,3 +125,14 @@ def test_a_group_whose_advantages_are_all_negative_is_not_left_out(tmp_path):
     rows = dataclasses.replace(rows, advantage=advantage.flatten(), nll_weight=None, penalty=None)
     expected = [n == 1 for n in range(rows.prompts)]
     assert run.updater._own.speaks(rows).tolist() == expected
+
+
+def test_a_group_whose_tokens_all_weigh_0_is_left_out(tmp_path):
+    run = run_of(tmp_path)
+    rows = step(run)[1][0].rows
+    weight = torch.ones(rows.token.shape)
+    weight.view(rows.prompts, -1)[1] = 0.0
+    rows = dataclasses.replace(
+        rows, advantage=torch.ones(len(rows.token)), weight=weight, nll_weight=None, penalty=None
+    )
+    assert run.updater._own.speaks(rows).tolist() == [n != 1 for n in range(rows.prompts)]
