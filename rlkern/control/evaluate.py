@@ -59,7 +59,7 @@ def play(learner: Learner, episodes: int, seed: int) -> list[Episode]:
 def eval_options(learner: Learner) -> dict[str, Any]:
     """Returns the arguments of gymnasium.make for an evaluation: an environment whose episodes have
     no time limit gets one."""
-    settings, spec = learner.settings, learner.environments.copies[0].spec
-    endless = spec is None or spec.max_episode_steps is None
+    settings = learner.settings
+    endless = learner.environments.endless
     limit = {"max_episode_steps": settings.eval_length} if endless else {}
     return {**limit, **settings.env_options}
