@@ -87,6 +87,25 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(name, tmp_path, monkeypatch)
     assert same_state(table(tmp_path / "a" / "x"), table(tmp_path / "b" / "x"))
 
 
+@pytest.mark.parametrize("name", REPEATING)
+def test_a_run_killed_after_its_last_checkpoint_has_only_its_end_to_make(
+    name, tmp_path, monkeypatch
+):
+    settings = short(name, log=[])
+    whole = run(tmp_path / "a", **settings, name="x")
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("rlkern.control.loop.draw", killed)
+        run(tmp_path / "b", **settings, name="x")
+    after = run(tmp_path / "b", **settings, name="x", resume=True)
+    assert {**after, "wall_seconds": 0} == {**whole, "wall_seconds": 0}
+    assert lines(tmp_path / "a" / "x") == lines(tmp_path / "b" / "x")
+    assert same_state(table(tmp_path / "a" / "x"), table(tmp_path / "b" / "x"))
+
+
 def test_the_true_last_observation_is_given_and_the_next_episode_is_begun():
     environments = Environments("Countdown-v0", {}, 2, seed=0)
     for _ in range(2):
@@ -142,6 +161,20 @@ def test_environments_that_are_loaded_go_on_as_the_saved_ones(steps):
         (["--algorithm", "q_learning", "--epsilno", "0.2"], "did you mean --epsilon"),
         (["--algorithm", "q_learning", "--name", "a/b"], "name must be a folder name"),
         (["--resume", "nowhere"], "there is no run to resume in nowhere"),
+        (
+            ["--env", "RandomWalk5-v0", "--algorithm", "q_learning", "--render", "/tmp/x.gif"],
+            "env RandomWalk5-v0 draws no pictures; leave out --render",
+        ),
+        (
+            ["--env", "FrozenLake-v1", "--algorithm", "sarsa", "--env_options.map_name", "9x9"],
+            "env FrozenLake-v1 cannot be made with env_options {'map_name': '9x9'}: KeyError",
+        ),
+        (
+            ["--algorithm", "sarsa", "--env_options.max_episode_steps", "-3"],
+            "env CliffWalking-v1 cannot be made with env_options {'max_episode_steps': -3}: ",
+        ),
+        (["--algorithm", "q_learning", "--n", "3"], "q_learning does not read n; n_step_sarsa"),
+        (["--algorithm", "q_learning", "--clip", "1"], "q_learning does not read clip; ppo does"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_nothing_is_written(flags, sentence, tmp_path, capsys):
@@ -180,6 +213,22 @@ def test_an_episode_is_rendered_and_a_bad_target_refused_first(tmp_path, capsys)
     assert cli.main([*words, "--render", str(tmp_path / "episode.avi"), "--name", "b"]) == 2
     assert "ends in .gif or .mp4" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
+
+
+def test_a_package_that_the_pictures_need_is_asked_for_before_the_run(
+    tmp_path, capsys, monkeypatch
+):
+    def missing(self):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+    env = gymnasium.make("CliffWalking-v1").unwrapped
+    monkeypatch.setattr(type(env), "render", missing)
+    words = ["control", "--env", "CliffWalking-v1", "--algorithm", "q_learning"]
+    words += ["--output_dir", str(tmp_path), "--render", str(tmp_path / "x.gif")]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "render of CliffWalking-v1 needs a package: pygame is not installed" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_environment_of_ones_own_is_imported_by_its_module(tmp_path, monkeypatch):

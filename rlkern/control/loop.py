@@ -150,7 +150,10 @@ def _run(run: Run, interrupt: Interrupt) -> dict:
     run.display.begin(settings, environments.steps)
     marks = _Marks(run)
     values = dict(run.progress.values)
-    over = False
+    # A run that was killed after its last checkpoint has everything but its end.
+    over = _over(run)
+    if over:
+        _evaluated(run)
     while not over:
         values.update(run.learner.iterate())
         over = _over(run)
