@@ -13,7 +13,6 @@ from gymnasium import spaces  # noqa: E402
 
 from rlkern.control import algorithms  # noqa: E402
 from rlkern.control.environments import Environments, flat_index, flat_size, inside  # noqa: E402
-
 from rlkern.control.networks import Encoder, device_of  # noqa: E402
 from rlkern.runs.errors import UserError  # noqa: E402
 
