@@ -2,6 +2,7 @@
 """The control suite, for every algorithm that its folder holds: nothing here names one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import pytest
 gymnasium = pytest.importorskip("gymnasium")
 
 from control_helpers import run  # noqa: E402
+from safetensors import SafetensorError  # noqa: E402
 
 from rlkern import cli  # noqa: E402
-from rlkern.control import algorithms, of  # noqa: E402
+from rlkern.control import algorithms, checkpoint, of  # noqa: E402
 from rlkern.control.environments import Environments  # noqa: E402
 from rlkern.control.suits import unsuited  # noqa: E402
 from rlkern.runs.errors import UserError  # noqa: E402
@@ -40,8 +42,6 @@ def lines(folder) -> list[dict]:
 
 
 def table(folder) -> dict:
-    from rlkern.control import checkpoint
-
     saved = all_checkpoints(folder)[-1]
     return json.loads((saved / checkpoint.STATE).read_text())["tree"], (
         saved / checkpoint.TENSORS
@@ -191,6 +191,27 @@ def test_a_run_of_other_settings_is_not_resumed(tmp_path):
     run(tmp_path, **settings, name="x")
     with pytest.raises(UserError, match="was started with seed 0, not 1"):
         run(tmp_path, **settings, name="x", seed=1, resume=True)
+
+
+def test_a_checkpoint_of_another_algorithm_is_not_gone_on_from(tmp_path):
+    for name in ("q_learning", "sarsa"):
+        run(tmp_path, **short(name, log=[]), name=name)
+    other = all_checkpoints(tmp_path / "sarsa")[-1]
+    shutil.copytree(other, tmp_path / "q_learning" / "checkpoint-601")
+    with pytest.raises(UserError, match="checkpoint-601 was started with algorithm 'sarsa', not "):
+        run(tmp_path, **short("q_learning", log=[], steps=900), name="q_learning", resume=True)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    words = ["control", "--env", "CliffWalking-v1", "--algorithm", "q_learning", "--steps", "50"]
+    assert cli.main([*words, "--eval_length", "9", "--output_dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "reading or writing failed: Error while serializing: I/O error" in said
+    assert not all_checkpoints(tmp_path / "q_learning-CliffWalking_v1")
 
 
 def test_the_recipe_of_an_environment_lies_under_what_is_given():
