@@ -14,6 +14,7 @@ from gymnasium import spaces  # noqa: E402
 from rlkern.control import algorithms  # noqa: E402
 from rlkern.control.environments import Environments, flat_index, flat_size, inside  # noqa: E402
 from rlkern.control.networks import Encoder, device_of  # noqa: E402
+from rlkern.control.suits import unsuited  # noqa: E402
 from rlkern.runs.errors import UserError  # noqa: E402
 
 SHIFTED = spaces.Discrete(3, start=5)
@@ -155,3 +156,11 @@ def test_many_states_take_the_memory_of_their_rows_alone():
 
     row = Encoder(Shown(), device_of("cpu"))(np.array([7]))
     assert row.shape == (1, 1_000_000) and row[0, 7] == row.sum() == 1.0
+
+
+@pytest.mark.parametrize("name", algorithms())
+def test_a_recipe_is_of_an_environment_that_there_is(name):
+    for env in algorithms()[name].recipes:
+        environments = Environments(env, {}, 1, 0)
+        assert unsuited(algorithms()[name], environments) is None
+        environments.close()
