@@ -122,13 +122,19 @@ def _peers() -> list[str]:
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not lines:
         return []
+    newest = {line["algorithm"]: line for line in lines}
     rows = [
         (name, each["env"], f"{each['rlkern_steps_a_second']:,.0f}",
          f"{each['sb3_steps_a_second']:,.0f}", f"{each['ratio']:.2f}",
          f"{each['rlkern_return']:.1f}", f"{each['sb3_return']:.1f}",
          f"{each['share']:.0%} of the steps, {len(each['seeds'])} seed(s)")
-        for name, each in {line["algorithm"]: line for line in lines}.items()
+        for name, each in newest.items()
     ]  # fmt: skip
+    others = [name for name, each in newest.items() if each.get("starts") != "the same"]
+    where = "the same states on both sides"
+    if others:
+        which = "" if len(others) == len(newest) else f" for {', '.join(others)}"
+        where = f"other states on each side{which}"
     head = ("algorithm", "environment", "rlkern, steps/s", "Stable-Baselines3", "ratio",
             "return of rlkern", "of Stable-Baselines3", "what ran")  # fmt: skip
     text = (
@@ -137,6 +143,6 @@ def _peers() -> list[str]:
         " `benchmarks/results/control/peers.jsonl`); a part of the steps compares the speed, and no"
         " returns. Speed is by processor time, in turns of a second, on a machine that had other"
         " work, too. The 20 episodes that a return is the mean"
-        " of begin in other states on each side:"
+        f" of begin in {where}:"
     )
     return [text, table(head, rows)]

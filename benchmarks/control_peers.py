@@ -6,8 +6,9 @@
 Each run is a process of its own; the two of a seed take turns of a second, so that what else the
 machine does meanwhile slows both. Environment steps a second are those of learning, start and
 evaluation apart, by processor time, in which a process that waits for its turn has no part. The
-return is the mean of 20 episodes without exploration. `--share 0.2` takes a fifth of the steps, for
-speed alone. Lines go to benchmarks/results/control/peers.jsonl.
+return is the mean of 20 episodes without exploration; a seed has the same ones for both, which this
+library plays. `--share 0.2` takes a fifth of the steps, for speed alone. Lines go to
+benchmarks/results/control/peers.jsonl.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ _HANDLED = frozenset(
     " noise_correlation alpha learn_alpha target_entropy".split()
 )
 EPISODES = 20
-SIDES = ("rlkern", "sb3")
+# Actions (1, …) for observations (1, …).
+Act = Callable[[Any], Any]
 TURN_SECONDS = 1.0
 
 
@@ -88,12 +90,20 @@ def arguments(algorithm: str, settings: Any) -> dict[str, Any]:
     return found
 
 
-def ours(settings: Any) -> tuple[float, float]:
-    """Returns (environment steps a second, mean return) of rlkern."""
+def mean_return(act: Act, settings: Any) -> float:
+    """Returns the mean return of the episodes of a seed in which `act` gives the actions (1, …) of
+    observations (1, …)."""
+    from rlkern.control.evaluate import EVALUATION_SEED, play
+
+    found = play(act, settings.env, {}, EPISODES, settings.seed + EVALUATION_SEED)
+    return statistics.fmean(each.total for each in found)
+
+
+def ours(settings: Any) -> tuple[float, Act]:
+    """Returns (environment steps a second, what acts without exploration) of rlkern."""
     import torch
 
     from rlkern.control.environments import Environments
-    from rlkern.control.evaluate import evaluate
     from rlkern.control.settings import declared
 
     torch.manual_seed(settings.seed)
@@ -103,15 +113,14 @@ def ours(settings: Any) -> tuple[float, float]:
     while environments.steps < settings.steps:
         learner.iterate()
     seconds = time.process_time() - started
-    return environments.steps / seconds, evaluate(learner, EPISODES)["eval/return"]
+    return environments.steps / seconds, learner.act
 
 
-def theirs(settings: Any) -> tuple[float, float]:
+def theirs(settings: Any) -> tuple[float, Act]:
     """Returns the same of Stable-Baselines3."""
     import stable_baselines3 as sb3
     import torch
     from stable_baselines3.common.env_util import make_vec_env
-    from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.noise import NormalActionNoise
 
     name = settings.algorithm
@@ -133,9 +142,16 @@ def theirs(settings: Any) -> tuple[float, float]:
     started = time.process_time()
     model.learn(settings.steps)
     seconds = time.process_time() - started
-    fresh = make_vec_env(settings.env, n_envs=1, seed=settings.seed + 1)
-    found, _ = evaluate_policy(model, fresh, n_eval_episodes=EPISODES, deterministic=True)
-    return model.num_timesteps / seconds, float(found)
+    return model.num_timesteps / seconds, lambda seen: model.predict(seen, deterministic=True)[0]
+
+
+SIDES: dict[str, Callable[[Any], tuple[float, Act]]] = {"rlkern": ours, "sb3": theirs}
+
+
+def measured(who: str, settings: Any) -> dict[str, float]:
+    """Returns the speed of one side's run, and the mean return of what it learned."""
+    speed, act = SIDES[who](settings)
+    return {"steps_a_second": speed, "return": mean_return(act, settings)}
 
 
 def one(who: str, algorithm: str, seed: int, share: float, threads: int) -> None:
@@ -143,9 +159,7 @@ def one(who: str, algorithm: str, seed: int, share: float, threads: int) -> None
     import torch
 
     torch.set_num_threads(threads)
-    work = ours if who == "rlkern" else theirs
-    speed, total = work(settings_of(algorithm, seed, share))
-    print(json.dumps({"steps_a_second": speed, "return": total}))
+    print(json.dumps(measured(who, settings_of(algorithm, seed, share))))
 
 
 def pair(algorithm: str, seed: int, share: float, threads: int) -> dict[str, dict[str, float]]:
@@ -207,7 +221,8 @@ def main() -> int:
         pairs = [pair(name, seed, given.share, given.threads) for seed in seeds]
         line: dict[str, Any] = {
             "algorithm": name, "env": PAIRS[name], "seeds": seeds, "share": given.share,
-            "threads": given.threads, "clock": "processor time", "date": time.strftime("%Y-%m-%d"),
+            "threads": given.threads, "clock": "processor time", "starts": "the same",
+            "date": time.strftime("%Y-%m-%d"),
         }  # fmt: skip
         for who in SIDES:
             for key in ("return", "steps_a_second"):

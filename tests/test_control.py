@@ -2,6 +2,7 @@
 """The control suite, for every algorithm that its folder holds: nothing here names one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import pytest
 gymnasium = pytest.importorskip("gymnasium")
 
 from control_helpers import run  # noqa: E402
+from safetensors import SafetensorError  # noqa: E402
 
 from rlkern import cli  # noqa: E402
-from rlkern.control import algorithms, of  # noqa: E402
+from rlkern.control import algorithms, checkpoint, of  # noqa: E402
 from rlkern.control.environments import Environments  # noqa: E402
 from rlkern.control.suits import unsuited  # noqa: E402
 from rlkern.runs.errors import UserError  # noqa: E402
@@ -40,8 +42,6 @@ def lines(folder) -> list[dict]:
 
 
 def table(folder) -> dict:
-    from rlkern.control import checkpoint
-
     saved = all_checkpoints(folder)[-1]
     return json.loads((saved / checkpoint.STATE).read_text())["tree"], (
         saved / checkpoint.TENSORS
@@ -83,6 +83,25 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(name, tmp_path, monkeypatch)
         patched.setattr(Environments, "step", stepping)
         run(tmp_path / "b", **settings, name="x")
     run(tmp_path / "b", **settings, name="x", resume=True)
+    assert lines(tmp_path / "a" / "x") == lines(tmp_path / "b" / "x")
+    assert same_state(table(tmp_path / "a" / "x"), table(tmp_path / "b" / "x"))
+
+
+@pytest.mark.parametrize("name", REPEATING)
+def test_a_run_killed_after_its_last_checkpoint_has_only_its_end_to_make(
+    name, tmp_path, monkeypatch
+):
+    settings = short(name, log=[])
+    whole = run(tmp_path / "a", **settings, name="x")
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr("rlkern.control.loop.draw", killed)
+        run(tmp_path / "b", **settings, name="x")
+    after = run(tmp_path / "b", **settings, name="x", resume=True)
+    assert {**after, "wall_seconds": 0} == {**whole, "wall_seconds": 0}
     assert lines(tmp_path / "a" / "x") == lines(tmp_path / "b" / "x")
     assert same_state(table(tmp_path / "a" / "x"), table(tmp_path / "b" / "x"))
 
@@ -142,6 +161,20 @@ def test_environments_that_are_loaded_go_on_as_the_saved_ones(steps):
         (["--algorithm", "q_learning", "--epsilno", "0.2"], "did you mean --epsilon"),
         (["--algorithm", "q_learning", "--name", "a/b"], "name must be a folder name"),
         (["--resume", "nowhere"], "there is no run to resume in nowhere"),
+        (
+            ["--env", "RandomWalk5-v0", "--algorithm", "q_learning", "--render", "/tmp/x.gif"],
+            "env RandomWalk5-v0 draws no pictures; leave out --render",
+        ),
+        (
+            ["--env", "FrozenLake-v1", "--algorithm", "sarsa", "--env_options.map_name", "9x9"],
+            "env FrozenLake-v1 cannot be made with env_options {'map_name': '9x9'}: KeyError",
+        ),
+        (
+            ["--algorithm", "sarsa", "--env_options.max_episode_steps", "-3"],
+            "env CliffWalking-v1 cannot be made with env_options {'max_episode_steps': -3}: ",
+        ),
+        (["--algorithm", "q_learning", "--n", "3"], "q_learning does not read n; n_step_sarsa"),
+        (["--algorithm", "q_learning", "--clip", "1"], "q_learning does not read clip; ppo does"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_nothing_is_written(flags, sentence, tmp_path, capsys):
@@ -158,6 +191,27 @@ def test_a_run_of_other_settings_is_not_resumed(tmp_path):
     run(tmp_path, **settings, name="x")
     with pytest.raises(UserError, match="was started with seed 0, not 1"):
         run(tmp_path, **settings, name="x", seed=1, resume=True)
+
+
+def test_a_checkpoint_of_another_algorithm_is_not_gone_on_from(tmp_path):
+    for name in ("q_learning", "sarsa"):
+        run(tmp_path, **short(name, log=[]), name=name)
+    other = all_checkpoints(tmp_path / "sarsa")[-1]
+    shutil.copytree(other, tmp_path / "q_learning" / "checkpoint-601")
+    with pytest.raises(UserError, match="checkpoint-601 was started with algorithm 'sarsa', not "):
+        run(tmp_path, **short("q_learning", log=[], steps=900), name="q_learning", resume=True)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    words = ["control", "--env", "CliffWalking-v1", "--algorithm", "q_learning", "--steps", "50"]
+    assert cli.main([*words, "--eval_length", "9", "--output_dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "reading or writing failed: Error while serializing: I/O error" in said
+    assert not all_checkpoints(tmp_path / "q_learning-CliffWalking_v1")
 
 
 def test_the_recipe_of_an_environment_lies_under_what_is_given():
@@ -192,6 +246,22 @@ def test_a_gif_is_as_fast_as_its_environment_as_far_as_viewers_show_it(tmp_path,
     _gif([np.full((4, 4, 3), shade, np.uint8) for shade in (0, 99)], fps, target)
     with Image.open(target) as image:
         assert image.info["duration"] == milliseconds
+
+
+def test_a_package_that_the_pictures_need_is_asked_for_before_the_run(
+    tmp_path, capsys, monkeypatch
+):
+    def missing(self):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+    env = gymnasium.make("CliffWalking-v1").unwrapped
+    monkeypatch.setattr(type(env), "render", missing)
+    words = ["control", "--env", "CliffWalking-v1", "--algorithm", "q_learning"]
+    words += ["--output_dir", str(tmp_path), "--render", str(tmp_path / "x.gif")]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "render of CliffWalking-v1 needs a package: pygame is not installed" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_environment_of_ones_own_is_imported_by_its_module(tmp_path, monkeypatch):

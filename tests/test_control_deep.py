@@ -2,7 +2,6 @@
 """The classic algorithms that learn with networks, and the parts that they share."""
 
 import math
-import multiprocessing
 
 import numpy as np
 import pytest
@@ -13,9 +12,8 @@ from torch.distributions.transformed_distribution import TransformedDistribution
 
 gymnasium = pytest.importorskip("gymnasium")
 
-from control_helpers import quiet, run  # noqa: E402
 
-from rlkern.control import algorithms, of, train  # noqa: E402
+from rlkern.control import algorithms, of  # noqa: E402
 from rlkern.control.declaration import BOX, DISCRETE  # noqa: E402
 from rlkern.control.environments import Environments  # noqa: E402
 from rlkern.control.evaluate import evaluate  # noqa: E402
@@ -53,22 +51,6 @@ def test_an_algorithm_comes_half_way_from_its_first_policy_to_the_best(algorithm
     learner.close()
     after = evaluate(learner, 20)["eval/return"]
     assert before < 8.0 and after > before + 0.5 * (10.0 - before)
-
-
-UNREPEATABLE = [each for each in DEEP if not each.repeats]
-
-
-@pytest.mark.parametrize("algorithm", UNREPEATABLE, ids=lambda each: each.name)
-def test_a_run_of_processes_goes_on_from_its_weights_and_leaves_no_process(algorithm, tmp_path):
-    settings = {"algorithm": algorithm.name, "env": "CartPole-v1", "name": "x", "eval_episodes": 1,
-                "num_envs": 1}  # fmt: skip
-    first = run(tmp_path, **settings, steps=100)
-    again = of(output_dir=str(tmp_path), **settings, steps=100)
-    assert train(again, resume=True, display=quiet()) == first
-    second = run(tmp_path, **settings, steps=400, resume=True)
-    assert first["steps"] < 200 and second["steps"] >= 400
-    assert second["episodes"] > first["episodes"]
-    assert not multiprocessing.active_children()
 
 
 def rollout(env: str, copies: int, steps: int):

@@ -10,11 +10,14 @@ from rich.console import Console
 
 pytest.importorskip("gymnasium")
 
+from control_helpers import run  # noqa: E402
+
 from rlkern import cli  # noqa: E402
-from rlkern.control import algorithms, of, train  # noqa: E402
+from rlkern.control import algorithms, of, rollout, train  # noqa: E402
 from rlkern.control.declaration import BOX, DISCRETE  # noqa: E402
 from rlkern.control.show import Display  # noqa: E402
 from rlkern.runs import trackers  # noqa: E402
+from rlkern.runs.errors import UserError  # noqa: E402
 
 DEEP = [each for each in algorithms().values() if each.observations == BOX]
 
@@ -101,3 +104,15 @@ def test_no_memory_is_one_sentence(tmp_path, capsys):
     flags = ["--algorithm", "dqn", "--buffer_size", str(10**15), "--output_dir", str(tmp_path)]
     assert cli.main(["control", *flags]) == 2
     assert capsys.readouterr().err.startswith("rlkern control: out of memory: ")
+
+
+@pytest.mark.parametrize("algorithm", DEEP, ids=lambda each: each.name)
+def test_an_episode_without_an_end_does_not_hold_a_run_for_ever(algorithm, tmp_path, monkeypatch):
+    if "episodes" not in algorithm.settings.model_fields:
+        pytest.skip("learns before an episode is over")
+    monkeypatch.setattr(rollout, "PATIENCE", 40)
+    settings = {"algorithm": algorithm.name, "env": "Countdown-v0", "steps": 30, "eval_length": 30}
+    with pytest.raises(UserError, match="has not ended after 40 steps, .*max_episode_steps"):
+        run(tmp_path, **settings, env_options={"last": 10**9})
+    limited = {"last": 10**9, "max_episode_steps": 60}
+    assert run(tmp_path, **settings, env_options=limited)["steps"] == 60

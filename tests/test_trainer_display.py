@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from trainer_helpers import settings
 
-from rlkern.runs.plot import smooth
+from rlkern.runs.plot import draw_line, smooth
 from rlkern.trainer.show import plot
 from rlkern.trainer.show.display import Display
 
@@ -150,6 +150,13 @@ def test_a_smoothed_curve_neither_leads_nor_lags():
     assert found[29] < 0.5 < found[30]
     assert found == pytest.approx([1 - x for x in reversed(found)])
     assert smooth([2.5]) == [2.5] and smooth([]) == []
+
+
+def test_a_single_measurement_can_be_seen():
+    for steps, marker in (([1], "o"), ([1, 2], "None")):
+        axes = Figure().subplots()
+        draw_line(axes, [{"step": step, "kl": 2.0} for step in steps], "kl", "blue", "kl")
+        assert axes.lines[-1].get_marker() == marker
 
 
 @pytest.mark.parametrize("name", ["accuracy", "reward"])

@@ -79,10 +79,11 @@ def _parse_and_run(arguments: list[str]) -> int:
         print(to_yaml(settings.model_dump(mode="json")), end="")
         return 0
     from rlkern.control.loop import train
-    from rlkern.control.render import check_target, render
+    from rlkern.control.render import check_pictures, check_target, render
 
     if picture is not None:
         check_target(Path(picture))
+        check_pictures(settings)
     summary = train(settings, resume=resume is not None)
     if picture is not None:
         count = render(Path(settings.output_dir) / summary["name"], Path(picture))

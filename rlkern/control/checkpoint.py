@@ -93,18 +93,18 @@ def save(run: Path, learner: Learner, environments: Environments, progress: dict
     return target
 
 
-def newest(run: Path) -> tuple[Path | None, dict[str, Any], dict[Path, str]]:
-    """Returns (the newest whole checkpoint of a run, its tree, what is wrong with newer ones), None
-    and an empty tree if it has saved none; Raises UserError if none is whole."""
+def newest(run: Path) -> tuple[Path | None, dict[str, Any], dict[str, Any], dict[Path, str]]:
+    """Returns (the newest whole checkpoint of a run, its settings, its tree, what is wrong with
+    newer ones), None and empty ones if it has saved none; Raises UserError if none is whole."""
     damaged: dict[Path, str] = {}
     for folder in reversed(all_checkpoints(run)):
         try:
-            return folder, read(folder)[1], damaged
+            return folder, *read(folder), damaged
         except UserError as error:
             damaged[folder] = str(error).split(": ", 1)[-1]
     if damaged:
         raise none_whole(run, damaged)
-    return None, {}, damaged
+    return None, {}, {}, damaged
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import rlkern
-from rlkern.control.environments import Environments
+from rlkern.control.environments import Environments, inside
 from rlkern.control.networks import Mlp, Weights
 from rlkern.control.off_policy import OffPolicy, OffPolicySettings
 from rlkern.control.replay import Transitions
@@ -122,7 +122,7 @@ class ContinuousActorCritic(OffPolicy):
         """Returns actions between the bounds."""
         shaped = action.reshape(-1, *self.space.shape)
         low, high = self.space.low, self.space.high
-        return (low + 0.5 * (shaped + 1.0) * (high - low)).astype(self.space.dtype)
+        return inside(self.space, low + 0.5 * (shaped + 1.0) * (high - low))
 
     def next_noise(self) -> np.ndarray:
         """Returns noise of variance 1, correlated over time as the settings say."""

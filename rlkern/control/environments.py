@@ -53,6 +53,11 @@ def make(name: str, options: Mapping[str, Any]) -> gymnasium.Env:
                         ) from error  # fmt: skip
     except TypeError as error:
         raise UserError(f"env_options do not suit {name}: {error}") from error
+    except Exception as error:
+        # What an environment does not like it says as it likes.
+        given = f" with env_options {dict(options)}" if options else ""
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"env {name} cannot be made{given}: {why}") from error
 
 
 def flat_size(space: spaces.Space) -> int | None:
@@ -80,12 +85,24 @@ def flat_index(space: spaces.Space, observation: Any) -> int:
     if isinstance(space, spaces.Discrete):
         return int(observation) - int(space.start)
     if isinstance(space, spaces.MultiDiscrete):
-        return int(np.ravel_multi_index(np.asarray(observation), space.nvec))
+        digits = (np.asarray(observation) - space.start).ravel()
+        return int(np.ravel_multi_index(tuple(digits), tuple(space.nvec.ravel())))
     assert isinstance(space, spaces.Tuple)
     index = 0
     for each, part in zip(space.spaces, observation):
         index = index * (flat_size(each) or 0) + flat_index(each, part)
     return index
+
+
+def inside(space: spaces.Box, action: np.ndarray) -> np.ndarray:
+    """Returns actions (E, …) in the form and the type of a box, none of them beyond its bounds.
+
+    >>> inside(spaces.Box(-3, 3, (1,), np.int64), np.array([[1.6], [-9.0]])).tolist()
+    [[2], [-3]]
+    """
+    held = np.clip(action.reshape(-1, *space.shape), space.low, space.high)
+    whole = np.issubdtype(space.dtype, np.integer)
+    return (np.rint(held) if whole else held).astype(space.dtype)
 
 
 class Environments:
@@ -108,6 +125,14 @@ class Environments:
         self.observations = self.copies[0].observation_space
         self.actions = self.copies[0].action_space
         self.states = flat_size(self.observations)
+        if self.states is None and not isinstance(self.observations, spaces.Box):
+            raise UserError(
+                f"env {name} shows {self.observations}, which is neither a vector of numbers nor"
+                " finitely many states; wrap it in gymnasium.wrappers.FlattenObservation and"
+                " register that"
+            )
+        # Everything here counts the actions of a discrete space from 0.
+        self._first = int(self.actions.start) if isinstance(self.actions, spaces.Discrete) else None
         self.steps = 0
         self.finished: list[Episode] = []
         self._seed = seed
@@ -118,6 +143,16 @@ class Environments:
 
     def __len__(self) -> int:
         return len(self.copies)
+
+    @property
+    def endless(self) -> bool:
+        """Whether nothing cuts an episode off that does not end by itself."""
+        spec = self.copies[0].spec
+        return spec is None or spec.max_episode_steps is None
+
+    def longest(self) -> int:
+        """Returns the steps of the longest of the episodes that are under way."""
+        return max(len(each) for each in self._taken)
 
     def _stacked(self, observations: list[Any]) -> np.ndarray:
         """Returns observations as one array: the numbers of states, or vectors of float32."""
@@ -132,9 +167,10 @@ class Environments:
         return self.copies[copy].reset(seed=int(numbers.generate_state(1)[0]))[0]
 
     def step(self, action: np.ndarray) -> Steps:
-        """Returns what the actions (E,) or (E, …) led to, and begins the next episodes."""
+        """Returns what the actions (E,), counted from 0, or (E, …) led to, and begins the next
+        episodes."""
         # CPython's numbers cost an environment less than NumPy's.
-        actions = action.tolist() if isinstance(self.actions, spaces.Discrete) else action
+        actions = action if self._first is None else (action + self._first).tolist()
         rewards, terminations, truncations, after, now = [], [], [], [], []
         for copy, (env, chosen) in enumerate(zip(self.copies, actions)):
             seen, given, terminated, truncated, _ = env.step(chosen)
@@ -144,10 +180,13 @@ class Environments:
             rewards.append(reward)
             terminations.append(terminated)
             truncations.append(truncated)
-            after.append(seen)
             if terminated or truncated:
+                # An environment may write its next first observation over its last one.
+                after.append(np.copy(seen) if isinstance(seen, np.ndarray) else seen)
                 self.finished.append(Episode(self._total[copy], len(self._taken[copy])))
                 seen = self._begin(copy)
+            else:
+                after.append(seen)
             now.append(seen)
         self.steps += len(rewards)
         following = self._stacked(after)
@@ -176,7 +215,7 @@ class Environments:
             self._episode[copy] = state["episode"][copy] - 1
             observation = self._begin(copy)
             for action in state["taken"][copy]:
-                action = action.item() if action.ndim == 0 else action
+                action = action if self._first is None else int(action)
                 observation, given, *_ = env.step(action)
                 self._taken[copy].append(action)
                 self._total[copy] += float(given)

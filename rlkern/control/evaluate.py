@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,16 @@ from rlkern.control.environments import Environments, Episode
 from rlkern.control.learner import Learner
 
 # Added to the run's seed, so that evaluation sees episodes of its own.
-_SEED = 2**32
+EVALUATION_SEED = 2**32
 
 
 def evaluate(learner: Learner, episodes: int) -> dict[str, float]:
     """Returns eval/return, its spread and eval/length over new episodes, the same ones each
     time."""
     with _same_random_numbers(learner):
-        found = play(learner, episodes, learner.settings.seed + _SEED)
+        settings = learner.settings
+        seed = settings.seed + EVALUATION_SEED
+        found = play(learner.act, settings.env, eval_options(learner), episodes, seed)
     totals = np.array([each.total for each in found])
     return {
         "eval/return": float(totals.mean()),
@@ -40,17 +42,22 @@ def _same_random_numbers(learner: Learner) -> Iterator[None]:
     torch.set_rng_state(torch_kept)
 
 
-def play(learner: Learner, episodes: int, seed: int) -> list[Episode]:
-    """Returns `episodes` episodes in which the learner acts without exploration.
+def play(
+    act: Callable[[np.ndarray], np.ndarray],
+    env: str,
+    options: Mapping[str, Any],
+    episodes: int,
+    seed: int,
+) -> list[Episode]:
+    """Returns `episodes` episodes whose actions `act` gives for observations (1, …).
 
-    One copy plays them in turn: of several copies at once the shortest episodes would be counted
-    first.
+    A seed and a number of an episode make its first state, whoever acts. One copy plays them in
+    turn: of several copies at once the shortest episodes would be counted first.
     """
-    settings = learner.settings
-    environments = Environments(settings.env, eval_options(learner), 1, seed)
+    environments = Environments(env, options, 1, seed)
     try:
         while len(environments.finished) < episodes:
-            environments.step(learner.act(environments.observation))
+            environments.step(act(environments.observation))
         return environments.finished
     finally:
         environments.close()
@@ -59,7 +66,7 @@ def play(learner: Learner, episodes: int, seed: int) -> list[Episode]:
 def eval_options(learner: Learner) -> dict[str, Any]:
     """Returns the arguments of gymnasium.make for an evaluation: an environment whose episodes have
     no time limit gets one."""
-    settings, spec = learner.settings, learner.environments.copies[0].spec
-    endless = spec is None or spec.max_episode_steps is None
+    settings = learner.settings
+    endless = learner.environments.endless
     limit = {"max_episode_steps": settings.eval_length} if endless else {}
     return {**limit, **settings.env_options}

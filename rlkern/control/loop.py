@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from rlkern.control import checkpoint
 from rlkern.control.environments import Environments
@@ -88,7 +89,7 @@ def train(settings: Settings, *, resume: bool = False, display: Display | None =
         check_same(folder, differing(settings, saved_settings))
     try:
         return _train(settings, folder, display)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{folder}: reading or writing failed: {error}") from error
     except MemoryError as error:
         raise UserError(f"out of memory: {error}") from error
@@ -109,8 +110,9 @@ def _train(settings: Settings, folder: Path, display: Display) -> dict:
         learner = declared(settings).learner(settings, environments)
         stack.callback(learner.close)
         progress = Progress()
-        saved, tree, damaged = checkpoint.newest(folder)
+        saved, made_with, tree, damaged = checkpoint.newest(folder)
         if saved is not None:
+            check_same(saved, differing(settings, resolve(Layer(str(saved), made_with))))
             progress = Progress(**checkpoint.restore(tree, learner, environments))
         display.say(f"run {folder}" + (f", going on after {saved.name}" if saved else ""))
         say_damaged(damaged, saved, display.say)
@@ -150,7 +152,10 @@ def _run(run: Run, interrupt: Interrupt) -> dict:
     run.display.begin(settings, environments.steps)
     marks = _Marks(run)
     values = dict(run.progress.values)
-    over = False
+    # A run that was killed after its last checkpoint has everything but its end.
+    over = _over(run)
+    if over:
+        _evaluated(run)
     while not over:
         values.update(run.learner.iterate())
         over = _over(run)

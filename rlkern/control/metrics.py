@@ -35,7 +35,8 @@ METRICS = (
            color="orange"),
     Metric("losses/td_loss", "temporal-difference loss of the action values", "td", panel=_LOSS,
            curve="TD", color="green"),
-    Metric("losses/td_error", "mean size of the temporal-difference errors", "error", panel=_LOSS,
+    Metric("losses/td_error", "size of the last temporal-difference error, of Monte Carlo the mean"
+           " of the last episode", "error", panel=_LOSS,
            curve="|TD error|", color="grey"),
     Metric("losses/q_values", "mean action value", "Q", "{:.1f}", panel=_VALUE),
     Metric("losses/entropy", "entropy of the policy", "entropy", panel=_ENTROPY),

@@ -175,7 +175,10 @@ class Encoder:
         """Returns (N, size) float32 on the host."""
         if self.states is None:
             return observation
-        return np.eye(self.states, dtype=np.float32)[observation]
+        # Not a row of the identity, which has as many numbers as there are pairs of states.
+        rows = np.zeros((len(observation), self.states), np.float32)
+        rows[np.arange(len(observation)), observation] = 1.0
+        return rows
 
     def __call__(self, observation: np.ndarray) -> Tensor:
         """Returns (N, size) float32 on the device."""

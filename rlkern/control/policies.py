@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import rlkern
+from rlkern.control.environments import inside
 from rlkern.control.networks import Mlp
 
 
@@ -74,7 +75,6 @@ class Categorical(Policy):
     """One of finitely many actions; the network gives their logits."""
 
     def __init__(self, space: spaces.Discrete, sizes: Sequence[int]) -> None:
-        self.first = int(space.start)
         self.network = Mlp([*sizes, int(space.n)], torch.tanh).orthogonal(0.01)
         self.parameters = self.network.parameters
 
@@ -93,8 +93,8 @@ class Categorical(Policy):
         return outputs.argmax(-1)
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
-        """Returns the numbers as the space counts them."""
-        return action + self.first if self.first else action
+        """Returns the numbers as they are."""
+        return action
 
     def logprob(self, outputs: Tensor, action: Tensor) -> Tensor:
         """Returns log softmax(outputs) at the actions."""
@@ -138,8 +138,7 @@ class Gaussian(Policy):
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         """Returns the actions inside the bounds."""
-        shaped = action.reshape(-1, *self.space.shape)
-        return np.clip(shaped, self.space.low, self.space.high).astype(self.space.dtype)
+        return inside(self.space, action)
 
     def logprob(self, outputs: Tensor, action: Tensor) -> Tensor:
         """Returns the density's logarithm.

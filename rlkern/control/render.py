@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from gymnasium.error import DependencyNotInstalled
 
 from rlkern.control import checkpoint
-from rlkern.control.environments import Environments
+from rlkern.control.environments import Environments, make
 from rlkern.control.evaluate import eval_options
 from rlkern.control.learner import Learner
 from rlkern.control.settings import Layer, Settings, declared, resolve
@@ -16,6 +17,7 @@ from rlkern.runs.errors import UserError
 from rlkern.runs.folder import all_checkpoints
 
 GIF, MP4 = ".gif", ".mp4"
+RGB = "rgb_array"  # gymnasium's word for pictures as arrays
 
 
 def check_target(target: Path) -> None:
@@ -31,6 +33,23 @@ def check_target(target: Path) -> None:
             raise UserError(
                 f"render to {MP4} needs a package: pip install moviepy; {GIF} needs none"
             ) from error
+
+
+def check_pictures(settings: Settings) -> None:
+    """Raises UserError for an environment that draws no pictures, or lacks a package for them."""
+    plain = make(settings.env, settings.env_options)
+    drawn = RGB in plain.metadata.get("render_modes", ())
+    plain.close()
+    if not drawn:
+        raise UserError(f"env {settings.env} draws no pictures; leave out --render")
+    env = make(settings.env, {**settings.env_options, "render_mode": RGB})
+    try:
+        env.reset(seed=0)
+        env.render()
+    except DependencyNotInstalled as error:
+        raise UserError(f"render of {settings.env} needs a package: {error}") from error
+    finally:
+        env.close()
 
 
 def load(folder: Path) -> Learner:
@@ -52,12 +71,10 @@ def frames(learner: Learner, seed: int) -> tuple[list[np.ndarray], int]:
     """Returns the pictures (H, W, 3) uint8 of one episode without exploration, and how many are
     shown a second."""
     settings: Settings = learner.settings
-    options = {**eval_options(learner), "render_mode": "rgb_array"}
+    options = {**eval_options(learner), "render_mode": RGB}
     environments = Environments(settings.env, options, 1, seed)
     env = environments.copies[0]
     try:
-        if env.render_mode != "rgb_array":
-            raise UserError(f"env {settings.env} draws no pictures")
         found = [np.asarray(env.render())]
         while not environments.finished:
             environments.step(learner.act(environments.observation))

@@ -14,6 +14,10 @@ import rlkern
 from rlkern.control.environments import Environments
 from rlkern.control.networks import Encoder
 from rlkern.control.policies import Policy, counted
+from rlkern.runs.errors import UserError
+
+# The first episodes on a grid, by chance, may take tens of thousands of steps.
+PATIENCE = 100_000
 
 
 class Rollout(NamedTuple):
@@ -106,7 +110,22 @@ def steps_of_each(count: int) -> Callable[[int], bool]:
     return lambda taken: taken >= count
 
 
-def whole_episodes(environments: Environments, count: int) -> Callable[[int], bool]:
-    """Returns the end of a rollout of so many episodes of a single copy."""
-    before = len(environments.finished)
-    return lambda taken: len(environments.finished) - before >= count
+def whole_episodes(
+    environments: Environments, count: int, *, longest: int
+) -> Callable[[int], bool]:
+    """Returns the end of a rollout of so many episodes of a single copy.
+
+    That end raises UserError if an episode which nothing cuts off is longer than `longest` and than
+    PATIENCE: it may have no end, and what waits for it learns nothing.
+    """
+    before, longest = len(environments.finished), max(longest, PATIENCE)
+
+    def over(taken: int) -> bool:
+        if environments.endless and environments.longest() > longest:
+            raise UserError(
+                f"an episode of {environments.name} has not ended after {longest} steps, and whole"
+                " ones are learnt from; give it a limit, env_options.max_episode_steps"
+            )
+        return len(environments.finished) - before >= count
+
+    return over

@@ -90,7 +90,8 @@ def resolve(*layers: Layer) -> Settings:
             each.name for each in algorithms().values() if path[-1] in each.settings.model_fields
         ]
         if path[-1] not in root.model_fields and others:
-            sentence = f"{name} does not read {path[-1]}; {', '.join(others)} do"
+            verb = "does" if len(others) == 1 else "do"
+            sentence = f"{name} does not read {path[-1]}; {', '.join(others)} {verb}"
         layer = source_of(path, given)
         where = f"{layer.source}: " if layer is not None and layer.source else ""
         raise UserError(where + sentence) from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from gymnasium import spaces
 
 from rlkern.control.algorithms import algorithms
@@ -20,7 +21,10 @@ def kind_of_actions(space: spaces.Space) -> str | None:
     """
     if isinstance(space, spaces.Discrete):
         return DISCRETE
-    return BOX if isinstance(space, spaces.Box) and space.is_bounded() else None
+    # Off-policy actors reach from one bound to the other, so the distance must be a number, too.
+    with np.errstate(over="ignore"):
+        bounded = isinstance(space, spaces.Box) and bool(np.isfinite(space.high - space.low).all())
+    return BOX if bounded else None
 
 
 def unsuited(algorithm: ControlAlgorithm, environments: Environments) -> str | None:
@@ -29,7 +33,11 @@ def unsuited(algorithm: ControlAlgorithm, environments: Environments) -> str | N
     kind = kind_of_actions(actions)
     if kind not in algorithm.actions:
         wanted = " or ".join(algorithm.actions)
-        return f"needs {wanted} actions, and those of {environments.name} are {actions}"
+        if BOX in algorithm.actions and isinstance(actions, spaces.Box):
+            wanted += " actions within finite bounds"
+        else:
+            wanted += " actions"
+        return f"needs {wanted}, and those of {environments.name} are {actions}"
     if algorithm.observations == TABLE and environments.states is None:
         return (
             f"keeps a table of all states, and those of {environments.name} cannot be counted"

@@ -98,7 +98,9 @@ def draw_line(axes: Any, lines: list[dict], key: str, color: str, label: str | N
     steps, values = series(lines, key)
     if values:
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smooth(values), color=color, linewidth=1.8, label=label)
+        # A line through one point cannot be seen.
+        marker = "o" if len(values) == 1 else None
+        axes.plot(steps, smooth(values), color=color, linewidth=1.8, label=label, marker=marker)
 
 
 def legend(axes: Any, **place: Any) -> None:

@@ -19,6 +19,7 @@ seed differ, because nobody waits in between.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -39,6 +40,8 @@ from rlkern.runs.settings.types import Count, NotNegative
 
 # Steps of each process between two pauses.
 _TOGETHER = 500
+# What a process may take for the steps that it is in when the run ends.
+_LAST_SECONDS = 5.0
 
 
 class A3CSettings(A2CSettings):
@@ -80,15 +83,24 @@ def work(settings: Any, seed: int, shared: Tensor, statistics: Tensor, pipe: Con
     learner.weights.optimizer = optimizer_of(
         shared, mine.grad, statistics, learning_rate=settings.learning_rate
     )
-    while (count := pipe.recv()) is not None:
+    while (count := _asked(pipe)) is not None:
         before, goal = environments.steps, environments.steps + count
         found: dict[str, float] = {}
         while environments.steps < goal:
             mine.data.copy_(shared)
             found = learner.iterate()
         episodes, environments.finished = environments.finished, []
-        pipe.send((environments.steps - before, episodes, found))
+        with contextlib.suppress(ConnectionError):  # nobody is left who reads it
+            pipe.send((environments.steps - before, episodes, found))
     environments.close()
+
+
+def _asked(pipe: Connection) -> int | None:
+    """Returns the steps that the parent asks for, None if it wants no more or was killed."""
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionError):
+        return None
 
 
 class A3C(ActorCritic):
@@ -137,11 +149,13 @@ class A3C(ActorCritic):
 
     def close(self) -> None:
         """Ends the processes."""
-        for pipe, process in zip(self.pipes, self.started):
-            try:
+        for pipe in self.pipes:
+            with contextlib.suppress(ConnectionError):
                 pipe.send(None)
-            except ConnectionError:
-                continue
+        for process in self.started:
+            process.join(_LAST_SECONDS)
+            # It may be in the middle of many slow steps, and is deaf to the signals of the group.
+            process.kill()
             process.join()
 
     def state(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class DQN(OffPolicy):
         super().__init__(settings, environments)
         space = environments.actions
         assert isinstance(space, spaces.Discrete)
-        self.actions, self.first = int(space.n), int(space.start)
+        self.actions = int(space.n)
         sizes = [self.encoder.size, *settings.hidden, self.actions]
         self.q, self.target = Mlp(sizes, torch.relu), Mlp(sizes, torch.relu)
         self.weights = Weights(self.q.parameters, self.device).adam(settings.learning_rate)
@@ -89,7 +89,7 @@ class DQN(OffPolicy):
         return s.epsilon + passed * (s.epsilon_end - s.epsilon)
 
     def greedy(self, observation: np.ndarray) -> np.ndarray:
-        """Returns the actions of the largest values, counted from 0."""
+        """Returns the actions of the largest values."""
         with torch.inference_mode():
             return self.q(self.encoder(observation)).argmax(-1).cpu().numpy()
 
@@ -103,12 +103,12 @@ class DQN(OffPolicy):
         return action[:, None]
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
-        """Returns (E,), counted as the space does."""
-        return action[:, 0] + self.first
+        """Returns (E,)."""
+        return action[:, 0]
 
     def act(self, observation: np.ndarray) -> np.ndarray:
         """Returns the greedy actions."""
-        return self.greedy(observation) + self.first
+        return self.greedy(observation)
 
     def bootstrap(self, following: Tensor) -> dict[str, Any]:
         """Returns what the library's td_loss needs for the value of the next states."""

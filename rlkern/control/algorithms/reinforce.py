@@ -58,7 +58,7 @@ class Reinforce(PolicyLearner):
     def iterate(self) -> dict[str, float]:
         """Plays episodes and learns from them."""
         s = self.settings
-        over = whole_episodes(self.environments, s.episodes)
+        over = whole_episodes(self.environments, s.episodes, longest=s.steps)
         batch = collect(self.environments, self.policy, self.encoder, over)
         outputs = self.policy.outputs(batch.observation)
         out = self.policy.loss(

@@ -51,7 +51,8 @@ class ReinforceBaseline(ActorCritic):
 
     def collect(self) -> Rollout:
         """Returns whole episodes."""
-        over = whole_episodes(self.environments, self.settings.episodes)
+        s = self.settings
+        over = whole_episodes(self.environments, s.episodes, longest=s.steps)
         return collect(self.environments, self.policy, self.encoder, over)
 
     def iterate(self) -> dict[str, float]:
