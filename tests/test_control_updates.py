@@ -80,6 +80,6 @@ def test_an_update_is_measured(algorithm):
     settings = of(algorithm=algorithm.name, env="Pendulum-v1", seed=0, **algorithm.quick)
     torch.manual_seed(0)
     learner = algorithm.learner(settings, Environments(settings.env, {}, 1, 0))
-    found = [learner.iterate() for _ in range(settings.learning_starts + 8)]
+    found = [learner.iterate() for _ in range(settings.learning_starts + 32)]
     for key in ("losses/td_loss", "losses/policy_loss", "losses/q_values"):
         assert len({each[key] for each in found if key in each}) > 2, key
