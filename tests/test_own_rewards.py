@@ -7,6 +7,7 @@ import re
 import shutil
 
 import pytest
+import torch
 import yaml
 from trainer_helpers import compiled  # noqa: F401
 
@@ -21,10 +22,12 @@ from rlkern.trainer.reward.functions import (
     Rewards,
     limited,
     load_rewards,
+    reward_statistics,
     score_completions,
     task_reward,
 )
 from rlkern.trainer.reward.signatures import of_verl, reads_text
+from rlkern.trainer.rows import Rows
 from rlkern.trainer.settings import resolve
 from rlkern.trainer.settings.resolve import differing
 from rlkern.trainer.tasks.addition import addition
@@ -261,3 +264,24 @@ def test_an_evaluation_says_that_the_reward_of_a_run_changed_and_refuses_other_r
     assert main(["eval", "runs/a"]) == 2
     assert "sums.jsonl has changed since the run began" in capsys.readouterr().err
     assert main(["eval", "runs/a", "--task", "addition"]) == 0  # asks nothing of the file
+
+
+def exact(completions, item):
+    raise NotImplementedError
+
+
+def test_equal_rewards_have_no_spread_though_one_answer_has_none():
+    """In float32 seven times 0.1 have another mean; 0.2 beside it has a spread."""
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    answers = torch.zeros(8, 1, dtype=torch.int64)
+    found = {}
+    for last in (0.1, 0.2):
+        reward = torch.tensor([0.1] * 6 + [last, torch.nan])
+        rows = Rows(
+            prompt=one, prompt_mask=one.bool(), token=answers, mask=answers.bool(),
+            present=answers.bool(), rollout_logprob=answers.float(), reward=reward,
+            rewards=reward[:, None],
+        )  # fmt: skip
+        found[last] = reward_statistics(rows, Rewards([exact], [1.0]))
+    assert found[0.1]["frac_reward_zero_std"] == 1 and found[0.1]["rewards/exact/std"] == 0
+    assert found[0.2]["frac_reward_zero_std"] == 0 and found[0.2]["rewards/exact/std"] > 0.03

@@ -134,6 +134,7 @@ def test_show_orders_the_completions_of_a_step(capsys, monkeypatch, chats):
         assert f"reward {found:.3g}, exact" in out
     said_ = " ".join(shown(capsys, monkeypatch, chats, "--step", 2, "--limit", 16).split())
     assert said_.count(", cut off") == sum(row["cut_off"] for row in rows)
+    assert said_.count(" right ") == sum(bool(row["answer"]) for row in rows)
     assert "question" not in shown(capsys, monkeypatch, chats, "--limit", 0)
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from trainer_helpers import settings
 
-from rlkern.runs.plot import draw_line, smooth
+from rlkern.runs.plot import draw_line, legend, smooth
 from rlkern.trainer.show import plot
 from rlkern.trainer.show.display import Display
 
@@ -157,6 +157,14 @@ def test_a_single_measurement_can_be_seen():
         axes = Figure().subplots()
         draw_line(axes, [{"step": step, "kl": 2.0} for step in steps], "kl", "blue", "kl")
         assert axes.lines[-1].get_marker() == marker
+
+
+@pytest.mark.parametrize("label", ["kl", None])
+def test_a_legend_is_there_where_a_curve_has_a_name(label):
+    axes = Figure().subplots()
+    draw_line(axes, [{"step": step, "kl": 2.0} for step in (1, 2)], "kl", "blue", label)
+    legend(axes)
+    assert (axes.get_legend() is not None) == (label is not None)
 
 
 @pytest.mark.parametrize("name", ["accuracy", "reward"])
