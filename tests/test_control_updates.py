@@ -83,3 +83,38 @@ def test_an_update_is_measured(algorithm):
     found = [learner.iterate() for _ in range(settings.learning_starts + 32)]
     for key in ("losses/td_loss", "losses/policy_loss", "losses/q_values"):
         assert len({each[key] for each in found if key in each}) > 2, key
+
+
+@pytest.mark.parametrize("algorithm", CONTINUOUS, ids=lambda each: each.name)
+def test_an_evaluation_acts_in_the_middle_of_what_noise_makes(algorithm):
+    values = {"noise": 0.3} if "noise" in algorithm.settings.model_fields else {}
+    settings = of(algorithm=algorithm.name, env="Pendulum-v1", **{**algorithm.quick, **values})
+    torch.manual_seed(0)
+    learner = algorithm.learner(settings, Environments(settings.env, {}, 1, 0))
+    seen = torch.linspace(-1, 1, 24).reshape(8, 3)
+    with torch.no_grad():
+        outputs = learner.actor(seen)
+        low, high = (learner.noisy(outputs, torch.full((8, 1), side)) for side in (-0.1, 0.1))
+    low, high = (learner.for_environment(each.numpy()) for each in (low, high))
+    action = learner.act(seen.numpy())
+    assert (low < action).all() and (action < high).all()
+
+
+@pytest.mark.parametrize("algorithm", CONTINUOUS, ids=lambda each: each.name)
+def test_each_critic_has_the_gradient_of_its_own_loss(algorithm):
+    """Whatever their number: the sum of what each is off by, not the mean."""
+    settings = of(algorithm=algorithm.name, env="Pendulum-v1", **algorithm.quick)
+    torch.manual_seed(0)
+    learner = algorithm.learner(settings, Environments(settings.env, {}, 1, 0))
+    for _ in range(8):
+        learner.replay.add(*(torch.randn(1, n).numpy() for n in (3, 1, 3)),
+                           torch.randn(1).numpy(), torch.zeros(1).bool().numpy())  # fmt: skip
+    rows, critic = learner.replay.sample(learner.rng, 8), learner.critic
+    with torch.no_grad():
+        later = torch.stack([each(rows.joint) for each in critic.copies]).amin(0)
+    target = rows.reward + 0.9 * later[:, 0]
+    losses = [(each(rows.joint)[:, 0] - target).square().mean() for each in critic.online]
+    expected = torch.autograd.grad(0.5 * sum(losses), critic.weights.parameters)
+    critic.fit(rows, rows.joint, None, 0.9)
+    found = [each.grad for each in critic.weights.parameters]
+    torch.testing.assert_close(found, list(expected))
