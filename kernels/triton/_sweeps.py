@@ -189,8 +189,9 @@ def row_results(row, softcap, sums):
     entropy = log_sum - LN2 * (sums.moment / total - delta)
     # The maximum of nothing but −inf is LOWEST; the total of a finite maximum is not 0.
     row_max = tl.where(total == 0, float("-inf"), sums.max * row.inv_temperature)
-    # What the product loses in rounding is kept in the other half of the log-sum-exp.
-    lost = tl.where(total == 0, 0.0, tl.fma(sums.max, row.inv_temperature, -row_max))
+    # What the product loses in rounding is kept in the other half of the log-sum-exp, which of
+    # nothing but −inf is NaN, like all else of the row.
+    lost = tl.where(total == 0, float("nan"), tl.fma(sums.max, row.inv_temperature, -row_max))
     return Results(
         tl.where(row.counted, above - log_sum, 0.0),
         tl.where(row.counted, entropy, 0.0),
