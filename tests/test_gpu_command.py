@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = shutil.ignore_patterns("*.so", "*.egg-info", ".*", "__pycache__", "trainer_runs")
 WRITTEN = {"build", "runs"}  # of the root alone: the package has folders that may be named so, too
+OPTIONAL = re.search(r"^OPTIONAL := (.*)", (ROOT / "Makefile").read_text(), re.M)[1].split()
 STUBS = {
     # Like the true ones they are given options, then the command.
     "ncu": 'echo "profiled: ${@: -3}"',
@@ -61,6 +63,8 @@ def tree(tmp_path_factory):
     for path in (where / "rlkern" / "tests").glob("test_*.py"):
         path.unlink()
     (where / "rlkern" / "tests" / "test_planted.py").write_text(FAILING)
+    broken = "import no_such_package  # for what has mark.gpu\n"
+    (where / "rlkern" / "tests" / "test_broken.py").write_text(broken)
     (where / "stubs").mkdir()
     for name, text in STUBS.items():
         stub = where / "stubs" / name
@@ -84,6 +88,18 @@ def rows(tree: Path) -> list[dict]:
     return [json.loads(x) for x in (tree / "out" / "smoke.jsonl").read_text().splitlines()]
 
 
+def test_what_is_not_installed_keeps_no_other_test_of_a_gpu_from_being_found():
+    """Of the packages that `make gpu` only reports where they are missing."""
+    absent = f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL})); import pytest; "
+    collect = "raise SystemExit(pytest.main(['-q', '--collect-only', '-m', 'gpu', *sys.argv[1:]]))"
+    asking = [str(x) for x in ROOT.glob("tests/test_*.py") if "mark.gpu" in x.read_text()]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [sys.executable, "-c", absent + collect, *asking]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_cuda_kernels.py::" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux for parents")
@@ -94,6 +110,7 @@ def test_what_fails_costs_none_of_the_results(tree):
     assert "false cannot compile C++17" in said  # the build of native code failed,
     tested = (tree / "out" / "tests.txt").read_text()  # and so did a test; another was cut off
     assert "FAILED" in tested and "AssertionError: planted" in tested and "1 failed" in tested
+    assert "no_such_package" in tested  # nor does a file that cannot be read keep the others
     assert "rlkern_policy_loss_in_place" in (tree / "out" / "counters.txt").read_text()
     names = {row["row"] for row in rows(tree)}
     wanted = "copy_of_the_logits matmul rlkern_gae rlkern_linear_policy_loss python_policy_loss"
