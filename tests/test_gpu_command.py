@@ -73,14 +73,15 @@ def tree(tmp_path_factory):
     return where
 
 
-def make_gpu(tree: Path, part: int) -> subprocess.CompletedProcess:
-    """Returns what `make gpu` of this part said; its results are in tree/out."""
+def make(tree: Path, *goals: str, **variables: str) -> subprocess.CompletedProcess:
+    """Returns what make said of some goals; its results are in tree/out."""
     # Without what is meant for the make and the pytest that run this test.
     outer = ("PYTEST_", "MAKE", "MFLAGS", "ARGS")
     env = {name: x for name, x in os.environ.items() if not name.startswith(outer)}
     env |= {"PATH": f"{tree / 'stubs'}:{os.environ['PATH']}", "OUT": str(tree / "out")}
     env["CXX"] = "false"  # no compiler: its minutes would show nothing
-    command = ["make", "gpu", f"PART={part}", "SMOKE=1", f"PYTHON={sys.executable}", "JOBS=1"]
+    command = ["make", *goals, "SMOKE=1", f"PYTHON={sys.executable}", "JOBS=1"]
+    env |= variables
     return subprocess.run(command, cwd=tree / "rlkern", env=env, capture_output=True, text=True)
 
 
@@ -104,19 +105,25 @@ def test_what_is_not_installed_keeps_no_other_test_of_a_gpu_from_being_found():
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux for parents")
 def test_what_fails_costs_none_of_the_results(tree):
-    first = make_gpu(tree, 1)
+    first = make(tree, "gpu", "PART=1")
     said = first.stdout + first.stderr
     assert first.returncode != 0, said
     assert "false cannot compile C++17" in said  # the build of native code failed,
     tested = (tree / "out" / "tests.txt").read_text()  # and so did a test; another was cut off
     assert "FAILED" in tested and "AssertionError: planted" in tested and "1 failed" in tested
-    assert "no_such_package" in tested  # nor does a file that cannot be read keep the others
     assert "rlkern_policy_loss_in_place" in (tree / "out" / "counters.txt").read_text()
     names = {row["row"] for row in rows(tree)}
     wanted = "copy_of_the_logits matmul rlkern_gae rlkern_linear_policy_loss python_policy_loss"
     assert names >= set(wanted.split()) and not any("error" in row for row in rows(tree))
-    second = make_gpu(tree, 2)
+    second = make(tree, "gpu", "PART=2")
     said = second.stdout + second.stderr
     assert second.returncode == 0, said
     assert {row["row"] for row in rows(tree)} >= names | {"eager_policy_loss", "compile_gspo"}
     assert "it does not run on this machine" in said
+    # Without xdist pytest would run nothing where one file cannot be read.
+    (tree / "absent" / "xdist.py").parent.mkdir()
+    (tree / "absent" / "xdist.py").write_text("raise ImportError")
+    alone = {"PYTHONPATH": str(tree / "absent"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    assert make(tree, "gpu-tests", "SYSTEM=1", **alone).returncode != 0
+    tested = (tree / "out" / "tests.txt").read_text()
+    assert "no_such_package" in tested and "1 failed" in tested
