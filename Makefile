@@ -136,6 +136,9 @@ PROFILER = ncu --clock-control none --launch-skip 1 --launch-count 1 --section S
 PROFILED := policy_loss
 CAPABILITY := 'import torch; print("sm_%d%d" % torch.cuda.get_device_capability())'
 OPTIONAL := pytest_benchmark hypothesis transformers triton xdist
+# Interrupted, pytest says which tests have failed so far; terminated, it says nothing. One that hangs
+# in a kernel hears neither. (Without --foreground timeout interrupts twice, also the saying.)
+INTERRUPT := --signal=INT --kill-after=20
 # $(call needs,program): whether it is there; says what is skipped where it is not.
 needs = command -v $(1) >/dev/null || { echo "$@ skipped: $(1) is not installed"; exit 0; }
 
@@ -166,7 +169,8 @@ gpu-bench: gpu-machine
 gpu-tests: gpu-machine
 	@[ -n "$(GPU_TESTS)" ] || { echo "no test is marked gpu" >&2; exit 1; }
 	@workers=; ! $(PY) -c 'import xdist' 2>/dev/null || workers="-n $(JOBS) --dist worksteal"; \
-	timeout 270 $(PY) -m pytest -q --no-header $$workers $(GPU_TESTS) -m gpu | tee $(RESULTS)/tests.txt
+	timeout --foreground $(INTERRUPT) 270 $(PY) -m pytest -q --no-header $$workers $(GPU_TESTS) -m gpu \
+	  --continue-on-collection-errors | tee $(RESULTS)/tests.txt
 
 gpu-counters: gpu-machine
 	@$(call needs,ncu); timeout 60 $(PROFILER) --kernel-name regex:$(PROFILED)_kernel $(PY) -m benchmarks.gpu \
@@ -180,7 +184,7 @@ gpu-sanitizer: gpu-machine
 	@$(call needs,compute-sanitizer); [ -n "$(SANITIZED)" ] || { echo "no test is marked sanitize" >&2; exit 1; }; \
 	if ! timeout 60 $(SANITIZER) $(PY) -c 'import torch; torch.ones(1, device="cuda").add_(1).item()' >/dev/null 2>&1; then \
 	  echo "compute-sanitizer skipped: it does not run on this machine"; \
-	else PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 200 $(SANITIZER) $(PY) -m pytest -q --no-header $(SANITIZED) -m sanitize \
+	else PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $(INTERRUPT) 200 $(SANITIZER) $(PY) -m pytest -q --no-header $(SANITIZED) -m sanitize \
 	  | tee $(RESULTS)/sanitizer.txt; fi
 
 # PYTHON may itself be a virtual environment, so its folders are named instead of inherited; the

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches drawn by hypothesis, and everything the logits path makes of them."""
 
+import pytest
 import torch
+
+pytest.importorskip("hypothesis")  # skips the module that asks for this one
 from hypothesis import strategies as st
 
 import rlkern

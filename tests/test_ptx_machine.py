@@ -80,6 +80,8 @@ SHUFFLES = {
     "up.b32 %r4, %r3, 3, 0, -1": np.where(LANE < 3, LANE, LANE - 3),
     "down.b32 %r4, %r3, 3, 31, -1": np.where(LANE > 28, LANE, LANE + 3),
     "idx.b32 %r4, %r3, 9, 31, -1": np.full(32, 9),
+    "idx.b32 %r4, %r3, 41, 31, -1": np.full(32, 9),  # of a distance five bits count
+    "up.b32 %r4, %r3, 35, 0, -1": np.where(LANE < 3, LANE, LANE - 3),
     "idx.b32 %r4, %r3, %r100, 31, -1": LANE,
     "bfly.b32 %r4, %r3, %r100, 31, -1": 0 * LANE,
     "up.b32 %r4, %r3, 1, 6144, -1": np.where(LANE % 8 == 0, LANE, LANE - 1),  # segments of 8
@@ -232,6 +234,10 @@ FAULTS = {
     "reads shared.*, which nobody wrote": "ld.shared.b32 %r1, [%r99];",
     "some threads never reach": "setp.lt.s32 %p1, %r100, 40; @%p1 bar.sync 0;",
     "part of one": "setp.lt.s32 %p1, %r100, 40; @%p1 redux.sync.add.s32 %r1, %r100, -1;",
+    "part of one.*": "setp.lt.s32 %p1, %r100, 40; @%p1 bar.warp.sync -1;",
+    "out of bounds: 4 bytes at shared.*": (
+        "cvta.to.shared.u64 %rd1, %rd100; st.shared.b32 [%rd1], 1;"
+    ),
     "single bytes": "st.global.b8 [%rd100], %r100;",
 }
 

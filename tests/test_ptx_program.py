@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The PTX machine on what nvcc writes and Triton does not: several kernels, structs, scopes."""
+"""The PTX machine on what nvcc writes and Triton does not: several kernels, structs, scopes.
+
+And on what neither writes today, which must be refused before it is computed as something else.
+"""
 
 import numpy as np
 import pytest
+from ptx_emulator.assembly import program, run
 from ptx_emulator.machine import Machine
 from ptx_emulator.memory import Buffer
 from ptx_emulator.program import Program, PtxFault
@@ -47,3 +51,21 @@ def test_a_kernel_of_several_takes_a_struct():
     assert (out == np.arange(32) + 7).all() and not machine.races
     with pytest.raises(PtxFault, match="no such kernel"):
         Program(STRUCT, "absent")
+
+
+def test_what_is_not_known_is_refused():
+    for body in ("foo.b32 %r1, %r2;", "add.f16 %rs1, %rs2, %rs3;", "mul.hi.u32 %r1, %r2, %r3;",
+                 "mov.u32 %r1, %clock;", "bar.sync 1;", "bar.sync 0, 16;", "bar.arrive 0, 32;",
+                 "ld.local.b32 %r1, [%rd1];", "cvt.rzi.s32.f32 %r1, %r2;",
+                 "cvt.rz.f32.f64 %r1, %rd1;", "fma.rp.f32 %r1, %r2, %r3, %r4;",
+                 "setp.lt.and.s32 %p1, %r1, %r2, %p2;", "setp.lt.ftz.f32 %p1, %r1, %r2;",
+                 "add.rz.f32 %r1, %r2, %r3;", "add.sat.s32 %r1, %r2, %r3;",
+                 "mul.sat.f32 %r1, %r2, %r3;", "mad.rn.f32 %r1, %r2, %r3, %r4;",
+                 "fma.rn.relu.f32 %r1, %r2, %r3, %r4;", "div.approx.f32 %r1, %r2, %r3;",
+                 "min.xorsign.abs.f32 %r1, %r2, %r3;", "sqrt.rz.f32 %r1, %r2;",
+                 "redux.sync.max.abs.s32 %r1, %r2, -1;", "shf.l.wrap.b32 %r1, %r2, %r3, %r4;",
+                 "bfe.s32 %r1, %r2, 1, 2;", "prmt.b32.f4e %r1, %r2, %r3, %r4;"):  # fmt: skip
+        with pytest.raises(PtxFault, match="not known|unknown"):
+            run(body)
+    with pytest.raises(PtxFault, match="not understood"):
+        program("$%&;", 0, 32)

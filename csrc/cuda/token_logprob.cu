@@ -27,8 +27,9 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   if (writes) {
     p.logprob[i] = token_logprob_of(row, temper, own_x);
     p.entropy[i] = entropy_of(row);
-    p.row_max[i] = row.sum == 0 ? -INFINITY : row.max;  // nothing but −inf
-    p.log_sum[i] = logf(row.sum);
+    const bool nothing = row.sum == 0;  // but −inf, which less itself is NaN
+    p.row_max[i] = nothing ? -INFINITY : row.max;
+    p.log_sum[i] = nothing ? NAN : logf(row.sum);
     p.sum_pi_squared[i] = row.square_sum / (row.sum * row.sum);
   }
   cluster_arrive_relaxed();

@@ -3,7 +3,8 @@
 
 Held to the reference on an H200 (benchmarks/results/nvidia_h200-tests.txt), where launch shapes
 were measured; elsewhere in Triton's interpreter, and as the PTX of sm_80 and sm_90, executed by an
-emulator on the CPU. For sm_100 and gfx942 the kernels are compiled, and have not run.
+emulator on the CPU. For sm_100 and gfx942 the kernels are compiled, and have not run. The softcap's
+tangent and the log-sum-exp of a row of nothing but −inf are newer than the run on the H200.
 """
 
 import torch

@@ -11,7 +11,8 @@ and three sums in coordinates shifted by it, so that a common offset costs no di
 The letters inside a block: x a logit, y and d as above, e = 2^d. A product and a difference rounded
 once (fma) are one instruction; of the rounded shift they leave δ at the maximum, the d of it, which
 is small and known. All of a row's d have the same δ in them, and the total of a row of which the
-maximum is all there is is the same 2^δ to the last bit.
+maximum is all there is is the same 2^δ to the last bit. What rounding leaves of δ in
+moment/total, some 1e-13, shows in an entropy that is itself below 1e-11.
 
 A thread keeps the sums of its own columns until the row has ended: the loops have no barrier, and
 nothing in them passes from thread to thread. What a thread adds up, and in which order, depends on
@@ -189,8 +190,9 @@ def row_results(row, softcap, sums):
     entropy = log_sum - LN2 * (sums.moment / total - delta)
     # The maximum of nothing but −inf is LOWEST; the total of a finite maximum is not 0.
     row_max = tl.where(total == 0, float("-inf"), sums.max * row.inv_temperature)
-    # What the product loses in rounding is kept in the other half of the log-sum-exp.
-    lost = tl.where(total == 0, 0.0, tl.fma(sums.max, row.inv_temperature, -row_max))
+    # What the product loses in rounding is kept in the other half of the log-sum-exp, which of
+    # nothing but −inf is NaN, like all else of the row.
+    lost = tl.where(total == 0, float("nan"), tl.fma(sums.max, row.inv_temperature, -row_max))
     return Results(
         tl.where(row.counted, above - log_sum, 0.0),
         tl.where(row.counted, entropy, 0.0),

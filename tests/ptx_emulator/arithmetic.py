@@ -10,6 +10,7 @@ from .program import Instruction, Program, PtxFault
 from .values import SIGNED, UNSIGNED, bits_of, flushed, number_of, size_of, to_bfloat16
 
 Step = Callable[[Any, Any], Any]
+BYTE = np.uint64(255)
 
 
 def elementwise(program: Program, i: Instruction, function: Callable[..., Any]) -> Step:
@@ -140,12 +141,21 @@ def of_halves(program: Program, i: Instruction, function: Callable[..., Any]) ->
     return step
 
 
-def extreme(dropping: Callable[..., Any], spreading: Callable[..., Any]) -> Any:
-    """Returns the builder of min or max, which drops a NaN unless it is told to spread it."""
+def extreme(dropping: Callable[..., Any], spreading: Callable[..., Any], negative: bool) -> Any:
+    """Returns the builder of min or max, which drops a NaN unless it is told to spread it.
+
+    −0 is less than 0.
+    """
 
     def build(program: Program, i: Instruction) -> Step:
         drops = "f" in i.kind and "NaN" not in i.parts
-        function = dropping if drops else spreading
+        choose = dropping if drops else spreading
+
+        def of_floats(a: Any, b: Any) -> Any:
+            equal = np.where(np.signbit(a) == negative, a, b)
+            return np.where(a == b, equal, choose(a, b))
+
+        function = of_floats if "f" in i.kind else choose
         if i.kind.endswith("x2"):
             return of_halves(program, i, function)
         return elementwise(program, i, function)
@@ -199,10 +209,9 @@ def extract(program: Program, i: Instruction) -> Step:
         raise PtxFault(f"bfe.{i.kind} is not known here")
 
     def function(a: Any, b: Any, c: Any) -> Any:
-        ones = (np.uint64(1) << np.asarray(c).astype(np.uint64)) - np.uint64(1)
-        return ((np.asarray(a).astype(np.uint64) >> np.asarray(b).astype(np.uint64)) & ones).astype(
-            np.uint32
-        )
+        a, b, c = (np.asarray(x).astype(np.uint64) for x in (a, b, c))
+        ones = (np.uint64(1) << (c & BYTE)) - np.uint64(1)
+        return (a >> (b & BYTE) & ones).astype(np.uint32)
 
     return elementwise(program, i, function)
 
@@ -214,6 +223,7 @@ def insert(program: Program, i: Instruction) -> Step:
 
     def function(*operands: Any) -> Any:
         a, b, c, d = (np.asarray(x).astype(np.uint64) for x in operands)
+        c, d = c & BYTE, d & BYTE
         ones = ((np.uint64(1) << d) - np.uint64(1)) << c
         return (b & ~ones | a << c & ones).astype(np.uint32)
 
@@ -226,14 +236,15 @@ def population(program: Program, i: Instruction) -> Step:
 
 
 def permute(program: Program, i: Instruction) -> Step:
-    """prmt: four bytes of a and b, chosen by the four low digits of c."""
+    """prmt: four bytes of a and b, chosen by the four low digits of c; from 8 on their signs."""
 
     def function(a: Any, b: Any, c: Any) -> Any:
         both = np.asarray(a).astype(np.uint64) | np.asarray(b).astype(np.uint64) << np.uint64(32)
         out = np.uint64(0)
         for k in range(4):
             digit = np.asarray(c).astype(np.uint64) >> np.uint64(4 * k)
-            byte = both >> (digit & np.uint64(7)) * np.uint64(8) & np.uint64(255)
+            byte = both >> (digit & np.uint64(7)) * np.uint64(8) & BYTE
+            byte = np.where(digit & np.uint64(8), (byte >> np.uint64(7)) * BYTE, byte)
             out = out | byte << np.uint64(8 * k)
         return np.asarray(out).astype(np.uint32)
 
@@ -250,8 +261,8 @@ BUILDERS = {
     "neg": of_numbers(lambda a: -a),
     "abs": of_numbers(np.abs),
     "copysign": of_numbers(lambda a, b: np.copysign(b, a)),
-    "min": extreme(np.fmin, np.minimum),
-    "max": extreme(np.fmax, np.maximum),
+    "min": extreme(np.fmin, np.minimum, True),
+    "max": extreme(np.fmax, np.maximum, False),
     "and": of_numbers(lambda a, b: a & b),
     "or": of_numbers(lambda a, b: a | b),
     "xor": of_numbers(lambda a, b: a ^ b),

@@ -4,14 +4,20 @@
 from typing import Any
 
 from .arithmetic import Step
+from .exchanges import whole_warps
 from .program import Instruction, Program, PtxFault
 
 WAIT, EXIT = -1, -2
 
 
+def warp_barrier(m: Any, active: Any) -> None:
+    whole_warps(active)
+    m.clock.pass_warp_barrier(m.thread[active])
+
+
 def barrier(program: Program, i: Instruction) -> Step:
     if "warp" in i.parts:
-        return lambda m, active: m.clock.pass_warp_barrier(m.thread[active])
+        return warp_barrier
     if i.operands[0] != "0" or "sync" not in i.parts:
         # Compiled for teams that a block of this launch may not have.
         def unknown(m: Any, active: Any) -> Any:

@@ -8,7 +8,17 @@ import numpy as np
 
 from .arithmetic import Step
 from .program import Instruction, Program, PtxFault
-from .values import FLOAT, SIGNED, UNSIGNED, bits_of, number_of, size_of, to_bfloat16
+from .values import (
+    FLOAT,
+    SIGNED,
+    UNSIGNED,
+    bits_of,
+    extended,
+    number_of,
+    size_of,
+    to_bfloat16,
+    to_float16,
+)
 
 # Where shared memory begins among generic addresses: far from any tensor.
 SHARED_WINDOW = 1 << 60
@@ -88,7 +98,7 @@ def change_space(program: Program, i: Instruction) -> Step:
 
 def narrow_float(kind: str) -> Callable[[Any], Any]:
     """Returns the function from float32 numbers to the bits of a float of 16."""
-    return to_bfloat16 if kind == "bf16" else lambda x: bits_of(np.asarray(x).astype(np.float16))
+    return to_bfloat16 if kind == "bf16" else to_float16
 
 
 def convert_pair(program: Program, i: Instruction) -> Step:
@@ -115,14 +125,15 @@ def convert(program: Program, i: Instruction) -> Step:
         return convert_pair(program, i)
     destination, text = i.operands
     read, number = program.source(text, size_of(source)), number_of(source)
-    register = UNSIGNED[program.size(destination)]
+    register = program.size(destination)
     changes = {"sat": saturated, "rni": np.rint}
     change = next((changes[x] for x in i.parts[1:-2] if x in changes), None)
     alike = (target, source) == ("f32", "f32")
     if not set(i.parts[1:-2]) <= ({"sat", "rni"} if alike else {"rn"}):
         raise PtxFault(f"{'.'.join(i.parts)} is not known here")
-    if target == "bf16":
-        return lambda m, active: m.put(destination, to_bfloat16(number(read(m))), active)
+    if target in ("bf16", "f16"):
+        narrow = narrow_float(target)
+        return lambda m, active: m.put(destination, narrow(number(read(m))), active)
     dtype = FLOAT.get(target) or (SIGNED if target[0] == "s" else UNSIGNED)[size_of(target)]
     if target not in FLOAT and source[0] not in "usb":
         raise PtxFault(f"cvt from {source} to {target} is not known here")
@@ -130,7 +141,7 @@ def convert(program: Program, i: Instruction) -> Step:
     def step(m: Any, active: Any) -> None:
         value = np.asarray(number(read(m))).astype(dtype)
         value = value if change is None else change(value)
-        m.put(destination, bits_of(value).astype(register), active)
+        m.put(destination, extended(bits_of(value), target, register), active)
 
     return step
 
@@ -138,7 +149,7 @@ def convert(program: Program, i: Instruction) -> Step:
 def compare(program: Program, i: Instruction) -> Step:
     """setp: whether a comparison holds; of pairs of floats one predicate for each half."""
     names, test = i.operands[0].split("|"), COMPARISONS.get(i.parts[1])
-    if test is None or len(i.operands) > 3 or any(x in i.parts for x in ("and", "or", "xor")):
+    if test is None or len(i.operands) > 3 or len(i.parts) > 3:  # and, or, xor, ftz
         raise PtxFault(f"{'.'.join(i.parts)} is not known here")
     number, size = number_of(i.kind.removesuffix("x2")), size_of(i.kind)
     a, b = (program.source(text, size) for text in i.operands[1:])

@@ -56,7 +56,7 @@ def shuffle(program: Program, i: Instruction) -> Step:
         if np.ndim(n):
             lane, inside = source_lane(mode, (n & 31).astype(int).reshape(-1, WARP), int(c))
         else:
-            lane, inside = _known_source_lane(mode, int(n), int(c))
+            lane, inside = _known_source_lane(mode, int(n) & 31, int(c))
         lane, inside = np.broadcast_to(lane, rows.shape), np.broadcast_to(inside, rows.shape)
         present = np.take_along_axis(rows, lane, 1)
         value = np.take_along_axis(m.full(read(m)).reshape(-1, WARP), lane, 1)

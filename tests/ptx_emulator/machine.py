@@ -21,6 +21,13 @@ BUILDERS = {
     for module in (arithmetic, control, conversions, exchanges, transfers)
     for name, builder in module.BUILDERS.items()
 }
+# What may stand between the name and the type; the builders of the other instructions look.
+MODIFIERS = {name: set(words.split()) for names, words in (
+    ("add sub ex2 lg2 rcp sqrt rsqrt", "rn approx ftz"), ("mul", "lo wide rn ftz"),
+    ("mad", "lo wide"), ("fma", "rn rm ftz"), ("div", "rn full ftz"), ("neg abs", "ftz"),
+    ("min max", "NaN ftz"), ("shf", "r wrap"), ("redux", "sync add min max"),
+    ("and or xor not shl shr bfe bfi popc prmt copysign mov selp", ""),
+) for name in names.split()}  # fmt: skip
 
 
 class Machine:
@@ -159,7 +166,7 @@ class Machine:
     def _shared(self, address: Any, size: int, count: int, lane: Any) -> Access:
         access = self._access(address, size, count, lane)
         at = access.address.astype(np.int64)
-        if (at + access.width > self.shared_size).any():
+        if ((at < 0) | (at + access.width > self.shared_size)).any():
             raise PtxFault(f"out of bounds: {access.width} bytes at shared+{int(at.max())}")
         return access._replace(address=at + self.shared_begin[lane])
 
@@ -253,6 +260,8 @@ def build(program: Program, i: Instruction) -> Callable[[Machine, Any], Any]:
     builder = BUILDERS.get(i.parts[0])
     if builder is None:
         raise PtxFault(f"unknown instruction {'.'.join(i.parts)}")
+    if not set(i.parts[1:-1]) <= MODIFIERS.get(i.parts[0], set(i.parts)):
+        raise PtxFault(f"{'.'.join(i.parts)} is not known here")
     step = builder(program, i)
     if i.guard is None:
         return step

@@ -7,7 +7,7 @@ import numpy as np
 
 from .arithmetic import Step
 from .program import Instruction, Program, PtxFault
-from .values import UNSIGNED, size_of
+from .values import UNSIGNED, extended, size_of
 
 
 class Copy(NamedTuple):
@@ -36,7 +36,7 @@ def space_of(i: Instruction) -> str:
 def load_parameter(program: Program, i: Instruction) -> Step:
     destination, address = i.operands
     size, at = size_of(i.kind), program.address(address)
-    register = UNSIGNED[program.size(destination)]
+    register = program.size(destination)
 
     def step(m: Any, active: Any) -> None:
         # A thread that is not active may hold an address of something else.
@@ -46,7 +46,7 @@ def load_parameter(program: Program, i: Instruction) -> Step:
             raise PtxFault("reads behind the parameters")
         places = np.where(inside, where, 0)[..., None] + np.arange(size)
         value = np.ascontiguousarray(m.parameters[places]).view(UNSIGNED[size])[..., 0]
-        m.put(destination, value.astype(register), active)
+        m.put(destination, extended(value, i.kind, register), active)
 
     return step
 
@@ -57,12 +57,12 @@ def load(program: Program, i: Instruction) -> Step:
         return load_parameter(program, i)
     names = names if isinstance(names, tuple) else (names,)
     space, size, at = space_of(i), size_of(i.kind), program.address(address)
-    registers = [UNSIGNED[program.size(x)] for x in names]
+    registers = [program.size(x) for x in names]
 
     def step(m: Any, active: Any) -> None:
         values = m.load(space, at(m), size, len(names), active)
         for k, (name, register) in enumerate(zip(names, registers)):
-            m.put(name, values[:, k].astype(register), active)
+            m.put(name, extended(values[:, k].copy(), i.kind, register), active)
 
     return step
 

@@ -73,9 +73,30 @@ def to_bfloat16(x: Any) -> Any:
     return np.where(np.isnan(x), np.uint16(0x7FFF), rounded.astype(np.uint16))
 
 
+def to_float16(x: Any) -> Any:
+    """Returns the bits of numbers rounded to float16; of every NaN the same.
+
+    >>> [hex(n) for n in to_float16(np.float32([1.0, 65519.9, float("nan")]))]
+    ['0x3c00', '0x7bff', '0x7fff']
+    """
+    x = np.asarray(x)
+    return np.where(np.isnan(x), np.uint16(0x7FFF), bits_of(x.astype(np.float16)))
+
+
 def flushed(x: Any) -> Any:
     """Returns float32 numbers, 0 of their sign in place of those that are not normal."""
     return np.where(np.abs(x) < SMALLEST_NORMAL, np.copysign(np.float32(0), x), x)
+
+
+def extended(x: Any, kind: str, size: int) -> Any:
+    """Returns the bits of numbers of a type in registers of so many bytes, their sign spread.
+
+    >>> hex(extended(np.uint8(0x80), "s8", 2)), hex(extended(np.uint8(0x80), "u8", 2))
+    ('0xff80', '0x80')
+    """
+    if kind[0] != "s":
+        return x.astype(UNSIGNED[size])
+    return x.view(SIGNED[x.dtype.itemsize]).astype(SIGNED[size]).view(UNSIGNED[size])
 
 
 def literal(text: str, size: int) -> Any:
