@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns pytest-benchmark's file into the table of ratios and the committed rows; as a program it
-writes the documents from those.
+"""Turns pytest-benchmark's file into the table of ratios and committed rows; run, writes documents.
 
 A time is the median of its rounds; beside it stand the fastest round, and between what a fifth and
 four fifths of the rounds lie.
