@@ -15,24 +15,26 @@ from ptx_emulator import compare, direct, launches
 from rlkern.testing.runs import RUNS
 
 TARGETS = ("sm_80", "sm_90")
-# Rows of several blocks are block_plus_one, minus_infinity and all_terms.
+# Rows of several blocks are block_plus_one, blocks_minus_one, minus_infinity and all_terms.
 CASES = {
     ("token_logprob", "float32"): (
         "vector_minus_one", "keep_without_token", "softcap_minus_infinity", "no_rows"),
     ("token_logprob", "bfloat16"): ("block", "garbage_under_mask"),
     ("token_logprob", "float16"): ("minus_infinity",),
     ("token_logprob_companions", "float32"): ("vector_minus_one", "keep_without_token"),
-    ("token_logprob_companions", "bfloat16"): ("block_plus_one", "garbage_under_mask"),
+    ("token_logprob_companions", "bfloat16"): (
+        "block_plus_one", "blocks_minus_one", "garbage_under_mask"),
     ("token_logprob (in place)", "float32"): ("one_logit", "time_slice"),
     ("token_logprob (in place)", "bfloat16"): (
-        "block_plus_one", "minus_infinity", "temperature_per_row", "keep_slice_temperature"),
+        "block_plus_one", "blocks_minus_one", "minus_infinity", "temperature_per_row",
+        "keep_slice_temperature"),
     ("token_logprob (in place)", "float16"): ("padded_vocabulary", "keep_whole"),
     ("policy_loss", "float32"): ("on_policy", "no_tokens", "terms_garbage"),
     ("policy_loss", "bfloat16"): ("block_plus_one", "padded_vocabulary"),
     ("policy_loss", "float16"): ("vector_minus_one", "time_slice", "temperature_per_row"),
     ("policy_loss (in place)", "float32"): ("block_plus_one", "all_terms"),
     ("policy_loss (in place)", "bfloat16"): (
-        "characters", "minus_infinity", "nothing_counted", "garbage_under_mask",
+        "blocks_minus_one", "characters", "minus_infinity", "nothing_counted", "garbage_under_mask",
         "softcap_keep_everything"),
     ("policy_loss (in place)", "float16"): ("minus_infinity", "keep_narrow"),
     ("token_objective", "float32"): (
@@ -126,6 +128,10 @@ def test_logits_that_nobody_has_written_are_not_read_in_silence(elsewhere):
 
 def test_rows_far_apart_have_the_bits_of_rows_side_by_side(elsewhere):
     assert elsewhere.run(direct.far_rows_are_the_same, "sm_90")
+
+
+def test_rows_that_begin_at_no_multiple_of_16_bytes_are_read_narrowly(elsewhere):
+    assert elsewhere.run(compare.rows_at_odd_addresses, "sm_90") == []
 
 
 def test_few_long_sequences_are_scanned_in_parts(elsewhere):

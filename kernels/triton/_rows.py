@@ -78,8 +78,17 @@ def vector_width(*tensors: Tensor) -> int:
     """Returns the elements in 16 bytes if all rows begin and end at a multiple of that, else 1.
 
     The compiler cannot know it of run-time arguments; without it each access is one element wide.
+    Nor does it believe it of a tensor that begins elsewhere: it would then spread a vector over
+    several threads, whose sums of a row differ.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 2, 72, dtype=torch.bfloat16)
+    >>> vector_width(x[..., 8:]), vector_width(x[..., 1:65]), vector_width(x[..., :65])
+    (8, 1, 1)
     """
     width = max(16 // x.element_size() for x in tensors)
+    if any(x.data_ptr() % 16 for x in tensors):
+        return 1
     numbers = [n for x in tensors for n in (x.shape[2], *row_strides(x))]
     return width if all(n % width == 0 for n in numbers) else 1
 
