@@ -62,9 +62,10 @@ def test_both_sides_are_measured_on_the_same_episodes_whatever_they_do(monkeypat
     ],
 )
 def test_the_page_says_which_returns_have_other_starts(starts, said, tmp_path, monkeypatch):
-    record = control_peers.RECORDS.read_text().splitlines()[-1]
+    record = json.loads(control_peers.RECORDS.read_text().splitlines()[-1])
+    record.pop("starts", None)
     lines = [
-        {**json.loads(record), "algorithm": name, **({"starts": start} if start else {})}
+        {**record, "algorithm": name, **({"starts": start} if start else {})}
         for name, start in zip(("ppo", "dqn"), starts)
     ]
     place = tmp_path / "results/control/peers.jsonl"
