@@ -118,6 +118,7 @@ def test_no_fault_is_planted_in_words_in_types_or_in_what_is_raised():
     assert planted('"""a"""\ndef f(x: int | None = None) -> 3 | 4:\n    "b"\n    return x\n') == []
     assert planted("raise E(f'{n + 1}', n - 1)\n") == ["raise E(f'{n + 1}', n - 1) → (removed)"]
     assert planted("@dataclass(frozen=True)\nclass C:\n    n: int = 1\n") == ["1 → 2"]
+    assert planted("x = zip(a, b, strict=True)\n") == []
     assert planted("x = 'a' + b\nassert n > 1\nif TYPE_CHECKING:\n    n = 3\n") == []
 
 
@@ -236,6 +237,26 @@ def test_a_sample_depends_on_the_seed_only_and_grows_at_its_end(toy):
     assert few == more[:3] and len(set(more)) == 6
     assert sample(toy.tree, ["rlkern"], 6, seed=2) != more
     assert {x.path for x in sample(toy.tree, ["rlkern"], 99, seed=0)} == {"rlkern/toy.py"}
+
+
+def test_what_is_drawn_of_a_source_does_not_depend_on_the_others(tmp_path):
+    def drawn() -> list[str]:
+        places = sample(tmp_path, ["a.py", "b.py"], 99, seed=0)
+        return [x.mutant.what for x in places if x.path == "b.py"]
+
+    (tmp_path / "a.py").write_text("x = 1\n")
+    (tmp_path / "b.py").write_text("x = 1 + 2\ny = 1 - z\nw = not x\n")
+    before = drawn()
+    (tmp_path / "a.py").write_text("v = 5 < 6\nx = 1\n")
+    assert drawn() == before and len(before) == 6
+
+
+def test_a_table_is_tried_first_by_the_tests_that_bear_its_name(monkeypatch, toy):
+    named, other = "tests/test_toy.py::test_all[cpu-toy]", "tests/test_toy.py::test_all[cpu-toyish]"
+    seconds = {other: 0.1, named: 3.0}
+    monkeypatch.setattr(toy, "seconds", lambda name: seconds)
+    line = TOY.splitlines().index("LIMIT = 3") + 1
+    assert next(iter(covering.tests_of(toy, ["tests/test_toy.py"], "rlkern/toy.py", line))) == named
 
 
 def test_results_are_remembered_and_the_living_are_tried_again_with_other_tests(tmp_path):

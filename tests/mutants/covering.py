@@ -179,9 +179,9 @@ def reached(source: str, line: int) -> list[set[int]]:
 def tests_of(record: Record, test_files: list[str], path: str, line: int) -> dict[str, float]:
     """Returns the tests that execute a line of a source and how long each takes, quickest first.
 
-    If none does, as where a table is made at import, those that execute anything of the source, and
-    after them the others of their files, which may read the table: first of the file of which the
-    largest share executes the source.
+    If none does, as where a table is made at import, those first that are of the source by name;
+    then those that execute anything of it, and after them the others of their files, which may read
+    the table: first of the file of which the largest share executes the source.
     """
     levels = reached((record.tree / path).read_text(), line)
     for lines in levels:
@@ -190,12 +190,25 @@ def tests_of(record: Record, test_files: list[str], path: str, line: int) -> dic
             break
     tests = dict(sorted((x for each in found.values() for x in each.items()), key=lambda x: x[1]))
     if lines is levels[-1]:
+        every = sorted(
+            (x for n in test_files for x in record.seconds(n).items()), key=lambda x: x[1]
+        )
+        tests = {t: s for t, s in every if is_of(t, Path(path).stem)} | tests
         share = {
             name: len(found[name]) / len(record.seconds(name)) for name in found if found[name]
         }
         for name in sorted(share, key=lambda name: -share[name]):
             tests |= {t: s for t, s in record.seconds(name).items() if t not in tests}
     return tests
+
+
+def is_of(test: str, stem: str) -> bool:
+    """Returns whether a test is of a source by name, as tests of every algorithm are.
+
+    >>> is_of("tests/test_x.py::test_y[eager-opo-1]", "opo"), is_of("tests/test_x.py::opo", "opo")
+    (True, False)
+    """
+    return stem in test.partition("[")[2].rstrip("]").split("-")
 
 
 def executing(record: Record, test_file: str, path: str, lines: set[int]) -> dict[str, float]:

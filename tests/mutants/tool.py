@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,11 +28,9 @@ LEFT_OUT = (
     "rlkern/doctor.py",
     "rlkern/__main__.py",
     "rlkern/testing",
-    "rlkern/compare/pages",
+    "rlkern/compare/pages.py",
     "rlkern/compare/figures.py",
     "rlkern/trainer/show/plot.py",
-    "rlkern/cuda",
-    "rlkern/kernels",
     "rlkern/backends/cuda",
     "rlkern/backends/triton",
 )
@@ -75,11 +74,17 @@ def weight_of(path: str) -> float:
 
 
 def sample(root: Path, chosen: list[str], count: int, seed: int) -> list[Place]:
-    """Returns so many places in a random order that depends on nothing but the seed."""
-    places = [Place(p, m) for p in sources(root, chosen) for m in mutants((root / p).read_text())]
-    draw = random.Random(seed)
-    keys = {i: draw.random() ** (1 / weight_of(x.path)) for i, x in enumerate(places)}
-    return [places[i] for i in sorted(keys, key=lambda i: -keys[i])[:count]]
+    """Returns so many places in a random order; each is drawn by its own name, so that a change of
+    one source leaves the places in the others as they were."""
+    drawn: list[tuple[float, Place]] = []
+    for path in sources(root, chosen):
+        seen: Counter[str] = Counter()
+        for mutant in mutants((root / path).read_text()):
+            name = f"{seed}|{path}|{mutant.what}|{seen[mutant.what]}"
+            seen[mutant.what] += 1
+            key = random.Random(name).random() ** (1 / weight_of(path))
+            drawn.append((key, Place(path, mutant)))
+    return [place for _, place in sorted(drawn, key=lambda x: -x[0])[:count]]
 
 
 def known_alive(file: Path = KNOWN) -> dict[str, str]:
