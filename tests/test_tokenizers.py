@@ -156,6 +156,20 @@ def test_a_prompt_and_a_given_answer_are_one_text(policy):
     assert all(full[: len(own)] == own for full, own in zip(asked, ids["prompt_ids"][::2]))
 
 
+@pytest.mark.parametrize("make", (byte_level, metaspace))
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_token_across_the_seam_belongs_to_the_answer(make, template):
+    policy = policy_of(Kind(make, template, "<pad>"))
+    whole = one_text(policy, "is 12+34=46 plus")
+    (across,) = {i for i in whole if policy.tokenizer.decode([i]).strip() == "plus"}
+    prompts, answers = ["is 12+34=46 pl"], ["us", "us is"]
+    ids = token_ids(given_rows(policy, prompts, answers, stop=""))
+    before = whole[: whole.index(across)]
+    assert ids["prompt_ids"] == [before, before]
+    assert [row[0] for row in ids["completion_ids"]] == [across, across]
+    assert len(one_text(policy, prompts[0])) > len(before)
+
+
 def test_what_is_read_of_a_given_answer_is_what_was_given(policy):
     said = texts(policy, given_rows(policy, PROMPTS, ANSWERS, stop=""))
     if policy.tokenizer.encode("1 + 1") == policy.tokenizer.encode("1+1"):
