@@ -118,7 +118,7 @@ def test_no_fault_is_planted_in_words_in_types_or_in_what_is_raised():
     assert planted('"""a"""\ndef f(x: int | None = None) -> 3 | 4:\n    "b"\n    return x\n') == []
     assert planted("raise E(f'{n + 1}', n - 1)\n") == ["raise E(f'{n + 1}', n - 1) → (removed)"]
     assert planted("@dataclass(frozen=True)\nclass C:\n    n: int = 1\n") == ["1 → 2"]
-    assert planted("x = zip(a, b, strict=True)\n") == []
+    assert planted("x = zip(a, b, strict=True)\ny = full(a, device=b)\n") == []
     assert planted("x = 'a' + b\nassert n > 1\nif TYPE_CHECKING:\n    n = 3\n") == []
 
 

@@ -67,6 +67,24 @@ def test_streams_of_other_seeds_are_other_items_and_not_the_same_ones_shifted():
     assert len(held & {item.prompt for item in second.held_out}) < 5
 
 
+@pytest.mark.parametrize("name", ["acre", "gsm_symbolic", "list_functions", "word_ladder"])
+def test_a_family_that_makes_its_entries_at_once_is_asked_in_lots(name):
+    pytest.importorskip("reasoning_gym")
+    task = task_of(task=name, seed=0, eval__items=5)
+    items = [task.item(place) for place in (0, 1, 999, 1000, 2001)]
+    assert len({item.prompt for item in items}) > 1
+    assert [task.score(f"{item.answer}\n", item) for item in items] == [1.0] * 5
+
+
+def test_lots_of_a_family_are_one_stream():
+    gym = pytest.importorskip("reasoning_gym")
+    task = task_of(task="gcd", seed=0, eval__items=5)
+    whole = gym.create_dataset("gcd", seed=0, size=1_000_000_000)
+    places = (0, 999, 1000, 1001, 54_321, 2)
+    found = [task.item(place).columns["question"] for place in places]
+    assert found == [whole[place]["question"] for place in places]
+
+
 def test_solved_examples_are_neither_trained_on_nor_change_what_is_held_out():
     pytest.importorskip("reasoning_gym")
     tasks = [task_of(**{**ARITHMETIC, "data__shots": shots}) for shots in (0, 8)]

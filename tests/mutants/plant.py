@@ -18,8 +18,9 @@ _PAIRS = (("min", "max"), ("amin", "amax"), ("minimum", "maximum"), ("argmin", "
           ("any", "all"), ("floor", "ceil"))  # fmt: skip
 NAMES = {**dict(_PAIRS), **{b: a for a, b in _PAIRS}}
 
-# Says what is never otherwise, as an assert does: zip(…, strict=True).
-_ASSERTED = ("strict",)
+# zip(…, strict=True) says what is never otherwise, as an assert does, and a device is another one
+# where there is a GPU only.
+_UNSEEN = ("strict", "device")
 
 
 class Mutant(NamedTuple):
@@ -105,7 +106,7 @@ def _name(node: ast.Name | ast.Attribute) -> Iterator[tuple[str, ast.AST]]:
 
 def _call(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
     for i, keyword in enumerate(node.keywords):
-        if keyword.arg not in (None, *_ASSERTED):
+        if keyword.arg not in (None, *_UNSEEN):
             yield f"dropped {keyword.arg}=", _with(node, lambda x, i=i: x.keywords.pop(i))
 
 
@@ -141,7 +142,7 @@ def _parts(node: ast.AST) -> Iterator[ast.AST]:
 def _visit(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, (ast.Assert, ast.JoinedStr)):
         return
-    if isinstance(node, ast.keyword) and node.arg in _ASSERTED:
+    if isinstance(node, ast.keyword) and node.arg in _UNSEEN:
         return
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         return

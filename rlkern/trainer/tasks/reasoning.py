@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import string
+from collections.abc import Callable
 from typing import Any
 
 from rlkern.runs.errors import UserError
@@ -21,16 +23,35 @@ ARITHMETIC = {
 }
 # Training, held-out and example items come from streams of their own.
 _STREAM_SIZE = 1_000_000_000
+# Some families make all of their entries, or choose all of their kinds, when they are created.
+_LOT = 1000
+
+
+class _Stream:
+    """The entries of a family from a seed on, without end, in datasets of one lot each.
+
+    Entry i of a seed is entry 0 of the seed i further on, so the next lot begins where one ends.
+    """
+
+    def __init__(self, made: Callable[[int], Any], seed: int) -> None:
+        self._first, self._seed = made(seed), seed
+        self._made = functools.lru_cache(maxsize=1)(made)
+
+    def __getitem__(self, place: int) -> dict:
+        begin, within = place - place % _LOT, place % _LOT
+        return (self._made(self._seed + begin) if begin else self._first)[within]
+
+    def score(self, text: str, entry: dict) -> float:
+        """Returns what the family gives an answer: 1 if it is right."""
+        return self._first.score_answer(text, entry)
 
 
 def reasoning(
     name: str, family: str, settings: dict, *, seed: int, eval_items: int, shots: int, template: str
 ) -> Task:
     """Returns a reasoning-gym family as a task whose held-out questions are never trained on."""
-    # Entry i of a seed is entry 0 of the seed i further on, so streams begin far apart.
-    stream, asked, shown = (
-        _dataset(name, family, settings, (3 * seed + part) * _STREAM_SIZE) for part in range(3)
-    )
+    made = functools.partial(_dataset, name, family, settings)
+    stream, asked, shown = (_Stream(made, (3 * seed + part) * _STREAM_SIZE) for part in range(3))
     # Neither the shots nor the number of held-out items changes which items come first.
     held = _questions(asked, eval_items, name, barred=set())
     held_keys = {question_key(entry["question"]) for entry in held}
@@ -47,7 +68,7 @@ def reasoning(
         item=lambda position: make(stream[position]),
         held_out=[make(entry) for entry in held],
         score=lambda text, item: float(
-            stream.score_answer(first_line(text), item.columns["entry"]) >= 1.0
+            stream.score(first_line(text), item.columns["entry"]) >= 1.0
         ),
         stop="\n",
         max_new_tokens=4 if family == "basic_arithmetic" else 16,
@@ -98,18 +119,18 @@ def _dataset(name: str, family: str, settings: dict, seed: int) -> Any:
             f"{nearest(name, known)}"
         )
     try:
-        return reasoning_gym.create_dataset(family, size=_STREAM_SIZE, seed=seed, **settings)
+        return reasoning_gym.create_dataset(family, size=_LOT, seed=seed, **settings)
     except (AssertionError, TypeError, ValueError) as error:
         raise UserError(f"task {name}: data.options {settings} do not fit: {error}") from error
 
 
-def _questions(dataset: Any, count: int, name: str, *, barred: set) -> list[dict]:
+def _questions(stream: _Stream, count: int, name: str, *, barred: set) -> list[dict]:
     """Returns `count` entries with different keys, none of them barred."""
     seen, entries = set(barred), list[dict]()
     for index in range(50 * count + 100):
         if len(entries) == count:
             return entries
-        entry = dataset[index]
+        entry = stream[index]
         key = question_key(entry["question"])
         if key not in seen:
             seen.add(key)
