@@ -222,6 +222,22 @@ def test_the_recipe_of_an_environment_lies_under_what_is_given():
     assert of(algorithm=name, env=env, steps=7).steps == 7
 
 
+@pytest.mark.parametrize("name", algorithms())
+def test_every_recipe_keeps_to_the_bounds_of_its_settings(name):
+    for env, recipe in algorithms()[name].recipes.items():
+        found = of(algorithm=name, env=env).model_dump(mode="json")
+        assert all(found[key] == value for key, value in recipe.items()), env
+
+
+# As the literature has it: what they learn of may be another policy's.
+OFF_POLICY = {"q_learning", "double_q_learning", "dqn", "double_dqn"}
+OFF_POLICY |= {"ddpg", "td3", "sac"}
+
+
+def test_what_learns_of_another_policy_says_so():
+    assert {name for name, each in algorithms().items() if not each.on_policy} == OFF_POLICY
+
+
 def test_an_environment_of_ones_own_is_imported_by_its_module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "corridor.py").write_text(

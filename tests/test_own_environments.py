@@ -81,6 +81,28 @@ def test_what_goes_wrong_in_a_call_is_told_to_the_model_and_counted(said, words)
     assert found["conversations/messages"] == 2.0
 
 
+RETURNS = {
+    "'a text'": "a text",
+    "{'day': datetime.date(2026, 1, 2), 'n': [1, None]}": '{"day": "2026-01-02", "n": [1, null]}',
+    "{(1, 2): 3}": "error: TypeError: keys must be str",
+}
+
+
+@pytest.mark.parametrize("value", RETURNS)
+def test_what_a_tool_returns_is_told_as_json_if_it_is_no_text(folder, value):  # noqa: F811
+    (folder / "returns.py").write_text(
+        "import datetime\n"
+        "from my_env import *\n"
+        "def look() -> object:\n"
+        '    """Looks."""\n'
+        f"    return {value}\n"
+        "def make():\n"
+        "    return Environment(items=items(), score=score, tools=[look])\n"
+    )
+    rows, *_ = talk("returns.py:make", call("look"), "3", turns=2)
+    assert rows.transcript[0][1]["content"].startswith(RETURNS[value])
+
+
 def test_several_calls_of_a_message_are_answered_in_their_order():
     both = call("add", a=1, b=1) + call("add", a=2, b=2)
     rows, *_ = talk("my_env.py:make", both, "3", turns=2)

@@ -189,6 +189,8 @@ def test_the_penalty_of_length_is_that_of_the_papers_numbers():
     penalty = sampling.overlong_penalty(length, max_length=20480, cache=4096)
     expected = [0, 0, -1 / 4096, -0.5, -4095 / 4096, -1, -1, -1]
     assert penalty.tolist() == expected and penalty.dtype == torch.float32
+    whole = sampling.overlong_penalty(torch.tensor([0, 1, 4, 5]), max_length=4, cache=4)
+    assert whole.tolist() == [0, -0.25, -1, -1]  # it may grow over the whole length
 
 
 def test_an_answer_that_was_cut_off_counts_nowhere():

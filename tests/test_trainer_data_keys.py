@@ -175,6 +175,21 @@ def test_examples_are_shown_in_colours_and_nothing_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_example_that_is_asked_shows_the_right_answer_if_there_is_one(tmp_path):
+    given = {"sft": None, "rollout__max_new_tokens": 4}
+    rows = [{"prompt": f"{n}+1="} for n in range(9)]
+    without = tmp_path / "without.jsonl"
+    without.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "answers.jsonl").write_text(
+        "\n".join(json.dumps({**row, "answer": str(n + 1)}) for n, row in enumerate(rows))
+    )
+    text = shown(small(tmp_path, data__train=str(tmp_path / "answers.jsonl"), **given))
+    assert text.count(", right is '") == 2
+    own = {"reward__functions": "trainer_rewards:right_digits"}
+    text = shown(small(tmp_path, data__train=str(without), **given, **own))
+    assert "example 1" in text and "right is" not in text
+
+
 def test_the_command_line_shows_and_stops(tmp_path, capsys):
     path = data_file(tmp_path, "prompts")
     given = [

@@ -117,6 +117,13 @@ def test_adapters_are_added_to_the_weights_of_a_model_that_a_run_starts_from(
     torch.testing.assert_close(scores(whole, rollout), scores(policy, rollout))
 
 
+@pytest.mark.parametrize("targets, tied", (("all-linear", True), ("lm_head", False)))
+def test_a_head_stays_tied_unless_one_of_the_two_has_an_adapter(targets, tied):
+    whole = lora.merged(adapted(targets).model)
+    head, table = whole.get_output_embeddings().weight, whole.get_input_embeddings().weight
+    assert (head is table) == whole.config.tie_word_embeddings == tied
+
+
 def test_an_adapter_of_a_tied_head_leaves_the_embeddings_alone(tmp_path):
     policy = adapted("lm_head")
     embedding = policy.model.get_input_embeddings().weight.clone()

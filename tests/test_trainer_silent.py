@@ -9,6 +9,7 @@ from keys_helpers import run_of, step, weights_of
 from trainer_helpers import compiled  # noqa: F401
 
 from rlkern.backends.eager.gates import GATES, PULLS
+from rlkern.trainer.losses import Objective
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -30,6 +31,14 @@ def test_a_gate_has_a_slope_at_advantage_0_only_if_it_pulls(name):
     asked = (logprob, log_ratio)
     found = torch.autograd.grad(loss.sum(), asked, allow_unused=True, materialize_grads=True)
     assert any(x.any() for x in found) == (name in PULLS)
+
+
+def test_given_answers_have_no_gradient_of_their_own_and_read_no_reference(tmp_path):
+    run = run_of(tmp_path, reward__functions="trainer_rewards:right_digits")
+    _, (taken, *_) = step(run)
+    objective = Objective.likelihood(run.parts.settings)
+    rows = dataclasses.replace(taken.rows, ref_logprob=taken.rows.rollout_logprob)
+    assert objective.silent_at_zero and objective.arguments(rows)["ref_logprob"] is None
 
 
 def gradients(run):

@@ -108,9 +108,9 @@ def called(tools: Mapping[str, Callable], call: str) -> Message:
         return _failed(str(name), _FORM)
     try:
         found = awaited(tools[name](**given))
+        content = found if isinstance(found, str) else json.dumps(found, default=str)
     except Exception as error:
         return _failed(name, f"{type(error).__name__}: {error}")
-    content = found if isinstance(found, str) else json.dumps(found, default=str)
     return {"role": TOOL, "name": name, "content": content}
 
 
