@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """fused_head over models that are more than a dense decoder, and what its look at a head sees."""
 
+import math
+
+import pytest
 import torch
 from fused_head_helpers import batch_of, model_of, refuse, transformers
 
@@ -128,6 +131,22 @@ def test_the_text_of_a_model_for_images_is_scored():
         with rlkern.fused_head(model):
             got = model(**inputs, token=token, mask=mask).logprob
     torch.testing.assert_close(got, rlkern.token_logprob(logits, token, mask=mask).logprob)
+
+
+@pytest.mark.parametrize("broken", ("in the head", "behind it"))
+def test_logits_that_are_not_finite_are_refused_wherever_they_come_about(broken, monkeypatch):
+    model = model_of("Llama")
+    plain, own = type(model).forward, model.lm_head.forward
+
+    def spoiled(self, *arguments, **more):
+        found = plain(self, *arguments, **more)
+        found.logits = found.logits / 0 if broken == "behind it" else found.logits.nan_to_num()
+        return found
+
+    monkeypatch.setattr(type(model), "forward", spoiled)
+    if broken == "in the head":
+        monkeypatch.setattr(model.lm_head, "forward", lambda x: own(x) + math.nan)
+    refuse(model, ValueError, "logits must be finite for finite hidden states, got NaN or inf")
 
 
 def test_weights_that_are_not_finite_are_named():

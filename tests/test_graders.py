@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards that have a name alone, on answers as models give them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from trainer_helpers import settings
 
 from rlkern.trainer import UserError
+from rlkern.trainer.reward import graders
 from rlkern.trainer.reward.functions import load_rewards, score_completions
 from rlkern.trainer.tasks.task import Item
 
@@ -28,6 +31,14 @@ def graded(name, right, *answers):
 def test_math_compares_values_and_not_how_they_are_written(right, answers, expected):
     pytest.importorskip("math_verify")
     assert graded("math", right, *answers) == expected
+
+
+def test_math_may_be_asked_by_a_thread(monkeypatch):
+    pytest.importorskip("math_verify")
+    graders._gold.cache_clear()
+    with ThreadPoolExecutor(1) as pool:  # where a time limit by signal cannot be set
+        assert pool.submit(graded, "math", "3/4", "0.75", "1").result() == [1, 0]
+        assert pool.submit(graded, "math", "\\frac{3}{4}", "0.75").result() == [1]
 
 
 def test_math_cannot_tell_where_the_right_answer_is_no_mathematics():

@@ -81,6 +81,12 @@ def test_what_is_longer_than_the_shorter_answer_weighs_less():
         flat, MASK.flatten(), public, ld_alpha=0.4, cu_seqlens=bounds
     )
     assert again.equal(got)
+    counted = torch.ones(6, dtype=torch.bool)  # a row whose last token counts ends before the next
+    plain, bounds = torch.arange(-6.0, 0.0), torch.tensor([0, 3, 6])
+    two = rlkern.ld_sequence_logprob(
+        plain, counted, torch.tensor([1, 2]), ld_alpha=0.5, cu_seqlens=bounds
+    )
+    assert two.tolist() == [-6 + 0.5 * (-5 - 4), -3 - 2 + 0.5 * -1]
     whole = rlkern.ld_sequence_logprob(logprob, MASK, public, ld_alpha=1.0)
     assert whole.equal(rlkern.sequence_logprob(logprob, MASK))
     for value in (-0.1, 1.1):

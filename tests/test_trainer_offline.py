@@ -203,6 +203,14 @@ def test_accuracy_by_means_differs_where_lengths_do(tmp_path):
 
 
 @EVERY
+def test_a_batch_is_one_step_and_one_update(tmp_path, name):
+    run = ready(offline(tmp_path, name, steps=3), tmp_path)
+    for count in (1, 2):
+        run.learner.step(run.updater, lambda _: None)
+        assert (run.parts.progress.step, run.parts.progress.update) == (count, count)
+
+
+@EVERY
 def test_learning_lowers_the_loss_and_a_resume_repeats_the_curve(tmp_path, name):
     config = offline(
         tmp_path,

@@ -18,9 +18,9 @@ _PAIRS = (("min", "max"), ("amin", "amax"), ("minimum", "maximum"), ("argmin", "
           ("any", "all"), ("floor", "ceil"))  # fmt: skip
 NAMES = {**dict(_PAIRS), **{b: a for a, b in _PAIRS}}
 
-# zip(…, strict=True) says what is never otherwise, as an assert does, and a device is another one
-# where there is a GPU only.
-_UNSEEN = ("strict", "device")
+# zip(…, strict=True) says what is never otherwise, as an assert does; a device is another one where
+# there is a GPU only; the rest is how a picture or a table looks.
+_UNSEEN = ("strict", "device", "color", "fontsize", "justify", "style", "title_style")
 
 
 class Mutant(NamedTuple):
