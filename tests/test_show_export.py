@@ -119,7 +119,12 @@ def test_show_says_what_a_run_was_and_how_it_went(capsys, monkeypatch, chats):
     assert "output.dir" in out and "data.too_long" not in out and "algorithm" not in out
     last = read_metrics(chats)[-1]
     (reward,) = (line for line in out.splitlines() if line.startswith("│ reward  "))
-    assert f"{last['reward']:.3f}" in reward
+    rewards = [line["reward"] for line in read_metrics(chats) if "reward" in line]
+    assert [cell.strip() for cell in reward.split("│")][2:4] == [
+        f"{rewards[0]:.3f}",
+        f"{last['reward']:.3f}",
+    ]
+    assert rewards[0] != rewards[1]
     assert f"{last['eval/reward_sampled']:.3f}" in out and "before" in out
     assert "step 5: the first 4 of 16 completions" in out and out.count("question") == 4
     assert "<user>" not in out

@@ -114,7 +114,9 @@ def test_what_is_kept_agrees_with_transformers(policy):
     torch.testing.assert_close(found, scores.log_softmax(-1))
 
 
-@pytest.mark.parametrize("rule", [{"top_k": 3}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.5}])
+@pytest.mark.parametrize(
+    "rule", [{"top_k": 1}, {"top_k": 3}, {"top_p": 0.6}, {"top_k": 6, "top_p": 0.5}]
+)
 @pytest.mark.parametrize("share", [True, False])
 def test_scores_over_the_kept_set_are_those_of_the_sampler(policy, rule, share):
     rollout = ragged_rollout(policy, temperature=0.8, **rule)
