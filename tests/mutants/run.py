@@ -80,10 +80,10 @@ def _tested(tree: Path, seconds: dict[str, float], by: Path, cpu_seconds: float)
 
 
 def run(tree: Path, seconds: dict[str, float]) -> Outcome:
-    """Returns what tests say of a tree; they may take five times as long as they once did."""
+    """Returns what tests say of a tree; they may take three times as long as they once did."""
     # Imports and collection come on top. Processor time does not depend on the machine's load; what
     # waits without working is given up on after ten times as long.
-    cpu_seconds = 5 * sum(seconds.values()) + 60
+    cpu_seconds = 3 * sum(seconds.values()) + 30
     by, start = tree.parent / f"{tree.name}.killed", time.monotonic()
     by.unlink(missing_ok=True)
     status = forked(
