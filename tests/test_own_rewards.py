@@ -268,6 +268,19 @@ def test_an_evaluation_says_that_the_reward_of_a_run_changed_and_refuses_other_r
     assert main(["eval", "runs/a", "--task", "addition"]) == 0  # asks nothing of the file
 
 
+def test_a_changed_reward_is_said_once_of_a_run_that_is_measured_twice(folder, capsys):
+    text = "def digits(prompts, completions):\n    return [sum(map(ord, c)) for c in completions]\n"
+    (folder / "digits.py").write_text(text)
+    keys = "--algorithm dpo --sft.steps 2 --eval.items 3 --batch.prompts 2 --steps 1 --threads 1"
+    keys += " --pairs.source sampled --pairs.items 9 --rollout.group_size 4"
+    keys += " --rollout.max_new_tokens 3 --data.train sums.jsonl --reward digits.py:digits --name a"
+    assert main(["train", *keys.split()]) == 0
+    (folder / "digits.py").write_text(f"{text}\n# mended\n")
+    capsys.readouterr()
+    assert main(["eval", "runs/a"]) == 0  # by its pairs, and by answers
+    assert capsys.readouterr().err.count("has changed since the run began") == 1
+
+
 def exact(completions, item):
     return [1.0] * len(completions)
 

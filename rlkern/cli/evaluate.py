@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from pathlib import Path
@@ -82,6 +83,7 @@ def _evaluate(arguments: list[str]) -> int:
     from rlkern.trainer.measure import check_same, own_rows
     from rlkern.trainer.settings.reads import facts
 
+    once = functools.cache(warn)  # its rows and its task may both name a changed function
     name, checkpoint, as_json = flags.pop("target"), flags.pop("checkpoint"), flags.pop("json")
     target = find_target(name, checkpoint, lambda *_: None)
     silence_hub()
@@ -97,11 +99,11 @@ def _evaluate(arguments: list[str]) -> int:
     show = flags.pop("show", _SHOWN)
     settings = settings_for(target, _with_pass_at(flags))
     if own is not None and (settings.asked, settings.data) == (own.asked, own.data):
-        check_same(settings, Path(target.model).resolve().parent, warn)
+        check_same(settings, Path(target.model).resolve().parent, once)
     items, found = _answers(target, settings)
     values = _values(settings, found)
     if own is not None and facts(own).judges and settings.asked == own.asked:
-        pairs = own_rows(own, Path(target.model), warn)
+        pairs = own_rows(own, Path(target.model), once)
         values.update({key: value for key, value in pairs.items() if key != best.KEY})
     if as_json:
         print(_line(_about(target, settings), values))
