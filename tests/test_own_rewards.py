@@ -108,6 +108,7 @@ WRONG = {
     "my_reward.py:no_answers": "must take prompts and completions.* it takes prompts",
     "broken.py:score": "cannot be imported: SyntaxError",
     "my_verl.py:compute_score": "has verl's signature and needs 'judge'",
+    "my_verl.py:named": "has verl's signature and needs 'judge'",
 }
 
 
@@ -117,6 +118,7 @@ def test_a_reward_that_cannot_be_asked_is_one_sentence_before_anything_is_writte
 ):
     (folder / "broken.py").write_text("def score(:")
     verl = "def compute_score(solution_str, ground_truth, judge):\n    return 0\n"
+    verl += "def named(solution_str, ground_truth, *, judge):\n    return 0\n"
     (folder / "my_verl.py").write_text(verl)
     for command in (["reward", name], ["train", "--reward", name]):
         assert main([*command, "--data.train", "sums.jsonl"]) == 2
@@ -182,6 +184,13 @@ def test_a_function_of_verls_is_asked_about_each_answer_with_its_own_arguments()
     }
     assert (seen[1]["data_source"], seen[1]["ground_truth"]) == ("sums.jsonl", "3")
     assert asked([of_verl(compute_later, "x")], items, ["2", "3"]) == [[1.0, 1.0]]
+
+
+def test_a_function_of_verls_may_have_defaults_and_keywords():
+    def score(solution_str, ground_truth, *, extra_info, strict=True, **more):
+        return float(solution_str == ground_truth and strict)
+
+    assert asked([of_verl(score, "x")], [Item("a", "b")] * 2, ["b", "c"]) == [[1.0, 0.0]]
 
 
 def test_what_verls_functions_return_and_raise_is_held_to():

@@ -37,6 +37,11 @@ def test_a_saved_policy_loads_with_the_same_weights_and_the_same_tokens(tmp_path
         assert name == other and torch.equal(p, q)
 
 
+def test_the_tiny_model_is_as_large_as_the_documents_say():
+    count = sum(p.numel() for p in tiny_policy().model.parameters())
+    assert round(count / 1e6, 1) == 0.4
+
+
 def test_a_checkpoint_is_a_model_that_another_run_can_start_from(tmp_path):
     first = train(small(tmp_path, name="first", steps=2))
     model = str(tmp_path / "runs" / "first" / "checkpoint-2")

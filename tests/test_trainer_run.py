@@ -16,6 +16,7 @@ from trainer_helpers import (
     changed,
     compiled,  # noqa: F401
     flags,
+    loaded,
     small,
     start,
     without_times,
@@ -29,6 +30,7 @@ from rlkern.runs.logs import METRICS, read_metrics
 from rlkern.trainer import UserError, train
 from rlkern.trainer.run import checkpoint
 from rlkern.trainer.settings import Layer, dump, of, resolve
+from rlkern.trainer.show import report
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -258,6 +260,15 @@ def test_rewards_that_never_differ_stop_the_run_with_a_sentence(tmp_path, monkey
         train(config)
     finished = train(changed(config, name="free", reward__degenerate_limit=0, steps=3))
     assert read_metrics(tmp_path / "runs" / finished["name"])[-1]["frac_reward_zero_std"] == 1
+
+
+def test_what_teaches_nothing_is_said_the_first_time_and_every_fifty_times(tmp_path):
+    parts, said = loaded(small(tmp_path, reward__degenerate_limit=0)), []
+    for step in range(1, 121):
+        parts.progress.step, before = step, len(said)
+        report.note(parts, [], True, 0.0, said.append)
+        assert (len(said) > before) == (step in (1, 50, 100)), step
+    assert "(100 such rollouts so far)" in said[-1]
 
 
 def test_config_yaml_of_a_run_gives_the_same_run_again(tmp_path):
