@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import Linear, Parameter, functional, init
 
 from rlkern.control.environments import Environments
-from rlkern.runs.errors import UserError
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -150,14 +149,6 @@ def clip(gradient: Tensor, max_norm: float) -> Tensor:
     if math.isfinite(max_norm):
         gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
     return norm
-
-
-def device_of(name: str) -> torch.device:
-    """Returns the device that settings name; Raises UserError if there is none."""
-    there = torch.cuda.is_available()
-    if name not in ("auto", "cpu") and not there:
-        raise UserError(f"device must be cpu or auto where there is no GPU, got {name}")
-    return torch.device({"auto": "cuda" if there else "cpu"}.get(name, name))
 
 
 class Encoder:

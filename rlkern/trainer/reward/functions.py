@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rlkern.runs.code import described, is_code, load
+from rlkern.runs.device import resolve_device
 from rlkern.runs.errors import RewardError, UserError
 from rlkern.runs.settings.message import nearest
 from rlkern.trainer.data.chat import ASSISTANT, Message
-from rlkern.trainer.device import resolve_device
 from rlkern.trainer.models.stored import folder_of
 from rlkern.trainer.reward import graders
 from rlkern.trainer.reward.apart import Apart
