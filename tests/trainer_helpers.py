@@ -179,7 +179,7 @@ def flags(given):
 def start(*arguments, cwd, **extra):
     """Returns a running process of `rlkern` with these arguments, and variables beside ours."""
     return subprocess.Popen(
-        [sys.executable, "-m", "rlkern.cli", *map(str, arguments)],
+        [sys.executable, "-m", "rlkern", *map(str, arguments)],
         cwd=cwd,
         env=child_environment(**extra),
         stdout=subprocess.DEVNULL,
