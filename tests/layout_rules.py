@@ -18,6 +18,7 @@ from rlkern.statistics import STATISTICS
 from rlkern.trainer.online.advantages import TABLE
 from rlkern.trainer.settings import Settings
 
+NOTES = r"\b(?:TODO|FIXME|XXX|HACK)\b"
 MATCHING = {"startswith", "endswith", "match", "fullmatch", "search", "get", "split"}
 KINDS_OF_DEVICE = {"cuda", "cpu", "meta", "mps", "xpu", "hip"}
 ASKING = re.compile(r"is_(cuda|cpu|meta|mps|xpu|hip|available)|get_device(_capability)?")
@@ -176,5 +177,5 @@ def private_paths(path: Path, text: str) -> list[str]:
 
 def banners(path: Path, text: str) -> list[str]:
     lines = re.findall(r"(?m)^\s*(?:#|//|/\*) ?[-=*#~_─━═]{3,}.*", text)
-    notes = re.findall(r"(?im)(?:#|//|/\*|<!--).*\b(?:TODO|FIXME|XXX|HACK)\b.*", text)
+    notes = re.findall(rf"(?im)(?:#|//|/\*|<!--).*{NOTES}.*", text)
     return [f"{path}: {line.strip()!r}" for line in lines + notes]
