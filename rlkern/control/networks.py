@@ -126,6 +126,10 @@ class Weights:
             inspect.unwrap(type(self.optimizer).step)(self.optimizer)
         return norm
 
+    def follow(self, others: Weights, tau: float) -> None:
+        """Moves these a little towards others: θ⁻ ← (1 − τ)·θ⁻ + τ·θ."""
+        self.vector.data.lerp_(others.vector.data, tau)
+
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint holds of it."""
         optimizer = {} if self.optimizer is None else self.optimizer.state_dict()
