@@ -85,6 +85,7 @@ def test_one_file_reads_a_key(tmp_path):
     many = {key: sorted(found) for key, found in files.items() if len(found) > 1}
     assert not {key: found for key, found in many.items() if key not in SEVERAL}
     assert not [key for key in SEVERAL if len(files.get(key, ())) == 1]  # no longer an exception
+    assert not SEVERAL - {key for key, _ in leaves(Settings)}
 
 
 @pytest.mark.parametrize("name", declarations())
