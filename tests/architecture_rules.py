@@ -15,6 +15,7 @@ from import_rules import (
 )
 from layout_rules import (
     banners,
+    broken_names,
     device_branches,
     foreign_headers,
     long_files,
@@ -254,6 +255,14 @@ RULES = {
         private_paths,
         readable,
         {"x.md": ("see /" + "root/x\n", "in /" + "tmp/x\n"), "Makefile": ("cd /" + "home/x\n",)},
+    ),
+    "names": Rule(
+        broken_names,
+        lambda p: commented(p) and p.parts[0] not in {"tests"} or p.suffix == ".md",
+        {
+            "README.md": ("see `rlkern/reference/" + "gae.py`\n", "`rlkern.kernels." + "gae`\n"),
+            "rlkern/ops/gae.py": ('"""Twin of csrc/math/' + 'gae.h."""\n', "# rlkern.ga" + "es\n"),
+        },
     ),
     "banners": Rule(
         banners,

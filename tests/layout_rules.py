@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from import_rules import ROOT, modules
+
 import rlkern
 from rlkern.advantage import ESTIMATORS
 from rlkern.algorithms import declarations
@@ -179,3 +181,38 @@ def banners(path: Path, text: str) -> list[str]:
     lines = re.findall(r"(?m)^\s*(?:#|//|/\*) ?[-=*#~_─━═]{3,}.*", text)
     notes = re.findall(rf"(?im)(?:#|//|/\*|<!--).*{NOTES}.*", text)
     return [f"{path}: {line.strip()!r}" for line in lines + notes]
+
+
+@cache
+def places() -> set[str]:
+    """Returns every file of the tree, and every end of a path to one."""
+    found = [p.relative_to(ROOT).parts for each in TOP for p in (ROOT / each).rglob("*.*")]
+    return {"/".join(parts[n:]) for parts in found for n in range(len(parts))}
+
+
+TOP = "rlkern kernels csrc benchmarks tests examples configs docs requirements".split()
+# Made by a build, or a place that a reader fills in.
+ELSEWHERE = re.compile(r"rlkern[./](_cuda|_C|configs|x)\b|benchmarks\.md|/(NAME|a|x)\.")
+
+
+def broken_names(path: Path, text: str) -> list[str]:
+    """Files and modules of the tree that a text speaks of exist, wherever it does so."""
+    offences = []
+    for named in re.findall(rf"(?<![\w/.~<{{-])(?:{'|'.join(TOP)})/[\w/-]+\.[a-z]{{1,5}}\b", text):
+        if named not in places() and not ELSEWHERE.search(named):
+            offences.append(f"{path}: there is no {named}")
+    for named in re.findall(r"(?<![\w./-])(?:rlkern|benchmarks)(?:\.\w+)+", text):
+        module = named
+        while module not in modules():
+            module = module.rpartition(".")[0]
+        rest = named[len(module) + 1 :].split(".")[0]
+        known = {*rlkern.__all__, *dir(rlkern)} if module == "rlkern" else defined_in(module)
+        if rest and rest not in known and not ELSEWHERE.search(named):
+            offences.append(f"{path}: there is no {named}")
+    return offences
+
+
+@cache
+def defined_in(module: str) -> set[str]:
+    """Returns every name of a module's own text, without importing it."""
+    return set(re.findall(r"\w+", modules()[module].read_text(encoding="utf-8")))
