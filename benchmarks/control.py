@@ -16,64 +16,16 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import control_page, processes
-from rlkern.control.settings import RESUMABLE, of
+from benchmarks.control_runs import RECORDS, Pairs, Planned, on_record, planned, records
 from rlkern.runs.logs import read_metrics
-from rlkern.runs.settings.yaml_file import read
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITE, RECORDS = ROOT / "benchmarks/control.yaml", ROOT / "benchmarks/results/control/runs.jsonl"
 # Evaluations on the way, which make the curve.
 _POINTS = 20
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run of the suite with one seed, and the return that it has to reach."""
-
-    algorithm: str
-    env: str
-    seed: int
-    at_least: float
-    own: tuple[tuple[str, Any], ...]
-
-    @property
-    def label(self) -> str:
-        """What a person calls it."""
-        return f"{self.algorithm}/{self.env}"
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what decides the result of the run."""
-        found = of(algorithm=self.algorithm, env=self.env, seed=self.seed, **dict(self.own))
-        return {k: v for k, v in found.model_dump(mode="json").items() if k not in RESUMABLE}
-
-
-def planned() -> list[Planned]:
-    """Returns the runs of the suite, one for each seed."""
-    suite = read(SUITE, "the control suite")
-    known = ("algorithm", "env", "at_least")
-    return [
-        Planned(run["algorithm"], run["env"], seed, run["at_least"],
-                tuple((k, v) for k, v in run.items() if k not in known))
-        for seed in suite["seeds"] for run in suite["runs"]
-    ]  # fmt: skip
-
-
-def records() -> list[dict[str, Any]]:
-    """Returns the runs on record."""
-    return (
-        [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
-    )
-
-
-def on_record(run: Planned, known: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Returns the record of a run, None if there is none under its settings."""
-    settings = run.settings()
-    return next((each for each in known if each["settings"] == settings), None)
 
 
 def measured(run: Planned) -> dict[str, Any] | None:
@@ -84,7 +36,7 @@ def measured(run: Planned) -> dict[str, Any] | None:
                  "eval_every": max(1, settings["steps"] // _POINTS), "eval_episodes": 20,
                  "output_dir": folder, "name": "run"}  # fmt: skip
         words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
-        done = subprocess.run([sys.executable, "-m", "rlkern.cli", "control", *words],
+        done = subprocess.run([sys.executable, "-m", "rlkern", "control", *words],
                               capture_output=True, text=True, cwd=ROOT)  # fmt: skip
         if done.returncode:
             print(f"{run.label}, seed {run.seed}: {done.stderr.strip()}", file=sys.stderr)
@@ -114,7 +66,7 @@ def wanted(run: Planned, only: list[str]) -> bool:
     return not only or bool({run.algorithm, run.env, run.label} & set(only))
 
 
-def missed(pairs: control_page.Pairs) -> list[str]:
+def missed(pairs: Pairs) -> list[str]:
     """Returns a line for each run on record that did not reach its return."""
     return [
         f"MISSED {run.label}, seed {run.seed}: {found['return']:.1f} (at least {run.at_least:g}; at"

@@ -5,22 +5,17 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from benchmarks.control_runs import Pairs, Planned
 from rlkern.compare.markdown import table
 from rlkern.control.algorithms import algorithms
 from rlkern.runs.plot import BLUE, GREEN, GREY, ORANGE, RED, plain, save_png
 
-if TYPE_CHECKING:
-    from benchmarks.control import Planned
-
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _COLORS = (BLUE, ORANGE, GREEN, RED, GREY, "#7a5ba6", "#2a9d9d")
 _BEGIN, _END = "<!-- measured: python -m benchmarks.control -->", "<!-- end of measured -->"
-
-Pairs = Sequence[tuple["Planned", dict[str, Any] | None]]
 
 
 def write(pairs: Pairs) -> None:

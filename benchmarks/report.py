@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns pytest-benchmark's file into the table of ratios and committed rows; run, writes documents.
+"""Turns pytest-benchmark's file into the table of ratios and committed rows.
 
 A time is the median of its rounds; beside it stand the fastest round, and between what a fifth and
 four fifths of the rounds lie.
 """
 
-import importlib
 import json
 import os
 import statistics
@@ -294,7 +293,3 @@ def record(
     lines += [{**where, "group": group, "left_out": why} for group, why in spared.items()]
     if lines:  # else nothing was kept, of a machine that had nothing
         write(lines, path)
-
-
-if __name__ == "__main__":
-    importlib.import_module("benchmarks.readme").main()

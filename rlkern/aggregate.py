@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlkern.backends.eager import whiten as definition
-from rlkern.backends.eager.levels import Sequences
+from rlkern.backends.eager.levels import Sequences, counted_tokens
 from rlkern.backends.eager.whiten import EPS
 from rlkern.ops import _check as check
 
@@ -23,8 +23,7 @@ def _lengths(counted: Tensor, mask: Tensor, bounds: Tensor | None) -> tuple[Tens
     if bounds is None:
         lengths = counted.sum(-1, keepdim=True)
         return lengths, lengths
-    before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))[bounds]
-    lengths = (before[1:] - before[:-1]).to(counted.dtype)
+    lengths = counted_tokens(mask, bounds).to(counted.dtype)
     return lengths, lengths[Sequences(mask.shape, bounds).of_row]
 
 

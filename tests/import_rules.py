@@ -5,27 +5,33 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
+
+import rlkern
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A module imports from its own layer and those before it. A longer name goes before a shorter one.
+# A module imports from its own part and from the layers before it. A longer name goes before a
+# shorter one, and a new file of a closed package needs a line.
 LAYERS = (
     {"_C", "algorithms", "backends.memory"},
     {"backends.eager"},
     {"backends.cpu", "backends.cuda", "backends.triton"},
     {"backends"},
-    {"aggregate", "ops"},
-    {"token_advantage"},
-    {"advantage", "integrations.head", "sampling", "statistics"},
-    {"integrations.find_head"},
+    {"ops._check"},
+    {"aggregate"},
+    {"ops"},
+    {"token_advantage", "sampling", "statistics", "integrations.head"},
+    {"advantage", "integrations.find_head"},
     {"integrations.fused_head"},
     {"_exports"},
-    {"testing"},
-    {"runs"},
+    {"testing", "runs"},
     {"trainer.settings", "trainer.metrics", "trainer.progress"},
     {"trainer.data"},
-    {"trainer.device", "trainer.processes", "trainer.models", "trainer.tasks", "trainer.rows"},
+    {"trainer.processes", "trainer.tasks"},
+    {"trainer.rows"},
+    {"trainer.models"},
     {"trainer.rollout"},
     {"trainer.reward"},
     {"trainer.critic"},
@@ -36,34 +42,45 @@ LAYERS = (
     {"trainer.preflight", "trainer.run"},
     {"trainer.build"},
     {"trainer.loop", "trainer.measure", "trainer.preview"},
-    {"trainer.pipeline", "trainer", "integrations", "control"},
-    {"compare"},
-    {"cli", "doctor", "__main__"},
+    {"trainer.pipeline"},
+    {"trainer", "integrations", "control"},
+    {"compare", "doctor"},
+    {"cli"},
+    {"__main__"},
 )
 LAYER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-PUBLIC_DOOR = LAYER["testing"]  # from here on `import rlkern` itself is the way in
-# A function that stands in the file of another, whose name says so.
+CLOSED = {"trainer", "backends"}
+# Each of these stands without the others, whatever lies below what.
+APART = {"trainer", "control", "integrations"}
+# What is beside the package and not installed with it.
+OUTSIDE = {"tests", "benchmarks", "examples", "kernels", "docs", "setup"}
+OUTSIDE |= {path.stem for folder in ("tests", "examples") for path in (ROOT / folder).glob("*.py")}
+# What stands in the file of another stem.
 FAMILIES = {
+    "group_segments": "group_advantage",
+    "ld_sequence_logprob": "sequence_logprob",
     "mean_sequence_logprob": "sequence_logprob",
     "merge_metrics": "metrics_dict",
     "preference_metrics_dict": "metrics_dict",
+    "scale_": "policy_loss",
     "value_metrics_dict": "metrics_dict",
 }
 # Packages whose functions are no operations: they choose backends and find algorithms.
 NO_DOORS = ("rlkern", "rlkern.algorithms", "rlkern.backends")
 
 
-def layer_of(module: str) -> int | None:
-    """Returns the layer of a dotted module name, None for the package itself or anything else.
+def part_of(name: str) -> str | None:
+    """Returns the part of the package that a dotted name belongs to, None for any other name.
 
-    >>> layer_of("rlkern.ops._check") == LAYER["ops"], layer_of("rlkern"), layer_of("torch")
-    (True, None, None)
-    >>> layer_of("rlkern.backends.eager.kl") == LAYER["backends.eager"]
-    True
+    >>> part_of("rlkern.ops._check.tensor"), part_of("rlkern.ops.gae"), part_of("rlkern.trainer")
+    ('ops._check', 'ops', 'trainer')
+    >>> part_of("rlkern"), part_of("rlkern.gae"), part_of("torch")
+    ('_exports', '_exports', None)
     """
-    package, *parts = module.split(".")
-    names = [".".join(parts[:n]) for n in (2, 1)]
-    return next((LAYER[n] for n in names if n in LAYER), None) if package == "rlkern" else None
+    package, *parts = name.split(".")
+    names = (".".join(parts[:n]) for n in (2, 1))
+    part = next((n for n in names if n in LAYER), "_exports")  # whose names are the package's
+    return part if package == "rlkern" else None
 
 
 def module_of(path: Path) -> str:
@@ -76,41 +93,60 @@ def module_of(path: Path) -> str:
     return re.sub(r"^kernels(?=\.|$)", "rlkern.backends", name)
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Yields the dotted name of everything imported, functions' own imports included."""
-    for node in ast.walk(tree):
+def imported(path: Path, text: str) -> Iterator[str]:
+    """Yields the dotted name of everything imported: in functions, for types, relatively, or as a
+    module's name in quotes, as importlib takes it."""
+    own = module_of(path)
+    package = own if path.name == "__init__.py" else own.rpartition(".")[0]
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            named = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            yield from (resolve_name(name, package) for name in named if name.startswith("."))
+        elif isinstance(node, ast.Constant) and "." in str(node.value) and node.value in modules():
+            yield node.value
 
 
 def against_the_arrows(path: Path, text: str) -> list[str]:
-    own = layer_of(module_of(path))
+    own = part_of(module_of(path))
     if own is None:
         return []
-    up = [m for m in imported(ast.parse(text)) if (layer_of(m) or 0) > own]
-    door = [m for m in imported(ast.parse(text)) if m == "rlkern" and own < PUBLIC_DOOR]
-    return [f"{path} imports {m}, which lies above it" for m in up + door]
+    offences = []
+    for name in imported(path, text):
+        part = part_of(name)
+        if part is None and name.split(".")[0] in OUTSIDE:
+            offences.append(f"{path} imports {name}, which is not of the package")
+        if part is None or part == own:
+            continue
+        tops = {own.split(".")[0], part.split(".")[0]}
+        apart = len(tops) == 2 and tops <= APART and not part.startswith("integrations.")
+        if apart or LAYER[part] >= LAYER[own]:
+            offences.append(f"{path} imports {name}, which does not lie below it")
+    return offences
 
 
 def unknown_parts(path: Path, text: str) -> list[str]:
-    known = {*LAYER, "__init__"}
-    name = path.with_suffix("").parts[1]
-    return [] if name in known else [f"{path}: {name} has no place in LAYERS"]
+    module = module_of(path)
+    _, *parts = module.split(".")
+    wanted = ".".join(parts[: 2 if parts and parts[0] in CLOSED else 1])
+    return [f"{path}: {wanted} has no place in LAYERS"] if wanted not in {*LAYER, ""} else []
 
 
 @cache
 def modules() -> dict[str, Path]:
-    """Returns the file of every module of the package."""
-    found = [*(ROOT / "rlkern").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    """Returns the file of every module of the package and of the benchmarks."""
+    found = [p for each in ("rlkern", "kernels", "benchmarks") for p in (ROOT / each).rglob("*.py")]
     return {module_of(path.relative_to(ROOT)): path for path in found}
 
 
-def imported_modules(text: str) -> set[str]:
-    """Returns the modules of the package that a text imports, also where only types are wanted."""
+def imported_modules(path: Path, text: str) -> set[str]:
+    """Returns the modules that a text imports, also where only types are wanted."""
     found = set()
-    for name in imported(ast.parse(text)):
+    for name in imported(path, text):
         while name and name not in modules():
             name = name.rpartition(".")[0]
         found.add(name)
@@ -119,12 +155,13 @@ def imported_modules(text: str) -> set[str]:
 
 @cache
 def imports_of_the_tree() -> dict[str, set[str]]:
-    return {m: imported_modules(p.read_text(encoding="utf-8")) for m, p in modules().items()}
+    texts = {m: (p.relative_to(ROOT), p.read_text(encoding="utf-8")) for m, p in modules().items()}
+    return {module: imported_modules(*of_file) for module, of_file in texts.items()}
 
 
 def circles(path: Path, text: str) -> list[str]:
     own = module_of(path)
-    graph = {**imports_of_the_tree(), own: imported_modules(text) - {own}}
+    graph = {**imports_of_the_tree(), own: imported_modules(path, text) - {own}}
     before: dict[str, str] = {}
     queue = [own]
     while queue and own not in before:
@@ -142,18 +179,42 @@ def circles(path: Path, text: str) -> list[str]:
 
 def missing_doors(path: Path, text: str) -> list[str]:
     nodes = ast.parse(text).body
-    names = [n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)]
-    snakes = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in names}
+    kinds = (ast.FunctionDef, ast.FunctionDef | ast.ClassDef)
+    found = (n.name for n in nodes if isinstance(n, kinds[path.stem not in rlkern.__all__]))
+    snakes = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() for name in found}
     return [] if path.stem in snakes else [f"{path} does not define {path.stem}"]
 
 
 def other_doors(path: Path, text: str) -> list[str]:
     offences = []
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and path.name == "_exports.py":
+            if not ast.unparse(node).startswith("__all__ ="):
+                offences.append(f"{path}:{node.lineno}: {ast.unparse(node)} defines a name")
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.ImportFrom) or node.module in NO_DOORS:
             continue
         stem = str(node.module).rpartition(".")[2]
-        for name in (alias.name for alias in node.names if alias.name.islower()):
-            if FAMILIES.get(name, name) != stem:
-                offences.append(f"{path}: {name} is defined in {node.module}")
+        for alias in node.names:
+            if alias.asname is not None:
+                offences.append(f"{path}: {alias.name} of {node.module} is {alias.asname} here")
+            if alias.name.islower() and FAMILIES.get(alias.name, alias.name) != stem:
+                offences.append(f"{path}: {alias.name} is defined in {node.module}")
+    return offences
+
+
+def registered_elsewhere(path: Path, text: str) -> list[str]:
+    """An operator of the dispatcher is registered in the file of its stem, and by one function."""
+    offences = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call):
+            continue
+        by = ast.unparse(node.func).rpartition(".")[2]
+        schema = re.match(r"f?['\"](\w+)\(", ast.unparse(node.args[0])) if node.args else None
+        name = FAMILIES.get(schema[1], schema[1]) if schema else ""
+        own = name.startswith(path.stem) and by == "register"
+        if by in {"custom_op", "triton_op", "Library"} or (
+            schema is not None and by in {"register", "define"} and not own
+        ):
+            offences.append(f"{path}:{node.lineno}: {ast.unparse(node)[:60]} registers elsewhere")
     return offences

@@ -5,9 +5,9 @@ import os
 
 import pytest
 import torch
+from trainer_helpers import is_time
 
 from rlkern.trainer import loop
-from rlkern.trainer.show.keys import is_time
 
 # What an optimizer makes of gradients that were added in another order, after a few steps.
 ROUNDING = {"rel": 2e-3, "abs": 2e-5}

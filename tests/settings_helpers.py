@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which file of the trainer reads which key of the settings, seen at run time."""
+"""Which file of the package reads which key of the settings, seen at run time."""
 
 import contextlib
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+import rlkern
 from rlkern.runs.settings.group import Group
 from rlkern.runs.settings.layers import classes
 from rlkern.trainer.settings.schema import Settings
 
-TRAINER = str(Path(sys.modules["rlkern.trainer"].__file__).parent)
+PACKAGE = str(Path(rlkern.__file__).parent)
 
 
 def places(kind=Settings, prefix=""):
@@ -27,7 +28,7 @@ def places(kind=Settings, prefix=""):
 
 @contextlib.contextmanager
 def recorded():
-    """Yields a mapping that fills up: by key, the files of the trainer that read it."""
+    """Yields a mapping that fills up: by key, the files of the package that read it."""
     known, readers = places(), defaultdict(set)
     plain = Group.__getattribute__
 
@@ -35,8 +36,8 @@ def recorded():
         key = known.get((type(self), name))
         if key is not None:
             file = sys._getframe(1).f_code.co_filename
-            if file.startswith(TRAINER) and "/settings/" not in file:
-                readers[key].add(file[len(TRAINER) + 1 :])
+            if file.startswith(PACKAGE) and "/settings/" not in file:
+                readers[key].add(file[len(PACKAGE) + 1 :])
         return plain(self, name)
 
     Group.__getattribute__ = reads

@@ -5,12 +5,10 @@ import argparse
 import importlib
 import json
 import re
-import runpy
 import signal
 import subprocess
 import sys
 import textwrap
-import warnings
 from pathlib import Path
 
 import pytest
@@ -219,20 +217,10 @@ def programs():
 def test_a_program_refuses_words_that_it_does_not_know(name, monkeypatch, capsys):
     monkeypatch.setattr(readme, "write", lambda: pytest.fail("it wrote"))
     monkeypatch.setattr(sys, "argv", [name, "--nosuch"])
-    program = importlib.import_module(f"benchmarks.{'readme' if name == 'report' else name}")
+    program = importlib.import_module(f"benchmarks.{name}")
     with pytest.raises(SystemExit, match="2"):
         program.main()
     assert "unrecognized arguments: --nosuch" in capsys.readouterr().err
-
-
-def test_the_report_is_a_program_that_writes_the_documents(monkeypatch):
-    written = []
-    monkeypatch.setattr(readme, "write", lambda: written.append("documents"))
-    monkeypatch.setattr(sys, "argv", ["report"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is imported already
-        runpy.run_module("benchmarks.report", run_name="__main__")
-    assert written == ["documents"]
 
 
 def test_a_program_that_is_stopped_says_so_in_a_line():

@@ -94,11 +94,9 @@ def test_a_peer_that_cannot_run_is_named_and_the_others_are_timed(capsys, preten
 def test_a_peer_is_called_with_one_position_more_than_it_scores(pretend_liger):
     given = []
 
-    def loss(
-        logits, old_logp, ref_logp, completion_ids, advantages, completion_mask, temperature, beta,
-        eps_low, eps_high, inplace, importance_sampling_level="token",
-    ):  # fmt: skip
-        given.append((importance_sampling_level, eps_low, beta))
+    def loss(logits, old_logp, completion_ids, advantages, completion_mask, **others):
+        ref_logp, level = others["ref_logp"], others.get("importance_sampling_level", "token")
+        given.append((level, others["eps_low"], others["beta"]))
         b, t, _ = logits.shape
         assert advantages.shape == (b,)
         for x in (old_logp, ref_logp, completion_ids, completion_mask):

@@ -149,7 +149,7 @@ def test_an_unknown_command_names_the_commands(capsys):
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake():
-    command = [sys.executable, "-m", "rlkern.cli", "algorithms"]
+    command = [sys.executable, "-m", "rlkern", "algorithms"]
     child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     child.stdout.close()
     assert (child.stderr.read(), child.wait()) == (b"", 141)

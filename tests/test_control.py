@@ -162,7 +162,7 @@ def test_environments_that_are_loaded_go_on_as_the_saved_ones(steps):
         (["--algorithm", "q_learning", "--name", "a/b"], "name must be a folder name"),
         (["--resume", "nowhere"], "there is no run to resume in nowhere"),
         (
-            ["--env", "RandomWalk5-v0", "--algorithm", "q_learning", "--render", "/tmp/x.gif"],
+            ["--env", "RandomWalk5-v0", "--algorithm", "q_learning", "--render", "x.gif"],
             "env RandomWalk5-v0 draws no pictures; leave out --render",
         ),
         (

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -13,7 +14,7 @@ from gymnasium import spaces  # noqa: E402
 
 from rlkern.control import algorithms  # noqa: E402
 from rlkern.control.environments import Environments, flat_index, flat_size, inside  # noqa: E402
-from rlkern.control.networks import Encoder, device_of  # noqa: E402
+from rlkern.control.networks import Encoder  # noqa: E402
 from rlkern.control.suits import unsuited  # noqa: E402
 from rlkern.runs.errors import UserError  # noqa: E402
 
@@ -154,7 +155,7 @@ def test_many_states_take_the_memory_of_their_rows_alone():
         states: int = 1_000_000
         observations: spaces.Space = dataclasses.field(default_factory=lambda: SHIFTED)
 
-    row = Encoder(Shown(), device_of("cpu"))(np.array([7]))
+    row = Encoder(Shown(), torch.device("cpu"))(np.array([7]))
     assert row.shape == (1, 1_000_000) and row[0, 7] == row.sum() == 1.0
 
 

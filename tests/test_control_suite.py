@@ -7,12 +7,12 @@ import pytest
 
 pytest.importorskip("gymnasium")
 
-from benchmarks import control
+from benchmarks import control, control_runs
 
 
 @pytest.mark.parametrize("last,code", ((480.0, 0), (299.0, 1)))
 def test_a_run_that_missed_its_return_is_named_and_fails(last, code, monkeypatch, capsys):
-    run = next(x for x in control.planned() if x.label == "dqn/CartPole-v1")
+    run = next(x for x in control_runs.planned() if x.label == "dqn/CartPole-v1")
     record = {"return": last, "best_return": 500.0, "best_step": 30_000}
     monkeypatch.setattr(control, "planned", lambda: [run])
     monkeypatch.setattr(control, "on_record", lambda *_: record)

@@ -179,7 +179,7 @@ def flags(given):
 def start(*arguments, cwd, **extra):
     """Returns a running process of `rlkern` with these arguments, and variables beside ours."""
     return subprocess.Popen(
-        [sys.executable, "-m", "rlkern.cli", *map(str, arguments)],
+        [sys.executable, "-m", "rlkern", *map(str, arguments)],
         cwd=cwd,
         env=child_environment(**extra),
         stdout=subprocess.DEVNULL,
@@ -228,8 +228,11 @@ def addition_task(eval_items=40):
     return addition(seed=0, eval_items=eval_items)
 
 
+def is_time(key):
+    """Returns whether a metric is a time, which two equal runs may differ in."""
+    return key.startswith("time/") or key in ("step_time", "seconds")
+
+
 def without_times(lines):
     """Returns metric lines without what two equal runs may differ in."""
-    from rlkern.trainer.show.keys import is_time
-
     return [{key: value for key, value in line.items() if not is_time(key)} for line in lines]

@@ -47,8 +47,8 @@ struct SummedRow {
       sums = kernels.sums(open.row);
       return;
     }
-    const bool own = open.dtype == kFloat32;
-    stash = own ? static_cast<float*>(open.grad) : room.scratch.data() + k * room.vocab;
+    const bool in_grad = open.dtype == kFloat32;
+    stash = in_grad ? static_cast<float*>(open.grad) : room.scratch.data() + k * room.vocab;
     block_max = room.block_max.data() + k * room.blocks;
     sums = kernels.sums_stashed(open.row, stash, block_max);
   }

@@ -18,7 +18,7 @@ struct alignas(16) Stat {
 // What those who treat a row share beside their slice.
 struct Block {
   Stat slice;
-  float scale, shift, a, b, own;  // of the row: what its gradient is made of
+  float scale, shift, a, b, of_token;  // of the row: what its gradient is made of
   float of_warps[4][kWarps];
 };
 static_assert(sizeof(Block) <= kBlockBytes, "the slice lies behind it");
@@ -229,7 +229,7 @@ __device__ void share_slope(Block* block, const Stat& row, const Temper<CAPPED>&
   block->shift = powers.shift;
   block->b = float(slope.b) * scale * kLn2;
   block->a = float(slope.a) * scale - block->b * powers.lost;
-  block->own = float(slope.token) * temper.inv_temperature * temper.cap_slope(own);
+  block->of_token = float(slope.token) * temper.inv_temperature * temper.cap_slope(own);
 }
 
 // Writes the gradient of the slice, and the token's own element: by a team, whose first thread is
@@ -252,7 +252,7 @@ __device__ void write_gradient(const Slice<S>& slice, const Block* block, S* row
     });
   team_sync();
   const int place = slice.place(token);
-  if (member() == 0 && place >= 0) put(&row[slice.begin + place], block->own);
+  if (member() == 0 && place >= 0) put(&row[slice.begin + place], block->of_token);
 }
 
 }  // namespace rlkern

@@ -25,15 +25,16 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--small", action="store_true", help="small sizes: does every line print?")
     given = parser.parse_args(arguments)
 
-    import torch
-
+    from rlkern.runs.device import resolve_device
+    from rlkern.runs.errors import UserError
     from rlkern.testing import speed
 
-    kind = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind not in speed.SIZES:
-        parser.error(f"--device must be one of {', '.join(speed.SIZES)}, got {kind!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here")
+    if given.device not in (None, *speed.SIZES):
+        parser.error(f"--device must be one of {', '.join(speed.SIZES)}, got {given.device!r}")
+    try:
+        kind = resolve_device(given.device or "auto").type
+    except UserError as error:
+        parser.error(str(error))
     print("\n".join(_where(kind)))
     if not _right(kind):
         return 1

@@ -146,7 +146,7 @@ def _answers(target: Target, settings: Settings) -> tuple[list[Item], dict[str, 
     """Returns the held-out items and the answers to them in each mode."""
     import torch
 
-    from rlkern.trainer.device import resolve_device
+    from rlkern.runs.device import resolve_device
     from rlkern.trainer.evaluate import answer, in_mode, samples_in
     from rlkern.trainer.models.load import check_model_name, make_policy
     from rlkern.trainer.reward.functions import load_rewards

@@ -187,7 +187,7 @@ def make_speaker(target: Target, speech: Speech) -> Speaker:
     """Returns the model of a target, ready to speak."""
     import torch
 
-    from rlkern.trainer.device import resolve_device
+    from rlkern.runs.device import resolve_device
     from rlkern.trainer.models.load import check_model_name, make_policy
     from rlkern.trainer.settings import Settings
 

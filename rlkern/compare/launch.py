@@ -54,7 +54,7 @@ def train(planned: Planned) -> Outcome:
     if planned.run is not None:
         write_text(Path(f"{run}.yaml"), text(planned.run))
     threads = str((planned.run and planned.run.threads) or 1)
-    command = [sys.executable, "-m", "rlkern.cli", "train", *planned.arguments]
+    command = [sys.executable, "-m", "rlkern", "train", *planned.arguments]
     started = time.perf_counter()
     with Path(f"{run}.log").open("w") as output:
         process = subprocess.Popen(

@@ -14,9 +14,10 @@ import rlkern
 from rlkern.control.environments import Environments
 from rlkern.control.group import Settings
 from rlkern.control.learner import Learner
-from rlkern.control.networks import Encoder, Mlp, Weights, device_of
+from rlkern.control.networks import Encoder, Mlp, Weights
 from rlkern.control.policies import counted, policy_for
 from rlkern.control.rollout import Rollout, collect, steps_of_each
+from rlkern.runs.device import resolve_device
 from rlkern.runs.settings.types import Count, Counts, NotNegative, Positive, Share
 
 
@@ -59,7 +60,7 @@ class PolicyLearner(Learner):
 
     def __init__(self, settings: Any, environments: Environments) -> None:
         super().__init__(settings, environments)
-        self.device = device_of(settings.device)
+        self.device = resolve_device(settings.device)
         self.encoder = Encoder(environments, self.device)
         self.sizes = [self.encoder.size, *settings.hidden]
         self.policy = policy_for(environments.actions, self.sizes)
@@ -67,7 +68,7 @@ class PolicyLearner(Learner):
     @classmethod
     def check(cls, settings: Any, environments: Environments) -> None:
         """Raises UserError for a device that is not there."""
-        device_of(settings.device)
+        resolve_device(settings.device)
 
     def act(self, observation: np.ndarray) -> np.ndarray:
         """Returns the most probable actions."""

@@ -71,8 +71,8 @@ class Critics:
         return out
 
     def follow(self, tau: float) -> None:
-        """Moves the copies a little towards the critics: θ⁻ ← (1 − τ)·θ⁻ + τ·θ."""
-        self.target.vector.data.lerp_(self.weights.vector.data, tau)
+        """Moves the copies a little towards the critics."""
+        self.target.follow(self.weights, tau)
 
     def state(self) -> dict[str, Any]:
         """Returns critics, copies and the optimizer's state."""

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import Linear, Parameter, functional, init
 
 from rlkern.control.environments import Environments
-from rlkern.runs.errors import UserError
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -127,6 +126,10 @@ class Weights:
             inspect.unwrap(type(self.optimizer).step)(self.optimizer)
         return norm
 
+    def follow(self, others: Weights, tau: float) -> None:
+        """Moves these a little towards others: θ⁻ ← (1 − τ)·θ⁻ + τ·θ."""
+        self.vector.data.lerp_(others.vector.data, tau)
+
     def state(self) -> dict[str, Any]:
         """Returns what a checkpoint holds of it."""
         optimizer = {} if self.optimizer is None else self.optimizer.state_dict()
@@ -150,14 +153,6 @@ def clip(gradient: Tensor, max_norm: float) -> Tensor:
     if math.isfinite(max_norm):
         gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
     return norm
-
-
-def device_of(name: str) -> torch.device:
-    """Returns the device that settings name; Raises UserError if there is none."""
-    there = torch.cuda.is_available()
-    if name not in ("auto", "cpu") and not there:
-        raise UserError(f"device must be cpu or auto where there is no GPU, got {name}")
-    return torch.device({"auto": "cuda" if there else "cpu"}.get(name, name))
 
 
 class Encoder:

@@ -11,8 +11,9 @@ import numpy as np
 from rlkern.control.environments import Environments
 from rlkern.control.group import Settings
 from rlkern.control.learner import Learner
-from rlkern.control.networks import Encoder, device_of
+from rlkern.control.networks import Encoder
 from rlkern.control.replay import Replay
+from rlkern.runs.device import resolve_device
 from rlkern.runs.errors import UserError
 from rlkern.runs.settings.types import Count, Counts, Positive, Share, Whole
 
@@ -43,7 +44,7 @@ class OffPolicy(Learner):
 
     def __init__(self, settings: Any, environments: Environments) -> None:
         super().__init__(settings, environments)
-        self.device = device_of(settings.device)
+        self.device = resolve_device(settings.device)
         self.encoder = Encoder(environments, self.device)
         width = self.action_width()
         self.replay = Replay(settings.buffer_size, self.encoder.size, width, self.device)
@@ -51,7 +52,7 @@ class OffPolicy(Learner):
     @classmethod
     def check(cls, settings: Any, environments: Environments) -> None:
         """Raises UserError for a device that is not there and a memory too small for the copies."""
-        device_of(settings.device)
+        resolve_device(settings.device)
         if settings.buffer_size < settings.num_envs:
             raise UserError(
                 f"buffer_size must be at least num_envs, {settings.num_envs}, got"

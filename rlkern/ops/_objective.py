@@ -23,7 +23,6 @@ from rlkern.ops._rows import of_each_token
 ROWS = ", ".join(
     f"Tensor{'?' if name in Rows._field_defaults else ''} {name}" for name in Rows._fields
 )
-SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
 # coefficients float64 on the CPU: a float argument would make torch.compile compile anew for every
 # value. Their order is Objective.numbers.
 OBJECTIVE = "Tensor? cu_seqlens, str gate, str level, str kl, Tensor coefficients"

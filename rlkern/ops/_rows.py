@@ -9,6 +9,9 @@ from rlkern.backends.eager.token_logprob import ACCUMULATION_DTYPE, Softmax
 from rlkern.backends.eager.token_objective import Rows
 from rlkern.ops import _check as check
 
+# The temperature, the cap and the kept set in the schema of an operation.
+SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
+
 
 def as_grid(op: str, logits: Tensor) -> Tensor:
     """Returns logits as a (B, T, V) view, never a copy: slices keep their strides."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlkern import aggregate
 from rlkern.backends import implementation
+from rlkern.backends.eager.gae import td_error
 from rlkern.ops import _check as check
 from rlkern.ops._library import register
 from rlkern.ops._steps import Steps, steps
@@ -35,7 +36,7 @@ def estimates(
     bootstrap: Tensor | None,
     ddof: int | None = None,
 ) -> Gae:
-    """Returns what gae does, in the shape of the steps; ddof is for steps without ends alone."""
+    """Returns what gae does, in the shape of the steps; ddof is only for steps without ends."""
     value = rows.floats("value", value)
     if rows.ends is None:
         coefficients = rows.coefficients(discount=discount, gae_lambda=gae_lambda)
@@ -47,7 +48,8 @@ def estimates(
         rows.coefficient("discount", discount),
         rows.coefficient("gae_lambda", gae_lambda),
     )
-    delta = rows.reward + gamma * rows.following(value, rows.after(bootstrap)) - value
+    following = rows.following(value, rows.after(bootstrap))
+    delta = td_error(rows.reward, gamma, following, value)
     advantage = rows.scan(delta, gamma * trace)
     return Gae(advantage, torch.where(rows.mask, advantage + value, 0.0))
 

@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from rlkern.backends.eager.levels import counted_tokens
 from rlkern.ops import _check as check
 from rlkern.ops._steps import steps
 
@@ -32,9 +33,5 @@ def length_adaptive_lambda(
     alpha = check.number(op, "alpha", alpha)
     if alpha <= 0:
         raise ValueError(f"{op}: alpha must be greater than 0, got {alpha}")
-    if rows.cu_seqlens is None:
-        length = mask.sum(-1)
-    else:
-        counted = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
-        length = counted[rows.cu_seqlens].diff()
+    length = counted_tokens(mask, rows.cu_seqlens)
     return (1 - 1 / (alpha * length.clamp(min=1).to(torch.float64))).clamp(min=0)

@@ -33,11 +33,10 @@ from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._objective import (
     OBJECTIVE,
     ROWS,
-    SOFTMAX,
     LossArguments,
     checked_arguments,
 )
-from rlkern.ops._rows import row_vectors, token_vector
+from rlkern.ops._rows import SOFTMAX, row_vectors, token_vector
 from rlkern.ops.linear_token_logprob import HEAD, gradients_fake, scored_rows
 from rlkern.ops.token_objective import forward as token_objective
 

@@ -27,11 +27,10 @@ from rlkern.ops._library import (
 )
 from rlkern.ops._linear_arguments import LinearArguments, Lora, checked_head, checked_softmax
 from rlkern.ops._linear_head import Gradients, Head, Waves, one_row
-from rlkern.ops._rows import mask_vector, token_vector
+from rlkern.ops._rows import SOFTMAX, mask_vector, token_vector
 from rlkern.ops.token_logprob import CompanionLogprob, TokenLogprob, results
 
 HEAD = "Tensor weight, Tensor? bias, Tensor? lora_a, Tensor? lora_b, float lora_scale"
-SOFTMAX = "Tensor? inv_temperature, float softcap, Tensor? keep"
 
 
 def _in_waves(score, fields, hidden, *rest):

@@ -29,12 +29,11 @@ from rlkern.ops._loss_output import LossOutput
 from rlkern.ops._objective import (
     OBJECTIVE,
     ROWS,
-    SOFTMAX,
     LossArguments,
     checked_arguments,
     scalars,
 )
-from rlkern.ops._rows import as_grid, make_softmax, row_vectors, token_vector
+from rlkern.ops._rows import SOFTMAX, as_grid, make_softmax, row_vectors, token_vector
 from rlkern.ops.token_objective import forward as token_objective
 
 

@@ -4,6 +4,7 @@
 import torch
 from torch import Tensor
 
+from rlkern.backends.eager.gae import td_error
 from rlkern.ops._steps import steps
 
 
@@ -56,6 +57,6 @@ def retrace(
     trace = rows.floats("log_ratio", log_ratio).exp().clamp(max=1.0)
     trace = rows.coefficient("gae_lambda", gae_lambda) * trace
     gamma, after = rows.coefficient("discount", discount), rows.after(bootstrap)
-    delta = rows.reward + gamma * rows.following(value, after) - q
+    delta = td_error(rows.reward, gamma, rows.following(value, after), q)
     error = rows.scan(delta, gamma * rows.following(trace, after.new_zeros(())))
     return torch.where(rows.mask, error + q, 0.0).reshape(rows.shape)

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.levels import Sequences
+from rlkern.backends.eager.levels import Sequences, counted_tokens
 from rlkern.ops import _check as check
 from rlkern.ops._library import refuse_double_backward
 
@@ -149,8 +149,4 @@ def mean_sequence_logprob(
     [-1.5, -5.0]
     """
     x, bounds = _checked("mean_sequence_logprob", logprob, mask, cu_seqlens)
-    if bounds is None:
-        count = mask.sum(-1)
-    else:
-        count = torch.nn.functional.pad(mask.cumsum(0), (1, 0))[bounds].diff()
-    return _Sum.apply(x, mask, bounds) / count.clamp(min=1)
+    return _Sum.apply(x, mask, bounds) / counted_tokens(mask, bounds).clamp(min=1)

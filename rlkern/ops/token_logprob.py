@@ -27,7 +27,7 @@ from rlkern.ops._library import (
     saved_tensors,
     upstream_of_scores,
 )
-from rlkern.ops._rows import as_grid, make_softmax, mask_vector, token_vector
+from rlkern.ops._rows import SOFTMAX, as_grid, make_softmax, mask_vector, token_vector
 
 
 class TokenLogprob(NamedTuple):
@@ -99,7 +99,7 @@ def _backward_in_place(logits, token, mask, *rest):
     _write_gradient(logits, token, mask, rest, logits)
 
 
-_SCORED = "Tensor token, Tensor? mask, Tensor? inv_temperature, float softcap, Tensor? keep"
+_SCORED = f"Tensor token, Tensor? mask, {SOFTMAX}"
 _ROWS = (
     f"{_SCORED}, Tensor entropy, Tensor row_max, Tensor log_sum, "
     "Tensor? grad_logprob, Tensor? grad_entropy, Tensor? grad_lse"

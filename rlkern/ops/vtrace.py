@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlkern.backends.eager.gae import td_error
 from rlkern.ops import _check as check
 from rlkern.ops._steps import Steps, steps
 
@@ -74,9 +75,9 @@ def vtrace(
     gamma, after = rows.coefficient("discount", discount), rows.after(bootstrap)
     rho = _truncated_ratio(rows, log_ratio, "rho_max", rho_max)
     trace = _truncated_ratio(rows, log_ratio, "trace_max", trace_max)
-    delta = rho * (rows.reward + gamma * rows.following(value, after) - value)
+    delta = rho * td_error(rows.reward, gamma, rows.following(value, after), value)
     error = rows.scan(delta, gamma * trace)
     target = torch.where(rows.mask, error + value, 0.0)
-    advantage = rho * (rows.reward + gamma * rows.following(target, after) - value)
+    advantage = rho * td_error(rows.reward, gamma, rows.following(target, after), value)
     advantage = torch.where(rows.mask, advantage, 0.0)
     return Vtrace(advantage.reshape(rows.shape), target.reshape(rows.shape))

@@ -16,12 +16,12 @@ from typing import NamedTuple, Protocol
 import torch
 
 from rlkern.backends.eager.preference_loss import PREFERENCE_KINDS
+from rlkern.runs.device import give_back_memory
 from rlkern.runs.errors import UserError
 from rlkern.runs.files import publish
 from rlkern.trainer.collect import Warn
 from rlkern.trainer.critic import Critic, make_critic
 from rlkern.trainer.data.source import check_unchanged, digests
-from rlkern.trainer.device import give_back_memory
 from rlkern.trainer.equip import equipped
 from rlkern.trainer.losses import Losses
 from rlkern.trainer.models import lora

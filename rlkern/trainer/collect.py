@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 
 import torch
@@ -57,7 +56,7 @@ def generate(
 def rewarded(parts: Parts, items: list[Item], rows: Rows) -> Rows:
     """Returns the rows with their rewards, as the reward functions give them. They are asked once
     about each answer, by the main process."""
-    started, text = time.perf_counter(), texts(parts.policy, rows)
+    text = texts(parts.policy, rows)
     repeated = [item for item in items for _ in range(rows.group_size)]
 
     def ask() -> tuple[Tensor, Tensor, int]:
@@ -66,10 +65,10 @@ def rewarded(parts: Parts, items: list[Item], rows: Rows) -> Rows:
         found = score_completions(parts.rewards, repeated, text, columns, transcript)
         return *found, parts.rewards.late - before
 
-    reward, rewards, late = parts.world.in_main(ask)
+    with parts.rewards.watched():
+        reward, rewards, late = parts.world.in_main(ask)
     reward, rewards = reward.to(rows.token.device), rewards.to(rows.token.device)
     parts.progress.late_answers += late
-    parts.rewards.seconds += time.perf_counter() - started
     return dataclasses.replace(rows, item=repeated, text=text, reward=reward, rewards=rewards)
 
 
@@ -82,8 +81,7 @@ def one_round(parts: Parts) -> tuple[Rows, Tensor]:
     rows = rewarded(parts, items, generate(parts, parts.policy, items, parts.sampling, G))
     assert rows.reward is not None
     mixed = rlkern.sampling.mixed_groups(rows.reward, rows.group)[::G]
-    progress.sampled_groups += len(mixed)
-    progress.useful_groups += int(mixed.sum())
+    progress.count_groups(len(mixed), int(mixed.sum()))
     return rows, mixed
 
 

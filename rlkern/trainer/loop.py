@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 import rlkern
 from rlkern.runs import best
+from rlkern.runs.device import is_out_of_memory
 from rlkern.runs.errors import NotFinite, RewardError, UserError
 from rlkern.runs.files import write_text
 from rlkern.runs.folder import hold, say_damaged, set_aside
@@ -26,7 +27,6 @@ from rlkern.runs.settings.layers import dotted
 from rlkern.runs.trackers import Start, begin_tracking
 from rlkern.trainer import build, preflight
 from rlkern.trainer.build import Run
-from rlkern.trainer.device import is_out_of_memory
 from rlkern.trainer.parts import Parts
 from rlkern.trainer.processes.parallel import whole_state
 from rlkern.trainer.processes.world import World

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from rlkern.runs import best
+from rlkern.runs.device import resolve_device
 from rlkern.runs.errors import UserError
 from rlkern.trainer import build
 from rlkern.trainer.data.source import check_unchanged, digests
-from rlkern.trainer.device import resolve_device
 from rlkern.trainer.equip import equipped
 from rlkern.trainer.offline.pairs import FOLDER, Pairs, kept_pairs, of_file
 from rlkern.trainer.offline.preferences import Preferences

@@ -69,9 +69,10 @@ def stages_of(document: dict[str, Any], flags: dict[str, Any], source: str) -> l
         raise UserError(f"{source} holds a pipeline, whose stages say their algorithms themselves")
     common = {k: v for k, v in document.items() if k not in ("stages", "name")}
     over = {key: value for key, value in flags.items() if key not in ("model", "name")}
+    default = Settings.model_fields["algorithm"].default
     found, policy = [], None
     for own in stages:
-        algorithm = own.get("algorithm", common.get("algorithm", "grpo"))
+        algorithm = own.get("algorithm", common.get("algorithm", default))
         name = own.get("name", algorithm)
         place = f"{source}, stage {name}"
         start: dict[str, Any] = {"model": f"stage:{policy}"} if policy else {}

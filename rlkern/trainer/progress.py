@@ -37,3 +37,18 @@ class Progress:
     reward_kl_coef: float = 0.0
     before: dict[str, float] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
+
+    def count_groups(self, sampled: int, useful: int) -> None:
+        """Notes groups, and how many of them have rewards that differ."""
+        self.sampled_groups += sampled
+        self.useful_groups += useful
+
+    def count_update(self, skipped: bool) -> None:
+        """Notes an optimizer step."""
+        self.update += 1
+        self.skipped_updates += skipped
+
+    def count_step(self, tokens: int) -> None:
+        """Notes that a rollout or batch of so many tokens is over."""
+        self.step += 1
+        self.num_tokens += tokens

@@ -8,6 +8,11 @@ from rlkern.backends.eager.reverse_scan import at_steps, following, reverse_scan
 from rlkern.backends.eager.whiten import whiten
 
 
+def td_error(reward: Tensor, discount: float | Tensor, following: Tensor, value: Tensor) -> Tensor:
+    """Returns δ_t = r_t + discount·V_{t+1} − V_t."""
+    return reward + discount * following - value
+
+
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -30,7 +35,7 @@ def gae(
     discount, decay = discount.to(reward), decay.to(reward)
     after = reward.new_zeros(()) if bootstrap is None else at_steps(bootstrap, steps, cu_seqlens)
     value = torch.where(mask, value, 0.0)
-    delta = reward + discount * following(value, mask, after, cu_seqlens) - value
+    delta = td_error(reward, discount, following(value, mask, after, cu_seqlens), value)
     advantage = reverse_scan(
         torch.where(mask, delta, 0.0), torch.where(mask, decay, 1.0), cu_seqlens
     )

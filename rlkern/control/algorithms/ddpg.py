@@ -82,7 +82,7 @@ class DDPG(ContinuousActorCritic):
         q = self.critic.online[0](torch.cat([rows.observation, action], 1)).mean()
         self.actor_weights.step(-q)
         self.critic.follow(s.tau)
-        self.target_actor_weights.vector.data.lerp_(self.actor_weights.vector.data, s.tau)
+        self.target_actor_weights.follow(self.actor_weights, s.tau)
         self.measured_losses |= {"losses/policy_loss": -q, "losses/q_values": q}
 
     def state(self) -> dict[str, Any]:

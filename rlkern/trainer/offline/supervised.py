@@ -99,10 +99,8 @@ def take_step(parts: Parts, updater: Updater, rows: Rows) -> StepResult:
     """Returns what one optimizer step on given answers did; the run moves one step on."""
     progress = parts.progress
     result = updater.step(rows, rates(parts.settings, progress.update))
-    progress.update += 1
-    progress.step += 1
-    progress.skipped_updates += result.skipped
-    progress.num_tokens += rows.tokens
+    progress.count_update(result.skipped)
+    progress.count_step(rows.tokens)
     return result
 
 

@@ -69,8 +69,7 @@ class Online:
         note_unscored(parts, rows, warn)
         watch.lap("score")
         results = list(self._updates(rows, updater))
-        progress.step += 1
-        progress.num_tokens += rows.tokens
+        progress.count_step(rows.tokens)
         statistics = reward_statistics(rows, parts.rewards)
         assert rows.advantage is not None
         equal = not progress.unscored_rollouts and not rows.advantage.any().item()
@@ -189,8 +188,7 @@ class Online:
         settings, progress = self.parts.settings, self.parts.progress
         waits = self.parts.critic is not None and progress.step < settings.critic.warmup
         result = updater.step(rows, rates(settings, progress.update), train_policy=not waits)
-        progress.update += 1
-        progress.skipped_updates += result.skipped
+        progress.count_update(result.skipped)
         return result
 
     def _steer(self, given: Rewarded) -> None:

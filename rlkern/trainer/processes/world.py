@@ -20,8 +20,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
+from rlkern.runs.device import resolve_device
 from rlkern.runs.errors import UserError
-from rlkern.trainer.device import resolve_device
 
 T = TypeVar("T")
 # What torchrun tells each process of a run.

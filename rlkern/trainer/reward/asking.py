@@ -49,6 +49,11 @@ def is_async(function: Callable) -> bool:
     return of_object or inspect.iscoroutinefunction(function)
 
 
+def reward_name(function: Callable[..., object]) -> str:
+    """Returns the name a function's rewards are logged under."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
 class Limited(abc.ABC):
     """A reward function asked by parts; `late` counts answers whose time was over, which have no
     reward."""
@@ -56,7 +61,7 @@ class Limited(abc.ABC):
     def __init__(self, function: Callable, limits: Limits) -> None:
         # By it, names, files and parameters are those of the function.
         self.__wrapped__ = function
-        self.__name__ = getattr(function, "__name__", type(function).__name__)
+        self.__name__ = reward_name(function)
         self.limits, self.late = limits, 0
 
     def __call__(self, **columns: list) -> list[Any]:

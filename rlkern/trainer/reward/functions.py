@@ -5,22 +5,24 @@ their numbers.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rlkern.runs.code import described, is_code, load
+from rlkern.runs.device import resolve_device
 from rlkern.runs.errors import RewardError, UserError
 from rlkern.runs.settings.message import nearest
 from rlkern.trainer.data.chat import ASSISTANT, Message
-from rlkern.trainer.device import resolve_device
 from rlkern.trainer.models.stored import folder_of
 from rlkern.trainer.reward import graders
 from rlkern.trainer.reward.apart import Apart
-from rlkern.trainer.reward.asking import Awaited, Limited, Limits, is_async
+from rlkern.trainer.reward.asking import Awaited, Limited, Limits, is_async, reward_name
 from rlkern.trainer.reward.model import load_reward_model
 from rlkern.trainer.reward.signatures import (
     as_messages,
@@ -98,6 +100,13 @@ class Rewards:
         """Returns whether a function has a limited time for an answer."""
         return any(each.limits.timeout > 0 for each in self.functions if isinstance(each, Limited))
 
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Adds the seconds that pass to those of asking."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
     @property
     def late(self) -> int:
         """Returns how often an answer cost a function more than its time."""
@@ -150,11 +159,6 @@ def limited(function: RewardFunction, limits: Limits) -> RewardFunction:
     if is_async(function):
         return Awaited(function, limits)
     return Apart(function, limits) if limits.apart else function
-
-
-def reward_name(function: Callable[..., object]) -> str:
-    """Returns the name a function's rewards are logged under."""
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def score_completions(

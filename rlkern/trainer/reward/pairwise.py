@@ -15,8 +15,8 @@ import math
 from collections.abc import Callable
 from itertools import combinations
 
-from rlkern.trainer.reward.asking import compares
-from rlkern.trainer.reward.functions import RewardFunction, reward_name
+from rlkern.trainer.reward.asking import compares, reward_name
+from rlkern.trainer.reward.functions import RewardFunction
 from rlkern.trainer.reward.signatures import reads_text
 
 # The chance that answer a to a prompt beats answer b: 1, 0, ½ for a tie, or None if it cannot tell.

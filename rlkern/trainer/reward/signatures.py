@@ -13,7 +13,7 @@ from typing import Any
 
 from rlkern.runs.errors import RewardError, UserError
 from rlkern.trainer.data.chat import ASSISTANT, Chat
-from rlkern.trainer.reward.asking import is_async
+from rlkern.trainer.reward.asking import is_async, reward_name
 from rlkern.trainer.tasks.task import Item
 
 # What every function may ask for, whatever the columns of its items are.
@@ -95,24 +95,32 @@ def check_parameters(function: Callable, name: str, columns: Iterable[str], aske
         )
 
 
+def _taken(function: Callable) -> set[str] | None:
+    """Returns which of verl's arguments a function takes, None for one of another signature;
+    Raises UserError for one that needs others, too."""
+    known, offered = parameters(function), {*_VERL, *_VERL_MAY}
+    if known is None or not known.keys() >= set(_VERL):
+        return None
+    needs = [n for n, p in known.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    needs += [n for n, p in known.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
+    if other := sorted({*needs} - offered):
+        raise UserError(
+            f"reward function {reward_name(function)} has verl's signature and needs {other[0]!r},"
+            f" which nothing gives it: there are {', '.join((*_VERL_MAY, *_VERL))}"
+        )
+    every = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    return offered if every else offered & known.keys()
+
+
 def of_verl(function: Callable, source: str) -> Callable:
     """Returns a function of verl's signature as one of lists, asked once about each answer; any
     other function as it is.
 
     source is the data_source of items that have no such column.
     """
-    known = parameters(function)
-    if known is None or not known.keys() >= set(_VERL):
+    taken = _taken(function)
+    if taken is None:
         return function
-    needs = [n for n, p in known.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
-    needs += [n for n, p in known.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY]
-    if other := sorted({*needs} - {*_VERL, *_VERL_MAY}):
-        raise UserError(
-            f"reward function {_name(function)} has verl's signature and needs {other[0]!r}, which"
-            f" nothing gives it: there are {', '.join((*_VERL_MAY, *_VERL))}"
-        )
-    every = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    taken = {*_VERL, *_VERL_MAY} if every else {*_VERL, *_VERL_MAY} & known.keys()
 
     def given(text: str, item: Item) -> dict[str, Any]:
         columns = item.columns
@@ -140,7 +148,7 @@ def of_verl(function: Callable, source: str) -> Callable:
     # By it, names, files and lines are the function's; parameters are the list's.
     scores.__signature__ = inspect.signature(scores)
     scores.__wrapped__ = function
-    scores.__name__ = _name(function)
+    scores.__name__ = reward_name(function)
     return reads_text(scores)
 
 
@@ -149,11 +157,7 @@ def _score(found: Any, function: Callable) -> Any:
         return found
     if "score" not in found:
         raise RewardError(
-            f"reward function {_name(function)} must return a number, None or a mapping with"
+            f"reward function {reward_name(function)} must return a number, None or a mapping with"
             f" 'score', got one with {', '.join(map(repr, found)) or 'nothing'}"
         )
     return found["score"]
-
-
-def _name(function: Callable) -> str:
-    return getattr(function, "__name__", type(function).__name__)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rlkern.runs.device import is_out_of_memory
 from rlkern.runs.errors import UserError
 from rlkern.trainer.data.chat import Prompt
-from rlkern.trainer.device import is_out_of_memory
 from rlkern.trainer.models.policy import Policy, token_logprob
 from rlkern.trainer.models.ways import Way
 from rlkern.trainer.rollout.sampler import Sampling, random_numbers, sample

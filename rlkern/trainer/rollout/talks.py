@@ -7,20 +7,49 @@ not count.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from rlkern.trainer.data.chat import ASSISTANT, Message
 from rlkern.trainer.data.render import reply_ids
+from rlkern.trainer.models.policy import Policy
 from rlkern.trainer.rollout.engines import Engine
 from rlkern.trainer.rollout.growing import appended, given_messages, so_far
 from rlkern.trainer.rollout.sampler import Sampling
 from rlkern.trainer.rollout.text import encode, end_tokens, text_of, token_ids
 from rlkern.trainer.rows import Rows
-from rlkern.trainer.tasks.conversation import FAILED, TOOL
+from rlkern.trainer.tasks.conversation import FAILED, TOOL, Conversation
 from rlkern.trainer.tasks.task import Item, Task
+
+
+@dataclass
+class _Talk:
+    """A conversation, what was said in it, and how many tokens stand before the next answer."""
+
+    conversation: Conversation
+    said: list[Message] = field(default_factory=list)
+    begun: int = 0
+
+    def hear(self, policy: Policy, ids: list[int]) -> list[int]:
+        """Notes what the model said last; returns its tokens."""
+        own = ids[self.begun :]
+        self.said.append({"role": ASSISTANT, "content": text_of(policy, [], own)})
+        return own
+
+    def reply(self, policy: Policy, prompt: int, answers: int, room: int) -> list[int] | None:
+        """Returns the tokens of what is replied; None where nothing is, or where after so many
+        tokens the context has no room for another answer."""
+        reply = self.conversation.answer(self.said)
+        if not reply:
+            return None
+        ids = reply_ids(policy.tokenizer, reply, end_tokens(policy))
+        if prompt + answers + len(ids) + room > policy.context:
+            return None
+        self.said += reply
+        self.begun = answers + len(ids)
+        return ids
 
 
 def talk(
@@ -43,13 +72,8 @@ def talk(
     asked = [item.asked or "" for item in items]
     prompts = encode(policy, asked, max_new_tokens=width, keep=task.keep)
     repeated = [item for item in items for _ in range(group_size)]
-    talks = [task.begin(item) for item in repeated]
-    said: list[list[Message]] = [[] for _ in repeated]
-    begun, going, stop = (
-        [0] * len(repeated),
-        list(range(len(repeated))),
-        set(sampling.stop.tolist()),
-    )
+    talks = [_Talk(task.begin(item)) for item in repeated]
+    going, stop = list(range(len(repeated))), set(sampling.stop.tolist())
 
     def numbers(rows: list[int], turn: int) -> Tensor | None:
         return None if uniform is None else uniform[rows, turn * width : (turn + 1) * width]
@@ -58,19 +82,12 @@ def talk(
     for turn in range(1, sampling.max_turns + 1):
         every, replies = token_ids(found), dict[int, list[int]]()
         for row in going:
-            own = every["completion_ids"][row][begun[row] :]
-            said[row].append({"role": ASSISTANT, "content": text_of(policy, [], own)})
-            if turn == sampling.max_turns or not own or own[-1] not in stop:
-                continue
-            reply = talks[row].answer(said[row])
-            if not reply:
-                continue
-            ids = reply_ids(policy.tokenizer, reply, end_tokens(policy))
-            length = len(every["prompt_ids"][row]) + len(every["completion_ids"][row]) + len(ids)
-            if length + width <= policy.context:
-                said[row] += reply
-                replies[row] = ids
-                begun[row] = len(every["completion_ids"][row]) + len(ids)
+            prompt, answers = (every[name][row] for name in ("prompt_ids", "completion_ids"))
+            own = talks[row].hear(policy, answers)
+            if turn < sampling.max_turns and own and own[-1] in stop:
+                reply = talks[row].reply(policy, len(prompt), len(answers), width)
+                if reply is not None:
+                    replies[row] = reply
         if not replies:
             break
         going = list(replies)
@@ -83,8 +100,8 @@ def talk(
             uniform=numbers(going, turn),
         )
         found = appended(found, rows, part)
-    verdict = [each.verdict(transcript) for each, transcript in zip(talks, said, strict=True)]
-    return replace(found, transcript=said, verdict=verdict)
+    verdict = [each.conversation.verdict(each.said) for each in talks]
+    return replace(found, transcript=[each.said for each in talks], verdict=verdict)
 
 
 def answer_columns(rows: Rows) -> dict[str, list]:

@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+import rlkern
 from rlkern.runs.parquet import write_step
 from rlkern.trainer.data.chat import Chat
 from rlkern.trainer.data.columns import ROLES
@@ -85,8 +85,6 @@ def _numbers(x: Tensor) -> list[float | None]:
 def _of_answers(rows: Rows) -> Tensor:
     """Returns the advantage (B,) of each answer: where tokens have their own, the mean over those
     that count."""
-    advantage, mask = rows.advantage, rows.mask
+    advantage = rows.advantage
     assert advantage is not None
-    if advantage.ndim == 1:
-        return advantage
-    return torch.where(mask, advantage, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+    return advantage if advantage.ndim == 1 else rlkern.mean_sequence_logprob(advantage, rows.mask)
