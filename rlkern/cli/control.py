@@ -61,7 +61,7 @@ def _parser(arguments: list[str]) -> Parser:
 
 def _parse_and_run(arguments: list[str]) -> int:
     from rlkern.control.settings import Layer, resolve
-    from rlkern.runs.folder import saved_layer
+    from rlkern.runs.folder import saved_layers
     from rlkern.runs.settings.yaml_file import read, to_yaml
 
     flags = given(_parser(arguments), arguments)
@@ -73,7 +73,7 @@ def _parse_and_run(arguments: list[str]) -> int:
     picture = flags.pop("render")
     layers = [Layer(file or "", read(file) if file else {}), Layer("flags", flags)]
     if resume:
-        layers.insert(0, saved_layer(Path(resume), "output_dir", "control"))
+        layers = [*saved_layers(Path(resume), "output_dir", "control"), *layers]
     settings = resolve(*layers)
     if print_only:
         print(to_yaml(settings.model_dump(mode="json")), end="")

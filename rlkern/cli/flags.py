@@ -17,10 +17,12 @@ from rlkern.runs.settings.layers import classes, optional
 from rlkern.runs.settings.message import expected, nearest_key
 
 NULL = "null"
+_NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|inf|nan)$", re.I)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are a UserError, and whose flags are never abbreviated.
+    """A parser whose mistakes are a UserError, and whose flags are neither abbreviated nor given
+    twice.
 
     free   mappings whose keys are not known: each takes flags such as --coefficients.clip_low 0.1
     inside  names that are known below them, for "did you mean"
@@ -31,10 +33,20 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
         self.free, self.inside = free, inside
+        # Python's own does not take -1e-3 for a number, but for a flag.
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with the message."""
+        flag, _, what = message.removeprefix("argument ").partition(": ")
+        if what == "expected one argument":
+            message = f"{message}; one that begins with - is written {flag}=-…"
         raise UserError(message)
+
+    def same(self, flag: str) -> str:
+        """Returns what a flag sets, which is its name for one that is not known."""
+        action = self._option_string_actions.get(flag)
+        return flag if action is None else action.dest
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -99,21 +111,40 @@ def _shown(value: Any) -> str:
 
 def given(parser: Parser, words: Sequence[str]) -> dict[str, Any] | None:
     """Returns the flags that somebody gave; None after help. Raises UserError for unknown ones."""
-    words = [underscored(word) for word in words]
+    end = list(words).index("--") if "--" in words else len(words)
+    words = [*map(underscored, words[:end]), *words[end:]]
     if not {"-h", "--help"}.isdisjoint(words):
         parser.print_help(sys.stdout)
         return None
+    _check_once(parser, words[:end])
     words, free = _without_free_keys(words, parser.free)
     found, unknown = parser.parse_known_args(words)
     if unknown:
         flag = unknown[0]
         raise UserError(f"there is no flag {flag.partition('=')[0]}{_near(parser, flag)}")
     values = vars(found)
-    for owner, own in free.items():
-        values[owner] = {**_mapping(owner, values.get(owner, "{}")), **own}
-    for owner in values.keys() & set(parser.free) - free.keys():
+    for owner in values.keys() & set(parser.free):
         values[owner] = _mapping(owner, values[owner])
+    for owner, own in free.items():
+        if twice := next((name for name in own if name in values.get(owner, ())), None):
+            raise UserError(f"flags: {owner}.{twice} is given twice; leave one out")
+        values[owner] = {**values.get(owner, {}), **own}
     return values
+
+
+def _check_once(parser: Parser, words: Sequence[str]) -> None:
+    """Raises UserError for a flag that is given twice, of which one would be ignored."""
+    seen: dict[str, str] = {}
+    for word in words:
+        flag = word.partition("=")[0]
+        key = parser.same(flag)
+        if not flag.startswith("--"):
+            continue
+        if seen.get(key) == flag:
+            raise UserError(f"{flag} is given twice; leave one out")
+        if key in seen:
+            raise UserError(f"{seen[key]} and {flag} are the same; leave one out")
+        seen[key] = flag
 
 
 def _near(parser: Parser, word: str) -> str:
@@ -149,8 +180,10 @@ def _without_free_keys(
         if owner is None:
             rest.append(word)
             continue
+        if flag == f"--{owner}.":
+            raise UserError(f"there is no flag {flag}")
         if not equals:
-            if place == len(words):
+            if place == len(words) or words[place].startswith("--"):
                 raise UserError(f"argument {flag}: expected one argument")
             value, place = words[place], place + 1
         found.setdefault(owner, {})[flag.removeprefix(f"--{owner}.")] = typed(value)

@@ -23,11 +23,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     >>> nearest("adition", ["addition", "guess"]), nearest("x", ["addition"])
     ('; did you mean addition', '')
-    >>> nearest("gpro", ["gspo", "grpo"])   # the same letters in another order
-    '; did you mean grpo'
+    >>> nearest("gpro", ["gspo", "grpo"]), nearest("GRPO", ["grpo"])   # the same letters
+    ('; did you mean grpo', '; did you mean grpo')
     """
-    known = list(known)
-    swapped = [each for each in known if sorted(each) == sorted(name)]
+    known, name = list(known), name.lower()
+    swapped = [each for each in known if sorted(each.lower()) == sorted(name)]
     found = swapped or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {found[0]}" if found else ""
 

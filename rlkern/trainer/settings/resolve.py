@@ -12,10 +12,12 @@ from pydantic import ValidationError
 from rlkern.algorithms import BaseAlgorithm, declarations
 from rlkern.runs.code import located, unplaced
 from rlkern.runs.errors import UserError
+from rlkern.runs.folder import check_name
 from rlkern.runs.settings.layers import (
     Layer,
     dotted,
     first_difference,
+    given_of,
     is_key,
     laid_over,
     normalized,
@@ -77,7 +79,7 @@ def resolved(*layers: Layer) -> Resolved:
 def laid(*layers: Layer) -> Resolved:
     """Returns the same as resolved, with whatever contradictions there are between keys."""
     given = [(layer, normalized(Settings, layer)) for layer in layers]
-    merged = laid_over(*(values for _, values in given))
+    merged = given_of(Settings, laid_over(*(values for _, values in given)))
     declared = _declared(merged, given)
     own = _own(declared, merged)
     everything = laid_over(own, merged)
@@ -106,6 +108,11 @@ def laid(*layers: Layer) -> Resolved:
     except ValidationError as error:
         path, sentence = first_problem(error, Settings, every_key())
         raise UserError(_placed(sentence, path, given)) from None
+    if settings.name is not None:
+        try:
+            check_name(settings.name)
+        except UserError as error:
+            raise UserError(_placed(str(error), ("name",), given)) from None
     return Resolved(_located(settings, given), frozenset(left))
 
 
