@@ -42,13 +42,18 @@ def main(argv: list[str] | None = None) -> int:
     explains.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help") or arguments == ["help"]:
         print(_usage(), end="")
         return 0 if arguments else 2
     command, *rest = arguments
+    if command == "help":
+        command, *rest = (*rest, "--help")
     if command not in _COMMANDS:
+        from rlkern.runs.settings.message import nearest
+
+        near = nearest(command, _COMMANDS)
         print(
-            f"rlkern: there is no command {command!r}: use {', '.join(_COMMANDS)}",
+            f"rlkern: there is no command {command!r}{near}: use {', '.join(_COMMANDS)}",
             file=sys.stderr,
         )
         return 2

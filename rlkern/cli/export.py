@@ -40,7 +40,7 @@ def _parser() -> Parser:
     take = parser.add_argument
     take("run", help="run directory, or one of its checkpoints")
     take("folder", help="folder to write, which must be empty or not there")
-    take("--checkpoint", default="best", metavar="X", help="best, newest or a step (default best)")
+    take("--checkpoint", metavar="X", help="best, newest or a step (default best)")
     take("--dtype", metavar="X", help=f"of the weights, {', '.join(DTYPES)} (default: the run's)")
     return parser
 
