@@ -150,7 +150,7 @@ def test_a_comparison_that_cannot_work_is_refused_before_a_run(changes, sentence
         ("- a", "must hold key: value lines"),
         ("algorithm: [grpo]", "unknown key 'algorithm'"),
         ("jobs: two", "jobs must be a whole number, got 'two'"),
-        ("algorithms: grpo", "algorithms must be a list, got 'grpo'"),
+        ("algorithms: grpo", "algorithms must be a list of texts, got 'grpo'"),
         ("a: [", "cannot be read as a comparison"),
     ],
 )
@@ -254,3 +254,37 @@ def test_a_comparison_writes_the_pages_and_figures_of_what_ran(compared):
         assert (folder / "docs" / path).stat().st_size > 1000, path
     assert not Path(folder / "docs" / "algorithms" / "sapo.png").exists()
     assert "No run is on record" in (folder / "docs" / "algorithms" / "sapo.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"shared": {"critic.lr": 3.0}}, ", shared: critic.lr is not read by any algorithm"),
+        ({"shared": {"seed": 7}}, ", shared: a comparison sets seed itself, by seeds"),
+        ({"shared": {"sft": {"steps": 7}}}, ", shared: a comparison sets sft.steps itself, by"),
+        ({"shared": {"model": "x"}}, ", shared: a comparison sets model itself, by start.model"),
+        ({"shared": {"output": {"dir": "x"}}}, "sets output.dir itself, by runs_dir"),
+        ({"start": {**START, "seed": 7}}, ", start: a comparison sets seed itself, by seeds"),
+        ({"pipelines": {"x": "y.yaml"}}, "pipelines are run beside all algorithms, not beside"),
+        ({"algorithms": ["grpo", "grpo"]}, "algorithms must differ from each other"),
+        ({"algorithms": [3]}, "algorithms must be a list of texts, got [3]"),
+        ({"notes": {"grpo": 3}}, "notes must be key: value lines of texts, got {'grpo': 3}"),
+    ],
+)
+def test_a_comparison_gives_nothing_that_no_run_reads(changes, sentence, tmp_path):
+    given = {"algorithms": ["grpo", "rloo"], "start": {**COMMON, **START}, "shared": COMMON}
+    file = tmp_path / "compare.yaml"
+    file.write_text(json.dumps({**given, **changes}))
+    with pytest.raises(UserError) as caught:
+        load(file)
+    assert sentence in str(caught.value)
+    shared = {**COMMON, "critic.lr": 3.0}  # read by one of the two
+    file.write_text(json.dumps({**given, "algorithms": ["grpo", "ppo"], "shared": shared}))
+    assert load(file).shared == shared
+
+
+@pytest.mark.parametrize("flag", [["--seeds", "1,,2"], ["--seeds", ""], ["--algorithms", "grpo,"]])
+def test_an_empty_part_of_a_list_of_a_comparison_is_refused(flag, tmp_path, capsys):
+    file = yaml_of(comparison(algorithms=["grpo"]), tmp_path / "compare.yaml")
+    assert main(["compare", "--config", str(file), *flag]) == 2
+    assert f"with commas between, got {flag[1]!r}" in capsys.readouterr().err

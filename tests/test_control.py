@@ -280,3 +280,9 @@ def test_a_run_of_the_other_trainer_is_named_as_such(tmp_path, capsys):
     (other / "config.yaml").write_text("algorithm: grpo\n")
     assert cli.main(["control", "--resume", str(other)]) == 2
     assert "is a run of rlkern train, not of rlkern control" in capsys.readouterr().err
+
+
+def test_a_longest_evaluation_is_refused_where_the_environment_has_its_own_limit(tmp_path):
+    with pytest.raises(UserError, match="eval_length is for environments without a time limit"):
+        run(tmp_path, **short("dqn", env="CartPole-v1", eval_length=7))
+    assert not list(tmp_path.iterdir())

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands in the pictures of tables: a number, a letter and an arrow in the right cell."""
 
-import gymnasium
 import numpy as np
 import pytest
 
-from rlkern.control import tables
+gymnasium = pytest.importorskip("gymnasium")
+
+from rlkern.control import tables  # noqa: E402
 
 # S F F / F H F / F F G: the shortest ways go down twice and right twice, or the other way about.
 MAP = ["SFF", "FHF", "FFG"]

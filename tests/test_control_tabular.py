@@ -231,8 +231,8 @@ def test_a_world_of_a_table_draws_its_outcomes_by_their_shares():
     ],
 )
 def test_a_run_ends_with_a_picture_of_its_values(name, env, more, tmp_path):
-    run(tmp_path, algorithm=name, env=env, steps=300, eval_episodes=1, eval_length=100, name="x",
-        **more)  # fmt: skip
+    endless = {} if env.startswith(("Taxi", "Frozen")) else {"eval_length": 100}
+    run(tmp_path, algorithm=name, env=env, steps=300, eval_episodes=1, name="x", **endless, **more)
     assert (tmp_path / "x" / "values.png").read_bytes()[:4] == b"\x89PNG"
 
 

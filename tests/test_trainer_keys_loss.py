@@ -68,8 +68,9 @@ def test_every_coefficient_arrives_at_the_loss_of_its_algorithm(tmp_path, monkey
 def test_the_clamps_arrive_at_the_loss_and_one_that_is_off_changes_nothing(tmp_path, monkeypatch):
     asked = {"log_ratio_min": -20.0, "log_ratio_max": "inf", "kl_max": 10.0}
     seen = calls(monkeypatch, rlkern, "linear_policy_loss")
-    _, (free,) = step(run_of(tmp_path / "free", **TINY))
-    _, (held,) = step(run_of(tmp_path / "held", **TINY, coefficients=asked))
+    kl = {"kl_coef": 0.1}
+    _, (free,) = step(run_of(tmp_path / "free", **TINY, coefficients=kl))
+    _, (held,) = step(run_of(tmp_path / "held", **TINY, coefficients={**kl, **asked}))
     (_, _, before), (_, named, after) = seen[0], seen[-1]
     expected = {"log_ratio_min": -20.0, "log_ratio_max": float("inf"), "kl_max": 10.0}
     assert {key: named[key] for key in asked} == expected and before.loss == after.loss

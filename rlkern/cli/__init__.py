@@ -42,13 +42,18 @@ def main(argv: list[str] | None = None) -> int:
     explains.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help") or arguments == ["help"]:
         print(_usage(), end="")
         return 0 if arguments else 2
     command, *rest = arguments
+    if command == "help":
+        command, *rest = (*rest, "--help")
     if command not in _COMMANDS:
+        from rlkern.runs.settings.names import nearest
+
+        near = nearest(command, _COMMANDS)
         print(
-            f"rlkern: there is no command {command!r}: use {', '.join(_COMMANDS)}",
+            f"rlkern: there is no command {command!r}{near}: use {', '.join(_COMMANDS)}",
             file=sys.stderr,
         )
         return 2
@@ -59,6 +64,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # while a command was being imported, which takes seconds
         print(f"rlkern {command}: stopped", file=sys.stderr)
         return _INTERRUPTED
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("", "rlkern"):
+            raise
+        extra = f"rlkern[{'control' if command == 'control' else 'train'}]"
+        said = f"rlkern {command} needs the packages of {extra}: {error}; pip install '{extra}'"
+        print(said, file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # Whoever read this has seen enough, as `head` has; Python's own last flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING
+
+from rlkern.cli.guard import guarded
+from rlkern.cli.parser import Parser, given
 
 if TYPE_CHECKING:
     from rlkern.testing.speed import Measured, Timing
@@ -14,31 +16,33 @@ _HEAD = ("operation", "size", "eager, ms", "rlkern, ms", "eager ÷ rlkern", "GB/
 
 def run(arguments: list[str]) -> int:
     """Returns 0 after printing the table; 1 if an operation is wrong here: then none is timed."""
-    parser = argparse.ArgumentParser(
+    return guarded("bench", lambda: _bench(arguments))
+
+
+def _bench(arguments: list[str]) -> int:
+    parser = Parser(
         prog="rlkern bench",
-        allow_abbrev=False,
         description="Compare the operations with float64, then time them beside eager PyTorch: "
         "medians, and in brackets what a fifth and four fifths of the calls take. In under a "
         "minute on two cores; `make bench` of a checkout measures more.",
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--small", action="store_true", help="small sizes: does every line print?")
-    given = parser.parse_args(arguments)
+    flags = given(parser, arguments)
+    if flags is None:
+        return 0
 
     from rlkern.runs.device import resolve_device
-    from rlkern.runs.errors import UserError
     from rlkern.testing import speed
 
-    if given.device not in (None, *speed.SIZES):
-        parser.error(f"--device must be one of {', '.join(speed.SIZES)}, got {given.device!r}")
-    try:
-        kind = resolve_device(given.device or "auto").type
-    except UserError as error:
-        parser.error(str(error))
+    device = flags["device"]
+    if device not in (None, *speed.SIZES):
+        parser.error(f"--device must be one of {', '.join(speed.SIZES)}, got {device!r}")
+    kind = resolve_device(device or "auto").type
     print("\n".join(_where(kind)))
     if not _right(kind):
         return 1
-    sizes, seconds = (speed.SMALL, 0.01) if given.small else (speed.SIZES[kind], 0.7)
+    sizes, seconds = (speed.SMALL, 0.01) if flags["small"] else (speed.SIZES[kind], 0.7)
     rows, vocabulary = sizes["logits"]
     bandwidth = speed.copy(2 * rows * vocabulary, kind, seconds)
     print(f"a copy of as many bytes as the logits have: {bandwidth:.3g} GB/s\n")

@@ -8,8 +8,8 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded, silence_hub
+from rlkern.cli.parser import Parser, given
 from rlkern.cli.speaker import add_speech, speech_of
 
 if TYPE_CHECKING:

@@ -4,22 +4,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from rlkern.cli.flags import Parser, add_settings, given
+from rlkern.cli.flags import add_settings
 from rlkern.cli.guard import guarded
-
-_MISSING = "rlkern control needs the packages of rlkern[control]"
+from rlkern.cli.parser import Parser, given
 
 
 def run(arguments: list[str]) -> int:
     """Returns the exit code of `rlkern control`."""
-    try:
-        import gymnasium  # noqa: F401
-    except ImportError as error:
-        print(f"{_MISSING}: {error}", file=sys.stderr)
-        return 2
+    import gymnasium  # noqa: F401  # without it nothing of this can be said, help neither
+
     return guarded("control", lambda: _parse_and_run(arguments))
 
 
@@ -61,7 +56,7 @@ def _parser(arguments: list[str]) -> Parser:
 
 def _parse_and_run(arguments: list[str]) -> int:
     from rlkern.control.settings import Layer, resolve
-    from rlkern.runs.folder import saved_layer
+    from rlkern.runs.folder import saved_layers
     from rlkern.runs.settings.yaml_file import read, to_yaml
 
     flags = given(_parser(arguments), arguments)
@@ -73,7 +68,7 @@ def _parse_and_run(arguments: list[str]) -> int:
     picture = flags.pop("render")
     layers = [Layer(file or "", read(file) if file else {}), Layer("flags", flags)]
     if resume:
-        layers.insert(0, saved_layer(Path(resume), "output_dir", "control"))
+        layers = [*saved_layers(Path(resume), "output_dir", "control"), *layers]
     settings = resolve(*layers)
     if print_only:
         print(to_yaml(settings.model_dump(mode="json")), end="")

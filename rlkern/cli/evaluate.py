@@ -10,10 +10,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded, silence_hub, warn
+from rlkern.cli.parser import Parser, given
 from rlkern.runs import best
-from rlkern.trainer.settings.keys import FREE
 
 if TYPE_CHECKING:
     from rlkern.cli.target import Target
@@ -62,11 +61,11 @@ def _parser() -> Parser:
         description="Accuracy and pass@k on held-out items. A run directory brings its own task and"
         " settings; what is given here goes over them. A run that learned from preferences, or from"
         " given answers of a file, is measured on those that it held out.",
-        free=FREE,
+        free=("data.options", "data.columns"),
     )
     take = parser.add_argument
     take("target", help="run directory, checkpoint, model directory, tiny or smollm2")
-    take("--checkpoint", default="best", help="of a run: best, newest or a step (default best)")
+    take("--checkpoint", metavar="X", help="of a run: best, newest or a step (default best)")
     for flag, (key, says) in _SHORT.items():
         take(f"--{flag}", dest=key, metavar="X", help=says, default=argparse.SUPPRESS)
     says = "answers in the table of samples (default 8)"
@@ -85,6 +84,7 @@ def _evaluate(arguments: list[str]) -> int:
 
     once = functools.cache(warn)  # its rows and its task may both name a changed function
     name, checkpoint, as_json = flags.pop("target"), flags.pop("checkpoint"), flags.pop("json")
+    _check_show(flags, as_json)
     target = find_target(name, checkpoint, lambda *_: None)
     silence_hub()
     own = target.settings
@@ -98,6 +98,7 @@ def _evaluate(arguments: list[str]) -> int:
         check_writes(Path(name), own)
     show = flags.pop("show", _SHOWN)
     settings = settings_for(target, _with_pass_at(flags))
+    _check_drawn(settings, flags)
     if own is not None and (settings.asked, settings.data) == (own.asked, own.data):
         check_same(settings, Path(target.model).resolve().parent, once)
     items, found = _answers(target, settings)
@@ -110,6 +111,29 @@ def _evaluate(arguments: list[str]) -> int:
     else:
         _print(target, settings, values, items, found, show)
     return 0
+
+
+def _check_show(flags: dict[str, Any], as_json: bool) -> None:
+    """Raises UserError for a number of answers that nothing shows."""
+    from rlkern.runs.errors import UserError
+
+    if "show" in flags and (as_json or flags["show"] < 0):
+        raise UserError(f"show must be 0 or more, and not with --json, got {flags['show']}")
+
+
+def _check_drawn(settings: Settings, flags: dict[str, Any]) -> None:
+    """Raises UserError for a flag about drawn answers where none is drawn."""
+    from rlkern.runs.errors import UserError
+
+    if "sampled" in settings.eval.modes:
+        return
+    for key in ("rollout.temperature", "rollout.top_k", "rollout.top_p"):
+        if key in flags:
+            short = key.rpartition(".")[2]
+            raise UserError(
+                f"{short} is of drawn answers, and modes {', '.join(settings.eval.modes)} draws"
+                f" none: leave {short} out"
+            )
 
 
 def _without_answers(target: Target, own: Settings, flags: dict[str, Any]) -> Settings:

@@ -9,8 +9,8 @@ from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING
 
-from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded, silence_hub
+from rlkern.cli.parser import Parser, given
 from rlkern.runs.folder import all_checkpoints
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _parser() -> Parser:
     take = parser.add_argument
     take("run", help="run directory, or one of its checkpoints")
     take("folder", help="folder to write, which must be empty or not there")
-    take("--checkpoint", default="best", metavar="X", help="best, newest or a step (default best)")
+    take("--checkpoint", metavar="X", help="best, newest or a step (default best)")
     take("--dtype", metavar="X", help=f"of the weights, {', '.join(DTYPES)} (default: the run's)")
     return parser
 

@@ -9,6 +9,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from rlkern.runs.errors import UserError
+
 
 def warn(sentence: str) -> None:
     """Prints a sentence beside what a command prints."""
@@ -18,11 +20,6 @@ def warn(sentence: str) -> None:
 def guarded(command: str, work: Callable[[], int]) -> int:
     """Returns the exit code of `work`; what a person can mend is printed as one sentence."""
     _quiet()
-    try:
-        from rlkern.runs.errors import UserError
-    except ImportError as error:
-        print(f"rlkern {command} needs the packages of rlkern[train]: {error}", file=sys.stderr)
-        return 2
     try:
         return work()
     except UserError as error:

@@ -9,9 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded, silence_hub
-from rlkern.trainer.settings.keys import FREE
+from rlkern.cli.parser import Parser, given
 
 if TYPE_CHECKING:
     from rlkern.trainer.reward.functions import Rewards
@@ -41,7 +40,7 @@ def _parser() -> Parser:
         prog="rlkern reward",
         description="Ask a reward about some items as a run would: about their right answers, about"
         " empty ones, and about the answers of other items. Nothing is trained or written.",
-        free=FREE,
+        free=("data.options", "data.columns"),
     )
     parser.add_argument(
         "reward", help="my_reward.py:function, module:function, math, exact, … with commas"
@@ -81,6 +80,9 @@ def _try(arguments: list[str]) -> int:
         raise UserError(f"items must be at least 1, got {count}")
     if not any(key in flags for key in _SOURCES):
         raise UserError("there is nothing to try it on: add --data.train FILE or --task NAME")
+    if "data.train" in flags and "seed" in flags:
+        raise UserError("seed is of the items of a task, and those of a file are its first: leave"
+                        f" seed out, got {flags['seed']}")  # fmt: skip
     silence_hub()
     base = {"algorithm": "reinforce", "sft": None, "reward.functions": name, "eval.items": 1}
     settings = anchored(resolve(Layer("", base), Layer("flags", flags)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import sys
 
-from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded, silence_hub
+from rlkern.cli.parser import Parser, given
 from rlkern.cli.speaker import add_speech, speech_of
 
 

@@ -6,11 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlkern.cli.flags import Parser, given
 from rlkern.cli.guard import guarded
+from rlkern.cli.parser import Parser, given
 
 if TYPE_CHECKING:
     from rlkern.trainer.settings import Settings
+
+
+_SHOWN = 4
 
 
 def run(arguments: list[str]) -> int:
@@ -31,7 +34,13 @@ def _parser() -> Parser:
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--best", action="store_true", help="highest reward first")
     order.add_argument("--worst", action="store_true", help="lowest reward first")
-    take("--limit", type=int, default=4, metavar="N", help="completions (default 4); 0 shows none")
+    take(
+        "--limit",
+        type=int,
+        default=_SHOWN,
+        metavar="N",
+        help="completions (default 4); 0 shows none",
+    )
     return parser
 
 
@@ -47,6 +56,9 @@ def _show(arguments: list[str]) -> int:
 
     if flags["limit"] < 0:
         raise UserError(f"limit must be 0 or more, got {flags['limit']}")
+    which = next((key for key in ("step", "best", "worst") if flags[key] not in (None, False)), "")
+    if which and not flags["limit"]:
+        raise UserError(f"{which} chooses completions, and limit 0 shows none: leave one out")
     folder = Path(flags["run"])
     settings = _settings(folder)
     rows = _rows(folder, settings, flags["step"]) if flags["limit"] else None

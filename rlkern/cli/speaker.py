@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from rlkern.cli.flags import Parser, add_settings
+from rlkern.cli.flags import NULL, add_settings
 from rlkern.cli.guard import warn
+from rlkern.cli.parser import Parser
 from rlkern.runs.errors import UserError
 from rlkern.runs.settings.group import Group
+from rlkern.runs.settings.layers import Layer, given_of, normalized
 from rlkern.runs.settings.message import first_problem
 from rlkern.runs.settings.types import Count, NotNegative, PositiveShare, Seed, Whole
 
@@ -60,20 +62,24 @@ class Speech(Group):
 def add_speech(parser: Parser) -> None:
     """Adds the flags of Speech, and that of the checkpoint."""
     says = "of a run: best, newest or a step (default best)"
-    parser.add_argument("--checkpoint", default="best", metavar="X", help=says)
+    parser.add_argument("--checkpoint", metavar="X", help=says)
     add_settings(parser, Speech, title=_TITLE)
 
 
 def speech_of(flags: dict[str, Any]) -> Speech:
     """Returns the flags that add_speech added, checked; Raises UserError for a wrong value."""
+    own = {name: flags[name] for name in Speech.model_fields if name in flags}
     try:
-        found = Speech(**{name: flags[name] for name in Speech.model_fields if name in flags})
+        found = Speech(**given_of(Speech, normalized(Speech, Layer("flags", own))))
     except ValidationError as error:
-        raise UserError(first_problem(error, Speech, Speech.model_fields)[1]) from None
+        sentence = first_problem(error, Speech, Speech.model_fields)[1]
+        raise UserError(f"flags: {sentence}") from None
     if found.temperature is not None and 0 < found.temperature < _LEAST:
         raise UserError(f"temperature must be 0, or at least 1e-4, got {found.temperature}")
     if found.temperature == 0 and (found.top_k or found.top_p):
         raise UserError("top_k and top_p choose among drawn tokens, and temperature 0 draws none")
+    if found.temperature == 0 and own.get("seed", NULL) != NULL:
+        raise UserError("seed is of drawn tokens, and temperature 0 draws none: leave seed out")
     return found
 
 

@@ -34,12 +34,18 @@ class Target:
 Check = Callable[[Path, Settings], None]
 
 
-def find_target(name: str, checkpoint: str, check: Check) -> Target:
-    """Returns what `name` is; checkpoint is best, newest or a step, and chooses within a run. Of a
-    run `check` is asked before its checkpoints are looked at."""
+def find_target(name: str, checkpoint: str | None, check: Check) -> Target:
+    """Returns what `name` is; checkpoint is best (if None), newest or a step, and chooses within a
+    run. Of a run `check` is asked before its checkpoints are looked at. Raises UserError for the
+    checkpoint of anything else."""
     path = Path(name)
     if is_run(path):
-        return _of_run(path, checkpoint, check)
+        return _of_run(path, checkpoint or best.BEST, check)
+    if checkpoint is not None:
+        raise UserError(
+            f"checkpoint chooses within a run directory, and {name} is none: leave it out, got"
+            f" {checkpoint!r}"
+        )
     if (path / best.NOTE).is_file():
         return _of_run(path.resolve().parent, best.BEST, check)
     if (path / STATE).is_file():

@@ -7,8 +7,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rlkern.cli.flags import Parser, add_settings, given
+from rlkern.cli.flags import add_settings
 from rlkern.cli.guard import guarded, silence_hub
+from rlkern.cli.parser import Parser, given
 from rlkern.runs.folder import PLAN
 from rlkern.runs.shipped import config_file
 from rlkern.trainer.settings import Settings
@@ -70,11 +71,12 @@ def _parse_and_train(arguments: list[str]) -> int:
     file, resume = flags.pop("config"), flags.pop("resume")
     print_only, folder = flags.pop("print_config"), Path(resume) if resume else None
     show = flags.pop("show")
-    if show is not None and (resume is not None or show < 1):
+    if show is not None and (resume is not None or print_only or show < 1):
         raise _refused(show)
     if folder is not None and (folder / PLAN).is_file():
+        _check_resumed(folder, file, flags)
         return _go_on(flags, folder, print_only=print_only)
-    document = read(config_file(file)) if file else {}
+    document = {} if file is None else read(config_file(file))
     if "stages" in document:
         return _pipeline(
             document, file, flags, resume=resume is not None, print_only=print_only, show=show
@@ -85,7 +87,26 @@ def _parse_and_train(arguments: list[str]) -> int:
 def _refused(show: int) -> Exception:
     from rlkern.runs.errors import UserError
 
-    return UserError(f"show must be at least 1, and not with --resume, got {show}")
+    return UserError(
+        f"show must be at least 1, and not with --resume or --print_config, got {show}"
+    )
+
+
+def _check_resumed(folder: Path, file: str | None, flags: dict[str, Any]) -> None:
+    """Raises UserError for what no stage of a pipeline that goes on would follow."""
+    from rlkern.runs.errors import UserError
+
+    if file is not None:
+        raise UserError(
+            f"{folder} goes on with the stages that it was started with: leave out --config, got"
+            f" {file!r}"
+        )
+    for key in ("name", "output.dir", "output"):
+        if key in flags:
+            raise UserError(
+                f"{folder} goes on where it is, so --{key} changes nothing: leave it out, got"
+                f" {flags[key]!r}"
+            )
 
 
 def _show(settings: Settings, count: int) -> int:
@@ -106,16 +127,14 @@ def _one_run(
     print_only: bool,
     show: int | None,
 ) -> int:
-    from rlkern.runs.folder import check_name, saved_layer
+    from rlkern.runs.folder import saved_layers
     from rlkern.trainer.settings import Layer, resolve
     from rlkern.trainer.settings.document import text
 
     layers = [Layer(file or "", document), Layer("flags", flags)]
     if resume:
-        layers.insert(0, saved_layer(Path(resume), "output.dir", "train"))
+        layers = [*saved_layers(Path(resume), "output.dir", "train"), *layers]
     settings = resolve(*layers)
-    if settings.name is not None:
-        check_name(settings.name)
     if print_only:
         print(text(settings), end="")
         return 0

@@ -14,8 +14,8 @@ from typing import Any
 from rlkern.algorithms import declarations
 from rlkern.runs.errors import UserError
 from rlkern.runs.folder import name_of
-from rlkern.runs.settings.layers import dotted
-from rlkern.runs.settings.message import nearest
+from rlkern.runs.settings.layers import dotted, normalized
+from rlkern.runs.settings.names import nearest
 from rlkern.runs.settings.yaml_file import read
 from rlkern.trainer import preflight
 from rlkern.trainer.processes.world import World
@@ -23,6 +23,11 @@ from rlkern.trainer.settings import Layer, Settings, changed, dump, resolve
 from rlkern.trainer.settings.resolve import laid, resolved
 
 START = "start"
+# Keys of runs that a comparison sets itself, and by which of its own.
+_ITS_OWN = {
+    "algorithm": "algorithms", "seed": "seeds", "model": "start.model", "sft": "start.sft",
+    "name": "runs_dir", "output.dir": "runs_dir",
+}  # fmt: skip
 # Keys that say where a run is kept, not what it computes.
 _PLACES = ("name", "output.dir", "model")
 
@@ -114,13 +119,70 @@ def load(path: str | os.PathLike) -> Comparison:
         )
     for key, value in values.items():
         kind = str(known[key]).partition("[")[0]
-        if type(value).__name__ != kind:
-            raise UserError(f"{path}: {key} must be {_article(kind)}, got {value!r}")
-    return Comparison(**values)
+        if type(value).__name__ != kind or not _of_texts(value, str(known[key])):
+            raise UserError(f"{path}: {key} must be {_article(str(known[key]))}, got {value!r}")
+    comparison = Comparison(**values)
+    _check_read(comparison, str(path))
+    return comparison
+
+
+def _of_texts(value: Any, kind: str) -> bool:
+    parts = {"list[str]": list, "dict[str, str]": lambda pairs: [*pairs, *pairs.values()]}
+    return kind not in parts or all(isinstance(part, str) for part in parts[kind](value))
 
 
 def _article(kind: str) -> str:
-    return {"int": "a whole number", "str": "text", "list": "a list"}.get(kind, "key: value lines")
+    words = {
+        "int": "a whole number", "str": "text", "list[str]": "a list of texts",
+        "dict[str, str]": "key: value lines of texts",
+    }  # fmt: skip
+    return words.get(kind, "a list" if kind.startswith("list") else "key: value lines")
+
+
+def _check_read(comparison: Comparison, path: str) -> None:
+    """Raises UserError for what a file gives and no run of it reads."""
+    _check_names(comparison)
+    if comparison.algorithms and comparison.pipelines:
+        raise UserError(
+            f"{path}: pipelines are run beside all algorithms, not beside some; leave algorithms or"
+            " pipelines out"
+        )
+    for where, given, own in (
+        ("start", comparison.start, ("seed", "name", "output.dir")),
+        ("shared", comparison.shared, tuple(_ITS_OWN)),
+    ):
+        for key in dotted(Settings, normalized(Settings, Layer(f"{path}, {where}", given))):
+            found = next((name for name in own if f"{key}.".startswith(f"{name}.")), None)
+            if found is not None:
+                raise UserError(
+                    f"{path}, {where}: a comparison sets {key} itself, by {_ITS_OWN[found]}; leave"
+                    " it out"
+                )
+    left = [each for name in _names(comparison) if (each := _unread(comparison, name)) is not None]
+    if left and (unread := sorted(frozenset.intersection(*left))):
+        raise UserError(f"{path}, shared: {unread[0]} is not read by any algorithm; leave it out")
+
+
+def _unread(comparison: Comparison, name: str) -> frozenset[str] | None:
+    """Returns the shared keys that an algorithm does not read; None if a pipeline is its recipe."""
+    if _stages_of(comparison, name):
+        return None
+    recipe = Layer(f"recipe of {name}", {**_recipe(comparison, name), "algorithm": name})
+    found = laid(recipe, Layer("shared", comparison.shared, shared=True), Layer("", {"sft": None}))
+    return frozenset(key for _, key in found.left)
+
+
+def _names(comparison: Comparison) -> list[str]:
+    return comparison.algorithms or list(declarations())
+
+
+def _check_names(comparison: Comparison) -> None:
+    for name in [*_names(comparison), *comparison.notes]:
+        if name not in declarations():
+            raise UserError(f"there is no algorithm {name!r}{nearest(name, declarations())}")
+    for key, values in (("algorithms", comparison.algorithms), ("seeds", comparison.seeds)):
+        if len(set(values)) < len(values):
+            raise UserError(f"{key} must differ from each other, got {values}")
 
 
 def own(settings: Settings) -> dict[str, Any]:
@@ -159,12 +221,8 @@ def starts(comparison: Comparison) -> dict[int, Planned]:
 
 def runs(comparison: Comparison) -> list[Planned]:
     """Returns all runs of a comparison, those of one algorithm after another; checks them all."""
-    names = comparison.algorithms or list(declarations())
-    for name in [*names, *comparison.notes]:
-        if name not in declarations():
-            raise UserError(f"there is no algorithm {name!r}{nearest(name, declarations())}")
-    if len(set(comparison.seeds)) < len(comparison.seeds):
-        raise UserError(f"seeds must differ from each other, got {comparison.seeds}")
+    _check_names(comparison)
+    names = _names(comparison)
     first, seeds = starts(comparison), comparison.seeds
     found = [_of_recipe(comparison, name, first[seed]) for name in names for seed in seeds]
     wanted = {} if comparison.algorithms else comparison.pipelines
@@ -176,10 +234,16 @@ def runs(comparison: Comparison) -> list[Planned]:
 
 def _of_recipe(comparison: Comparison, name: str, start: Planned) -> Planned:
     """Returns the run of an algorithm's own file: from the start, or of all its stages."""
-    path = Path(comparison.recipes) / f"{name}.yaml"
-    if comparison.recipes and path.is_file() and "stages" in read(path, "a recipe"):
-        return _pipeline(comparison, name, str(path), start.seed)
+    if path := _stages_of(comparison, name):
+        return _pipeline(comparison, name, path, start.seed)
     return _run(comparison, name, start)
+
+
+def _stages_of(comparison: Comparison, name: str) -> str:
+    """Returns the file of an algorithm if it is a pipeline, else nothing."""
+    path = Path(comparison.recipes) / f"{name}.yaml"
+    found = comparison.recipes and path.is_file() and "stages" in read(path, "a recipe")
+    return str(path) if found else ""
 
 
 def _run(comparison: Comparison, name: str, start: Planned) -> Planned:

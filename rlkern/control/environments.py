@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rlkern.runs.errors import UserError
-from rlkern.runs.settings.message import nearest
+from rlkern.runs.settings.names import nearest
 
 
 class Steps(NamedTuple):

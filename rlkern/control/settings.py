@@ -12,15 +12,18 @@ from rlkern.control.algorithms import algorithms
 from rlkern.control.declaration import ControlAlgorithm
 from rlkern.control.group import Settings
 from rlkern.runs.errors import UserError
+from rlkern.runs.folder import check_name
 from rlkern.runs.settings.layers import (
     Layer,
     first_difference,
+    given_of,
     laid_over,
     leaves,
     normalized,
     source_of,
 )
-from rlkern.runs.settings.message import first_problem, nearest
+from rlkern.runs.settings.message import first_problem
+from rlkern.runs.settings.names import nearest
 
 __all__ = [
     "FREE", "RESUMABLE", "Layer", "Settings", "declared", "differing", "of", "other_keys",
@@ -76,14 +79,17 @@ def resolve(*layers: Layer) -> Settings:
     algorithm does not read, or a value that it does not take.
     """
     plain = laid_over(*(dict(layer.values) for layer in layers))
-    name = plain.get("algorithm", _DEFAULT)
+    name = _DEFAULT if plain.get("algorithm") is None else plain["algorithm"]
     own, root = _named(name), _named(name).settings
     given = [(layer, normalized(root, layer)) for layer in layers]
-    merged = laid_over(*(values for _, values in given))
+    merged = given_of(root, laid_over(*(values for _, values in given)))
     env = merged.get("env", root.model_fields["env"].default)
     recipe = dict(own.recipes.get(env, {}))
     try:
-        return root.model_validate({**laid_over(recipe, merged), "algorithm": name})
+        settings = root.model_validate({**laid_over(recipe, merged), "algorithm": name})
+        if settings.name is not None:
+            check_name(settings.name)
+        return settings
     except ValidationError as error:
         path, sentence = first_problem(error, root, [key for key, _ in leaves(root)])
         others = [
@@ -92,9 +98,14 @@ def resolve(*layers: Layer) -> Settings:
         if path[-1] not in root.model_fields and others:
             verb = "does" if len(others) == 1 else "do"
             sentence = f"{name} does not read {path[-1]}; {', '.join(others)} {verb}"
-        layer = source_of(path, given)
-        where = f"{layer.source}: " if layer is not None and layer.source else ""
-        raise UserError(where + sentence) from None
+        raise UserError(_where(path, given) + sentence) from None
+    except UserError as error:
+        raise UserError(f"{_where(('name',), given)}{error}") from None
+
+
+def _where(path: tuple[str, ...], given: list[tuple[Layer, dict]]) -> str:
+    layer = source_of(path, given)
+    return f"{layer.source}: " if layer is not None and layer.source else ""
 
 
 def of(**values: Any) -> Settings:

@@ -63,3 +63,9 @@ def check(settings: Settings, environments: Environments) -> None:
         use = f"; use {', '.join(others)}" if others else ""
         raise UserError(f"{algorithm.name} {why}{use}")
     algorithm.learner.check(settings, environments)
+    usual = type(settings).model_fields["eval_length"].default
+    if settings.eval_length != usual and not environments.endless:
+        raise UserError(
+            f"eval_length is for environments without a time limit of their own, and"
+            f" {environments.name} has one: leave it out, got {settings.eval_length}"
+        )

@@ -93,8 +93,8 @@ def check_same(run: Path, difference: tuple[str, Any, Any] | None) -> None:
         )
 
 
-def saved_layer(run: Path, parent_key: str, command: str) -> Layer:
-    """Returns the settings of a run as a layer, with the place that it is in now: its name, and the
+def saved_layers(run: Path, parent_key: str, command: str) -> list[Layer]:
+    """Returns the settings of a run, and over them the place that it is in now: its name, and the
     folder around it under parent_key. Raises UserError if there is none, or if another command of
     rlkern made it."""
     path = run / CONFIG
@@ -104,7 +104,7 @@ def saved_layer(run: Path, parent_key: str, command: str) -> Layer:
     place = {"name": whole.name, parent_key: str(whole.parent)}
     given = read(path)
     check_command(path, given, command)
-    return Layer(str(path), {**given, **place})
+    return [Layer(str(path), given), Layer(str(path), place)]
 
 
 def is_run(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from rlkern.ops._objective import coefficient_defaults as policy_coefficients
 from rlkern.ops._objective import make_objective
 from rlkern.runs.errors import UserError
 from rlkern.runs.parquet import check_installed
-from rlkern.runs.settings.message import nearest
+from rlkern.runs.settings.names import nearest
 from rlkern.runs.trackers import check_trackers
 from rlkern.statistics import statistic_coefficients
 from rlkern.trainer.models.load import check_model_name

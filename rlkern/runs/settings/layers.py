@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from rlkern.runs.errors import UserError
 from rlkern.runs.settings.group import Group
 
-_NULLS = ("null", "none", "None", "~")
+_NULL, _NULLS = "null", ("null", "none", "None", "~")
 
 
 @dataclass(frozen=True)
@@ -77,25 +77,32 @@ def alternatives(root: type[Group], path: tuple[str, ...]) -> list[type[Group]]:
 
 def is_key(root: type[Group], path: tuple[str, ...]) -> bool:
     """Returns whether some alternative of a group has the key at a path."""
-    return any(path[-1] in kind.model_fields for kind in alternatives(root, path[:-1]))
+    return bool(_infos(root, path))
 
 
 def normalized(
     root: type[Group], layer: Layer, values: Mapping[str, Any] | None = None, path: tuple = ()
 ) -> dict:
     """Returns a layer's values as nested mappings: dotted keys taken apart, a plain value of a
-    group under its main key, null texts as None. Null means "not given" unless a group may be off.
+    group under its main key, null texts as None. Raises UserError for a key that is there twice,
+    in two ways of writing it.
     """
     found: dict[str, Any] = {}
     for name, value in (layer.values if values is None else values).items():
         if not isinstance(name, str):
             raise UserError(f"{layer.source}: a key must be text, got {name!r}")
-        first, _, rest = name.partition(".")
+        first, dot, rest = name.partition(".")
+        if not first or (dot and not rest):
+            raise UserError(f"{layer.source}: there is no key {'.'.join((*path, name))!r}")
         inside = {rest: value} if rest else value
         here = (*path, first)
         kinds = alternatives(root, here)
-        if isinstance(inside, str) and inside in _NULLS:
+        if isinstance(inside, str) and inside in (_NULLS if _may_be_null(root, here) else (_NULL,)):
             inside = None
+        if not _is_text(inside):
+            raise UserError(
+                f"{layer.source}: {'.'.join(here)} must be readable text, got {value!r}"
+            )
         if kinds and not isinstance(inside, Mapping) and inside is not None:
             if kinds[0].main is None:
                 keys = ", ".join(kinds[0].model_fields)
@@ -106,16 +113,69 @@ def normalized(
             inside = {kinds[0].main: inside}
         if kinds and inside is not None:
             inside = normalized(root, layer, inside, here)
-        if inside is None and not _may_be_off(root, here):
-            continue
-        found[first] = _merged(found.get(first), inside)
+        found[first] = _beside(found[first], inside, layer, here) if first in found else inside
     return found
 
 
-def _may_be_off(root: type[Group], path: tuple[str, ...]) -> bool:
+def _is_text(value: Any) -> bool:
+    """Returns whether a text can be written to a file and name one; True for any other value."""
+    if not isinstance(value, str):
+        return True
+    try:
+        return "\0" not in value and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def _beside(one: Any, other: Any, layer: Layer, path: tuple[str, ...]) -> Any:
+    """Returns two mappings of one layer as one; Raises UserError for a key of both."""
+    if None in (one, other) and _is_nothing(one) and _is_nothing(other):
+        return None
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        values = " and ".join(_NULL if each is None else repr(each) for each in (one, other))
+        raise UserError(f"{layer.source}: {'.'.join(path)} is given twice, {values}; leave one out")
+    both = {
+        name: _beside(one[name], value, layer, (*path, name)) if name in one else value
+        for name, value in other.items()
+    }
+    return {**one, **both}
+
+
+def _is_nothing(value: Any) -> bool:
+    """Returns whether a value is null, or a mapping of nothing else."""
+    return value is None or (isinstance(value, dict) and all(map(_is_nothing, value.values())))
+
+
+def given_of(root: type[Group], values: dict[str, Any], path: tuple[str, ...] = ()) -> dict:
+    """Returns merged values without those that are null: they are not given, unless null switches
+    a group off or the key does not exist.
+
+    >>> from rlkern.trainer.settings import Settings
+    >>> given_of(Settings, {"steps": None, "lora": None, "batch": {"epochs": None}, "x": None})
+    {'lora': None, 'batch': {}, 'x': None}
+    """
+    found = {}
+    for name, value in values.items():
+        here = (*path, name)
+        if isinstance(value, dict) and alternatives(root, here):
+            value = given_of(root, value, here)
+        if value is not None or not is_key(root, here) or _may_be_off(root, here):
+            found[name] = value
+    return found
+
+
+def _infos(root: type[Group], path: tuple[str, ...]) -> list[FieldInfo]:
+    """Returns the fields that a path may mean, one of each alternative that has it."""
     parents = alternatives(root, path[:-1])
-    infos = [kind.model_fields[path[-1]] for kind in parents if path[-1] in kind.model_fields]
-    return any(optional(info) and bool(classes(info.annotation)) for info in infos)
+    return [kind.model_fields[path[-1]] for kind in parents if path[-1] in kind.model_fields]
+
+
+def _may_be_null(root: type[Group], path: tuple[str, ...]) -> bool:
+    return any(map(optional, _infos(root, path)))
+
+
+def _may_be_off(root: type[Group], path: tuple[str, ...]) -> bool:
+    return any(optional(info) and bool(classes(info.annotation)) for info in _infos(root, path))
 
 
 def _merged(under: Any, over: Any) -> Any:

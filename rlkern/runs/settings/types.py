@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,10 @@ class Says:
 
 
 def _number(value: Any) -> Any:
-    """Returns the value; Raises ValueError for true and false, which Python counts as numbers."""
+    """Returns the value, and the number that a text such as 1e3 is in a file; Raises ValueError for
+    true and false, which Python counts as numbers."""
+    if isinstance(value, str) and "e" in value.lower():
+        value = float(value)
     if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError("not a finite number")
     return value
@@ -46,18 +49,29 @@ def _coefficient(value: Any) -> Any:
 
 def _split(value: Any) -> Any:
     """Returns the parts of a text with commas, in brackets or not, and a list of one for a single
-    value.
+    value; Raises ValueError for a part that is empty.
 
     >>> _split("sampled, greedy"), _split(4), _split([1, 2]), _split("[]")
     (['sampled', 'greedy'], [4], [1, 2], [])
     """
     if isinstance(value, str):
         value = value[1:-1] if value.startswith("[") and value.endswith("]") else value
-        return [part.strip() for part in value.split(",") if part.strip()]
+        parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        if "" in parts:
+            raise ValueError("a part is empty")
+        return parts
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
+def _once(values: tuple) -> tuple:
+    """Returns the values; Raises ValueError for one that is there twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("a value is there twice")
+    return values
+
+
 _Number = BeforeValidator(_number)
+Once = AfterValidator(_once)
 Listed = BeforeValidator(_split)
 
 Count = Annotated[int, _Number, Field(ge=1), Says("a whole number, at least 1")]
@@ -93,5 +107,6 @@ Words = Annotated[tuple[str, ...], Listed, Field(min_length=1), Says("at least o
 TrackerNames = Annotated[
     tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...],
     Listed,
-    Says("names among tensorboard, trackio, wandb, mlflow"),
+    Once,
+    Says("names among tensorboard, trackio, wandb, mlflow, each once"),
 ]

@@ -6,20 +6,36 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from rlkern.runs.errors import UserError
 
+_TAG = "tag:yaml.org,2002:"
+_MERGE, _INT, _FLOAT, _TIME = (f"{_TAG}{name}" for name in ("merge", "int", "float", "timestamp"))
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose keys are given once, and whose 1e-3 is a number."""
+    """YAML whose keys are given once, whose 1e-3 is a number, and whose numbers are those of flags:
+    YAML 1.1 reads 010 as 8, 1:30 as 90 and 2026-01-02 as a date."""
+
+    yaml_implicit_resolvers: ClassVar[dict] = {
+        first: [(tag, form) for tag, form in known if tag not in (_INT, _FLOAT, _TIME)]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        # At once, not when all is read: what holds itself is then refused.
+        self.deep_construct = True
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         """Returns the mapping; Raises a YAML error for a key that is there twice."""
         seen: list[Any] = []
         for place, _ in node.value:
+            if place.tag == _MERGE:  # keys of another mapping, below those that stand here
+                continue
             key = self.construct_object(place, deep=True)
             if key in seen:
                 line = place.start_mark.line + 1
@@ -28,21 +44,33 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 wants a point before the exponent, and a sign in it.
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    _INT,
+    re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"),
     list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"
+        r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
 )
 
 
 def parsed(text: str) -> Any:
-    """Returns what a text means in YAML.
+    """Returns what a text means in YAML; Raises yaml.YAMLError if it means nothing.
 
     >>> parsed("1e-3"), parsed("true"), parsed("[1, 2]")
     (0.001, True, [1, 2])
     """
-    return yaml.load(text, _Loader)  # a SafeLoader
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except ValueError as error:  # a number of thousands of digits
+        raise yaml.YAMLError(str(error)) from error
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
 
 
 def read(path: os.PathLike | str, what: str = "settings") -> dict[str, Any]:
@@ -52,6 +80,8 @@ def read(path: os.PathLike | str, what: str = "settings") -> dict[str, Any]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as {what}: {why}") from error
+    if values is None:
+        raise UserError(f"{path} must hold key: value lines, it is empty")
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold key: value lines, got {type(values).__name__}")
     return values

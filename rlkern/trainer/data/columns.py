@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlkern.runs.errors import UserError
-from rlkern.runs.settings.message import nearest
+from rlkern.runs.settings.names import nearest
 from rlkern.trainer.data.files import Record
 
 # What a column may be, and the names by which it is found unless data.columns says another one.

@@ -17,7 +17,7 @@ from torch import Tensor
 from rlkern.runs.code import described, is_code, load
 from rlkern.runs.device import resolve_device
 from rlkern.runs.errors import RewardError, UserError
-from rlkern.runs.settings.message import nearest
+from rlkern.runs.settings.names import nearest
 from rlkern.trainer.data.chat import ASSISTANT, Message
 from rlkern.trainer.models.stored import folder_of
 from rlkern.trainer.reward import graders

@@ -15,6 +15,8 @@ WITHOUT_GROUP = frozenset(
 )
 # rlkern.AdaptiveKl.clip, which is not imported here: settings are read without torch.
 ADAPTIVE_CLIP = 0.2
+# Coefficients that only the KL term of the loss reads.
+OF_KL = ("kl_estimator", "kl_max")
 
 
 def check_contradictions(settings: Settings) -> None:
@@ -149,6 +151,62 @@ def _steered_from_zero(settings: Settings, run: Facts) -> str | None:
     return None
 
 
+def _limits_of_nothing(settings: Settings, run: Facts) -> str | None:
+    reward = settings.reward
+    own = [x for x in reward.functions if ":" in x and not x.startswith(("regex:", "stage:"))]
+    if own or not run.samples:
+        return None
+    for key, value, off in (("timeout", reward.timeout, 0), ("workers", reward.workers, 1)):
+        if value != off:
+            return (
+                f"reward.{key} is for a function of your own, such as my_reward.py:function, and"
+                f" reward.functions {', '.join(reward.functions)} names none: leave it out, got"
+                f" {value:g}"
+            )
+    return None
+
+
+def _sampling_of_nothing(settings: Settings, run: Facts) -> str | None:
+    greedy = run.answers_task and "sampled" not in settings.eval.modes
+    if run.samples or run.supervised or not greedy:
+        return None
+    rollout = settings.rollout
+    for key, value, off in (
+        ("temperature", rollout.temperature, 1),
+        ("top_k", rollout.top_k, 0),
+        ("top_p", rollout.top_p, 1),
+    ):
+        if value != off:
+            return (
+                f"rollout.{key} is for sampled answers, and algorithm {settings.algorithm} with"
+                f" eval.modes {', '.join(settings.eval.modes)} samples none: leave it out, got"
+                f" {value:g}"
+            )
+    return None
+
+
+def _compared_with_itself(settings: Settings, run: Facts) -> str | None:
+    if not run.online or settings.loss.compare != settings.loss.path:
+        return None
+    return (
+        f"loss.compare {settings.loss.compare} is the loss.path of the run, so there is nothing to"
+        " compare: leave it out, or use loss.path linear"
+    )
+
+
+def _kl_without_weight(settings: Settings, run: Facts) -> str | None:
+    if not run.online or settings.reads_reference:
+        return None
+    for name in OF_KL:
+        given = settings.coefficients.get(name)
+        if given is not None and given != settings.declared.defaults.get(name):
+            return (
+                f"coefficients.{name} is of the KL term, whose coefficients.kl_coef must not be 0:"
+                f" give one, or leave {name} out, got {given}"
+            )
+    return None
+
+
 def _ordered_bounds(settings: Settings, run: Facts) -> str | None:
     bounds = settings.correction
     low = getattr(bounds, "low", 0.0)
@@ -215,6 +273,10 @@ CONTRADICTIONS: tuple[Callable[[Settings, Facts], str | None], ...] = (
     _one_reward_apart,
     _teacher_that_knows_nothing,
     _steered_from_zero,
+    _limits_of_nothing,
+    _sampling_of_nothing,
+    _compared_with_itself,
+    _kl_without_weight,
     _ordered_bounds,
     _entropy_without_weight,
     _pairs_of_nothing,

@@ -12,16 +12,19 @@ from pydantic import ValidationError
 from rlkern.algorithms import BaseAlgorithm, declarations
 from rlkern.runs.code import located, unplaced
 from rlkern.runs.errors import UserError
+from rlkern.runs.folder import check_name
 from rlkern.runs.settings.layers import (
     Layer,
     dotted,
     first_difference,
+    given_of,
     is_key,
     laid_over,
     normalized,
     source_of,
 )
-from rlkern.runs.settings.message import first_problem, nearest
+from rlkern.runs.settings.message import first_problem
+from rlkern.runs.settings.names import nearest
 from rlkern.trainer.settings.contradictions import check_contradictions
 from rlkern.trainer.settings.keys import every_key
 from rlkern.trainer.settings.reads import DATA, Facts, facts, unread
@@ -77,7 +80,7 @@ def resolved(*layers: Layer) -> Resolved:
 def laid(*layers: Layer) -> Resolved:
     """Returns the same as resolved, with whatever contradictions there are between keys."""
     given = [(layer, normalized(Settings, layer)) for layer in layers]
-    merged = laid_over(*(values for _, values in given))
+    merged = given_of(Settings, laid_over(*(values for _, values in given)))
     declared = _declared(merged, given)
     own = _own(declared, merged)
     everything = laid_over(own, merged)
@@ -106,6 +109,11 @@ def laid(*layers: Layer) -> Resolved:
     except ValidationError as error:
         path, sentence = first_problem(error, Settings, every_key())
         raise UserError(_placed(sentence, path, given)) from None
+    if settings.name is not None:
+        try:
+            check_name(settings.name)
+        except UserError as error:
+            raise UserError(_placed(str(error), ("name",), given)) from None
     return Resolved(_located(settings, given), frozenset(left))
 
 

@@ -14,6 +14,7 @@ from rlkern.runs.settings.types import (
     Counts,
     Listed,
     NotNegative,
+    Once,
     Positive,
     Says,
     Share,
@@ -102,6 +103,7 @@ class Eval(Group):
         tuple[Literal["sampled", "greedy"], ...],
         Listed,
         Field(min_length=1),
+        Once,
         Says("sampled, greedy or both"),
     ] = ("sampled", "greedy")
     """Kinds of held-out accuracy; the first one is eval/accuracy."""

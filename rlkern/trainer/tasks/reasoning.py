@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlkern.runs.errors import UserError
-from rlkern.runs.settings.message import nearest
+from rlkern.runs.settings.names import nearest
 from rlkern.trainer.tasks.task import Item, Task, first_line
 
 ARITHMETIC = {
