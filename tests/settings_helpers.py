@@ -35,8 +35,9 @@ def recorded():
         key = known.get((type(self), name))
         if key is not None:
             file = sys._getframe(1).f_code.co_filename
-            if file.startswith(TRAINER) and "/settings/" not in file:
-                readers[key].add(file[len(TRAINER) + 1 :])
+            within = file.removeprefix(f"{TRAINER}/")
+            if within != file and not within.startswith("settings/"):
+                readers[key].add(within)
         return plain(self, name)
 
     Group.__getattribute__ = reads
