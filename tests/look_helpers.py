@@ -30,7 +30,7 @@ def chat_settings(folder, **changes):
         "steps": 5,
         "eval.items": 10,
     }
-    return resolved(Layer("test", {**given, **keyed(changes)})).settings
+    return resolved(Layer("chats", given), Layer("test", keyed(changes))).settings
 
 
 def trained_on_chats(folder):

@@ -36,8 +36,9 @@ def recorded():
         key = known.get((type(self), name))
         if key is not None:
             file = sys._getframe(1).f_code.co_filename
-            if file.startswith(PACKAGE) and "/settings/" not in file:
-                readers[key].add(file[len(PACKAGE) + 1 :])
+            within = file.removeprefix(f"{PACKAGE}/")
+            if within != file and "settings/" not in within:
+                readers[key].add(within)
         return plain(self, name)
 
     Group.__getattribute__ = reads

@@ -216,7 +216,6 @@ def test_a_name_that_is_no_folder_is_refused_with_its_source():
             "temperature is of drawn answers, and modes greedy draws none: leave temperature out",
         ),
         (["sample", "tiny", "x", "--seed", "x"], "rlkern sample: flags: seed must be a whole"),
-        (["sample", "tiny", "x", "--temperature", "0", "--seed", "3"], "seed is of drawn tokens"),
         (["show", "x", "--limit", "0", "--step", "3"], "step chooses completions, and limit 0"),
         (["show", "x", "--limit", "0", "--worst"], "worst chooses completions, and limit 0"),
         (["reward", "task", "--task", "addition", "--coefficients.kl_coef", "3"], "no flag"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from rlkern.cli.flags import NULL, add_settings
+from rlkern.cli.flags import add_settings
 from rlkern.cli.guard import warn
 from rlkern.cli.parser import Parser
 from rlkern.runs.errors import UserError
@@ -78,8 +78,6 @@ def speech_of(flags: dict[str, Any]) -> Speech:
         raise UserError(f"temperature must be 0, or at least 1e-4, got {found.temperature}")
     if found.temperature == 0 and (found.top_k or found.top_p):
         raise UserError("top_k and top_p choose among drawn tokens, and temperature 0 draws none")
-    if found.temperature == 0 and own.get("seed", NULL) != NULL:
-        raise UserError("seed is of drawn tokens, and temperature 0 draws none: leave seed out")
     return found
 
 
