@@ -72,7 +72,7 @@ def test_vectors_of_metrics_that_are_none_are_refused():
 
 
 def test_a_backend_that_is_unknown_or_cannot_serve_is_refused():
-    with pytest.raises(ValueError, match="name must be one of triton, cpu, eager.*, got 'numpy'"):
+    with pytest.raises(ValueError, match="name must be one of triton, .*cpu, eager, .*got 'numpy'"):
         with rlkern.use_backend("numpy"):
             pass
     native = _load("cpu")[1] is None
