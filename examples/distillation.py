@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small model learns from a larger one, on answers of its own and without a reward.
+"""A small model learns from a larger one, on its own answers and without a reward.
 
 The student answers prompts of a file, and the advantage of each token is the teacher's
 log-probability of it minus the student's own (algorithm on_policy_distillation).
@@ -27,11 +27,11 @@ def write_sums(path, count=30):
 
 
 def make_teacher(data, folder, steps):
-    """Returns the run of a model that has learned the right answers of the file."""
+    """Trains a model on the right answers of the file; returns the folder of its run."""
     keys = {"algorithm": "sft", "model": "tiny", "data.train": data, "steps": steps}
     keys |= {"batch.prompts": 64, "optimizer.lr": 2e-3, "name": "teacher"}
     train(of(**keys, **{"output.dir": str(folder)}))
-    return str(folder / "teacher")  # a run stands for its best checkpoint
+    return str(folder / "teacher")  # a run's folder means its best checkpoint
 
 
 def main(student="tiny", teacher=None, data=None, folder="runs", steps=150, taught=300, **keys):

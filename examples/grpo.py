@@ -60,18 +60,18 @@ def reward(text, answer):
 
 
 def encode(tokenizer, texts):
-    """Returns token ids (B, P), padded on the left, and where they are no padding (B, P)."""
+    """Returns token ids (B, P), padded on the left, and a mask (B, P), which is 0 for padding."""
     batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt").to(DEVICE)
     return batch.input_ids, batch.attention_mask
 
 
 def positions(seen):
-    return (seen.cumsum(-1) - 1).clamp(min=0)  # padding takes no place
+    return (seen.cumsum(-1) - 1).clamp(min=0)  # padding has no position of its own
 
 
 @torch.no_grad()
 def rollout(model, tokenizer, questions, greedy=False):
-    """Returns ids (B, P + T), where they are no padding (B, P + T), P, and the rewards (B,)."""
+    """Returns ids (B, P + T), their mask (B, P + T), P, and the rewards (B,)."""
     ends = torch.tensor([tokenizer.eos_token_id, tokenizer("\n").input_ids[-1]], device=DEVICE)
     ids, seen = encode(tokenizer, [prompt for prompt, _ in questions])
     P, alive, cache = ids.shape[1], seen[:, -1] == 1, transformers.DynamicCache()
@@ -109,7 +109,7 @@ def main(folder="", supervised=150, steps=100, questions=48, lr=3e-4, seed=0):
     head = model.to(DEVICE).get_output_embeddings()
     train, held_out = make_questions(EXAMPLES if folder else "")
 
-    # An untrained model is never right, and from rewards of 0 nothing is learned: show it answers.
+    # An untrained model is never right, and rewards of 0 teach nothing: first show it answers.
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     for _ in range(supervised):
         ids, seen = encode(tokenizer, [p + a + "\n" for p, a in random.sample(train, 64)])
@@ -125,7 +125,7 @@ def main(folder="", supervised=150, steps=100, questions=48, lr=3e-4, seed=0):
         asked = [q for q in random.sample(train, questions) for _ in range(GROUP)]
         ids, seen, P, rewards = rollout(model, tokenizer, asked)
         advantage = rlkern.group_advantage(rewards, group)  # (B,); 0 where all of a group agree
-        with torch.no_grad():  # the policy that answered: the loss clips by how far this one moved
+        with torch.no_grad():  # of the sampling policy: the clip bounds how far the new one moves
             hidden, token, mask = answers(model, ids, seen, P)
             old = rlkern.linear_token_logprob(hidden, head.weight, token, bias=head.bias, mask=mask)
         for rows in torch.randperm(len(ids)).chunk(MINIBATCHES):

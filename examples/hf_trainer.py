@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy gradient in the Trainer of transformers, whose loss does not depend on how a batch is
+"""A policy gradient in the Trainer of transformers: its loss does not depend on how a batch is
 split.
 
 python examples/hf_trainer.py                          one process
@@ -34,7 +34,7 @@ class PolicyTrainer(Trainer):
                 token=token,
                 mask=mask,
             )
-        # Of all micro-batches and processes; the gradient is then averaged over the processes.
+        # The count of all micro-batches and processes; the Trainer then averages over processes.
         count = num_items_in_batch if num_items_in_batch is not None else mask.sum()
         out = rlkern.token_objective(
             scored.logprob,

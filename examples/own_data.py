@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GRPO on a file of one's own with a reward of one's own.
+"""GRPO on your own file, with your own reward.
 
 python examples/own_data.py                    a tiny model, two-digit sums
 python examples/own_data.py MODEL FILE.jsonl   a model and a file with prompt and answer
@@ -23,7 +23,7 @@ def score(prompts, completions, answer, **columns):
 
 
 def write_sums(path, count=30):
-    """Writes a file of rows as anybody has them: a prompt and its answer."""
+    """Writes a file of plain rows: a prompt and its answer."""
     with path.open("w") as file:
         for a in range(count):
             for b in range(count):
@@ -46,7 +46,7 @@ def main(model="tiny", file=None, folder="runs", steps=60, **keys):
         "steps": steps,
         "output.dir": str(folder),
     }
-    return train(of(**{**settings, **keys}))
+    return train(of(**{**settings, **keys}))  # of() checks the keys and makes the settings
 
 
 if __name__ == "__main__":

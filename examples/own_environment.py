@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environments of one's own, in two functions: a calculator that the model may call, and a game.
+"""Your own environments, as two functions: a calculator that the model may call, and a game.
 
-python examples/own_environment.py calculator    sums that a tool works out
-python examples/own_environment.py game          find a hidden number by asking
+python examples/own_environment.py calculator    a tool computes sums
+python examples/own_environment.py game          the model asks until it finds a hidden number
 
 The same from the command line, with any reward or setting of a run:
 
@@ -55,7 +55,7 @@ def calculator(largest=30):
         return {"prompt": f"{a}+{b}?", "answer": str(a + b), "completion": said}
 
     def score(row, messages):
-        """1 for the right last message, and a tenth less where no tool was asked for it."""
+        """Returns 1 if the last message is right, but 0.9 if the model did not call the tool."""
         used = any(m["role"] == "tool" and not m.get("failed") for m in messages)
         return float(messages[-1]["content"].strip() == row["answer"]) * (1.0 if used else 0.9)
 

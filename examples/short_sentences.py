@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat messages out of a text, and a reward that knows no right answer but checks three wishes.
+"""Chat messages from a text, and a reward that checks three conditions, without a right answer.
 
 python examples/short_sentences.py train.jsonl eval.jsonl            words of a novel
 python examples/short_sentences.py train.jsonl eval.jsonl TEXT.txt   words of any text
@@ -23,15 +23,15 @@ HELD_OUT = 100
 
 
 def score(completions, word, **columns):
-    """Returns for each answer, which is a list of messages, the share of the three wishes that it
-    fulfils."""
+    """Returns for each answer (a list of messages) the share of the three conditions that it
+    meets."""
     texts = [said[-1]["content"] for said in completions]
     return [sum(fulfilled(text, one)) / 3 for text, one in zip(texts, word)]
 
 
 def fulfilled(text, word):
-    """Returns whether an answer is one sentence, whether it holds the word, and whether it is short
-    and says no longer word twice.
+    """Returns whether an answer is one sentence, whether it contains the word, and whether it is
+    short and repeats no word of more than three letters.
 
     >>> fulfilled("The paper was on his table.", "paper")
     (True, True, True)
@@ -48,7 +48,7 @@ def fulfilled(text, word):
 
 
 def words_of(text):
-    """Returns the words of a text of 4 to 9 letters that occur at least twice, names left out."""
+    """Returns the words of 4 to 9 letters that occur at least twice in a text, without names."""
     found = Counter(re.findall(r"\b[a-z]{4,9}\b", text))
     return sorted(word for word, count in found.items() if count > 1)
 
@@ -68,7 +68,7 @@ def write(train, held_out, text, seed=0):
 
 
 def novel():
-    """Returns the text that reasoning-gym has its sentences from."""
+    """Returns the novel that reasoning-gym takes its sentences from."""
     from reasoning_gym.data import read_data_file
 
     return read_data_file("in_the_year_2889.txt")

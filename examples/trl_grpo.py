@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's GRPOTrainer with rlkern's kernels: the import, one line, and the rest is TRL.
+"""TRL's GRPOTrainer with rlkern's kernels: one import and one line; the rest is TRL.
 
     pip install trl
     python examples/trl_grpo.py --model runs/grpo-tiny-addition/best     # what `make train` left
 
-Any causal language model in a folder serves; what it learns is two-digit addition.
+The model may be any causal language model in a folder; it learns two-digit addition.
 """
 
 import argparse

@@ -6,9 +6,9 @@
     torchrun --nproc_per_node 2 examples/verl_engine.py              two, the weights sharded
     python examples/verl_engine.py --algorithm gspo --updates 20     another of rlkern's algorithms
 
-The engine is what verl's workers hold; Ray and the sampler are left out. A random model of two
-layers is given random answers, of which those with more even tokens are rewarded, and the engine
-makes even tokens likelier. verl runs on accelerators only, so a platform of a few lines stands in.
+verl's workers hold this engine; the example leaves out Ray and the sampler. A random model of two
+layers gets random answers. Answers with more even tokens have a higher reward, so the engine makes
+even tokens likelier. verl runs only on accelerators, so a small platform class stands in for one.
 """
 
 import argparse

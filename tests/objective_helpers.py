@@ -7,14 +7,18 @@ import math
 import pytest
 import torch
 
-from rlkern.backends.eager.gates import GATES
+import rlkern
+from rlkern.backends.eager.gates import GATE_COEFFICIENTS, GATES
 from rlkern.backends.eager.kl import KL_ESTIMATORS
 from rlkern.backends.eager.levels import LEVELS
 from rlkern.backends.eager.token_objective import Objective, Rows
 
-# Numbers of a size that each gate is used with: clip_low, clip_high, cap, or τ, β, k and λ.
+# Numbers of a size that each gate is used with: clip_low, clip_high, cap, or τ, β, k and λ. A gate
+# that is not here has the defaults of an algorithm.
 LOW, HIGH = 0.2, 0.28
 COEFFICIENTS = {
+    "ppo_clip": (LOW, HIGH, 0.0, 0.0),
+    "cispo": (LOW, HIGH, 0.0, 0.0),
     "dual_clip": (LOW, HIGH, 3.0, 0.0),
     "sapo": (1.0, 1.05, 0.0, 0.0),
     "dppo_tv": (0.15, 0.2, 20.0, 0.0),
@@ -39,8 +43,26 @@ EVERY_LEVEL = pytest.mark.parametrize("level", LEVELS)
 EVERY_KL = pytest.mark.parametrize("kl", KL_ESTIMATORS)
 
 
+def _declared(gate):
+    """Returns the coefficients of a gate, as one of its algorithms declares them."""
+    for one in rlkern.algorithms().values():
+        if one.gate == gate and one.gate_coef:
+            return {name: one.defaults[name] for name in one.gate_coef}
+    return {}
+
+
+def has_edges(gate):
+    """Returns whether the first two coefficients of a gate are the widths of a clip."""
+    return list(_declared(gate))[:2] == ["clip_low", "clip_high"]
+
+
+def _defaults(gate):
+    numbers = _declared(gate).values() or (LOW, HIGH)  # a level may take widths
+    return tuple([*numbers, *[0.0] * GATE_COEFFICIENTS][:GATE_COEFFICIENTS])
+
+
 def objective_of(gate, level="token", kl="k3", kl_coef=0.3, entropy_coef=0.2, **clamps):
-    coefficients = COEFFICIENTS.get(gate, (LOW, HIGH, 0, 0))
+    coefficients = COEFFICIENTS.get(gate) or _defaults(gate)
     return Objective(gate, level, kl, coefficients, kl_coef, entropy_coef, **clamps)
 
 

@@ -164,10 +164,11 @@ def test_the_file_states_equation_paper_average_and_a_doctest(name):
     text = module.__doc__
     cited = re.search(r"^Paper: (.*)", text, re.MULTILINE)
     identifier = re.search(r"\d{4}\.\d{4,5}|10\.\d{4,}/\S+?(?=[,. ]|$)", declared.paper)
+    assert cited and identifier, "a line `Paper: …`, and `paper`, hold an arXiv number or a DOI"
     assert identifier.group(0) in cited.group(1)
-    assert "ℓ_t" in text and ">>> " in text
+    assert "ℓ_t" in text, "the equation of the loss begins with ℓ_t"
     assert "the loss is the mean over" in " ".join(text.lower().split())
-    assert f'algorithm="{name}"' in text
+    assert ">>> " in text and f'algorithm="{name}"' in text, "a doctest of the algorithm"
 
 
 def test_the_trainer_makes_every_advantage_that_a_declaration_may_name():

@@ -67,6 +67,21 @@ def test_explain_says_why_a_backend_that_could_serve_does_not(table, place, decl
     assert reason in line
 
 
+def test_no_backend_lost_an_operation_that_it_has():
+    for name, absent in {"triton": {"td_loss"}, "cpu": set(), "eager": set()}.items():
+        module, _ = backends._load(name)
+        if module is None:  # without the package, or the extension
+            continue
+        assert {s for s in backends.STEMS if not callable(getattr(module, s, None))} == absent
+
+
+def test_a_file_of_a_backend_that_exports_no_function_serves_nothing(table):
+    table(0)
+    sys.modules["rlkern.backends.mine"].td_loss = ModuleType("rlkern.backends.mine.td_loss")
+    assert rlkern.backend_name("td_loss") != "mine"
+    assert any("has no" in line and "td_loss" in line for line in said_of_mine())
+
+
 def test_explain_says_what_was_asked_for_by_name():
     with rlkern.use_backend("eager"):
         said = rlkern.explain()

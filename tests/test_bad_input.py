@@ -133,7 +133,7 @@ OBJECTIVE = {
     "nll_weight": OPTIONAL_VECTOR,
     "weight": OPTIONAL_VECTOR,
     "cu_seqlens": [
-        (torch.tensor([0, 3, 6]), ValueError, "beside flat (N,) rows", "rows (2, 3)"),
+        (torch.tensor([0, 3, 6]), ValueError, "with flat (N,) rows", "rows (2, 3)"),
         ([0, 6], TypeError, "int64 or int32", "list"),
         (torch.tensor([0.0, 6.0]), TypeError, "int64 or int32", "float32"),
     ],

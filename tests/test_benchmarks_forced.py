@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import (
+pytest.importorskip("triton")  # benchmarks.instructions compiles with it
+
+from benchmarks import (  # noqa: E402
     beside_peers,
     end_to_end,
     fields,

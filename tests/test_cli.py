@@ -76,6 +76,8 @@ def test_every_key_has_a_help_text(capsys):
     for key, info in leaves(Settings):
         entry = out[out.index(f"\n  --{key} X") :].split("\n  --")[1].split("\n\n")[0]
         assert len(entry.partition("[")[0].split()) > 4, f"{key} is not described"
+        if key in ("groups.kind", "correction.kind"):  # of several groups: test_settings_flags.py
+            continue
         takes = f"[{expected(info)}]" in " ".join(entry.split())
         assert takes or expected(info) in ("text", "key: value pairs"), key
 

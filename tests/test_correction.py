@@ -5,18 +5,15 @@ import math
 
 import pytest
 import torch
+from backend_helpers import CHOSEN, served_by
 
 import rlkern
-from rlkern.backends import BACKENDS as TABLE
-from rlkern.backends import _load
 from rlkern.ops.rollout_correction import CORRECTIONS
 from rlkern.ops.rollout_rejection import DIVERGENCES
 from rlkern.testing.cases import Case, make_batch
 
 NAN = math.nan
 KINDS = tuple(CORRECTIONS)
-# Triton's kernels run on the CPU by their interpreter.
-BACKENDS = [b.name for b in TABLE if b.by_name is None and _load(b.name)[1] is None]
 # Ratios w of two answers, the second one token shorter; S = 2 and 1/8, s = 2^(1/3) and 8^(-1/2).
 W = torch.tensor([[4.0, 1.0, 0.5], [0.25, 0.5, NAN]], dtype=torch.float64)
 MASK = ~W.isnan()
@@ -137,11 +134,11 @@ def test_the_mean_estimate_of_tokens_that_the_sampler_drew_is_the_divergence_fro
         assert rlkern.rollout_rejection(scored, drawn, drawn < 0, **options).sum() == kept
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 def test_the_divergence_from_the_old_policy_is_of_tokens_that_the_old_policy_drew(backend):
     old = torch.tensor([[-3.0, -1.0]])
     logprob = old + torch.tensor([[2.0, -2.0]])
-    with rlkern.use_backend(backend):
+    with served_by(backend):
         # exp(d) − 1 − d and −d
         for at, k3, k1 in (([0], 4.389, -2.0), ([1], 1.135, 2.0), ([0, 1], 2.762, 0.0)):
             rows = logprob[:, at], torch.ones(1), old[:, at] < 0
@@ -151,10 +148,10 @@ def test_the_divergence_from_the_old_policy_is_of_tokens_that_the_old_policy_dre
             assert found["old_kl_k1"] == pytest.approx(k1, abs=1e-6)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 def test_a_token_without_an_old_policy_has_no_divergence_from_it(backend):
     logprob, old = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.5, NAN]])
-    with rlkern.use_backend(backend):
+    with served_by(backend):
         # A NaN counts as π itself; the level of a sequence does not change what a token is.
         for level in ("token", "sequence"):
             rows = logprob, torch.ones(1), torch.ones(1, 2) > 0
@@ -183,7 +180,7 @@ def test_a_normalized_correction_has_mean_one_over_the_counted_tokens():
     assert nothing.tolist() == [[0.0, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_each_token_is_multiplied_by_the_bounded_ratio(kind, backend):
     """A token's loss, seen by itself: all the weight is on it."""
@@ -208,7 +205,7 @@ def test_the_loss_of_each_token_is_multiplied_by_the_bounded_ratio(kind, backend
             found.append((out.loss.detach(), leaf.grad.norm()))
         return torch.tensor(found)
 
-    with rlkern.use_backend(backend):
+    with served_by(backend):
         plain, corrected = losses(), losses(correction=factor)
     assert (plain[:, 0].abs() > 1e-3).all() and plain[:, 1].any()  # some are clipped
     expected = factor.diagonal()

@@ -218,7 +218,11 @@ def test_tools_are_read_as_json_too_and_the_system_does_not_make_a_prompt_anothe
         ([{"chosen": "b", "rejected": "c"}], {}, "line 1 has no prompt"),
         ([{"completion": "c"}], {}, "line 1 has no prompt; name its column"),
         ([{"prompt": "a", "completion": [USER]}], {}, "must begin and end with messages of the"),
-        ([{"prompt": "a", "item": 3}], {}, "line 1: no column may be called 'item'"),
+        (
+            [{"prompt": "a", "item": 3}],
+            {},
+            "line 1: column 'item' has the name of another argument",
+        ),
         ([{"prompt": [USER], "tools": "{"}], {}, "column tools must be a JSON list"),
     ],
 )

@@ -166,7 +166,7 @@ def test_the_tiny_models_tokenizer_has_a_token_for_each_role():
     [
         (None, "need a chat template, which the model's tokenizer has not: use an instruct model"),
         ("{{ raise_exception('no system') }}", "the chat template of the model fails .*no system"),
-        ("{{ messages | length }}" + CHATML, "writes message 2 after .* in another way when"),
+        ("{{ messages | length }}" + CHATML, "writes message 2 after .* differently when"),
         (MARKED.replace("== 'assistant'", "== 'user'"), "hold nothing of the answer to '1.1"),
     ],
 )

@@ -5,15 +5,12 @@ import math
 
 import pytest
 import torch
+from backend_helpers import CHOSEN, served_by
 
 import rlkern
-from rlkern.backends import BACKENDS as TABLE
-from rlkern.backends import _load
 from rlkern.backends.eager.kl import KL_ESTIMATORS
 
-# Triton's kernels run on the CPU by their interpreter.
-BACKENDS = [b.name for b in TABLE if b.by_name is None and _load(b.name)[1] is None]
-KERNELS = [name for name in BACKENDS if name != "eager"]
+KERNELS = [name for name in CHOSEN if name != "eager"]
 EVERY_KERNEL = pytest.mark.parametrize("backend", KERNELS)
 # The interpreter is slow: one algorithm of each formula is enough for it.
 FORMULAS = {(a.gate, a.level): name for name, a in rlkern.algorithms().items()}.values()
@@ -36,7 +33,7 @@ def loss_and_gradient(backend, logprob, old, advantage, **options):
     leaf, mask = logprob.clone().requires_grad_(), torch.ones_like(logprob, dtype=torch.bool)
     given = torch.as_tensor(advantage, dtype=logprob.dtype).expand(len(logprob))
     weight = torch.ones_like(logprob)
-    with rlkern.use_backend(backend):
+    with served_by(backend):
         out = rlkern.token_objective(leaf, given, mask, old_logprob=old, weight=weight, **options)
         (grad,) = torch.autograd.grad(out.loss, leaf)
     return out.loss.detach(), grad
@@ -66,7 +63,7 @@ def test_eager_and_kernel_have_the_same_gradient_however_far_the_policies_are_ap
         assert_alike(*found)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 def test_a_thousand_tokens_that_each_moved_a_little_are_held_and_not_lost(backend):
     logprob, old = scored(0.1, torch.float32, tokens=1000)  # the answer's ratio is exp(100)
     loss, grad = loss_and_gradient(backend, logprob, old, 0.5, algorithm="rloo")
@@ -77,7 +74,7 @@ def test_a_thousand_tokens_that_each_moved_a_little_are_held_and_not_lost(backen
     assert loss == math.inf and grad.eq(math.inf).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 @pytest.mark.parametrize(
     "log_ratio,d", ((-1000, -1000), (-100, -100), (-100, -3), (-20, 100), (20, -3), (20, 0.5))
 )
@@ -98,7 +95,7 @@ def test_an_importance_weight_of_nothing_makes_nothing_of_an_infinite_divergence
     assert grad.item() == pytest.approx(ratio * d, rel=1e-3, abs=1e-30)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 @pytest.mark.parametrize("log_ratio,d", ((100, -3), (100, -0.5), (100, 2), (80, -20), (-100, -120)))
 @pytest.mark.parametrize("estimator,beside", (("importance_k1", 1.0), ("importance_k3", 0.0)))
 def test_a_slope_whose_ratio_overflows_is_infinite_and_one_that_does_not_is_right(
@@ -112,7 +109,7 @@ def test_a_slope_whose_ratio_overflows_is_infinite_and_one_that_does_not_is_righ
     assert grad.item() == pytest.approx(ratio * (d + beside), rel=1e-4, abs=1e-30)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 @pytest.mark.parametrize("log_ratio,d", ((-100, -100), (-60, -100), (-95, -90)))
 def test_a_ratio_of_the_level_that_vanishes_meets_an_infinite_divergence_as_one_power(
     log_ratio, d, backend
@@ -142,7 +139,7 @@ def test_eager_and_kernel_have_the_same_slope_of_every_divergence(estimator, bac
     assert_alike(*found)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 def test_a_factor_of_zero_drops_a_term_that_is_infinite(backend):
     logprob, old = scored(100.0, torch.float32)
     options = {"correction": torch.tensor([[0.0, 1.0]]), "algorithm": "ppo"}
@@ -155,14 +152,14 @@ def test_a_factor_of_zero_drops_a_term_that_is_infinite(backend):
 
 
 @pytest.mark.parametrize("advantage", (-1.0, 1.0))
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 def test_a_parabola_whose_ratio_overflows_is_infinite_and_not_nan(backend, advantage):
     rows = scored(100.0, torch.float32)
     loss, grad = loss_and_gradient(backend, *rows, advantage, algorithm="cfpo")
     assert loss == math.inf and grad.eq(math.inf).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 @pytest.mark.parametrize("excess", (-0.99, 5.0, 17.5, 20.0, 40.0))
 def test_the_slope_of_a_saturated_gate_keeps_its_digits(excess, backend):
     log_ratio = math.log1p(excess)  # σ(τ·(r − 1)) rounds to 1 from r = 18 on
@@ -174,20 +171,20 @@ def test_the_slope_of_a_saturated_gate_keeps_its_digits(excess, backend):
     assert grad.item() == pytest.approx(exact, rel=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 @pytest.mark.parametrize("at", (0, 2))
 def test_a_ratio_that_is_nan_shows_in_the_bounds_of_the_ratio(monkeypatch, at, backend):
     monkeypatch.delenv("RLKERN_CHECK_VALUES")
     old = torch.full((1, 3), -1.0)
     logprob, mask = old - 0.5, old < 0
     logprob[0, at] = math.nan
-    with rlkern.use_backend(backend):
+    with served_by(backend):
         out = rlkern.token_objective(logprob, torch.ones(1), mask, old_logprob=old)
     found = rlkern.metrics_dict(out.metrics)
     assert math.isnan(found["ratio/min"]) and math.isnan(found["ratio/max"])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 def test_a_token_far_from_its_answer_takes_no_digits_of_the_answers_ratio(backend):
     old = torch.full((1, 2), -2000.0)
     logprob = old + torch.tensor([[1024.0, -1023.99]])
@@ -197,7 +194,7 @@ def test_a_token_far_from_its_answer_takes_no_digits_of_the_answers_ratio(backen
 
 
 @pytest.mark.parametrize("algorithm", ("ppo", "gspo", "rloo", "cispo"))
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CHOSEN)
 def test_a_token_whose_old_probability_nobody_knows_has_the_ratio_one(backend, algorithm):
     logprob = torch.tensor([[-1.0, -2.0, -0.5]])
     old = logprob - torch.tensor([[0.02, 0.1, -0.1]])

@@ -185,7 +185,7 @@ def test_threads_score_and_run_one_model_side_by_side():
 def test_a_head_that_zero_3_has_taken_apart_is_refused():
     model = model_of("Llama")
     model.lm_head.weight.ds_id = 0
-    refuse(model, ValueError, "DeepSpeed ZeRO-3 has taken apart")
+    refuse(model, ValueError, "DeepSpeed ZeRO-3 has split")
 
 
 def test_a_forward_that_something_replaces_inside_the_block_is_said_and_kept():

@@ -11,12 +11,12 @@ import pytest
 import torch
 from objective_helpers import (
     CLAMPS,
-    COEFFICIENTS,
     DIFFERENCES,
     EVERY_GATE,
     EVERY_KL,
     EVERY_LEVEL,
     grid,
+    has_edges,
     objective_of,
     sequences,
 )
@@ -168,9 +168,7 @@ def test_at_a_ratio_exactly_on_the_edge_the_twins_agree(gate):
     zero, one = torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
     advantage = torch.tensor([[-2.0, 0.0, 0.7]], dtype=torch.float64)
     for width in ((0.0, 0.0), (0.0, 0.5), (0.5, 0.0)):
-        coefficients = COEFFICIENTS.get(gate) or (*width, 1.0, 0.0)
-        if gate in ("dual_clip", "dppo_tv", "dppo_kl", "prime_ipo"):
-            coefficients = (*width, 1.0, 0.0)
+        coefficients = (*width, 1.0, 0.0) if has_edges(gate) else objective_of(gate).gate_coef
         for level in LEVELS:
             objective = Objective(gate, level, "k3", coefficients, 0.0, 0.0)
             arguments = (-one, zero, Rows(advantage, one, -one), None, objective)

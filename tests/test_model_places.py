@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 
 
 BROKEN = {
-    "tokenizer.json": (None, "must hold a tokenizer beside its weights"),
+    "tokenizer.json": (None, "must hold a tokenizer next to its weights"),
     "model.safetensors": (20000, "has a file of weights that is cut off or broken, copy it again"),
     "config.json": (20, "config.json' is not a valid JSON file"),
 }

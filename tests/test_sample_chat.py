@@ -129,7 +129,7 @@ def test_an_answer_that_is_cut_off_says_so_beside_the_output(capsys, sums):
         (["12+34=", "--temperature", -1], "temperature must be a finite number, 0 or more, got"),
         (["12+34=", "--temperature", 1e-6], "temperature must be 0, or at least 1e-4, got 1e-06"),
         (["12+34=", "--top_p", 0], "top_p must be a number above 0, at most 1, got '0'"),
-        (["12+34=", "--temperature", 0, "--top_k", 2], "temperature 0 draws none"),
+        (["12+34=", "--temperature", 0, "--top_k", 2], "temperature 0 does not sample"),
         (["12+34=", "--samples", 0], "samples must be at least 1, got 0"),
         (["12+34=", "--samples", 2, "--temperature", 0], "samples must be 1 at temperature 0"),
         (["12+34=", "--system", "Add."], "system needs a chat template, which sums, "),

@@ -93,7 +93,7 @@ def sum_call(**changed):
         ({"logprob": ONES, "mask": ONES.bool()}, r"logprob must be \(B, T\), got \(3,\)"),
         (
             {"cu_seqlens": torch.tensor([0, 3])},
-            r"beside flat \(N,\) rows, got",
+            r"with flat \(N,\) rows, got",
         ),
         ({"cu_seqlens": ONES}, "cu_seqlens must be int64 or int32, got"),
         ({"mask": ONES[None]}, "mask must be bool"),

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings as flags: their names, their values, their help, and how soon they are read."""
 
+import re
 import subprocess
 import sys
+import typing
 
 import pytest
 import yaml
 from trainer_helpers import ROOT, child_environment
 
 from rlkern import cli
-from rlkern.runs.settings.layers import leaves
+from rlkern.runs.settings.layers import classes, leaves
 from rlkern.trainer.settings import Settings, dump, of
 
 
@@ -87,6 +89,16 @@ def test_help_has_every_key_once_under_the_heading_of_its_group(capsys):
         assert flags
         if name != "the run":
             assert all(flag == f"--{name}" or flag.startswith(f"--{name}.") for flag in flags)
+
+
+@pytest.mark.parametrize("key", ("groups", "correction"))
+def test_help_lists_every_alternative_of_a_group(key, capsys):
+    assert cli.main(["train", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (listed,) = re.findall(rf"--{key}\.kind X .*?\[one of ([^]]*)\]", said)
+    annotation = Settings.model_fields[key].annotation
+    kinds = [kind.model_fields["kind"].annotation for kind in classes(annotation)]
+    assert listed.split(", ") == [word for kind in kinds for word in typing.get_args(kind)]
 
 
 def test_help_and_mistakes_import_no_torch():

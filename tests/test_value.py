@@ -5,15 +5,14 @@ import math
 
 import pytest
 import torch
+from backend_helpers import CHOSEN, served_by
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import rlkern
-from rlkern.backends import BACKENDS as TABLE
 from rlkern.backends import _load
 from rlkern.backends.eager.value_loss import VALUE_KINDS
 
 BACKENDS = [name for name in ("eager", "cpu") if _load(name)[1] is None]
-WITH_TRITON = [b.name for b in TABLE if b.by_name is None and _load(b.name)[1] is None]
 CLIPPING = [name for name, kind in VALUE_KINDS.items() if kind.rule != "free"]
 NAN = math.nan
 
@@ -76,12 +75,12 @@ def test_the_default_weights_of_float64_values_have_all_their_digits(backend, ki
 
 
 @pytest.mark.parametrize("kind", CLIPPING)
-@pytest.mark.parametrize("name", WITH_TRITON)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_an_old_value_that_is_nan_shows_in_loss_and_gradient(monkeypatch, name, kind):
     monkeypatch.delenv("RLKERN_CHECK_VALUES")
     leaf, target = torch.tensor([3.0, 2.0, 0.0], requires_grad=True), torch.tensor([1.0, 2.0, 0.1])
     old, mask = torch.tensor([0.0, NAN, 0.0]), torch.ones(3).bool()
-    with rlkern.use_backend(name):
+    with served_by(name):
         loss = rlkern.value_loss(leaf, old, target, mask, kind=kind, clip=0.5).loss
         (grad,) = torch.autograd.grad(loss, leaf)
     assert loss.isnan() and grad.isnan().tolist() == [False, True, False]

@@ -11,15 +11,18 @@ import sys
 _COMMANDS = {
     "train": ("rlkern.cli.train", "train a language model, or run the stages of a pipeline"),
     "eval": ("rlkern.cli.evaluate", "accuracy and pass@k of a run, a checkpoint or a model"),
-    "sample": ("rlkern.cli.sample", "print what a run's model, or any model, says to a prompt"),
+    "sample": (
+        "rlkern.cli.sample",
+        "print the answers of a run's model, or of any model, to a prompt",
+    ),
     "chat": ("rlkern.cli.chat", "talk with a run's model, or with any model that has a template"),
     "show": ("rlkern.cli.show", "show a run: settings, curves, held-out numbers, completions"),
-    "export": ("rlkern.cli.export", "write a run's model as a plain folder of transformers"),
+    "export": ("rlkern.cli.export", "write a run's model as a plain transformers folder"),
     "control": ("rlkern.cli.control", "train a classic algorithm in a gymnasium environment"),
-    "reward": ("rlkern.cli.reward", "try a reward on some items before a run goes by it"),
+    "reward": ("rlkern.cli.reward", "try a reward on some items before a run uses it"),
     "compare": ("rlkern.cli.compare", "run algorithms x seeds side by side and write their pages"),
     "algorithms": ("rlkern.cli.algorithms", "list the algorithms: needs, defaults, papers"),
-    "bench": ("rlkern.cli.bench", "time the fused operations here, beside eager PyTorch"),
+    "bench": ("rlkern.cli.bench", "time the fused operations here, next to eager PyTorch"),
     "doctor": ("rlkern.cli.doctor", "say which backend serves each operation here, and why"),
 }
 

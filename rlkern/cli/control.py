@@ -26,9 +26,9 @@ def _parser(arguments: list[str]) -> Parser:
     parser = Parser(
         prog="rlkern control",
         usage="rlkern control --algorithm NAME --env ID [--KEY VALUE ...] [--resume [DIRECTORY]]",
-        description="Train a classic algorithm in an environment of gymnasium. Flags go over the"
-        " YAML file, which goes over the algorithm's recipe for the environment and its defaults."
-        " This list has the keys of the algorithm that is named, without one those of"
+        description="Train a classic algorithm in an environment of gymnasium. Flags override"
+        " the YAML file, which overrides the algorithm's recipe for the environment and its"
+        " defaults. This list has the keys of the named algorithm, or if none is named, of"
         f" {root.model_fields['algorithm'].default}.",
         add_help=False,
         free=FREE,
@@ -37,9 +37,7 @@ def _parser(arguments: list[str]) -> Parser:
     parser.add_argument("-h", "--help", action="help", help="this list")
     parser.add_argument("--list", action="store_true", help="list the algorithms and stop")
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below")
-    parser.add_argument(
-        "--resume", nargs="?", const="", metavar="DIRECTORY", help="go on with a run"
-    )
+    parser.add_argument("--resume", nargs="?", const="", metavar="DIRECTORY", help="continue a run")
     parser.add_argument(
         "--print_config", action="store_true", help="print the settings of the run and stop"
     )

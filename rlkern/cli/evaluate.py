@@ -59,8 +59,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="rlkern eval",
         description="Accuracy and pass@k on held-out items. A run directory brings its own task and"
-        " settings; what is given here goes over them. A run that learned from preferences, or from"
-        " given answers of a file, is measured on those that it held out.",
+        " settings; flags override them. A run on preferences, or on given answers of a file, is"
+        " measured on the ones that it held out.",
         free=("data.options", "data.columns"),
     )
     take = parser.add_argument
@@ -146,8 +146,8 @@ def _without_answers(target: Target, own: Settings, flags: dict[str, Any]) -> Se
     if unread is not None:
         flag = next((short for short, (key, _) in _SHORT.items() if key == unread), unread)
         raise UserError(
-            f"{target.label} is measured on given answers that it held out, for which {flag} is not"
-            " read; leave it out"
+            f"{target.label} is measured on the given answers that it held out, and then {flag} is"
+            " not read; leave it out"
         )
     return resolve(Layer(target.label, dump(own)), Layer("flags", flags))
 

@@ -36,27 +36,28 @@ def _add_group(target: Any, path: str, kinds: Sequence[type[Group]], info: Field
         off = f"; {NULL} for none" if optional(info) else ""
         text = f"the same as --{path}.{kinds[0].main}{off}"
         target.add_argument(f"--{path}", metavar="X", help=text, default=argparse.SUPPRESS)
-    every = {name: leaf for kind in reversed(kinds) for name, leaf in kind.model_fields.items()}
     for name in dict.fromkeys(name for kind in kinds for name in kind.model_fields):
-        key, below = f"{path}.{name}", classes(every[name].annotation)
+        infos = [kind.model_fields[name] for kind in kinds if name in kind.model_fields]
+        key, below = f"{path}.{name}", classes(infos[0].annotation)
         if below:
-            _add_group(target, key, below, every[name])
+            _add_group(target, key, below, infos[0])
         else:
-            _add(target, key, every[name])
+            _add(target, key, *infos)
 
 
 def _title(name: str, kinds: Sequence[type[Group]]) -> tuple[str, str]:
     """Returns the heading of a group and what its classes say of it."""
-    says = [" ".join((kind.__doc__ or "").split()) for kind in kinds]
-    return name, "\n".join(dict.fromkeys(text.partition(": ")[2] or text for text in says))
+    says = [" ".join((kind.__doc__ or "").split()).removesuffix(".") for kind in kinds]
+    return name, "; or ".join(dict.fromkeys(text.partition(": ")[2] or text for text in says)) + "."
 
 
-def _add(group: Any, key: str, info: Any) -> None:
+def _add(group: Any, key: str, *infos: Any) -> None:
+    info = infos[0]
     default = (
         "" if info.is_required() or info.default_factory else f" (default {_shown(info.default)})"
     )
     says = " ".join((info.description or "").split())
-    words = expected(info)
+    words = expected(*infos)
     values = "" if words in ("text", "key: value pairs") else f" [{words}]"
     text = f"{says}{values}{default}".replace("%", "%%")
     group.add_argument(f"--{key}", metavar="X", help=text, default=argparse.SUPPRESS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rlkern reward`: a reward tried on some items before a run goes by it."""
+"""`rlkern reward`: a reward tried on some items before a run uses it."""
 
 from __future__ import annotations
 

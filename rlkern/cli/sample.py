@@ -18,19 +18,18 @@ def run(arguments: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="rlkern sample",
-        description="Print what a model says to a prompt. The model of a run is asked as in"
-        " training: in its chat template if it was, with its system message, stop and sampling"
-        " options; any other model in its chat template if it has one.",
+        description="Print a model's answers to a prompt. The model of a run is asked as in"
+        " training: with the same use of the chat template, system message, stop and sampling"
+        " options. Any other model is asked in its chat template, if it has one.",
     )
     take = parser.add_argument
     take("target", help="run directory, checkpoint, model directory or smollm2")
-    take("prompt", help="what it is asked")
+    take("prompt", help="the question, or the text to continue")
     take("--samples", type=int, default=1, metavar="N", help="answers to the prompt (default 1)")
     take(
         "--plain",
         action="store_true",
-        help="the prompt is the text that the model goes on with: no chat template, nothing around"
-        " it",
+        help="the model continues the prompt as it is: no chat template, and no text around it",
     )
     add_speech(parser)
     return parser

@@ -56,7 +56,7 @@ class Speech(Group):
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Where the model runs (auto)."""
     dtype: Literal["float32", "bfloat16", "mixed"] | None = None
-    """Of its weights and products (float32)."""
+    """Number type of the weights and the products (float32)."""
 
 
 def add_speech(parser: Parser) -> None:
@@ -77,7 +77,9 @@ def speech_of(flags: dict[str, Any]) -> Speech:
     if found.temperature is not None and 0 < found.temperature < _LEAST:
         raise UserError(f"temperature must be 0, or at least 1e-4, got {found.temperature}")
     if found.temperature == 0 and (found.top_k or found.top_p):
-        raise UserError("top_k and top_p choose among drawn tokens, and temperature 0 draws none")
+        raise UserError(
+            "top_k and top_p need a temperature above 0, because temperature 0 does not sample"
+        )
     return found
 
 

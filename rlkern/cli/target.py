@@ -67,7 +67,7 @@ def check_writes(place: Path, settings: Settings) -> None:
     trained = settings.declared.trains
     if trained != "policy":
         raise UserError(
-            f"{place} trained a {trained.replace('_', ' ')}, which scores answers and gives none:"
+            f"{place} trained a {trained.replace('_', ' ')}, which scores answers but writes none:"
             f" rlkern eval {place} measures it on held-out pairs"
         )
 

@@ -26,8 +26,8 @@ def _parser() -> Parser:
         prog="rlkern train",
         usage="rlkern train [--config FILE] [--KEY VALUE ...] [--resume [DIRECTORY]]",
         description="Train a language model by reinforcement learning, on preferences, or on given"
-        " answers. Flags go over the YAML file, which goes over the defaults of the algorithm; a"
-        " file with `stages` runs one stage after the other. Lists take commas.",
+        " answers. Flags override the YAML file, which overrides the defaults of the algorithm. A"
+        " file with `stages` runs one stage after another. Lists take commas.",
         add_help=False,
         free=FREE,
         inside=coefficients(),
@@ -43,7 +43,7 @@ def _parser() -> Parser:
         nargs="?",
         const="",
         metavar="DIRECTORY",
-        help="go on with a run or a pipeline, from its last checkpoint",
+        help="continue a run or a pipeline from its last checkpoint",
     )
     parser.add_argument(
         "--print_config", action="store_true", help="print the settings of the run and stop"

@@ -30,7 +30,7 @@ class Settings(Group):
     max_seconds: NotNegative = 0.0
     """End the run after this wall time; 0 has no limit."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """cpu, cuda, or auto (cuda where there is one); small networks are faster on the CPU."""
+    """cpu, cuda, or auto (cuda if there is a GPU); small networks are faster on the CPU."""
     threads: Whole = 1
     """CPU threads of torch; 0 leaves torch's own choice."""
     name: str | None = None

@@ -123,8 +123,8 @@ def whole_episodes(
     def over(taken: int) -> bool:
         if environments.endless and environments.longest() > longest:
             raise UserError(
-                f"an episode of {environments.name} has not ended after {longest} steps, and whole"
-                " ones are learnt from; give it a limit, env_options.max_episode_steps"
+                f"an episode of {environments.name} has not ended after {longest} steps, and"
+                " only whole episodes teach here; give it a limit, env_options.max_episode_steps"
             )
         return len(environments.finished) - before >= count
 

@@ -161,7 +161,7 @@ def weights_of(head: Any) -> HeadWeights:
     weight = getattr(head, "weight", None)
     if hasattr(weight, "ds_id"):
         raise ValueError(
-            "fused_head: the head must be whole, got one that DeepSpeed ZeRO-3 has taken apart; use"
+            "fused_head: the head must be whole, got one that DeepSpeed ZeRO-3 has split; use"
             " ZeRO-2 or FSDP2"
         )
     if weight is None or weight.ndim != 2:

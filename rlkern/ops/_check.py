@@ -43,8 +43,8 @@ def _whole(op: str, name: str, x: Tensor) -> None:
     if module is not None and isinstance(x, module.DTensor):
         raise TypeError(
             f"{op}: {name} must be a plain tensor, got a DTensor {tuple(x.shape)} spread over"
-            " ranks: gather it (FSDP2: model.unshard(); else .full_tensor()); of what is split over"
-            " the vocabulary .to_local() is taken, too, with group="
+            " ranks: gather it (FSDP2: model.unshard(); else .full_tensor()); if it is split over"
+            " the vocabulary, you may also pass .to_local() with group="
         )
 
 
@@ -98,7 +98,7 @@ def sequence_bounds(
     tensor(op, "cu_seqlens", cu_seqlens, INTEGERS)
     if len(shape) != 1 or cu_seqlens.ndim != 1 or cu_seqlens.device != device:
         raise ValueError(
-            f"{op}: cu_seqlens must be (S + 1,) on {device} beside flat (N,) rows, "
+            f"{op}: cu_seqlens must be (S + 1,) on {device} with flat (N,) rows, "
             f"got {describe(cu_seqlens)} and rows {tuple(shape)}"
         )
     if not torch.compiler.is_compiling() and (on_host(device) or checks_values()):

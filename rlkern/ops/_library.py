@@ -180,8 +180,8 @@ def saved_tensors(ctx, stem: str) -> tuple:
         if "modified by an inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            f"{stem}: the logits were written over after the forward, by a backward with"
-            f" inplace=True or by code of yours; a second backward needs inplace=False: {error}"
+            f"{stem}: the logits were overwritten after the forward pass, by a backward with"
+            f" inplace=True or by your own code; a second backward needs inplace=False: {error}"
         ) from error
 
 

@@ -142,7 +142,7 @@ def _teacher(settings: Settings, policy: Policy) -> Policy | None:
     if found.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise UserError(
             f"teacher {settings.teacher!r} must have the tokenizer of model {settings.model!r},"
-            " whose tokens it scores; its vocabulary is another one"
+            " whose tokens it scores, but its vocabulary differs"
         )
     found.model.requires_grad_(False)
     return found

@@ -99,8 +99,8 @@ def _check_sorted(settings: Settings, world: World) -> None:
     kind = PREFERENCE_KINDS.get(settings.loss.kind)
     if settings.declared.learns_from == "judged" and settings.batch.prompts < 2:
         raise UserError(
-            f"batch.prompts must be at least 2 for algorithm {settings.algorithm}, whose divergence"
-            f" is of answers to other prompts of the batch, got {settings.batch.prompts}"
+            f"batch.prompts must be at least 2 for algorithm {settings.algorithm}, which measures"
+            f" its divergence on answers to other prompts, got {settings.batch.prompts}"
         )
     if settings.declared.loss != rlkern.preference_loss.__name__ or not (kind and kind.sorted_by):
         return

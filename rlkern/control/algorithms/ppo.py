@@ -40,7 +40,7 @@ class PPOSettings(ActorCriticSettings):
     batch_size: Count = 64
     """Steps of a minibatch; it must divide rollout·num_envs."""
     epochs: Count = 10
-    """Times that a rollout is gone through (arXiv 1707.06347, table 3)."""
+    """Passes over each rollout (arXiv 1707.06347, table 3)."""
     clip: Positive = 0.2
     """Half-width ε of the clip (arXiv 1707.06347, §6.1)."""
     anneal: bool = False

@@ -18,19 +18,20 @@ from rlkern.runs.settings.types import Says
 _KINDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
 
 
-def expected(info: FieldInfo) -> str:
-    """Returns what a field takes, in words.
+def expected(*infos: FieldInfo) -> str:
+    """Returns in words what a field takes, or a field that several alternatives have.
 
     >>> from rlkern.trainer.settings.schema import Settings
     >>> expected(Settings.model_fields["steps"]), expected(Settings.model_fields["device"])
     ('a whole number, at least 1', 'one of auto, cpu, cuda')
     """
+    info = infos[0]
     if info.annotation is dict or typing.get_origin(info.annotation) is dict:
         return "key: value pairs"
     for each in _metadata(info.annotation, info.metadata):
         if isinstance(each, Says):
             return each.expected
-    values = _literals(info.annotation)
+    values = list(dict.fromkeys(value for each in infos for value in _literals(each.annotation)))
     if values:
         return f"one of {', '.join(values)}" if len(values) > 1 else f"{values[0]} or null"
     for kind, words in _KINDS.items():

@@ -57,8 +57,8 @@ def examples(records: list[Record], named: Mapping[str, str], wording: Wording) 
     clash = next((name for name in _TAKEN if name in records[0].values), None)
     if clash:
         raise UserError(
-            f"{records[0].where}: no column may be called {clash!r}, by which a reward function"
-            " is given something else; rename it"
+            f"{records[0].where}: column {clash!r} has the name of another argument of reward"
+            " functions; rename the column"
         )
     needed, make = _form(columns, named, records[0].where, wording)
     rows = [Row(record, columns) for record in records]
@@ -72,7 +72,7 @@ def examples(records: list[Record], named: Mapping[str, str], wording: Wording) 
     if other is not None:
         raise UserError(
             f"{other.where}: the prompts of a file must all be text or all be messages, and that of"
-            f" {first.where.rpartition(', ')[2]} is the other"
+            f" {first.where.rpartition(', ')[2]} is of the other kind"
         )
     return found
 

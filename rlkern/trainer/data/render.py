@@ -59,8 +59,8 @@ def reply_ids(tokenizer: Any, said: Sequence[Message], ends: Collection[int]) ->
     whole = _rendered(tokenizer, (*before, *said), (), start=True)
     if _PLACE not in alone or _PLACE not in whole:
         raise UserError(
-            "the model's chat template does not write what the assistant said as it is, so no"
-            " conversation can go on; use another template"
+            "the model's chat template changes the assistant's text, so a conversation cannot"
+            " continue; use another template"
         )
     closing, ids = (_encoded(tokenizer, text.partition(_PLACE)[2]) for text in (alone, whole))
     own = next((n + 1 for n, i in enumerate(closing) if i in ends), 0)
@@ -149,8 +149,8 @@ def _by_prefixes(
             if not all(whole.startswith(head) for head in heads):
                 raise UserError(
                     f"the model's chat template writes message {n + 1} after {shown(prompt)[:60]!r}"
-                    " in another way when the conversation goes on, so what is the model's own"
-                    " cannot be told; use a template with {% generation %} marks"
+                    " differently when the conversation continues, so rlkern cannot tell which"
+                    " text is the model's; use a template with {% generation %} marks"
                 )
             spans.append((len(heads[0]), len(heads[1])))
     borders = [place for span in spans for place in span]

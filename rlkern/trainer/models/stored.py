@@ -101,8 +101,8 @@ def _tokenizer(directory: Path, what: str) -> Any:
         # The library of tokenizers raises a plain Exception for a file that is broken.
         first = str(error).strip().split("\n")[0].rstrip(": ")
         raise UserError(
-            f"{what} {str(directory)!r} must hold a tokenizer beside its weights, as"
-            f" tokenizer.save_pretrained writes it, and none can be read: {first}"
+            f"{what} {str(directory)!r} must hold a tokenizer next to its weights, as"
+            f" tokenizer.save_pretrained writes it, but rlkern can read none: {first}"
         ) from error
 
 

@@ -29,7 +29,7 @@ from rlkern.runs.settings.types import (
 
 
 class Data(Group):
-    """Data: a file of one's own in place of a task, and how a question is put."""
+    """Data: your own file instead of a task, and the form of a question."""
 
     main: ClassVar[str | None] = "train"
     train: str | None = None
@@ -38,7 +38,7 @@ class Data(Group):
     eval: str | None = None
     """File of held-out rows; null holds out a part of data.train that the seed chooses."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Columns by other names, such as data.columns.prompt question."""
+    """Columns that have other names, such as data.columns.prompt question."""
     system: str | None = None
     """System message of every conversation, in place of its own."""
     chat: bool | None = None
@@ -47,7 +47,7 @@ class Data(Group):
     stop: str = ""
     """Text that ends an answer, in addition to the model's own ends."""
     max_prompt: Whole = 0
-    """Longest prompt in tokens; 0 takes what the model's context leaves beside an answer."""
+    """Longest prompt in tokens; 0 takes the model's context less the longest answer."""
     too_long: Literal["drop", "truncate"] = "drop"
     """Leave rows with longer prompts out, or keep the end of these prompts."""
     shots: Whole | None = None
@@ -71,8 +71,8 @@ class Batch(Group):
     micro_batches: Count = 1
     """Pieces that a batch is split into to save memory; the result does not depend on it."""
     skip_silent: bool = True
-    """Leave groups out of an optimizer step whose gradient is exactly 0: equal rewards, and a loss
-    without critic, KL and entropy. Metrics of the loss are then of the other groups."""
+    """Leave groups whose gradient is exactly 0 out of an optimizer step: equal rewards, and a loss
+    without critic, KL and entropy. Metrics of the loss then cover only the other groups."""
 
 
 class Rollout(Group):
@@ -154,11 +154,11 @@ class Reward(Group):
     """Stop if each of the first n rollouts gives all groups equal rewards, or if n rollouts in a
     row have no reward at all; 0 never stops."""
     timeout: NotNegative = 0.0
-    """Seconds for an answer, which has no reward if a module:function takes longer; 0 has no
+    """Seconds for an answer: if a module:function takes longer, the answer has no reward; 0 has no
     limit."""
     workers: Count = 1
-    """Answers that a module:function is asked about at once. With this or a time limit it is asked
-    about one answer in each call, in processes of its own or, if it is async, as coroutines."""
+    """Answers that a module:function scores at once. With several workers or a time limit, each
+    call is about one answer, in a separate process or, if the function is async, in a coroutine."""
 
 
 class Advantage(Group):
@@ -171,8 +171,8 @@ class Advantage(Group):
     whiten: bool = False
     """Give token advantages mean 0 and variance 1."""
     ddof: ZeroOrOne = 1
-    """What the count is lowered by in the variance that advantages are divided by: 1 as in TRL and
-    verl, 0 as in OpenRLHF's whitening."""
+    """Number that the variance of advantages subtracts from the count: 1 as in TRL and verl, 0 as
+    in OpenRLHF's whitening."""
     reference_samples: Count = 8
     """Answers of the starting model to each prompt, for V*."""
     optimal_temperature: Positive = 0.5

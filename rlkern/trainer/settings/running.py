@@ -131,8 +131,8 @@ class Output(Group):
     sample_every: Whole = 0
     """Steps between tables of sample answers; 0 shows none."""
     completions: Whole = 10
-    """Steps between those whose rollouts are written to completions.parquet, the first and the last
-    among them; 0 writes none."""
+    """Write the rollouts of every n-th step, and of the first and the last step, to
+    completions.parquet; 0 writes none."""
     save_every: Whole = 50
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: Count = 2

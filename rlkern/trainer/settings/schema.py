@@ -54,10 +54,10 @@ class Settings(Group):
     steps: Count = 100
     """Number of rollouts, or of batches of given answers."""
     max_seconds: NotNegative = 0.0
-    """End the run after the step that passes this wall time, one of the supervised start too; 0 has
-    no limit."""
+    """End the run after the step, supervised ones included, that passes this wall time; 0 has no
+    limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """cpu, cuda, or auto (cuda where there is one)."""
+    """cpu, cuda, or auto (cuda if there is a GPU)."""
     dtype: Literal["float32", "bfloat16", "mixed"] = "float32"
     """float32, bfloat16 (weights too) or mixed (float32 weights, bfloat16 products)."""
     threads: Whole = 0

@@ -43,8 +43,8 @@ def own_task(settings: Settings) -> Task:
     settings = settings.model_copy(update={"data": chats})
     if env.score is None and "task" in settings.reward.functions:
         raise UserError(
-            f"environment {shown} has no score (TRL's get_reward), which --reward task asks: give"
-            " it one, or name another --reward"
+            f"environment {shown} has no score (TRL's get_reward), and --reward task needs it: add"
+            " one, or name another --reward"
         )
     found = rows_task(_source(env, shown, settings), settings)
     return dataclasses.replace(
@@ -158,7 +158,7 @@ def _put(env: Environment | TrlFactory, example: Example, tools: list[dict], nam
     """Returns a row with the tools in its prompt, and what the environment says first."""
     if not isinstance(example.prompt, Chat):
         raise UserError(
-            f"{example.where}: environment {name} speaks in messages, so its prompts cannot be text"
+            f"{example.where}: environment {name} uses messages, so its prompts cannot be text"
             " in a template; leave data.template out"
         )
     said = env.opening(example.columns)
