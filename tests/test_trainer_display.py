@@ -2,8 +2,11 @@
 """What a person reads of a run: lines, tables, and a panel for whatever was measured."""
 
 import io
+from math import nan
+from types import SimpleNamespace
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from trainer_helpers import settings
@@ -11,6 +14,8 @@ from trainer_helpers import settings
 from rlkern.runs.plot import draw_line, legend, smooth
 from rlkern.trainer.show import plot
 from rlkern.trainer.show.display import Display
+from rlkern.trainer.show.report import pick_samples
+from rlkern.trainer.tasks.task import Item
 
 ONLINE = {
     "reward": 0.25,
@@ -46,6 +51,20 @@ PPO = {
     "rewards/scorer/mean": 0.3,
     "rewards/exact_match/mean": 0.1,
 }
+
+
+def test_samples_are_the_best_and_the_worst_answer_to_each_of_four_questions():
+    reward = torch.tensor(
+        [[0.2, 0.9, nan, 0.1], [0.5] * 4, [nan] * 4, [nan, nan, 0.3, nan], [1] * 4]
+    )
+    rows = SimpleNamespace(
+        shaped_reward=reward.flatten(),
+        group_size=4,
+        item=[Item(f"{q}?", "") for q in range(5) for _ in range(4)],
+        text=[f"{q}{a}" for q in range(5) for a in "abcd"],
+    )
+    found = [(asked, said) for asked, said, _ in pick_samples(rows, settings())]
+    assert found == [("0?", "0b"), ("0?", "0d"), ("1?", "1a"), ("2?", "2a"), ("3?", "3c")]
 
 
 def shown(*steps, terminal=False):
