@@ -227,8 +227,10 @@ def test_a_program_refuses_words_that_it_does_not_know(name, monkeypatch, capsys
 
 def test_a_program_that_is_stopped_says_so_in_a_line():
     code = """
-        import sys, time
+        import signal, sys, time
         from benchmarks import memory, processes
+        # A shell that starts tests in the background has them ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         def measured(*case):
             print("it measures", flush=True)
             time.sleep(60)

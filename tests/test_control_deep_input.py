@@ -41,7 +41,8 @@ DEEP = [each for each in algorithms().values() if each.observations == BOX]
     ],
 )
 def test_bad_settings_get_one_sentence_and_nothing_is_written(flags, sentence, tmp_path, capsys):
-    assert cli.main(["control", "--output_dir", str(tmp_path), *flags]) == 2
+    place = [] if "--output_dir" in flags else ["--output_dir", str(tmp_path)]
+    assert cli.main(["control", *place, *flags]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1, said
     assert not list(tmp_path.iterdir())
@@ -113,8 +114,8 @@ def test_no_memory_is_one_sentence(tmp_path, capsys):
 )
 def test_an_episode_without_an_end_does_not_hold_a_run_for_ever(algorithm, tmp_path, monkeypatch):
     monkeypatch.setattr(rollout, "PATIENCE", 40)
-    settings = {"algorithm": algorithm.name, "env": "Countdown-v0", "steps": 30, "eval_length": 30}
+    settings = {"algorithm": algorithm.name, "env": "Countdown-v0", "steps": 30}
     with pytest.raises(UserError, match="has not ended after 40 steps, .*max_episode_steps"):
-        run(tmp_path, **settings, env_options={"last": 10**9})
+        run(tmp_path, **settings, eval_length=30, env_options={"last": 10**9})
     limited = {"last": 10**9, "max_episode_steps": 60}
     assert run(tmp_path, **settings, env_options=limited)["steps"] == 60

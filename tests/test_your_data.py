@@ -19,8 +19,8 @@ from rlkern.trainer.tasks.registry import make_task
 PAGE = ROOT / "docs" / "your-data.md"
 BLOCK = re.compile(r"```(python|bash)( \w+\.py)?\n(.*?)```", re.DOTALL)
 # Fewer steps and items than on the page: whether it learns is not this test's question.
-SHORT = ["--steps", "2", "--eval.items", "8", "--batch.prompts", "4", "--threads", "1"]
-SHORT_START = ["--sft.steps", "4"]
+SHORT = {"--steps": "2", "--eval.items": "8", "--batch.prompts": "4", "--threads": "1"}
+SHORT_START = {"--sft.steps": "4"}
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -31,7 +31,12 @@ def shortened(words):
         return words[1:]
     algorithm = words[words.index("--algorithm") + 1] if "--algorithm" in words else "grpo"
     starts = algorithm == "grpo" and "null" not in words
-    return [*words[1:], *SHORT, *(SHORT_START if starts else [])]
+    for flag, value in {**SHORT, **(SHORT_START if starts else {})}.items():
+        if flag in words:
+            words[words.index(flag) + 1] = value
+        else:
+            words += [flag, value]
+    return words[1:]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rlkern.runs.errors import UserError
 def resolve_device(name: str) -> torch.device:
     """Returns the device called cpu, cuda or auto; Raises UserError for a GPU that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but torch sees no GPU; use --device cpu")
+        raise UserError(f"device must be cpu or auto, because torch sees no GPU, got {name}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
