@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class Rewards:
     weights: list[float]
     seconds: float = 0.0
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Returns what each function's rewards are logged under: its name, and for the second of a
         name a number after it."""
