@@ -14,6 +14,8 @@ from pathlib import Path
 
 from .process import PYTEST, forked
 
+# They look at defaults and tables, and execute nothing of them.
+LOOKING = ("tests/test_public_api.py", "tests/test_control_suite.py")
 SETTINGS = """[run]
 parallel = true
 relative_files = true
@@ -199,6 +201,9 @@ def tests_of(record: Record, test_files: list[str], path: str, line: int) -> dic
         }
         for name in sorted(share, key=lambda name: -share[name]):
             tests |= {t: s for t, s in record.seconds(name).items() if t not in tests}
+    if len(levels) < 3:  # not in a function's body
+        looking = [record.seconds(name) for name in LOOKING if name in test_files]
+        tests = {t: s for each in looking for t, s in each.items()} | tests
     return tests
 
 
