@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from .process import PYTEST, forked
 
 # They look at defaults and tables, and execute nothing of them.
 LOOKING = ("tests/test_public_api.py", "tests/test_control_suite.py")
+_WORD, _FEW = re.compile(r"[A-Za-z]\w{5,}"), 4
+
 SETTINGS = """[run]
 parallel = true
 relative_files = true
@@ -204,7 +207,22 @@ def tests_of(record: Record, test_files: list[str], path: str, line: int) -> dic
     if len(levels) < 3:  # not in a function's body
         looking = [record.seconds(name) for name in LOOKING if name in test_files]
         tests = {t: s for each in looking for t, s in each.items()} | tests
-    return tests
+    named = naming(record.tree, tuple(test_files), path, line)
+    return {t: s for t, s in tests.items() if t.split("::")[0] in named} | tests
+
+
+def naming(tree: Path, test_files: tuple[str, ...], path: str, line: int) -> set[str]:
+    """Returns the test files that name what a line of a source does and few others do: likely they
+    hold it to something."""
+    texts = _words(tree, test_files)
+    source = (tree / path).read_text().splitlines()[line - 1]
+    found = [{f for f, words in texts.items() if w in words} for w in _WORD.findall(source)]
+    return set().union(*(files for files in found if len(files) <= _FEW))
+
+
+@cache
+def _words(tree: Path, test_files: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    return {f: frozenset(_WORD.findall((tree / f).read_text())) for f in test_files}
 
 
 def is_of(test: str, stem: str) -> bool:
