@@ -11,11 +11,24 @@ import torch
 from torch import Tensor
 
 from rlkern.backends.eager import whiten as definition
-from rlkern.backends.eager.levels import Sequences, counted_tokens
+from rlkern.backends.eager.levels import Sequences
 from rlkern.backends.eager.whiten import EPS
 from rlkern.ops import _check as check
 
 MODES = ("token_mean", "sequence_token_mean", "sequence_token_sum", "token_sum")
+
+
+def counted_tokens(mask: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+    """Returns how many tokens of each sequence count: (B,), or (S,) with cu_seqlens; int64.
+
+    mask is (..., T) bool, or (N,) with cu_seqlens (S + 1,), the bounds of packed sequences.
+
+    >>> counted_tokens(torch.tensor([[True, False, True]])).tolist()
+    [2]
+    """
+    if cu_seqlens is None:
+        return mask.sum(-1)
+    return torch.nn.functional.pad(mask.reshape(-1).cumsum(0), (1, 0))[cu_seqlens].diff()
 
 
 def _lengths(counted: Tensor, mask: Tensor, bounds: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -23,7 +36,7 @@ def _lengths(counted: Tensor, mask: Tensor, bounds: Tensor | None) -> tuple[Tens
     if bounds is None:
         lengths = counted.sum(-1, keepdim=True)
         return lengths, lengths
-    lengths = counted_tokens(mask, bounds).to(counted.dtype)
+    lengths = counted_tokens(mask, cu_seqlens=bounds).to(counted.dtype)
     return lengths, lengths[Sequences(mask.shape, bounds).of_row]
 
 

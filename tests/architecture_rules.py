@@ -264,17 +264,19 @@ RULES = {
             "rlkern/ops/gae.py": ('"""Twin of csrc/math/' + 'gae.h."""\n', "# rlkern.ga" + "es\n"),
         },
     ),
-    "banners": Rule(
+    "banners and notes": Rule(
         banners,
         commented,
         {
-            "x.py": ("# " + "-----\n", "# == x ==\n".replace("==", "==="), "# ─" + "───\n"),
+            "x.py": (
+                "# " + "-----\n",
+                "# == x ==\n".replace("==", "==="),
+                "# ─" + "───\n",
+                "# TO" + "DO later\n",
+                "# to" + "do: later\n",
+            ),
             "x.cpp": ("/" + "*****/\n", "// " + "~~~~\n"),
+            "Makefile": ("# XX" + "X\n",),
         },
-    ),
-    "notes": Rule(
-        banners,
-        commented,
-        {"x.py": ("# TO" + "DO later\n", "# to" + "do: later\n"), "Makefile": ("# XX" + "X\n",)},
     ),
 }

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tool behind `make mutants`, on a toy project: what is planted, and who notices it."""
 
-import ast
 import doctest
 import multiprocessing
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from mutants import covering, plant, process, run, tool
-from mutants.tool import Place, Results, known_alive, sample, table
+from mutants.tool import Place, Results, sample, table
 
 TOY = '''"""Words."""
 LIMIT = 3
@@ -91,40 +90,6 @@ def elsewhere(call, *arguments):
 def test_the_examples_of_a_module_hold(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
-
-
-def planted(text: str) -> list[str]:
-    return [m.what for m in plant.mutants(text)]
-
-
-def test_every_kind_of_fault_is_planted_and_leaves_python():
-    text = (
-        "x = not a and b <= 2\n"
-        "y += f(z, size=-1, flag=True) * 2.5\n"
-        "if x == y:\n    self.n = torch.amax(z)\n"
-        "if n:\n    raise E('too ' + many)\n"
-        "λ = [q for q in z if q is not None] if ok else c % d\n"
-    )
-    found = list(plant.mutants(text))
-    kinds = {m.kind for m in found}
-    assert kinds >= {"comparison", "arithmetic", "connective", "sign", "constant", "condition"}
-    assert kinds >= {"min/max", "dropped size=", "removed"}
-    for mutant in found:
-        changed = mutant.planted(text)
-        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(text)), mutant
-
-
-def test_no_fault_is_planted_in_words_in_types_or_in_what_is_raised():
-    assert planted('"""a"""\ndef f(x: int | None = None) -> 3 | 4:\n    "b"\n    return x\n') == []
-    assert planted("raise E(f'{n + 1}', n - 1)\n") == ["raise E(f'{n + 1}', n - 1) → (removed)"]
-    assert planted("@dataclass(frozen=True)\nclass C:\n    n: int = 1\n") == ["1 → 2"]
-    assert planted("x = zip(a, b, strict=True)\ny = full(a, device=b)\n") == []
-    assert planted("x = 'a' + b\nassert n > 1\nif TYPE_CHECKING:\n    n = 3\n") == []
-
-
-def test_a_fault_binds_as_tightly_as_what_it_replaces():
-    first = next(m for m in plant.mutants("x = (a + b) * c") if "a + b →" in m.what)
-    assert first.planted("x = (a + b) * c") == "x = ((a - b)) * c"
 
 
 def test_a_line_is_covered_by_the_tests_that_execute_it(toy):
@@ -259,6 +224,28 @@ def test_a_table_is_tried_first_by_the_tests_that_bear_its_name(monkeypatch, toy
     assert next(iter(covering.tests_of(toy, ["tests/test_toy.py"], "rlkern/toy.py", line))) == named
 
 
+def test_a_fault_is_tried_first_by_the_files_that_name_what_its_line_names(toy):
+    files = ("tests/test_toy.py", "tests/test_shared.py")
+    line = TOY.splitlines().index("def clipped(x, low=0, high=LIMIT):") + 1
+    covering._words.cache_clear()
+    assert covering.naming(toy.tree, files, "rlkern/toy.py", line) == {"tests/test_toy.py"}
+    unseen = TOY.splitlines().index("def unseen(x):") + 1
+    assert covering.naming(toy.tree, files, "rlkern/toy.py", unseen) == set()
+
+
+def test_a_default_is_tried_first_by_what_only_looks_at_defaults(monkeypatch, toy):
+    files = ["tests/test_shared.py", "tests/test_toy.py"]
+    monkeypatch.setattr(covering, "LOOKING", ("tests/test_shared.py",))
+    monkeypatch.setattr(covering, "naming", lambda *_: set())
+
+    def first(text):
+        line = TOY.splitlines().index(text) + 1
+        return next(iter(covering.tests_of(toy, files, "rlkern/toy.py", line))).split("::")[0]
+
+    assert first("LIMIT = 3") == "tests/test_shared.py"
+    assert first("    return max(low, min(x, high))") == "tests/test_toy.py"
+
+
 def test_results_are_remembered_and_the_living_are_tried_again_with_other_tests(tmp_path):
     results = Results(tmp_path / "x.jsonl", "tests")
     results.add("dead", run.Outcome(True, "t", 1.0))
@@ -273,12 +260,3 @@ def test_the_table_counts_the_killed_and_names_the_living(toy):
     said = table(places, results, toy.tree)
     assert said.endswith("2 of 3 killed (67%); 1 alive, 0 of them known; 1 not tried")
     assert said.count("killed by a test") == 2 and said.count("ALIVE") == 1
-
-
-def test_every_known_living_fault_is_one_that_can_be_planted():
-    root = Path(plant.__file__).parents[2]
-    for name, reason in known_alive().items():
-        path = name.split(" | ")[0]
-        planted_there = plant.mutants((root / path).read_text())
-        assert name in {Place(path, m).known_as(root) for m in planted_there}, name
-        assert reason.strip(), name

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlkern.cli.guard import guarded, silence_hub, warn
 from rlkern.cli.parser import Parser, given
 from rlkern.runs import best
+from rlkern.trainer.settings.keys import OF_DATA
 
 if TYPE_CHECKING:
     from rlkern.cli.target import Target
@@ -61,7 +62,7 @@ def _parser() -> Parser:
         description="Accuracy and pass@k on held-out items. A run directory brings its own task and"
         " settings; flags override them. A run on preferences, or on given answers of a file, is"
         " measured on the ones that it held out.",
-        free=("data.options", "data.columns"),
+        free=OF_DATA,
     )
     take = parser.add_argument
     take("target", help="run directory, checkpoint, model directory, tiny or smollm2")

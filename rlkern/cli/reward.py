@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlkern.cli.guard import guarded, silence_hub
 from rlkern.cli.parser import Parser, given
+from rlkern.trainer.settings.keys import OF_DATA
 
 if TYPE_CHECKING:
     from rlkern.trainer.reward.functions import Rewards
@@ -40,7 +41,7 @@ def _parser() -> Parser:
         prog="rlkern reward",
         description="Ask a reward about some items as a run would: about their right answers, about"
         " empty ones, and about the answers of other items. Nothing is trained or written.",
-        free=("data.options", "data.columns"),
+        free=OF_DATA,
     )
     parser.add_argument(
         "reward", help="my_reward.py:function, module:function, math, exact, … with commas"

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from rlkern.trainer.settings import Settings
 
 
-_SHOWN = 4
-
-
 def run(arguments: list[str]) -> int:
     """Returns the exit code of `rlkern show`."""
     return guarded("show", lambda: _show(arguments))
@@ -34,13 +31,7 @@ def _parser() -> Parser:
     order = parser.add_mutually_exclusive_group()
     order.add_argument("--best", action="store_true", help="highest reward first")
     order.add_argument("--worst", action="store_true", help="lowest reward first")
-    take(
-        "--limit",
-        type=int,
-        default=_SHOWN,
-        metavar="N",
-        help="completions (default 4); 0 shows none",
-    )
+    take("--limit", type=int, default=4, metavar="N", help="completions (default 4); 0 shows none")
     return parser
 
 

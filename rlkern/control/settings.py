@@ -20,7 +20,7 @@ from rlkern.runs.settings.layers import (
     laid_over,
     leaves,
     normalized,
-    source_of,
+    placed,
 )
 from rlkern.runs.settings.message import first_problem
 from rlkern.runs.settings.names import nearest
@@ -98,14 +98,9 @@ def resolve(*layers: Layer) -> Settings:
         if path[-1] not in root.model_fields and others:
             verb = "does" if len(others) == 1 else "do"
             sentence = f"{name} does not read {path[-1]}; {', '.join(others)} {verb}"
-        raise UserError(_where(path, given) + sentence) from None
+        raise UserError(placed(sentence, path, given)) from None
     except UserError as error:
-        raise UserError(f"{_where(('name',), given)}{error}") from None
-
-
-def _where(path: tuple[str, ...], given: list[tuple[Layer, dict]]) -> str:
-    layer = source_of(path, given)
-    return f"{layer.source}: " if layer is not None and layer.source else ""
+        raise UserError(placed(str(error), ("name",), given)) from None
 
 
 def of(**values: Any) -> Settings:

@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.levels import counted_tokens
+from rlkern.aggregate import counted_tokens
 from rlkern.ops import _check as check
 from rlkern.ops._steps import steps
 
@@ -33,5 +33,5 @@ def length_adaptive_lambda(
     alpha = check.number(op, "alpha", alpha)
     if alpha <= 0:
         raise ValueError(f"{op}: alpha must be greater than 0, got {alpha}")
-    length = counted_tokens(mask, rows.cu_seqlens)
+    length = counted_tokens(mask, cu_seqlens=rows.cu_seqlens)
     return (1 - 1 / (alpha * length.clamp(min=1).to(torch.float64))).clamp(min=0)

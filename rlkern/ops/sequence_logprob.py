@@ -4,7 +4,8 @@
 import torch
 from torch import Tensor
 
-from rlkern.backends.eager.levels import Sequences, counted_tokens
+from rlkern.aggregate import counted_tokens
+from rlkern.backends.eager.levels import Sequences
 from rlkern.ops import _check as check
 from rlkern.ops._library import refuse_double_backward
 
@@ -149,4 +150,4 @@ def mean_sequence_logprob(
     [-1.5, -5.0]
     """
     x, bounds = _checked("mean_sequence_logprob", logprob, mask, cu_seqlens)
-    return _Sum.apply(x, mask, bounds) / counted_tokens(mask, bounds).clamp(min=1)
+    return _Sum.apply(x, mask, bounds) / counted_tokens(mask, cu_seqlens=bounds).clamp(min=1)

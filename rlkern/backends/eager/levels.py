@@ -40,13 +40,6 @@ class Sequences:
         return self.total(x) / self.total(counted.to(x.dtype)).clamp(min=1)
 
 
-def counted_tokens(mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Returns how many tokens of each sequence count: (B,), or (S,) with cu_seqlens."""
-    if cu_seqlens is None:
-        return mask.sum(-1)
-    return torch.nn.functional.pad(mask.reshape(-1).cumsum(0), (1, 0))[cu_seqlens].diff()
-
-
 class Ratio(NamedTuple):
     """The log ratio of each token as its gate sees it, and where a clip holds the token's own."""
 

@@ -122,9 +122,10 @@ def _is_text(value: Any) -> bool:
     if not isinstance(value, str):
         return True
     try:
-        return "\0" not in value and bool(value.encode() or True)
+        value.encode()
     except UnicodeEncodeError:
         return False
+    return "\0" not in value
 
 
 def _beside(one: Any, other: Any, layer: Layer, path: tuple[str, ...]) -> Any:
@@ -240,3 +241,11 @@ def source_of(path: tuple[str, ...], layers: list[tuple[Layer, dict[str, Any]]])
         if inside is not layers:
             return layer
     return None
+
+
+def placed(sentence: str, path: tuple[str, ...], layers: list[tuple[Layer, dict]]) -> str:
+    """Returns a sentence about the value at a path behind the name of the layer that sets it."""
+    # The source of a key that is missing is that of the keys beside it.
+    every = (source_of(path[:end], layers) for end in range(len(path), 0, -1))
+    layer = next((each for each in every if each is not None), None)
+    return f"{layer.source}: {sentence}" if layer is not None and layer.source else sentence

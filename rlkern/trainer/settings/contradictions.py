@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlkern.runs.errors import UserError
+from rlkern.runs.settings.group import Group
 from rlkern.trainer.settings.reads import DATA, SAMPLED, Facts, facts, unread
 from rlkern.trainer.settings.schema import Settings
 
@@ -151,38 +152,35 @@ def _steered_from_zero(settings: Settings, run: Facts) -> str | None:
     return None
 
 
+def _first_given(group: Group, *names: str) -> str | None:
+    """Returns the first of these keys of a group that does not have its default."""
+    fields = type(group).model_fields
+    return next((n for n in names if getattr(group, n) != fields[n].default), None)
+
+
 def _limits_of_nothing(settings: Settings, run: Facts) -> str | None:
     reward = settings.reward
     own = [x for x in reward.functions if ":" in x and not x.startswith(("regex:", "stage:"))]
-    if own or not run.samples:
+    key = _first_given(reward, "timeout", "workers")
+    if own or not run.samples or key is None:
         return None
-    for key, value, off in (("timeout", reward.timeout, 0), ("workers", reward.workers, 1)):
-        if value != off:
-            return (
-                f"reward.{key} is for a function of your own, such as my_reward.py:function, and"
-                f" reward.functions {', '.join(reward.functions)} names none: leave it out, got"
-                f" {value:g}"
-            )
-    return None
+    return (
+        f"reward.{key} is for a function of your own, such as my_reward.py:function, and"
+        f" reward.functions {', '.join(reward.functions)} names none: leave it out, got"
+        f" {getattr(reward, key):g}"
+    )
 
 
 def _sampling_of_nothing(settings: Settings, run: Facts) -> str | None:
     greedy = run.answers_task and "sampled" not in settings.eval.modes
-    if run.samples or run.supervised or not greedy:
+    key = _first_given(settings.rollout, "temperature", "top_k", "top_p")
+    if run.samples or run.supervised or not greedy or key is None:
         return None
-    rollout = settings.rollout
-    for key, value, off in (
-        ("temperature", rollout.temperature, 1),
-        ("top_k", rollout.top_k, 0),
-        ("top_p", rollout.top_p, 1),
-    ):
-        if value != off:
-            return (
-                f"rollout.{key} is for sampled answers, and algorithm {settings.algorithm} with"
-                f" eval.modes {', '.join(settings.eval.modes)} samples none: leave it out, got"
-                f" {value:g}"
-            )
-    return None
+    return (
+        f"rollout.{key} is for sampled answers, and algorithm {settings.algorithm} with eval.modes"
+        f" {', '.join(settings.eval.modes)} samples none: leave it out, got"
+        f" {getattr(settings.rollout, key):g}"
+    )
 
 
 def _compared_with_itself(settings: Settings, run: Facts) -> str | None:

@@ -9,7 +9,8 @@ from rlkern.trainer.settings.schema import Settings
 
 # Mappings whose keys are not known here: coefficients of algorithms, options of task
 # families, columns of files.
-FREE = ("coefficients", "data.options", "data.columns")
+OF_DATA = ("data.options", "data.columns")
+FREE = ("coefficients", *OF_DATA)
 
 
 def coefficients() -> list[str]:

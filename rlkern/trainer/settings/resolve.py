@@ -21,6 +21,7 @@ from rlkern.runs.settings.layers import (
     is_key,
     laid_over,
     normalized,
+    placed,
     source_of,
 )
 from rlkern.runs.settings.message import first_problem
@@ -108,12 +109,12 @@ def laid(*layers: Layer) -> Resolved:
         settings = Settings.model_validate(everything)
     except ValidationError as error:
         path, sentence = first_problem(error, Settings, every_key())
-        raise UserError(_placed(sentence, path, given)) from None
+        raise UserError(placed(sentence, path, given)) from None
     if settings.name is not None:
         try:
             check_name(settings.name)
         except UserError as error:
-            raise UserError(_placed(str(error), ("name",), given)) from None
+            raise UserError(placed(str(error), ("name",), given)) from None
     return Resolved(_located(settings, given), frozenset(left))
 
 
@@ -145,13 +146,6 @@ def _fix(key: str, run: Facts) -> str:
     return f"which this one does not; leave {key} out"
 
 
-def _placed(sentence: str, path: tuple[str, ...], given: list[tuple[Layer, dict]]) -> str:
-    # The source of a key that is missing is that of the keys beside it.
-    every = (source_of(path[:end], given) for end in range(len(path), 0, -1))
-    layer = next((each for each in every if each is not None), None)
-    return f"{layer.source}: {sentence}" if layer is not None and layer.source else sentence
-
-
 def _declared(merged: dict[str, Any], given: list[tuple[Layer, dict]]) -> BaseAlgorithm:
     name, known = (
         merged.get("algorithm", Settings.model_fields["algorithm"].default),
@@ -162,7 +156,7 @@ def _declared(merged: dict[str, Any], given: list[tuple[Layer, dict]]) -> BaseAl
             f"there is no algorithm {name!r}{nearest(str(name), known)} (rlkern algorithms lists"
             f" {len(known)})"
         )
-        raise UserError(_placed(sentence, ("algorithm",), given))
+        raise UserError(placed(sentence, ("algorithm",), given))
     return known[name]
 
 
