@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import rlkern
+from rlkern import aggregate
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 NAN, ONES = math.nan, torch.ones(3)
@@ -102,3 +103,13 @@ def sum_call(**changed):
 def test_bad_input_ends_in_one_sentence(changed, sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
         sum_call(**changed)
+
+
+def test_the_counted_tokens_of_packed_sequences_are_those_of_each():
+    mask = torch.tensor([1, 0, 1, 1, 1, 0, 0, 1], dtype=torch.bool)
+    bounds = torch.tensor([0, 3, 3, 5, 8])
+    assert aggregate.counted_tokens(mask, cu_seqlens=bounds).tolist() == [2, 0, 2, 1]
+    assert aggregate.counted_tokens(mask.reshape(2, 4)).tolist() == [3, 2]
+    logprob = -torch.arange(1.0, 9.0)
+    mean = rlkern.mean_sequence_logprob(logprob, mask, cu_seqlens=bounds)
+    assert mean.tolist() == [-2.0, 0.0, -4.5, -8.0]
